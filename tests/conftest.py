@@ -1,0 +1,23 @@
+"""Model folders shared by all tests of a session."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random 2-layer teacher of width 64, untied head."""
+    from tests.tiny import make_model
+
+    return make_model(
+        tmp_path_factory.mktemp("teacher"), hidden=64, layers=2, seed=1, tied=False
+    )
+
+
+@pytest.fixture(scope="session")
+def student_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random 2-layer student of width 32, tied head."""
+    from tests.tiny import make_model
+
+    return make_model(tmp_path_factory.mktemp("student"), hidden=32, layers=2, seed=2, tied=True)

@@ -1,0 +1,52 @@
+"""Random Qwen3 folders of a few thousand parameters, made in milliseconds, for tests."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+WORDS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "user", "assistant", "<unk>"]
+VOCAB = WORDS + [str(n) for n in range(10)] + [f"w{n}" for n in range(48)]
+EOS_ID, PAD_ID = VOCAB.index("<|im_end|>"), VOCAB.index("<|endoftext|>")
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|> {{ m.role }} {{ m.content }} <|im_end|> {% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|> assistant{% endif %}"
+)
+
+
+def make_model(folder: Path, *, hidden: int, layers: int, seed: int, tied: bool) -> Path:
+    """Write a random fp32 Qwen3 with its tokenizer; sharper logits than a default init."""
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=len(VOCAB),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        max_position_embeddings=512,
+        tie_word_embeddings=tied,
+        initializer_range=0.2,
+        eos_token_id=EOS_ID,
+        pad_token_id=PAD_ID,
+        bos_token_id=None,
+        dtype="float32",
+    )
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Word-level tokenizer over VOCAB with a chat template."""
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(VOCAB)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=CHAT_TEMPLATE,
+    )

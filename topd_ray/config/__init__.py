@@ -1,0 +1,39 @@
+"""The schema of a run. Loads on a laptop: neither torch nor ray is imported here."""
+
+from topd_ray.config.base import EngineConfig
+from topd_ray.config.load import dump_config, load_config, parse_config
+from topd_ray.config.schema import (
+    CandidatesConfig,
+    ClusterConfig,
+    Config,
+    DivergenceConfig,
+    EvaluationConfig,
+    LearnerConfig,
+    ProbeConfig,
+    PromptsConfig,
+    RolloutConfig,
+    RunConfig,
+    TeacherConfig,
+    WeightsConfig,
+    WindowsConfig,
+)
+
+__all__ = [
+    "CandidatesConfig",
+    "ClusterConfig",
+    "Config",
+    "DivergenceConfig",
+    "EngineConfig",
+    "EvaluationConfig",
+    "LearnerConfig",
+    "ProbeConfig",
+    "PromptsConfig",
+    "RolloutConfig",
+    "RunConfig",
+    "TeacherConfig",
+    "WeightsConfig",
+    "WindowsConfig",
+    "dump_config",
+    "load_config",
+    "parse_config",
+]

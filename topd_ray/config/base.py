@@ -1,0 +1,40 @@
+"""What every config section shares: frozen, strict about unknown keys, documented field by field."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt
+
+
+class Section(BaseModel):
+    """One frozen section of the config; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+Backend = Literal["vllm", "hf", "fake"]
+Dtype = Literal["float32", "bfloat16"]
+
+
+class EngineConfig(Section):
+    """How one inference engine runs and what it takes of a machine."""
+
+    backend: Backend = "vllm"
+    """`vllm`; `hf` (transformers, slow, where vLLM cannot be installed); `fake` (scheduling tests)."""
+    dtype: Dtype = "bfloat16"
+    """Of weights and activations."""
+    max_model_len: PositiveInt | None = None
+    """Longest sequence, in tokens; by default just what prompts, responses and windows need."""
+    max_num_seqs: PositiveInt = 64
+    """Sequences decoded at once."""
+    tensor_parallel: PositiveInt = 1
+    """GPUs that one engine is split over."""
+    gpu_memory_utilization: PositiveFloat = 0.9
+    """Share of a GPU's memory that vLLM may take (weights and cache); ignored on CPU."""
+    kv_cache_gib: PositiveFloat = 1.0
+    """Size of the cache on CPU, in GiB; ignored on a GPU."""
+    enforce_eager: bool = False
+    """No graph capture or compilation: slower on a GPU, quicker to start on a CPU."""
+    cpus: NonNegativeFloat = 1.0
+    """Logical CPUs that Ray sets aside for one engine."""
+    gpus: NonNegativeFloat = 0.0
+    """GPUs that Ray sets aside for one engine; a fraction shares one."""

@@ -1,0 +1,284 @@
+"""The whole configuration of a run: one section a stage, every rule that can be checked at start."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import model_validator
+
+from topd_ray.config.base import Dtype, EngineConfig, Section
+
+Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class RunConfig(Section):
+    """What the run is called, how long it lasts, and what it leaves behind."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
+    """Folder of the run below `root`."""
+    root: str = "runs"
+    """Folder that holds all runs."""
+    method: Literal["topd", "opd"] = "topd"
+    """`topd`: L_OPD + lambda L_traj. `opd`: the same run without probes, lambda 0."""
+    seed: NonNegativeInt = 0
+    """Every random draw of the run derives from it."""
+    steps: PositiveInt | None = None
+    """Optimizer steps; by default one pass (`prompts.epochs`) over the prompts."""
+    checkpoint_every: PositiveInt = 50
+    """Steps between checkpoints; the last step is always one."""
+    keep_checkpoints: PositiveInt = 2
+    """Newest checkpoints kept."""
+    wandb_project: str | None = None
+    """Also log to this Weights & Biases project (needs the `wandb` package)."""
+
+
+class PromptsConfig(Section):
+    """Where prompts come from and how many make a step."""
+
+    path: str
+    """JSONL or Parquet file, or a folder written by `datasets.save_to_disk`."""
+    max_tokens: PositiveInt = 800
+    """A longer prompt (after the chat template) is dropped, counted and named in events.jsonl."""
+    per_step: PositiveInt = 1
+    """Prompts an optimizer step."""
+    epochs: PositiveInt = 1
+    """Passes over the prompts when `run.steps` is not given."""
+
+
+class RolloutConfig(Section):
+    """The student's own samples."""
+
+    engine: EngineConfig = EngineConfig()
+    num_engines: PositiveInt = 1
+    """Rollout engines; prompts of a step are dealt out round-robin."""
+    samples_per_prompt: PositiveInt = 4
+    """Rollouts of one prompt (paper: 4)."""
+    temperature: NonNegativeFloat = 1.0
+    """Paper: 1."""
+    top_p: Fraction = 1.0
+    """Paper: 1."""
+    max_response_tokens: PositiveInt = 8000
+    """Decoding stops here at the latest (paper: 8000)."""
+    chunk_size: PositiveInt = 16
+    """Finished rollouts handed on together; the unit in which a step streams."""
+    num_top: PositiveInt = 32
+    """Most likely ids kept a position, for the candidate loss (`reverse_kl`)."""
+
+
+class TeacherConfig(Section):
+    """The model whose distribution is distilled."""
+
+    model: str
+    """Folder (or hub name) of the teacher, safetensors."""
+    size_b: PositiveFloat | None = None
+    """Parameters in billions, for `topd check`'s plan where the folder is not on this machine."""
+    engine: EngineConfig = EngineConfig()
+    num_engines: PositiveInt = 1
+    """Teacher scoring engines."""
+
+
+class CandidatesConfig(Section):
+    """Which positions are worth a probe."""
+
+    loss: Literal["reverse_kl", "log_ratio", "teacher_nll"] = "reverse_kl"
+    """D1. reverse_kl: KL(student || teacher) on the student's top ids and a tail bucket; log_ratio:
+    log p_S(y_t) - log p_T(y_t); teacher_nll: -log p_T(y_t)."""
+    fraction: Fraction = 0.0225
+    """D2. Share of a rollout's positions, the highest losses (paper: 218 / 9688)."""
+    min_per_rollout: NonNegativeInt = 1
+    """At least so many, where the rollout is long enough."""
+    min_window: PositiveInt = 8
+    """A position with fewer response tokens left is no candidate."""
+
+
+class ProbeConfig(Section):
+    """Both models' near future from a candidate's prefix, and the transport between them."""
+
+    engine: EngineConfig = EngineConfig()
+    num_workers: PositiveInt = 1
+    """Probe workers, each with a teacher engine of its own."""
+    window: PositiveInt = 50
+    """K: tokens each side continues for (paper: 50)."""
+    teacher_temperature: NonNegativeFloat = 0.0
+    """D4. 0 is greedy."""
+    teacher_top_p: Fraction = 1.0
+    """D4. Nucleus of the teacher's continuation when the temperature is above 0."""
+    solver: Literal["sinkhorn", "exact"] = "sinkhorn"
+    """D6. `sinkhorn` (GeomLoss, entropic) or `exact` (assignment / EMD, on the CPU)."""
+    epsilon: PositiveFloat = 0.05
+    """D6. Entropic blur in units of the ground cost (1 - cos, so 0..2)."""
+
+
+class DivergenceConfig(Section):
+    """D7. When a candidate is a real divergence."""
+
+    rule: Literal["quantile", "absolute"] = "quantile"
+    """`quantile`: D_OT above the quantile of recent candidates; `absolute`: above `threshold`."""
+    quantile: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.30
+    """Share of recent high-loss candidates taken for false alarms (paper: 29.23 %)."""
+    threshold: NonNegativeFloat | None = None
+    """D_OT above which a candidate diverges; required by `absolute`, refused by `quantile`."""
+    history: PositiveInt = 4096
+    """Candidates that the running quantile remembers; checkpointed with the run."""
+
+    @model_validator(mode="after")
+    def _threshold_goes_with_absolute(self) -> Self:
+        if self.rule == "absolute" and self.threshold is None:
+            raise ValueError("windows.divergence.threshold is missing: rule=absolute needs one")
+        if self.rule == "quantile" and self.threshold is not None:
+            raise ValueError(
+                f"windows.divergence.threshold={self.threshold} has no effect with rule=quantile; "
+                "set rule=absolute or drop it"
+            )
+        return self
+
+
+class WindowsConfig(Section):
+    """From probes to micro-batches."""
+
+    divergence: DivergenceConfig = DivergenceConfig()
+    token_budget: PositiveInt = 16384
+    """Most tokens (padding included) of one micro-batch; a longer rollout gets one of its own."""
+
+
+class LearnerConfig(Section):
+    """The student and its optimizer."""
+
+    model: str
+    """Folder (or hub name) of the student to start from, safetensors."""
+    size_b: PositiveFloat | None = None
+    """Parameters in billions, for `topd check`'s plan where the folder is not on this machine."""
+    num_ranks: PositiveInt = 1
+    """Data-parallel learner ranks, one Ray actor each."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
+    """DeepSpeed ZeRO: 0 nothing sharded, 1 optimizer, 2 and gradients, 3 and weights."""
+    dtype: Dtype = "bfloat16"
+    """Of the forward and backward pass; the optimizer keeps float32."""
+    lr: PositiveFloat = 2e-6
+    """Peak learning rate (paper, stage 2: 2e-6)."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """AdamW."""
+    weight_decay: NonNegativeFloat = 0.0
+    """AdamW."""
+    warmup_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
+    """Share of the steps over which the learning rate rises linearly."""
+    lr_floor_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
+    """The cosine ends at this share of `lr`; 1 keeps it constant after the warm-up."""
+    clip: PositiveFloat = 1.0
+    """Global gradient norm is clipped here (paper: 1)."""
+    lambda_traj: NonNegativeFloat = 0.3
+    """D9. lambda: weight of L_traj beside L_OPD."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more compute."""
+    head_chunk: PositiveInt = 1024
+    """Positions whose full-vocabulary log-probabilities exist at one time."""
+    max_skipped_steps: PositiveInt = 3
+    """The run stops after so many non-finite steps in a row."""
+    cpus: NonNegativeFloat = 1.0
+    """Logical CPUs that Ray sets aside for one rank."""
+    gpus: NonNegativeFloat = 0.0
+    """GPUs that Ray sets aside for one rank; a fraction shares one."""
+
+
+class WeightsConfig(Section):
+    """How new weights travel from the learner to the rollout engines."""
+
+    bucket_mib: PositiveInt = 256
+    """Size of one piece in the object store, in MiB."""
+
+
+class EvaluationConfig(Section):
+    """Held-out problems, answered greedily before and after training."""
+
+    path: str | None = None
+    """Problems with an `answer`, in any of the prompt formats; none: no evaluation."""
+    num_problems: PositiveInt = 500
+    """The first so many are asked."""
+    max_response_tokens: PositiveInt | None = None
+    """By default `rollout.max_response_tokens`."""
+    every: NonNegativeInt = 0
+    """Also evaluate every so many steps; 0 only before and after."""
+
+
+class ClusterConfig(Section):
+    """Where the actors run and how long anything may take."""
+
+    address: str | None = None
+    """Ray cluster to join (`auto`: the one this machine belongs to); none starts a local one. A job
+    submitted with `ray job submit` always joins its own cluster."""
+    object_store_gib: PositiveFloat = 2.0
+    """Object store of the local cluster, in GiB."""
+    start_deadline_s: PositiveFloat = 600.0
+    """Longest wait for an actor to load its model."""
+    call_deadline_s: PositiveFloat = 1800.0
+    """Longest wait for one call of an actor; then the run stops and names who owed what."""
+    max_chunks_in_flight: PositiveInt = 8
+    """Chunks between rollout and learner at one time."""
+
+
+class Config(Section):
+    """A run, whole."""
+
+    run: RunConfig = RunConfig()
+    prompts: PromptsConfig
+    rollout: RolloutConfig = RolloutConfig()
+    teacher: TeacherConfig
+    candidates: CandidatesConfig = CandidatesConfig()
+    probe: ProbeConfig = ProbeConfig()
+    windows: WindowsConfig = WindowsConfig()
+    learner: LearnerConfig
+    weights: WeightsConfig = WeightsConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @property
+    def probes(self) -> bool:
+        """Whether the run looks ahead at all."""
+        return self.run.method == "topd"
+
+    @property
+    def sequence_tokens(self) -> int:
+        """Longest prompt + response of a rollout."""
+        return self.prompts.max_tokens + self.rollout.max_response_tokens
+
+    @property
+    def context_tokens(self) -> int:
+        """Longest sequence an engine may meet: prompt + response + K + 1."""
+        return self.sequence_tokens + (self.probe.window if self.probes else 0) + 1
+
+    @model_validator(mode="after")
+    def _every_engine_can_hold_a_sequence(self) -> Self:
+        needed = self.context_tokens
+        for field, engine in self._engines():
+            if engine.max_model_len is not None and engine.max_model_len < needed:
+                window = f" + probe.window {self.probe.window}" if self.probes else ""
+                raise ValueError(
+                    f"{field}.max_model_len={engine.max_model_len} is too short: "
+                    f"prompts.max_tokens {self.prompts.max_tokens} + rollout.max_response_tokens "
+                    f"{self.rollout.max_response_tokens}{window} + 1 = {needed}; raise it to "
+                    f"{needed} or leave it out"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _a_window_can_exist(self) -> Self:
+        if self.probes and self.candidates.min_window > self.probe.window:
+            raise ValueError(
+                f"candidates.min_window={self.candidates.min_window} exceeds "
+                f"probe.window={self.probe.window}; lower it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gpus_fit_tensor_parallel(self) -> Self:
+        for field, engine in self._engines():
+            if engine.tensor_parallel > 1 and engine.gpus != engine.tensor_parallel:
+                raise ValueError(
+                    f"{field}.gpus={engine.gpus:g} does not fit "
+                    f"{field}.tensor_parallel={engine.tensor_parallel}; set gpus to "
+                    f"{engine.tensor_parallel}"
+                )
+        return self
+
+    def _engines(self) -> list[tuple[str, EngineConfig]]:
+        engines = [("rollout.engine", self.rollout.engine), ("teacher.engine", self.teacher.engine)]
+        return engines + ([("probe.engine", self.probe.engine)] if self.probes else [])

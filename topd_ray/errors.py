@@ -1,0 +1,28 @@
+"""The errors a person sees: each says which field or file, the value seen, and the way out.
+
+Every error is built from one string, so that it survives pickling between actors.
+"""
+
+
+class TopdError(Exception):
+    """Anything topd_ray raises on purpose; the command line prints its message, never a traceback."""
+
+    exit_code = 1
+
+
+class UserError(TopdError):
+    """A mistake in a config, a data file or a model folder: fixable by whoever started the run."""
+
+    exit_code = 2
+
+
+class DeadlineError(TopdError):
+    """A wait ran out; the message names what was awaited and who owed it."""
+
+
+class ActorFailure(TopdError):
+    """An actor died or raised; the message names the actor, the call and the cause."""
+
+
+class NonFiniteLoss(TopdError):
+    """Too many optimizer steps in a row had a loss or gradient that is not a finite number."""

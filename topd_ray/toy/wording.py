@@ -1,0 +1,62 @@
+"""Solution -> text: steps worked out in words, with surface forms drawn from a speaker's mix.
+
+Which connective, verb or link is drawn never bears on what follows; teacher and student differ
+strongly in how often they use each.
+"""
+
+from dataclasses import dataclass
+from random import Random
+
+from topd_ray.toy.problems import Expression, Solution
+
+Mix = dict[str, float]
+
+CONNECTIVES = ("so", "then", "hence", "thus", "next", "now")
+VERBS = ("gives", "equals", "makes", "is")
+LINKS = ("therefore", "leaving", "meaning", "whence")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wording:
+    """How often a speaker uses each surface form: three mixes of probabilities."""
+
+    connectives: Mix
+    """Opens a step: "so we take 2 - 5"."""
+    verbs: Mix
+    """States a value: "which gives 7"."""
+    links: Mix
+    """Opens the rewritten expression: "therefore we have 3 + 4 * 7"."""
+
+
+TEACHER_WORDING = Wording(
+    connectives={"so": 0.80, "then": 0.08, "next": 0.06, "now": 0.03, "thus": 0.02, "hence": 0.01},
+    verbs={"gives": 0.85, "is": 0.09, "makes": 0.04, "equals": 0.02},
+    links={"therefore": 0.85, "meaning": 0.09, "leaving": 0.04, "whence": 0.02},
+)
+STUDENT_WORDING = Wording(
+    connectives={"hence": 0.70, "thus": 0.12, "now": 0.08, "next": 0.04, "then": 0.03, "so": 0.03},
+    verbs={"equals": 0.70, "makes": 0.14, "is": 0.10, "gives": 0.06},
+    links={"whence": 0.70, "leaving": 0.14, "meaning": 0.10, "therefore": 0.06},
+)
+
+
+def question(expression: Expression) -> str:
+    """What the user asks."""
+    return f"what is {' '.join(expression)} modulo 10 ?"
+
+
+def worked_solution(solution: Solution, wording: Wording, rng: Random) -> str:
+    """The whole response, one blank between tokens, ending in the boxed answer."""
+    words = [f"we start from {' '.join(solution.expression)} ."]
+    for step in solution.steps:
+        words.append(f"{_draw(rng, wording.connectives)} we take {' '.join(step.taken)} ,")
+        words.append(f"which {_draw(rng, wording.verbs)} {step.value} .")
+        if len(step.leaves) > 1:
+            words.append(f"{_draw(rng, wording.links)} we have {' '.join(step.leaves)} .")
+    words.append(f"{_draw(rng, wording.links)} the answer is \\boxed{{ {solution.answer} }}")
+    return " ".join(words)
+
+
+def _draw(rng: Random, mix: Mix) -> str:
+    """One surface form of a mix."""
+    return rng.choices(tuple(mix), tuple(mix.values()))[0]
