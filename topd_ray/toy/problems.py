@@ -73,7 +73,9 @@ def is_held_out(expression: Expression) -> bool:
     return digest[0] % HELD_OUT_ONE_IN == 0
 
 
-def distinct_expressions(rng: Random, shape: ProblemShape, *, held_out: bool) -> Iterator[Expression]:
+def distinct_expressions(
+    rng: Random, shape: ProblemShape, *, held_out: bool
+) -> Iterator[Expression]:
     """Expressions without repetition from one side of the held-out rule, for ever."""
     seen: set[Expression] = set()
     while True:

@@ -13,7 +13,7 @@ Mix = dict[str, float]
 
 CONNECTIVES = ("so", "then", "hence", "thus", "next", "now")
 VERBS = ("gives", "equals", "makes", "is")
-LINKS = ("therefore", "leaving", "meaning", "whence")
+LINKS = ("therefore", "consequently", "accordingly", "whence")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +31,12 @@ class Wording:
 TEACHER_WORDING = Wording(
     connectives={"so": 0.80, "then": 0.08, "next": 0.06, "now": 0.03, "thus": 0.02, "hence": 0.01},
     verbs={"gives": 0.85, "is": 0.09, "makes": 0.04, "equals": 0.02},
-    links={"therefore": 0.85, "meaning": 0.09, "leaving": 0.04, "whence": 0.02},
+    links={"therefore": 0.85, "consequently": 0.09, "accordingly": 0.04, "whence": 0.02},
 )
 STUDENT_WORDING = Wording(
     connectives={"hence": 0.70, "thus": 0.12, "now": 0.08, "next": 0.04, "then": 0.03, "so": 0.03},
     verbs={"equals": 0.70, "makes": 0.14, "is": 0.10, "gives": 0.06},
-    links={"whence": 0.70, "leaving": 0.14, "meaning": 0.10, "therefore": 0.06},
+    links={"whence": 0.70, "accordingly": 0.14, "consequently": 0.10, "therefore": 0.06},
 )
 
 

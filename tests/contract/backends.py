@@ -1,0 +1,17 @@
+"""Back ends under contract."""
+
+import pytest
+
+from topd_ray.config.base import EngineConfig
+
+THIRD_PARTY = pytest.mark.filterwarnings(
+    "ignore:`torch.distributed.reduce_op` is deprecated:FutureWarning"  # raised as vLLM starts
+)
+BACKENDS = ["hf", pytest.param("vllm", marks=pytest.mark.engines)]
+
+
+def engine_config(backend: str) -> EngineConfig:
+    """Exact arithmetic and a small cache, on whatever this machine is."""
+    return EngineConfig(
+        backend=backend, dtype="float32", enforce_eager=True, kv_cache_gib=0.25, max_num_seqs=64
+    )

@@ -1,0 +1,121 @@
+"""Every generating back end takes new weights in place, all or none."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.contract import oracle
+from tests.contract.backends import BACKENDS, THIRD_PARTY, engine_config
+from tests.contract.oracle import MAX_MODEL_LEN
+from topd_ray.engines.open import open_generation
+from topd_ray.engines.protocols import GenerationEngine, NamedArray
+from topd_ray.errors import TopdError
+
+pytestmark = THIRD_PARTY
+
+LENGTHS = [3, 40, 65, 100]
+
+
+@pytest.fixture(scope="module", params=["tied", "untied"])
+def folder(request: pytest.FixtureRequest, student_folder: Path, teacher_folder: Path) -> Path:
+    return student_folder if request.param == "tied" else teacher_folder
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def engine(request: pytest.FixtureRequest, folder: Path) -> Iterator[GenerationEngine]:
+    opened = open_generation(folder, engine_config(request.param), max_model_len=MAX_MODEL_LEN)
+    yield opened
+    opened.close()
+
+
+def perturbed(folder: Path, seed: int) -> torch.nn.Module:
+    """The folder's model with every weight moved by a good part of its size."""
+    model, generator = oracle.load(folder), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def named_arrays(model: torch.nn.Module) -> list[NamedArray]:
+    """As the learner sends them: every parameter once, read-only."""
+    arrays = [(name, p.detach().numpy()) for name, p in model.named_parameters()]
+    for _, array in arrays:
+        array.setflags(write=False)
+    return arrays
+
+
+def test_new_weights_answer_as_transformers_and_no_cached_prefix_is_stale(engine, folder):
+    prompts = oracle.prompts(1, LENGTHS)
+    for seed in (1, 2):
+        before = oracle.tokens(engine, prompts)  # now in the prefix cache
+        model = perturbed(folder, seed)
+        engine.load_weights(iter(named_arrays(model)))
+        expected = [oracle.greedy(model, prompt, 32) for prompt in prompts]
+        assert expected != before
+        assert oracle.tokens(engine, prompts) == expected
+
+
+def test_log_probabilities_are_those_of_the_new_weights(engine, folder):
+    model, prompt = perturbed(folder, 3), oracle.prompts(2, [70])[0]
+    list(engine.generate([oracle.request(prompt)]))
+    engine.load_weights(named_arrays(model))
+    got = oracle.run(engine, [oracle.request(prompt, temperature=1.0, num_top=1)])[0]
+    logp_NV = oracle.response_logp(model, prompt, got.token_ids_N)
+    rows = np.arange(len(got.token_ids_N))
+    np.testing.assert_allclose(got.logp_N, logp_NV[rows, got.token_ids_N], atol=1e-4)
+
+
+def test_bfloat16_arrives_as_bits_in_uint16(engine, folder):
+    model, bits = perturbed(folder, 4), []
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            rounded = parameter.bfloat16()
+            bits.append((name, rounded.view(torch.int16).numpy().view(np.uint16)))
+            parameter.copy_(rounded)
+    engine.load_weights(bits)
+    prompts = oracle.prompts(3, LENGTHS)
+    expected = [oracle.greedy(model, prompt, 32) for prompt in prompts]
+    assert oracle.tokens(engine, prompts) == expected
+
+
+def test_a_tied_head_may_be_sent_beside_the_embeddings(engine, folder):
+    model = perturbed(folder, 5)
+    engine.load_weights([(name, t.numpy()) for name, t in model.state_dict().items()])
+    prompts = oracle.prompts(4, LENGTHS)
+    assert oracle.tokens(engine, prompts) == [oracle.greedy(model, p, 32) for p in prompts]
+
+
+def test_weights_are_refused_by_name_unless_whole_and_nothing_changes(engine, folder):
+    model, prompts = perturbed(folder, 6), oracle.prompts(5, LENGTHS)
+    engine.load_weights(named_arrays(model))
+    before, other = oracle.tokens(engine, prompts), dict(named_arrays(perturbed(folder, 7)))
+    name = "model.layers.1.mlp.up_proj.weight"
+    missing = {key: array for key, array in other.items() if key != name}
+    for bad, message in (
+        (missing, f"{name} is missing"),
+        (other | {name: other[name][:1]}, f"{name} has shape"),
+        (other | {"model.more": other[name]}, "model.more is unknown"),
+    ):
+        with pytest.raises(TopdError, match=message):
+            engine.load_weights(bad.items())
+    assert oracle.tokens(engine, prompts) == before
+
+
+def test_new_weights_end_a_generation_under_way(engine, folder):
+    prompts = oracle.prompts(6, LENGTHS * 30)
+    under_way = engine.generate(
+        [
+            oracle.request(p, request_id=f"r{i}", max_tokens=80, seed=i, temperature=1.0)
+            for i, p in enumerate(prompts)
+        ]
+    )
+    next(under_way)
+    model = perturbed(folder, 8)
+    engine.load_weights(named_arrays(model))
+    with pytest.raises(TopdError, match="ended"):
+        list(under_way)
+    assert oracle.tokens(engine, prompts[:4]) == [oracle.greedy(model, p, 32) for p in prompts[:4]]

@@ -1,0 +1,53 @@
+import math
+
+import numpy as np
+import pytest
+
+from tests.make import probes
+from topd_ray.config import DivergenceConfig
+from topd_ray.windows import RecentDistances, divergent
+
+
+def test_the_line_is_the_quantile_of_what_was_seen() -> None:
+    recent = RecentDistances(DivergenceConfig(quantile=0.3))
+    recent.add(float(d) for d in range(11))
+    assert recent.threshold() == pytest.approx(3.0)
+
+
+def test_only_the_last_history_candidates_count() -> None:
+    recent = RecentDistances(DivergenceConfig(quantile=0.5, history=3))
+    recent.add([100.0, 1.0, 2.0, 3.0])
+    assert recent.values == [1.0, 2.0, 3.0]
+    assert recent.threshold() == 2.0
+
+
+def test_without_history_there_is_no_line_to_judge_by() -> None:
+    assert RecentDistances(DivergenceConfig()).threshold() is None
+
+
+def test_an_unsolved_window_leaves_no_trace_in_the_history() -> None:
+    recent = RecentDistances(DivergenceConfig())
+    recent.add([math.nan, 0.5])
+    assert recent.values == [0.5]
+
+
+def test_a_restored_history_judges_as_the_old_one() -> None:
+    config = DivergenceConfig(history=5)
+    recent = RecentDistances(config)
+    recent.add([0.1, 0.9, 0.4, 0.7, 0.2, 0.3])
+    assert RecentDistances(config, recent.values).threshold() == recent.threshold()
+
+
+def test_an_absolute_rule_needs_no_history() -> None:
+    config = DivergenceConfig(rule="absolute", threshold=0.25)
+    assert RecentDistances(config).threshold() == 0.25
+
+
+def test_a_window_diverges_strictly_above_the_line_and_only_when_solved() -> None:
+    windows = probes(
+        positions=(0, 1, 2, 3),
+        distances=(0.3, 0.30001, math.nan, 9.0),
+        num_student=(4, 4, 4, 4),
+        converged_W=np.array([True, True, False, False]),
+    )
+    assert divergent(windows, 0.3).tolist() == [False, True, False, False]

@@ -1,0 +1,93 @@
+"""The run folder: what lies where, and how a file gets there whole."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from topd_ray.config import Config, dump_config, load_config
+from topd_ray.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths below `runs/<name>/`."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, config: Config) -> "RunFolder":
+        """A new folder holding the resolved config. Raises UserError where a run is in the way."""
+        folder = cls(Path(config.run.root).absolute() / config.run.name)
+        if folder.config.exists():
+            raise UserError(
+                f"{folder.path}: a run of this name exists; continue it with "
+                f"`topd resume {folder.path}`, or choose another run.name"
+            )
+        folder.path.mkdir(parents=True, exist_ok=True)
+        write_whole(folder.config, dump_config(config))
+        return folder
+
+    @classmethod
+    def existing(cls, path: Path) -> tuple["RunFolder", Config]:
+        """A folder that `create` made, and its config."""
+        folder = cls(path.absolute())
+        if not folder.config.is_file():
+            raise UserError(f"{path}: no run folder (no config.yaml in it)")
+        return folder, load_config(folder.config)
+
+    @property
+    def config(self) -> Path:
+        """The resolved config."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line a step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """One JSON line for each drop, skip and checkpoint."""
+        return self.path / "events.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files of TensorBoard."""
+        return self.path / "tensorboard"
+
+    @property
+    def windows(self) -> Path:
+        """Parquet, one file a step."""
+        return self.path / "windows"
+
+    @property
+    def checkpoints(self) -> Path:
+        """`step_N/` folders and `latest`."""
+        return self.path / "checkpoints"
+
+    @property
+    def export(self) -> Path:
+        """The trained student as a Hugging Face folder."""
+        return self.path / "export"
+
+    @property
+    def summary(self) -> Path:
+        """Written last."""
+        return self.path / "summary.json"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write aside, flush to disk, rename: a reader sees the old file or the new one."""
+    aside = path.with_name(path.name + ".partial")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """`write_whole` of readable JSON."""
+    write_whole(path, json.dumps(value, indent=2) + "\n")

@@ -1,0 +1,255 @@
+"""One optimizer step as a stream of chunks. Who waits for whom, and what wakes them:
+
+    rollout engine e ──chunk c──> [room in flight] ──> teacher ──> prober ──> [its turn] ──> learner
+         one stream an engine       at most n chunks     free one    free one    (c, e) in     every
+         of finished rollouts       (backpressure)       of a pool   of a pool   order         rank
+
+A chunk goes on as soon as its stage is done with it, so rollouts that finish early are scored,
+probed and accumulated while others still decode. Two things are held back on purpose. Chunks enter
+the learner in the order (c, e), whichever probe came back first: floating-point sums keep their
+order and a run repeats. And where no D_OT has been seen yet (the first step), the learner waits for
+the step's last probe, because the verdict needs a line to judge by. The step ends at the one real
+barrier: the optimizer. The driver sees references and receipts, never an array.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from topd_ray.config import Config
+from topd_ray.driver.calls import Caller
+from topd_ray.driver.ledger import Ledger, Stage
+from topd_ray.driver.pool import Pool
+from topd_ray.driver.receipts import LearnReceipt, ProbeReceipt, RolloutReceipt, ScoreReceipt
+from topd_ray.driver.spawn import Fleet
+from topd_ray.errors import ActorFailure, TopdError
+from topd_ray.messages import Prompt, StepReport
+from topd_ray.rollout.actor import rollout_id
+from topd_ray.windows import RecentDistances
+
+
+@dataclass(slots=True)
+class StepBooks:
+    """Receipts of one step, in the order (c, e) of its chunks."""
+
+    rollouts: list[RolloutReceipt] = field(default_factory=list)
+    scores: list[ScoreReceipt] = field(default_factory=list)
+    probes: list[ProbeReceipt] = field(default_factory=list)
+    learned: list[list[LearnReceipt]] = field(default_factory=list)
+    """One list of ranks a chunk."""
+
+
+@dataclass(slots=True)
+class _Chunk:
+    """A chunk on its way; `turn` is its place in the learner's queue."""
+
+    turn: int
+    payload: Any
+    receipt: RolloutReceipt
+
+
+class Pipeline:
+    """Runs steps over a fleet."""
+
+    def __init__(
+        self, config: Config, fleet: Fleet, caller: Caller, ledger: Ledger, recent: RecentDistances
+    ) -> None:
+        self._config, self._fleet, self._caller = config, fleet, caller
+        self._ledger, self._recent = ledger, recent
+        self._teachers = Pool("teacher", fleet.teachers)
+        self._probers = Pool("prober", fleet.probers)
+
+    async def run_step(
+        self, prompts: Sequence[Prompt], *, policy_version: int
+    ) -> tuple[StepReport, StepBooks]:
+        """Prompts in, an updated student out. Any failure ends the step with a named error."""
+        step = _OpenStep(self._config, self._recent.threshold(), self._num_chunks(prompts))
+        self._ledger.dispatch(
+            rollout_id(prompt, sample)
+            for prompt in prompts
+            for sample in range(self._config.rollout.samples_per_prompt)
+        )
+        shares = _dealt(prompts, len(self._fleet.rollouts))
+        async with _first_error(asyncio.TaskGroup()) as group:
+            for engine, share in enumerate(shares):
+                group.create_task(self._stream(group, step, engine, share, policy_version))
+        report = await self._optimize()
+        self._ledger.close_step()
+        self._recent.add(d for receipt in step.books().probes for d in receipt.distances)
+        return report, step.books()
+
+    async def _stream(
+        self,
+        group: asyncio.TaskGroup,
+        step: "_OpenStep",
+        engine: int,
+        prompts: Sequence[Prompt],
+        policy_version: int,
+    ) -> None:
+        """Follow one rollout engine; each chunk it finishes becomes a task of its own."""
+        stream = (
+            self._fleet.rollouts[engine]
+            .roll_out.options(
+                num_returns="streaming",
+                _generator_backpressure_num_objects=2 * (step.room_per_engine + 1),
+            )
+            .remote(prompts, policy_version=policy_version)
+        )
+        room = asyncio.Semaphore(step.room_per_engine)
+        async for index, payload, receipt in self._chunks(stream, f"rollout[{engine}]"):
+            self._ledger.advance(receipt.rollout_ids, Stage.ROLLED_OUT)
+            await room.acquire()
+            chunk = _Chunk(step.turn(index, engine), payload, receipt)
+            task = group.create_task(self._follow(step, chunk))
+            task.add_done_callback(lambda _: room.release())
+
+    async def _chunks(
+        self, stream: Any, who: str
+    ) -> AsyncIterator[tuple[int, Any, RolloutReceipt]]:
+        """Pairs of payload reference and receipt from a streaming generator."""
+        references, index = aiter(stream), 0
+        while True:
+            try:
+                payload = await self._caller.call(who, "roll_out", anext(references))
+            except StopAsyncIteration:
+                return
+            try:
+                receipt = await self._caller.call(who, "roll_out", anext(references))
+            except StopAsyncIteration:  # a lone last reference carries the generator's error
+                await self._caller.call(who, "roll_out", payload)
+                raise ActorFailure(f"{who} sent a chunk without its receipt") from None
+            yield index, payload, await self._caller.call(who, "roll_out", receipt)
+            index += 1
+
+    async def _follow(self, step: "_OpenStep", chunk: _Chunk) -> None:
+        """Score, probe, wait for the turn, learn."""
+        names = chunk.receipt.rollout_ids
+        async with self._teachers.free() as (who, teacher):
+            scored, found, receipt = teacher.score.options(num_returns=3).remote(chunk.payload)
+            score: ScoreReceipt = await self._caller.call(who, "score", receipt)
+        self._ledger.advance(names, Stage.SCORED)
+        probes, probe = None, None
+        if self._config.probes:
+            async with self._probers.free() as (who, prober):
+                probes, receipt = prober.probe.options(num_returns=2).remote(found)
+                probe = await self._caller.call(who, "probe", receipt)
+            self._ledger.advance(names, Stage.PROBED)
+        threshold = await step.judged(chunk.turn, chunk.receipt, score, probe)
+        accumulated = [
+            actor.accumulate.remote(scored, probes, threshold) for actor in self._fleet.learners
+        ]
+        step.learned(chunk.turn, await self._ranks("accumulate", accumulated))
+        self._ledger.advance(names, Stage.CONSUMED)
+
+    async def _optimize(self) -> StepReport:
+        started = [actor.step.remote() for actor in self._fleet.learners]
+        report: StepReport = (await self._ranks("step", started))[0]
+        return report
+
+    async def _ranks(self, what: str, references: Sequence[Any]) -> list[Any]:
+        """Wait for the same call of every learner rank."""
+        return await self._caller.all(
+            [
+                self._caller.call(f"learner[{rank}]", what, reference)
+                for rank, reference in enumerate(references)
+            ]
+        )
+
+    def _num_chunks(self, prompts: Sequence[Prompt]) -> list[int]:
+        """Chunks that each engine will send."""
+        size, samples = self._config.rollout.chunk_size, self._config.rollout.samples_per_prompt
+        return [
+            -(-len(share) * samples // size) for share in _dealt(prompts, len(self._fleet.rollouts))
+        ]
+
+
+class _OpenStep:
+    """What the chunks of one step share: room, turns, and the line of the verdict."""
+
+    def __init__(self, config: Config, threshold: float | None, num_chunks: Sequence[int]) -> None:
+        order = sorted((c, e) for e, count in enumerate(num_chunks) for c in range(count))
+        self._turns = {place: turn for turn, place in enumerate(order)}
+        self._threshold = threshold if config.probes else 0.0
+        self._divergence = config.windows.divergence
+        self._next = 0
+        self._changed = asyncio.Condition()
+        self._receipts: dict[int, tuple[RolloutReceipt, ScoreReceipt, ProbeReceipt | None]] = {}
+        self._learned: dict[int, list[LearnReceipt]] = {}
+        # A first step with no line yet needs every probe before the learner takes any chunk.
+        limit = len(order) if self._threshold is None else config.cluster.max_chunks_in_flight
+        # Room is kept for each engine: were it shared, a fast one could fill it with chunks that
+        # wait for the turn of a slow one's first.
+        self.room_per_engine = max(1, limit if self._threshold is None else limit // len(num_chunks))
+
+    def turn(self, chunk: int, engine: int) -> int:
+        """Place of an engine's chunk in the learner's queue."""
+        return self._turns[chunk, engine]
+
+    async def judged(
+        self,
+        turn: int,
+        rollout: RolloutReceipt,
+        score: ScoreReceipt,
+        probe: ProbeReceipt | None,
+    ) -> float:
+        """Note the receipts; wait for the turn; return the line above which a window diverges."""
+        async with self._changed:
+            self._receipts[turn] = (rollout, score, probe)
+            if self._threshold is None and len(self._receipts) == len(self._turns):
+                self._threshold = self._first_line()
+            self._changed.notify_all()
+            await self._changed.wait_for(
+                lambda: self._threshold is not None and self._next == turn
+            )
+            self._next += 1
+            self._changed.notify_all()
+            assert self._threshold is not None
+            return self._threshold
+
+    def learned(self, turn: int, receipts: list[LearnReceipt]) -> None:
+        """Note what the ranks said of a chunk."""
+        self._learned[turn] = receipts
+
+    def books(self) -> StepBooks:
+        """All receipts, in order; only when the step is done."""
+        if len(self._learned) != len(self._turns):
+            raise TopdError(f"{len(self._turns) - len(self._learned)} chunks were never learned")
+        rows = [self._receipts[turn] for turn in range(len(self._turns))]
+        return StepBooks(
+            rollouts=[rollout for rollout, _, _ in rows],
+            scores=[score for _, score, _ in rows],
+            probes=[probe for _, _, probe in rows if probe is not None],
+            learned=[self._learned[turn] for turn in range(len(self._turns))],
+        )
+
+    def _first_line(self) -> float:
+        """The quantile of this step's own distances; infinite where there was nothing to probe."""
+        recent = RecentDistances(self._divergence)
+        for _, _, probe in self._receipts.values():
+            recent.add(probe.distances if probe else ())
+        line = recent.threshold()
+        return float("inf") if line is None else line
+
+
+def _dealt(prompts: Sequence[Prompt], num_engines: int) -> list[list[Prompt]]:
+    return [list(prompts[engine::num_engines]) for engine in range(num_engines)]
+
+
+class _first_error:  # noqa: N801 - reads as a statement where it is used
+    """A task group whose failure surfaces as the first task's own error, not as a group of them."""
+
+    def __init__(self, group: asyncio.TaskGroup) -> None:
+        self._group = group
+
+    async def __aenter__(self) -> asyncio.TaskGroup:
+        return await self._group.__aenter__()
+
+    async def __aexit__(self, *what: Any) -> None:
+        try:
+            await self._group.__aexit__(*what)
+        except BaseExceptionGroup as errors:
+            error: BaseException = errors
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            raise error from None

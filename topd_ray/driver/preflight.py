@@ -1,0 +1,64 @@
+"""What can be refused before a process starts: models that do not fit each other or the run."""
+
+import re
+from pathlib import Path
+
+from topd_ray.config import Config
+from topd_ray.errors import UserError
+from topd_ray.weights.folder import (
+    check_context,
+    check_folder,
+    compare_models,
+    find_model,
+    read_facts,
+    resolve_model,
+)
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+def check_models(config: Config) -> tuple[Path, Path]:
+    """Resolve student and teacher (fetching them if need be) and check both; their folders."""
+    student, teacher = resolve_model(config.learner.model), resolve_model(config.teacher.model)
+    _check_pair(config, student, teacher)
+    return student, teacher
+
+
+def check_what_is_here(config: Config) -> list[str]:
+    """The same without any download, as far as files are on this machine; notes on the rest.
+
+    A missing data file is refused, unless neither model is here either: then the config was written
+    for another machine, and what is missing is noted.
+    """
+    models = {
+        "learner.model": config.learner.model,
+        "teacher.model": config.teacher.model,
+    }
+    found = {field: find_model(name) for field, name in models.items()}
+    for field, name in models.items():
+        if found[field] is None and not _HUB_NAME.fullmatch(name):
+            raise UserError(f"{field}={name}: no such folder, and no hub name (owner/model) either")
+    notes = [
+        f"{field}={models[field]} is not on this machine; `topd train` will fetch it"
+        for field, folder in found.items()
+        if folder is None
+    ]
+    for field, name in (
+        ("prompts.path", config.prompts.path),
+        ("evaluation.path", config.evaluation.path),
+    ):
+        if name is not None and not Path(name).exists():
+            if any(found.values()):
+                raise UserError(f"{field}={name}: no such file or folder")
+            notes.append(f"{field}={name} is not on this machine")
+    student, teacher = found["learner.model"], found["teacher.model"]
+    if student is not None and teacher is not None:
+        _check_pair(config, student, teacher)
+    return notes
+
+
+def _check_pair(config: Config, student: Path, teacher: Path) -> None:
+    for folder, role in ((student, "student"), (teacher, "teacher")):
+        check_folder(folder, role=role)
+        check_context(read_facts(folder), config.context_tokens, role=role)
+    compare_models(student, teacher)

@@ -1,0 +1,280 @@
+"""A whole run: check, start the actors, step until done, keep checkpoints, export, sum up."""
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from topd_ray.config import Config
+from topd_ray.driver.calls import Caller
+from topd_ray.driver.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
+from topd_ray.driver.display import Display
+from topd_ray.driver.folder import RunFolder, write_json
+from topd_ray.driver.ledger import Ledger
+from topd_ray.driver.memory import PeakMemory
+from topd_ray.driver.metrics import MetricsLog, step_metrics
+from topd_ray.driver.pipeline import Pipeline
+from topd_ray.driver.preflight import check_models
+from topd_ray.driver.spawn import Fleet, connect, spawn
+from topd_ray.driver.totals import Totals
+from topd_ray.errors import NonFiniteLoss, UserError
+from topd_ray.evaluation import Accuracy
+from topd_ray.messages import Prompt
+from topd_ray.driver.data import load_problems, load_source
+from topd_ray.prompts import DroppedPrompt, PromptSource
+from topd_ray.windows import RecentDistances
+
+Summary = dict[str, Any]
+
+
+def train(config: Config) -> Summary:
+    """Start a new run; returns what summary.json says. Raises UserError before anything starts."""
+    data = _load_data(config, cursor=0)
+    return _Run(config, RunFolder.create(config), data, None).go()
+
+
+def resume(path: Path) -> Summary:
+    """Continue a run from its newest checkpoint (from its start where there is none)."""
+    folder, config = RunFolder.existing(path)
+    if folder.summary.is_file():
+        raise UserError(f"{folder.path}: this run is finished (summary.json); nothing to resume")
+    checkpoint = latest_checkpoint(folder)
+    data = _load_data(config, cursor=int(checkpoint.driver["cursor"]) if checkpoint else 0)
+    return _Run(config, folder, data, checkpoint).go()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Data:
+    """Everything read before the first actor starts."""
+
+    source: PromptSource
+    dropped: list[DroppedPrompt]
+    problems: list[Prompt]
+
+
+def _load_data(config: Config, *, cursor: int) -> _Data:
+    student, _ = check_models(config)
+    source, dropped = load_source(config.prompts, student, seed=config.run.seed, cursor=cursor)
+    problems = load_problems(config.evaluation, student, max_tokens=config.prompts.max_tokens)
+    return _Data(source=source, dropped=dropped, problems=problems)
+
+
+class _Run:
+    """One session of a run, from whatever its checkpoint says."""
+
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        data: _Data,
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        self._config, self._folder, self._checkpoint = config, folder, checkpoint
+        self._source, self._dropped, self._problems = data.source, data.dropped, data.problems
+        state = checkpoint.driver if checkpoint else None
+        self._step = int(state["step"]) if state else 0
+        self._ledger = Ledger.restored(state["ledger"]) if state else Ledger()
+        self._recent = RecentDistances(
+            config.windows.divergence, state["recent_distances"] if state else ()
+        )
+        self._totals = Totals(**state["totals"]) if state else Totals()
+        self._before = Accuracy(**state["before"]) if state and state["before"] else None
+        self._skipped_in_a_row = 0
+        self._num_items = len(data.source) * config.prompts.epochs
+        self._total_steps = config.run.steps or math.ceil(self._num_items / config.prompts.per_step)
+        self._caller = Caller(
+            start_deadline_s=config.cluster.start_deadline_s,
+            call_deadline_s=config.cluster.call_deadline_s,
+        )
+
+    def go(self) -> Summary:
+        self._start = time.perf_counter()
+        title = f"{self._config.run.method} {self._config.run.name}"
+        with ExitStack() as stack:
+            self._memory = stack.enter_context(PeakMemory())
+            self._log = stack.enter_context(
+                MetricsLog(self._config, self._folder, last_step=self._step)
+            )
+            self._display = stack.enter_context(Display(title, total_steps=self._total_steps))
+            for drop in self._dropped:
+                self._log.event("prompt_dropped", **asdict(drop))
+            self._display.say(
+                f"{len(self._source):,} prompts ({len(self._dropped)} dropped), "
+                f"{self._total_steps} steps; run folder {self._folder.path}"
+            )
+            connect(self._config)
+            stack.callback(ray.shutdown)
+            before, after = asyncio.run(self._session())
+            summary = self._summary(before, after)
+            write_json(self._folder.summary, summary)
+            self._display.summary(summary)
+            return summary
+
+    async def _session(self) -> tuple[Accuracy, Accuracy]:
+        self._display.say("starting actors")
+        fleet = await self._timed(
+            "start", spawn(self._config, self._folder, self._caller, total_steps=self._total_steps)
+        )
+        if self._checkpoint:
+            await self._restore(fleet, self._checkpoint.path)
+        self._display.say("actors ready")
+        if self._before is None:
+            self._before = await self._evaluate(fleet, "before training")
+        pipeline = Pipeline(self._config, fleet, self._caller, self._ledger, self._recent)
+        while self._step < self._total_steps:
+            await self._one_step(pipeline, fleet)
+        after = await self._evaluate(fleet, "after training")
+        await self._ranks(fleet, "export", self._folder.export)
+        fleet.kill()
+        return self._before, after
+
+    async def _one_step(self, pipeline: Pipeline, fleet: Fleet) -> None:
+        start = time.perf_counter()
+        count = self._config.prompts.per_step
+        if self._config.run.steps is None:  # the last step of the last epoch may be a short one
+            count = min(count, self._num_items - self._source.cursor)
+        prompts = self._source.take(count)
+        report, books = await pipeline.run_step(prompts, policy_version=self._step)
+        self._step = report.step
+        update_s = await self._publish(fleet)
+        wall_s = time.perf_counter() - start
+        metrics = step_metrics(report, books, wall_s=wall_s, update_s=update_s)
+        self._totals.add_step(metrics)
+        self._log.log(metrics)
+        self._display.step(metrics)
+        self._stop_if_it_keeps_failing(report.skipped, [one.prompt_id for one in prompts])
+        every = self._config.evaluation.every
+        if every and self._step % every == 0 and self._step < self._total_steps:
+            accuracy = await self._evaluate(fleet, f"at step {self._step}")
+            self._log.event("evaluated", step=self._step, accuracy=accuracy.share)
+        if self._step % self._config.run.checkpoint_every == 0 or self._step == self._total_steps:
+            await self._timed("checkpoint", self._save(fleet))
+
+    def _stop_if_it_keeps_failing(self, skipped: bool, prompt_ids: Sequence[str]) -> None:
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
+        if not skipped:
+            return
+        self._log.event("step_skipped", step=self._step, prompt_ids=list(prompt_ids))
+        if self._skipped_in_a_row >= self._config.learner.max_skipped_steps:
+            raise NonFiniteLoss(
+                f"step {self._step}: loss or gradient not finite in {self._skipped_in_a_row} steps "
+                f"in a row (learner.max_skipped_steps); last prompts {list(prompt_ids)[:5]}; "
+                "lower learner.lr, or look at these prompts"
+            )
+
+    async def _publish(self, fleet: Fleet) -> float:
+        """New weights to every rollout engine; seconds it took."""
+        start = time.perf_counter()
+        streams = [
+            actor.publish.options(num_returns="streaming").remote() for actor in fleet.learners
+        ]
+        buckets = [reference async for reference in streams[0]]
+        for rank, stream in enumerate(streams[1:], start=1):
+            await self._caller.call(f"learner[{rank}]", "publish", stream.completed())
+        await self._caller.all(
+            [
+                self._caller.call(
+                    f"rollout[{index}]", "update", actor.update.remote(self._step, *buckets)
+                )
+                for index, actor in enumerate(fleet.rollouts)
+            ]
+        )
+        return time.perf_counter() - start
+
+    async def _restore(self, fleet: Fleet, path: Path) -> None:
+        await self._ranks(fleet, "load", path)
+        await self._publish(fleet)  # the engines hold the student's folder, not the checkpoint
+        self._log.event("resumed", step=self._step, checkpoint=path.name)
+        self._display.say(f"resumed from {path.name}")
+
+    async def _save(self, fleet: Fleet) -> None:
+        before = self._before
+        path = await save_checkpoint(
+            self._folder,
+            fleet.learners,
+            self._caller,
+            step=self._step,
+            keep=self._config.run.keep_checkpoints,
+            driver={
+                "step": self._step,
+                "cursor": self._source.cursor,
+                "ledger": self._ledger.state(),
+                "recent_distances": self._recent.values,
+                "totals": self._totals.state() | {"wall_s": self._wall_s},
+                "before": None if before is None else asdict(before),
+            },
+        )
+        self._log.event("checkpoint", step=self._step, path=path.name)
+
+    @property
+    def _wall_s(self) -> float:
+        """Seconds of this session and of those before it, up to their checkpoints."""
+        return self._totals.wall_s + time.perf_counter() - self._start
+
+    async def _evaluate(self, fleet: Fleet, when: str) -> Accuracy:
+        if not self._problems:
+            return Accuracy()
+        shares = [self._problems[i :: len(fleet.rollouts)] for i in range(len(fleet.rollouts))]
+        parts: list[Accuracy] = await self._timed(
+            "evaluation",
+            self._caller.all(
+                [
+                    self._caller.call(f"rollout[{i}]", "evaluate", actor.evaluate.remote(share))
+                    for i, (actor, share) in enumerate(zip(fleet.rollouts, shares, strict=True))
+                ]
+            ),
+        )
+        accuracy = sum(parts, Accuracy())
+        low, high = accuracy.interval
+        self._display.say(
+            f"accuracy {when}: {accuracy.share:.1%} [{low:.1%}, {high:.1%}] "
+            f"of {accuracy.num_problems}"
+        )
+        return accuracy
+
+    async def _ranks(self, fleet: Fleet, what: str, *args: Any) -> None:
+        await self._caller.all(
+            [
+                self._caller.call(f"learner[{rank}]", what, getattr(actor, what).remote(*args))
+                for rank, actor in enumerate(fleet.learners)
+            ]
+        )
+
+    async def _timed(self, stage: str, work: Any) -> Any:
+        start = time.perf_counter()
+        result = await work
+        self._totals.add_seconds(stage, time.perf_counter() - start)
+        return result
+
+    def _summary(self, before: Accuracy, after: Accuracy) -> Summary:
+        totals = self._totals
+        return {
+            "name": self._config.run.name,
+            "method": self._config.run.method,
+            "seed": self._config.run.seed,
+            "steps": self._step,
+            "accuracy_before": _finite(before.share),
+            "accuracy_after": _finite(after.share),
+            "accuracy_before_interval": [_finite(edge) for edge in before.interval],
+            "accuracy_after_interval": [_finite(edge) for edge in after.interval],
+            "num_eval": after.num_problems,
+            "wall_s": round(self._wall_s, 3),
+            "peak_rss_gb": round(self._memory.peak_gb, 3),
+            "student_tokens": totals.student_tokens,
+            "num_rollouts": self._ledger.num_dispatched,
+            "num_dropped_prompts": len(self._dropped),
+            "num_candidates": totals.num_candidates,
+            "num_divergent": totals.num_divergent,
+            "num_skipped_steps": totals.skipped_steps,
+            "stage_s": {stage: round(seconds, 3) for stage, seconds in totals.stage_s.items()},
+        }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

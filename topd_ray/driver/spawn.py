@@ -1,0 +1,114 @@
+"""Plain worker classes -> Ray actors, placed by the numbers in the config."""
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from topd_ray.config import ClusterConfig, Config, EngineConfig, LearnerConfig
+from topd_ray.driver.calls import Caller
+from topd_ray.driver.folder import RunFolder
+from topd_ray.driver.workers import LearnerWorker, ProbeWorker, RolloutWorker, TeacherWorker
+from topd_ray.errors import UserError
+
+_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "0"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fleet:
+    """Handles of the four kinds of actor."""
+
+    rollouts: list[Any]
+    teachers: list[Any]
+    probers: list[Any]
+    learners: list[Any]
+
+    def kill(self) -> None:
+        """End every actor at once; what they hold is in checkpoints or can be made again."""
+        for actor in [*self.rollouts, *self.teachers, *self.probers, *self.learners]:
+            ray.kill(actor)
+
+
+def connect(config: Config) -> None:
+    """Join the cluster of the config or of the submitted job; start a local one otherwise."""
+    os.environ.update({key: os.environ.get(key, value) for key, value in _QUIET.items()})
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    cpus, gpus = _asked(config)
+    if address:
+        ray.init(address=address, log_to_driver=False, logging_level="warning")
+    else:
+        ray.init(
+            address="local",
+            num_cpus=max(math.ceil(cpus), os.cpu_count() or 1),  # logical: a laptop may share cores
+            object_store_memory=int(config.cluster.object_store_gib * 2**30),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="warning",
+        )
+    _refuse_what_does_not_fit(cpus, gpus, config.cluster)
+
+
+async def spawn(config: Config, folder: RunFolder, caller: Caller, *, total_steps: int) -> Fleet:
+    """Start all actors side by side and wait until each has its model."""
+    fleet = Fleet(
+        rollouts=[
+            _remote(RolloutWorker, config.rollout.engine).remote(config)
+            for _ in range(config.rollout.num_engines)
+        ],
+        teachers=[
+            _remote(TeacherWorker, config.teacher.engine).remote(config)
+            for _ in range(config.teacher.num_engines)
+        ],
+        probers=[
+            _remote(ProbeWorker, config.probe.engine).remote(config)
+            for _ in range(config.probe.num_workers if config.probes else 0)
+        ],
+        learners=[
+            _remote(LearnerWorker, config.learner).remote(
+                config, rank=rank, total_steps=total_steps, windows_folder=folder.windows
+            )
+            for rank in range(config.learner.num_ranks)
+        ],
+    )
+    meeting = await caller.start("learner[0]", "rendezvous", fleet.learners[0].rendezvous.remote())
+    waits = [
+        caller.start(f"learner[{rank}]", "start", actor.start.remote(*meeting))
+        for rank, actor in enumerate(fleet.learners)
+    ]
+    for kind in ("rollouts", "teachers", "probers"):
+        for index, actor in enumerate(getattr(fleet, kind)):
+            waits.append(caller.start(f"{kind[:-1]}[{index}]", "ready", actor.ready.remote()))
+    await caller.all(waits)
+    return fleet
+
+
+def _remote(worker: type, place: EngineConfig | LearnerConfig) -> Any:
+    return ray.remote(num_cpus=place.cpus, num_gpus=place.gpus, max_restarts=0)(worker)
+
+
+def _asked(config: Config) -> tuple[float, float]:
+    """Logical CPUs and GPUs of all actors together."""
+    places: list[tuple[int, EngineConfig | LearnerConfig]] = [
+        (config.rollout.num_engines, config.rollout.engine),
+        (config.teacher.num_engines, config.teacher.engine),
+        (config.probe.num_workers if config.probes else 0, config.probe.engine),
+        (config.learner.num_ranks, config.learner),
+    ]
+    return (
+        sum(count * place.cpus for count, place in places),
+        sum(count * place.gpus for count, place in places),
+    )
+
+
+def _refuse_what_does_not_fit(cpus: float, gpus: float, cluster: ClusterConfig) -> None:
+    there = ray.cluster_resources()
+    where = cluster.address or "this machine"
+    for kind, asked in (("GPU", gpus), ("CPU", cpus)):
+        if asked > there.get(kind, 0.0):
+            raise UserError(
+                f"the config asks for {asked:g} {kind}s in all, {where} has "
+                f"{there.get(kind, 0.0):g}; lower the `{kind.lower()}s` fields or the number of "
+                "engines, workers and ranks (`topd check` lists them)"
+            )

@@ -1,0 +1,231 @@
+"""DeepSpeed behind `TrainingEngine`: sharding, accumulation and AdamW, and nothing of the loss.
+
+Gradients are sums. DeepSpeed averages over ranks and would average over micro-batches; here the
+caller owns the accumulation (`managed_gradient_accumulation: false`), nothing is divided in the
+backward pass, and the step divides once, by normaliser / world size.
+"""
+
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from topd_ray.engines.protocols import NamedArray, OptimizerOutcome
+from topd_ray.errors import TopdError
+
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+
+import deepspeed  # noqa: E402  (reads DS_ACCELERATOR when imported)
+import deepspeed.comm as dist  # noqa: E402
+
+_BUCKET_ELEMENTS = 2**26  # of a reduction; DeepSpeed's 5e8 allocates gigabytes for any model
+_TAG = "shards"  # folder inside a checkpoint
+
+
+class DeepSpeedTraining:
+    """One data-parallel rank. Blocks in the constructor until all ranks have joined."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        trained: nn.Module,
+        zero_stage: int,
+        dtype: torch.dtype,
+        lr: float,
+        lr_factor: Callable[[int], float],
+        betas: tuple[float, float],
+        weight_decay: float,
+        clip: float,
+        rank: int,
+        world_size: int,
+        master_addr: str,
+        master_port: int,
+        persistence_threshold: int = 100_000,
+    ) -> None:
+        """`trained` is the part of `module` that names the weights; it may be `module` itself.
+
+        `lr_factor` maps the number of updates made to the share of `lr` that the next one takes.
+        ZeRO 3 leaves weights of fewer than `persistence_threshold` elements whole on every rank.
+        """
+        self._trained, self._world_size, self._rank = trained, world_size, rank
+        self._lr, self._lr_factor, self._clip = lr, lr_factor, clip
+        # DeepSpeed has no unsharded bfloat16 optimizer with float32 gradients: stage 0 is its 1
+        self._zero_stage = max(zero_stage, 1) if dtype == torch.bfloat16 else zero_stage
+        self._num_updates = 0
+        self._last_inputs: tuple[Any, ...] = ()
+        _join(rank, world_size, master_addr, master_port)
+        self._engine: Any
+        self._engine, *_ = deepspeed.initialize(
+            model=module,
+            model_parameters=[p for p in module.parameters() if p.requires_grad],
+            config=_ds_config(
+                zero_stage=self._zero_stage,
+                dtype=dtype,
+                optimizer={"lr": lr, "betas": list(betas), "weight_decay": weight_decay},
+                clip=clip,
+                world_size=world_size,
+                persistence_threshold=persistence_threshold,
+            ),
+        )
+        self._engine.enable_backward_allreduce = self._zero_stage > 0  # 0: see _step_whole
+
+    def accumulate(self, *inputs: Any) -> tuple[float, ...]:
+        """See `TrainingEngine`. Tensors are moved to the engine's device."""
+        self._last_inputs = inputs
+        return self._forward_backward(inputs)
+
+    def all_sum(self, values: Sequence[float]) -> tuple[float, ...]:
+        """See `TrainingEngine`."""
+        sums = torch.tensor(values, dtype=torch.float64, device=self._engine.device)
+        dist.all_reduce(sums)
+        return tuple(sums.tolist())
+
+    def step(self, *, normaliser: int, skip: bool = False) -> OptimizerOutcome:
+        """See `TrainingEngine`. The learning rate follows the updates made, so a skip repeats it."""
+        if skip:
+            # DeepSpeed drops an accumulated gradient only where its norm is not a number: make it so
+            self._forward_backward(self._last_inputs, factor=math.nan)
+        lr = self._lr * self._lr_factor(self._num_updates)
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        divisor = normaliser / self._world_size  # DeepSpeed has divided by the world size
+        step = self._step_whole if self._zero_stage == 0 else self._step_sharded
+        grad_norm = step(divisor)
+        self._num_updates += math.isfinite(grad_norm)
+        return OptimizerOutcome(grad_norm=grad_norm, lr=lr, skipped=not math.isfinite(grad_norm))
+
+    def weights(self) -> Iterator[NamedArray]:
+        """See `TrainingEngine`. Names are those of `trained`; tied weights come once."""
+        for name, weight in self._trained.named_parameters():
+            with self._whole(weight):
+                array = _to_numpy(weight) if self._rank == 0 else np.empty(0, np.float32)
+            yield name, array
+
+    def save(self, directory: Path) -> None:
+        """See `TrainingEngine`. Every rank must call it, on a file system that all share."""
+        self._engine.save_checkpoint(
+            str(directory),
+            tag=_TAG,
+            client_state={"num_updates": self._num_updates},
+            save_latest=False,
+            exclude_frozen_parameters=True,
+        )
+
+    def load(self, directory: Path) -> None:
+        """See `TrainingEngine`. Raises TopdError where there is nothing to read."""
+        path, state = self._engine.load_checkpoint(str(directory), tag=_TAG)
+        if path is None:
+            raise TopdError(f"{directory}: no learner checkpoint (folder {_TAG}) there")
+        self._num_updates = state["num_updates"]
+
+    def close(self) -> None:
+        """See `TrainingEngine`."""
+        self._engine.destroy()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _forward_backward(self, inputs: Sequence[Any], factor: float = 1.0) -> tuple[float, ...]:
+        device = self._engine.device
+        outputs = self._engine(*(x.to(device) if isinstance(x, Tensor) else x for x in inputs))
+        self._engine.backward(outputs[0] * factor, scale_wrt_gas=False)
+        return tuple(torch.stack([x.detach().double() for x in outputs]).tolist())
+
+    def _step_sharded(self, divisor: float) -> float:
+        """ZeRO 1-3: DeepSpeed reduces, divides, clips, and drops what is not finite."""
+        optimizer = self._engine.optimizer
+        if hasattr(optimizer, "override_loss_scale"):
+            optimizer.override_loss_scale(divisor)  # divides the gradient when the step clips it
+        else:  # the bfloat16 optimizer of ZeRO 1 knows no loss scale
+            for gradient in optimizer.fp32_groups_gradients_flat:
+                gradient.div_(divisor)
+        self._engine.step()
+        optimizer.custom_loss_scaler = False  # or the next backward pass multiplies the loss by it
+        grad_norm = float(self._engine.get_global_grad_norm())
+        return grad_norm if self._engine.was_step_applied() else math.inf
+
+    def _step_whole(self, divisor: float) -> float:
+        """ZeRO 0: DeepSpeed reduces and updates, but would step on a gradient that is not finite."""
+        self._engine.buffered_allreduce_fallback()
+        weights = [p for p in self._engine.module.parameters() if p.grad is not None]
+        for weight in weights:
+            weight.grad.div_(divisor)
+        grad_norm = float(nn.utils.clip_grad_norm_(weights, self._clip))
+        if math.isfinite(grad_norm):
+            self._engine.step()
+        else:
+            self._engine.zero_grad()
+        return grad_norm
+
+    def _whole(self, weight: Tensor) -> AbstractContextManager[Any]:
+        return deepspeed.zero.GatheredParameters([weight], enabled=self._zero_stage == 3)  # type: ignore[no-any-return]
+
+
+def _join(rank: int, world_size: int, master_addr: str, master_port: int) -> None:
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_RANK="0",  # a Ray actor sees its own GPU and no other
+        MASTER_ADDR=master_addr,
+        MASTER_PORT=str(master_port),
+    )
+    deepspeed.init_distributed(
+        dist_backend="nccl" if torch.cuda.is_available() else "gloo",
+        auto_mpi_discovery=False,
+        verbose=False,
+        rank=rank,
+        world_size=world_size,
+        init_method=f"tcp://{master_addr}:{master_port}",
+    )
+
+
+def _ds_config(
+    *,
+    zero_stage: int,
+    dtype: torch.dtype,
+    optimizer: Mapping[str, Any],
+    clip: float,
+    world_size: int,
+    persistence_threshold: int,
+) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "train_batch_size": world_size,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": clip if zero_stage > 0 else 0.0,  # 0: clipped in _step_whole
+        "optimizer": {"type": "AdamW", "params": {**optimizer, "torch_adam": True}},
+        "zero_force_ds_cpu_optimizer": False,
+        "communication_data_type": "fp32",  # sums over ranks are as exact as over micro-batches
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "steps_per_print": None,
+        "zero_optimization": {
+            "stage": zero_stage,
+            "overlap_comm": False,  # the caller-owned boundary allows it with ZeRO 2 alone
+            "reduce_bucket_size": _BUCKET_ELEMENTS,
+            "stage3_param_persistence_threshold": persistence_threshold,
+        },
+    }
+    if dtype == torch.bfloat16:
+        config["bf16"] = {"enabled": True, "check_grad_overflow": True}
+    return config
+
+
+def _to_numpy(weight: Tensor) -> NDArray[Any]:
+    """A copy: the weights move on with the next step."""
+    tensor = weight.detach().to("cpu", copy=True)
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(np.uint16)
+    return tensor.numpy()
+
+
+__all__ = ["DeepSpeedTraining"]

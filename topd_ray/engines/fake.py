@@ -1,0 +1,117 @@
+"""A pretended model without torch, for scheduling tests: a hash of the tokens so far decides all.
+
+It keeps the contract of a real one: the same prefix gives the same distribution, greedy or sampled,
+in whatever company; new weights give another model. `top_p` has no effect.
+"""
+
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topd_ray.engines.checks import check_requests, check_sequences
+from topd_ray.engines.model_folder import eos_ids, read_config
+from topd_ray.engines.protocols import Generation, GenerationRequest, NamedArray
+from topd_ray.messages import PAD, Floats, Ints
+
+EOS_PROBABILITY = 0.05
+"""At every position: responses of 20 tokens on average, of any length."""
+SHARPNESS = 2.0
+"""Spread of the logits of all other tokens."""
+
+
+class FakeGeneration:
+    """Decodes the pretended model; finishes requests in order of their length."""
+
+    def __init__(self, folder: Path, *, max_model_len: int) -> None:
+        self._vocab, self._eos = int(read_config(folder)["vocab_size"]), eos_ids(folder)
+        self._max_model_len, self._salt = max_model_len, 0
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Generation]:
+        """Yield the generations, the shortest first."""
+        check_requests(requests, self._max_model_len)
+        return iter(sorted(map(self._decode, requests), key=lambda g: len(g.token_ids_N)))
+
+    def load_weights(self, weights: Iterable[NamedArray]) -> None:
+        """Become another model, decided by the bytes of the weights."""
+        self._salt = 0
+        for name, array in weights:
+            self._salt = zlib.crc32(array.tobytes(), zlib.crc32(name.encode(), self._salt))
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    def _decode(self, request: GenerationRequest) -> Generation:
+        noise = np.random.default_rng(request.seed)
+        state = _hash(request.prompt_ids, self._salt)
+        tokens: list[int] = []
+        logp_NV: list[NDArray[np.float64]] = []
+        while len(tokens) < request.max_tokens and not (tokens and tokens[-1] in self._eos):
+            logp_V = self._distribution(state)
+            gumbel_V = noise.gumbel(size=self._vocab) * request.temperature
+            tokens.append(int((logp_V + gumbel_V).argmax()))
+            logp_NV.append(logp_V)
+            state = _hash(np.asarray(tokens[-1:], np.int32), state)
+        return _generation(request, np.asarray(tokens, np.int32), np.asarray(logp_NV), self._eos)
+
+    def _distribution(self, state: int) -> NDArray[np.float64]:
+        logits_V: NDArray[np.float64] = SHARPNESS * np.random.default_rng(state).standard_normal(
+            self._vocab
+        )
+        logits_V[list(self._eos)] = -np.inf
+        logits_V -= np.log(np.exp(logits_V).sum()) - np.log1p(-EOS_PROBABILITY)
+        logits_V[list(self._eos)] = np.log(EOS_PROBABILITY / len(self._eos))
+        return logits_V
+
+
+class FakeScoring:
+    """Hidden states of the pretended model: noise, decided by the tokens so far."""
+
+    def __init__(self, folder: Path, *, max_model_len: int) -> None:
+        self._width, self._max_model_len = int(read_config(folder)["hidden_size"]), max_model_len
+
+    def hidden_states(self, sequences: Sequence[Ints]) -> list[Floats]:
+        """One (len, D) array a sequence."""
+        check_sequences(sequences, self._max_model_len)
+        return [self._states(sequence) for sequence in sequences]
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    def _states(self, sequence: Ints) -> Floats:
+        state, states = 0, []
+        for index in range(len(sequence)):
+            state = _hash(sequence[index : index + 1], state)
+            states.append(np.random.default_rng(state).standard_normal(self._width))
+        return np.asarray(states, np.float32)
+
+
+def _hash(token_ids: Ints, state: int) -> int:
+    return zlib.crc32(np.ascontiguousarray(token_ids, "<i4").tobytes(), state)
+
+
+def _generation(
+    request: GenerationRequest,
+    token_ids_N: Ints,
+    logp_NV: NDArray[np.float64],
+    eos: tuple[int, ...],
+) -> Generation:
+    num_tokens, num_top = len(token_ids_N), min(request.num_top, logp_NV.shape[1])
+    top_ids_NM = np.full((num_tokens, request.num_top), PAD, np.int32)
+    top_logp_NM = np.full((num_tokens, request.num_top), -np.inf, np.float32)
+    top_ids_NM[:, :num_top] = np.argsort(-logp_NV, axis=1)[:, :num_top]
+    top_logp_NM[:, :num_top] = -np.sort(-logp_NV, axis=1)[:, :num_top]
+    logp_N = logp_NV[np.arange(num_tokens), token_ids_N].astype(np.float32)
+    return Generation(
+        request_id=request.request_id,
+        token_ids_N=token_ids_N,
+        logp_N=logp_N if request.num_top else logp_N[:0],
+        top_ids_NM=top_ids_NM,
+        top_logp_NM=top_logp_NM,
+        finish_reason="stop" if token_ids_N[-1] in eos else "length",
+    )
+
+
+__all__ = ["FakeGeneration", "FakeScoring"]

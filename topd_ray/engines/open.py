@@ -1,0 +1,43 @@
+"""Folder and engine section -> a running engine; imports the back end asked for, and no other."""
+
+from pathlib import Path
+
+from topd_ray.config.base import EngineConfig
+from topd_ray.engines.protocols import GenerationEngine, ScoringEngine
+
+
+def open_generation(
+    folder: Path, engine: EngineConfig, *, max_model_len: int, seed: int = 0
+) -> GenerationEngine:
+    """An engine that decodes; `engine.max_model_len` wins over `max_model_len` where it is set."""
+    length = engine.max_model_len or max_model_len
+    if engine.backend == "vllm":
+        from topd_ray.engines.vllm import VllmGeneration
+
+        return VllmGeneration(folder, engine, max_model_len=length, seed=seed)
+    if engine.backend == "hf":
+        from topd_ray.engines.hf import HfGeneration
+
+        return HfGeneration(folder, engine, max_model_len=length)
+    from topd_ray.engines.fake import FakeGeneration
+
+    return FakeGeneration(folder, max_model_len=length)
+
+
+def open_scoring(folder: Path, engine: EngineConfig, *, max_model_len: int) -> ScoringEngine:
+    """An engine that gives hidden states; `engine.max_model_len` wins where it is set."""
+    length = engine.max_model_len or max_model_len
+    if engine.backend == "vllm":
+        from topd_ray.engines.vllm import VllmScoring
+
+        return VllmScoring(folder, engine, max_model_len=length)
+    if engine.backend == "hf":
+        from topd_ray.engines.hf import HfScoring
+
+        return HfScoring(folder, engine, max_model_len=length)
+    from topd_ray.engines.fake import FakeScoring
+
+    return FakeScoring(folder, max_model_len=length)
+
+
+__all__ = ["open_generation", "open_scoring"]

@@ -1,0 +1,129 @@
+r"""Answers in \boxed{}: found in a response, and compared as mathematics."""
+
+import logging
+import multiprocessing
+import re
+import threading
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+
+COMPARE_DEADLINE_S = 5.0
+START_DEADLINE_S = 60.0
+MEMORY_LIMIT_BYTES = 4 << 30
+LONGEST_ANSWER = 1000
+"""Characters; a longer answer is only compared as text."""
+
+logger = logging.getLogger(__name__)
+
+
+def extract_boxed(text: str) -> str | None:
+    r"""Content of the last complete \boxed{...}, its inner braces balanced; None without one."""
+    for match in reversed(list(re.finditer(r"\\boxed\s*\{", text))):
+        content = _until_closing_brace(text[match.end() :])
+        if content is not None:
+            return content.strip()
+    return None
+
+
+def same_answer(predicted: str | None, truth: str) -> bool:
+    """Whether two answers are the same text or, to math-verify, the same mathematics."""
+    if predicted is None:
+        return False
+    predicted, truth = predicted.strip(), truth.strip()
+    if predicted == truth:
+        return True
+    if not predicted or not truth or max(len(predicted), len(truth)) > LONGEST_ANSWER:
+        return False
+    if _is_word(predicted) and _is_word(truth):  # as mathematics, "east" equals "seat"
+        return predicted.casefold() == truth.casefold()
+    return _comparer.same(predicted, truth)
+
+
+def _until_closing_brace(text: str) -> str | None:
+    depth = 1
+    for match in re.finditer(r"\\.|[{}]", text, flags=re.DOTALL):
+        depth += {"{": 1, "}": -1}.get(match.group(), 0)  # \{ and \} are text, not structure
+        if depth == 0:
+            return text[: match.start()]
+    return None
+
+
+def _is_word(text: str) -> bool:
+    return text.isalpha() and len(text) > 2
+
+
+class _Comparer:
+    r"""math-verify in a process of its own.
+
+    Some answers (`9^{9^9}`, `99999999!`) keep sympy busy for ever, inside C code that no signal
+    interrupts and that aborts the process when memory runs out; only a kill helps. A comparison
+    that must be killed is no match, and is logged.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: SpawnProcess | None = None
+        self._pipe: Connection | None = None
+
+    def same(self, predicted: str, truth: str) -> bool:
+        with self._lock:
+            pipe = self._started()
+            try:
+                pipe.send((predicted, truth))
+                if pipe.poll(COMPARE_DEADLINE_S):
+                    return bool(pipe.recv())
+                cause = f"no verdict within {COMPARE_DEADLINE_S:g} s"
+            except (EOFError, OSError):
+                cause = "the comparing process died"
+            logger.warning("answer %.80r against %.80r: %s; no match", predicted, truth, cause)
+            self._stop()
+            return False
+
+    def _started(self) -> Connection:
+        if self._pipe is not None and self._process is not None and self._process.is_alive():
+            return self._pipe
+        self._stop()
+        context = multiprocessing.get_context("spawn")  # forking a process with threads may hang
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_compare_for_ever, args=(theirs,), daemon=True)
+        self._process.start()
+        theirs.close()
+        if not self._pipe.poll(START_DEADLINE_S):
+            self._stop()
+            raise TimeoutError(f"math-verify did not start within {START_DEADLINE_S:g} s")
+        self._pipe.recv()
+        return self._pipe
+
+    def _stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._process.close()
+        if self._pipe is not None:
+            self._pipe.close()
+        self._process, self._pipe = None, None
+
+
+def _compare_for_ever(pipe: Connection) -> None:
+    """Body of the comparing process: pairs of answers in, verdicts out, until the pipe closes."""
+    import resource
+    import signal
+
+    from math_verify import parse, verify
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its timeouts are off
+    pipe.send("ready")
+    while True:
+        try:
+            predicted, truth = pipe.recv()
+        except EOFError:
+            return
+        # Without timeouts (theirs are signals, for main threads only) both functions turn every
+        # exception of the parser or of sympy into "no match" by themselves.
+        parsed = [parse(f"${answer}$", parsing_timeout=None) for answer in (truth, predicted)]
+        pipe.send(verify(parsed[0], parsed[1], timeout_seconds=None))
+
+
+_comparer = _Comparer()

@@ -1,0 +1,218 @@
+"""TrainBatch -> LossSums -> StepReport: one learner rank, from micro-batch to new weights."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from topd_ray.config import LearnerConfig
+from topd_ray.engines.tensors import to_torch
+from topd_ray.errors import TopdError
+from topd_ray.learner.model import DistillationModel, load_student
+from topd_ray.learner.schedule import lr_factor
+from topd_ray.messages import LossSums, StepReport, TrainBatch
+from topd_ray.seeds import derive_seed
+from topd_ray.weights.buckets import WeightBucket, in_buckets
+from topd_ray.weights.export import export_folder
+
+_STATE = "learner.json"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class LearnerActor:
+    """TrainBatch -> StepReport. Gradients add up between steps; the step divides them once.
+
+    Both losses are divided by the step's count of response tokens, over all ranks and
+    micro-batches. One count for both: the number of window positions is only known once the last
+    probe of the step is judged, so with a normaliser of its own L_traj could not be weighed
+    against L_OPD, and no gradient accumulated, while others still decode.
+
+    `policy_version` counts the steps, skipped ones too: every step publishes, and every rollout
+    is of the step it is trained in. Methods are collective: each rank must call them in turn.
+    """
+
+    def __init__(
+        self,
+        config: LearnerConfig,
+        *,
+        student_folder: Path,
+        teacher_head_VE: Float[Tensor, "V E"],
+        rank: int,
+        master_addr: str,
+        master_port: int,
+        total_steps: int,
+        seed: int,
+    ) -> None:
+        from topd_ray.engines.deepspeed import DeepSpeedTraining
+
+        self._config, self._rank, self._seed = config, rank, seed
+        self._student_folder = student_folder
+        self._step, self._num_batches = 0, 0
+        self._sums = LossSums()
+        dtype = _DTYPES[config.dtype]
+        model = DistillationModel(
+            load_student(
+                student_folder, dtype=dtype, gradient_checkpointing=config.gradient_checkpointing
+            ),
+            teacher_head_VE,
+            lambda_traj=config.lambda_traj,
+        )
+        self._engine = DeepSpeedTraining(
+            model,
+            trained=model.student,
+            zero_stage=config.zero_stage,
+            dtype=dtype,
+            lr=config.lr,
+            lr_factor=lambda updates: lr_factor(
+                updates,
+                total_steps=total_steps,
+                warmup_fraction=config.warmup_fraction,
+                floor_fraction=config.lr_floor_fraction,
+            ),
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            clip=config.clip,
+            rank=rank,
+            world_size=config.num_ranks,
+            master_addr=master_addr,
+            master_port=master_port,
+        )
+
+    @property
+    def policy_version(self) -> int:
+        """Version of the weights held; the student's folder is 0."""
+        return self._step
+
+    def accumulate(self, batch: TrainBatch) -> LossSums:
+        """Add the gradient of a micro-batch; returns this rank's sums of it alone.
+
+        Raises TopdError for a batch of another policy: staleness is 0 by construction.
+        """
+        if batch.policy_version != self._step:
+            raise TopdError(
+                f"micro-batch of rollouts {list(batch.rollout_ids)} is of policy_version "
+                f"{batch.policy_version}, the learner holds {self._step}; a step trains on "
+                "rollouts of the weights it updates"
+            )
+        # any randomness of the student (dropout) is the micro-batch's, not the process's
+        torch.manual_seed(
+            derive_seed(self._seed, self._step, self._num_batches, self._rank, "learner")
+        )
+        _, opd, traj = self._engine.accumulate(*self._inputs(batch))
+        sums = LossSums(
+            opd=opd,
+            traj=traj,
+            num_tokens=len(batch.position_T),
+            num_window_positions=len(batch.window_Q),
+        )
+        self._sums, self._num_batches = self._sums + sums, self._num_batches + 1
+        return sums
+
+    def step(self) -> StepReport:
+        """Update the weights; the same report on every rank.
+
+        Where the losses or the gradient are not finite, neither weights nor optimizer nor learning
+        rate move, and the report says `skipped`. Raises TopdError where no rank has trained a token.
+        """
+        opd, traj, *counts = self._engine.all_sum(
+            [
+                self._sums.opd,
+                self._sums.traj,
+                self._sums.num_tokens,
+                self._sums.num_window_positions,
+            ]
+        )
+        num_tokens, num_window_positions = (int(count) for count in counts)
+        if num_tokens == 0:
+            raise TopdError(
+                f"step {self._step + 1}: no response token on any rank; accumulate a batch first"
+            )
+        finite = math.isfinite(opd) and math.isfinite(traj)
+        outcome = self._engine.step(normaliser=num_tokens, skip=not finite)
+        self._step, self._num_batches, self._sums = self._step + 1, 0, LossSums()
+        return StepReport(
+            step=self._step,
+            policy_version=self._step,
+            loss=(opd + self._config.lambda_traj * traj) / num_tokens,
+            loss_opd=opd / num_tokens,
+            loss_traj=traj / num_tokens,
+            grad_norm=outcome.grad_norm,
+            lr=outcome.lr,
+            num_tokens=num_tokens,
+            num_window_positions=num_window_positions,
+            skipped=outcome.skipped,
+        )
+
+    def publish(self, bucket_bytes: int) -> Iterator[WeightBucket]:
+        """The weights under their Hugging Face names, whole, on rank 0; other ranks yield nothing.
+
+        Each rank must exhaust it.
+        """
+        if self._rank == 0:
+            yield from in_buckets(
+                self._engine.weights(), policy_version=self._step, max_bytes=bucket_bytes
+            )
+        else:
+            for _ in self._engine.weights():
+                pass
+
+    def save(self, folder: Path) -> None:
+        """Write weights, optimizer and schedule; only between steps."""
+        if self._num_batches:
+            raise TopdError(
+                f"step {self._step + 1} has accumulated {self._num_batches} micro-batches; a "
+                "checkpoint holds no gradient, save after the step"
+            )
+        self._engine.save(folder)
+        if self._rank == 0:
+            (folder / _STATE).write_text(json.dumps({"step": self._step}), encoding="utf-8")
+
+    def load(self, folder: Path) -> None:
+        """Go on exactly where `save` was called; raises TopdError where nothing was saved."""
+        self._engine.load(folder)
+        self._step = json.loads((folder / _STATE).read_text(encoding="utf-8"))["step"]
+
+    def export(self, target: Path) -> None:
+        """Write the student as a Hugging Face folder, on rank 0; every rank must call it."""
+        if self._rank == 0:
+            export_folder(self._engine.weights(), source=self._student_folder, target=target)
+        else:
+            for _ in self._engine.weights():
+                pass
+
+    def close(self) -> None:
+        """Leave the process group."""
+        self._engine.close()
+
+    def _inputs(self, batch: TrainBatch) -> tuple[Any, ...]:
+        """The arguments of `DistillationModel.forward`."""
+        return (
+            to_torch(batch.input_ids_RL).long(),
+            to_torch(batch.lengths_R).long(),
+            to_torch(batch.position_T).long(),
+            to_torch(batch.teacher_hidden_TD),
+            to_torch(batch.window_Q).long(),
+            to_torch(batch.target_ids_QK).long(),
+            to_torch(batch.target_weights_QK),
+            self._num_chunks(len(batch.position_T)),
+        )
+
+    def _num_chunks(self, num_tokens: int) -> int:
+        """At most `head_chunk` positions each, at least one, and equally many on every rank.
+
+        ZeRO 3 gathers the output head in every chunk, so ranks that disagree wait for each other.
+        """
+        num_chunks = max(1, math.ceil(num_tokens / self._config.head_chunk))
+        if self._config.zero_stage < 3 or self._config.num_ranks == 1:
+            return num_chunks
+        mine = [0.0] * self._config.num_ranks
+        mine[self._rank] = num_chunks
+        return int(max(self._engine.all_sum(mine)))
+
+
+__all__ = ["LearnerActor"]

@@ -1,0 +1,115 @@
+"""The probe: the student's own next K tokens, the teacher's, and the transport between them."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from topd_ray.config import ProbeConfig
+from topd_ray.engines.protocols import GenerationEngine, GenerationRequest
+from topd_ray.messages import PAD, CandidateSet, Ints, ProbeSet
+from topd_ray.probe.cost import continuation_cost
+from topd_ray.seeds import derive_seed
+from topd_ray.transport import TransportPlan, TransportProblem, exact, sinkhorn
+from topd_ray.weights.tensors import input_embedding
+
+
+class ProbeActor:
+    """CandidateSet -> ProbeSet. Keeps nothing between calls, so any call can be retried."""
+
+    def __init__(
+        self,
+        config: ProbeConfig,
+        folder: Path,
+        open_engine: Callable[[], GenerationEngine],
+        *,
+        run_seed: int,
+    ) -> None:
+        self._config, self._run_seed = config, run_seed
+        self._embedding_VD = input_embedding(folder)  # D5: the teacher's, which never moves
+        self._engine = open_engine()
+
+    def probe(self, candidates: Sequence[CandidateSet]) -> list[ProbeSet]:
+        """One ProbeSet a rollout, in order; all windows of the call are decoded and solved together.
+
+        D3: the student's continuation is its own rollout from t on. D4: the teacher's is decoded
+        from the same prefix, greedily unless a temperature is set.
+        """
+        student_WK = _ragged(
+            [
+                found.response_ids_N[t : t + self._config.window]
+                for found in candidates
+                for t in found.positions_W
+            ],
+            width=self._config.window,
+        )
+        teacher_WK = _ragged(self._continue(candidates), width=self._config.window)
+        plan = self._solve(student_WK, teacher_WK)
+        ends = np.cumsum([len(found.positions_W) for found in candidates])
+        starts = [0, *ends[:-1]]
+        return [
+            _probe_set(found, student_WK, teacher_WK, plan, slice(int(start), int(end)))
+            for found, start, end in zip(candidates, starts, ends, strict=True)
+        ]
+
+    def _continue(self, candidates: Sequence[CandidateSet]) -> list[Ints]:
+        """Teacher's continuation of every candidate, in the order of candidates and positions."""
+        requests = [
+            GenerationRequest(
+                request_id=f"{found.rollout_id}@{t}",
+                prompt_ids=np.concatenate([found.prompt_ids_P, found.response_ids_N[:t]]),
+                max_tokens=self._config.window,
+                temperature=self._config.teacher_temperature,
+                top_p=self._config.teacher_top_p,
+                seed=derive_seed(self._run_seed, found.rollout_id, int(t), "probe"),
+                num_top=0,
+            )
+            for found in candidates
+            for t in found.positions_W
+        ]
+        by_id = {answer.request_id: answer for answer in self._engine.generate(requests)}
+        return [by_id[request.request_id].token_ids_N for request in requests]
+
+    def _solve(self, student_WK: Ints, teacher_WK: Ints) -> TransportPlan:
+        num_student_W, num_teacher_W = _lengths(student_WK), _lengths(teacher_WK)
+        cost_WKK = continuation_cost(
+            torch.from_numpy(student_WK),
+            torch.from_numpy(teacher_WK),
+            num_student_W,
+            num_teacher_W,
+            self._embedding_VD,
+        )
+        problem = TransportProblem(cost_WKK, num_student_W, num_teacher_W)
+        if self._config.solver == "exact":
+            return exact(problem)
+        return sinkhorn(problem, epsilon=self._config.epsilon)
+
+
+def _probe_set(
+    found: CandidateSet, student_WK: Ints, teacher_WK: Ints, plan: TransportPlan, mine: slice
+) -> ProbeSet:
+    return ProbeSet(
+        rollout_id=found.rollout_id,
+        policy_version=found.policy_version,
+        positions_W=found.positions_W,
+        losses_W=found.losses_W,
+        student_ids_WK=student_WK[mine],
+        num_student_W=_lengths(student_WK[mine]).numpy().astype(np.int32),
+        teacher_ids_WK=teacher_WK[mine],
+        num_teacher_W=_lengths(teacher_WK[mine]).numpy().astype(np.int32),
+        plan_WKK=plan.plan_WKL[mine].float().numpy(),
+        d_ot_W=plan.cost_W[mine].float().numpy(),
+        converged_W=plan.converged_W[mine].numpy(),
+    )
+
+
+def _ragged(sequences: Sequence[Ints], *, width: int) -> Ints:
+    padded_WK = np.full((len(sequences), width), PAD, dtype=np.int32)
+    for row, sequence in enumerate(sequences):
+        padded_WK[row, : len(sequence)] = sequence
+    return padded_WK
+
+
+def _lengths(padded_WK: Ints) -> torch.Tensor:
+    return torch.from_numpy((padded_WK != PAD).sum(-1))

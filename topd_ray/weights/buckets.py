@@ -1,0 +1,100 @@
+"""Weights -> buckets of bounded size -> weights: how a policy version travels between actors."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from topd_ray.engines.protocols import NamedArray
+from topd_ray.errors import TopdError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightBucket:
+    """A few weights of one policy version."""
+
+    policy_version: int
+    index: int
+    """Place among the version's buckets, from 0."""
+    is_last: bool
+    arrays: tuple[NamedArray, ...]
+    checksum: str
+    """Of every other field and of the arrays' names, shapes, dtypes and bytes."""
+
+
+def in_buckets(
+    weights: Iterable[NamedArray], *, policy_version: int, max_bytes: int
+) -> Iterator[WeightBucket]:
+    """Fill buckets in order, lazily; a weight larger than `max_bytes` has one of its own.
+
+    Raises TopdError where there is no weight at all.
+    """
+    index, held = 0, list[NamedArray]()
+    for name, array in weights:
+        if held and sum(one.nbytes for _, one in held) + array.nbytes > max_bytes:
+            yield _bucket(policy_version, index, held, is_last=False)
+            index, held = index + 1, []
+        held.append((name, array))
+    if not held:
+        raise TopdError(f"policy_version {policy_version} has no weights to publish")
+    yield _bucket(policy_version, index, held, is_last=True)
+
+
+def open_buckets(buckets: Iterable[WeightBucket], *, policy_version: int) -> Iterator[NamedArray]:
+    """The weights of `buckets`, in order. A bucket is checked whole before anything of it is yielded.
+
+    Raises TopdError for a bucket of another version, out of order, altered on the way, after the
+    last one, or missing at the end.
+    """
+    expected, ended = 0, False
+    for bucket in buckets:
+        _check(bucket, policy_version=policy_version, expected=expected, ended=ended)
+        expected, ended = expected + 1, bucket.is_last
+        yield from bucket.arrays
+    if not ended:
+        raise TopdError(
+            f"weights of policy_version {policy_version} end after bucket {expected - 1}, "
+            "which is not the last; publish them again"
+        )
+
+
+def _bucket(
+    policy_version: int, index: int, arrays: Sequence[NamedArray], *, is_last: bool
+) -> WeightBucket:
+    return WeightBucket(
+        policy_version=policy_version,
+        index=index,
+        is_last=is_last,
+        arrays=tuple(arrays),
+        checksum=_checksum(policy_version, index, is_last, arrays),
+    )
+
+
+def _check(bucket: WeightBucket, *, policy_version: int, expected: int, ended: bool) -> None:
+    name = f"weight bucket {bucket.index} of policy_version {bucket.policy_version}"
+    if bucket.policy_version != policy_version:
+        raise TopdError(f"{name}: policy_version {policy_version} was announced")
+    if ended:
+        raise TopdError(f"{name}: it comes after the bucket that was marked as the last")
+    if bucket.index != expected:
+        raise TopdError(f"{name}: bucket {expected} was expected; one is missing or out of order")
+    found = _checksum(bucket.policy_version, bucket.index, bucket.is_last, bucket.arrays)
+    if found != bucket.checksum:
+        raise TopdError(
+            f"{name}: checksum {found[:12]} differs from the {bucket.checksum[:12]} it was sent "
+            "with; it was altered on the way"
+        )
+
+
+def _checksum(
+    policy_version: int, index: int, is_last: bool, arrays: Sequence[NamedArray]
+) -> str:
+    digest = hashlib.blake2b(f"{policy_version} {index} {is_last}".encode(), digest_size=16)
+    for name, array in arrays:
+        digest.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+__all__ = ["WeightBucket", "in_buckets", "open_buckets"]
