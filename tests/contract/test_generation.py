@@ -121,6 +121,16 @@ def test_a_seed_gives_the_same_tokens_in_any_company_and_again(engine, ragged):
     assert first == again == backwards == alone
 
 
+def test_more_than_the_cache_or_one_step_can_hold_changes_no_answer(engine):
+    requests = [
+        request(p, request_id=f"r{i}", temperature=1.0, seed=i, num_top=1)
+        for i, p in enumerate(oracle.prompts(6, [150] * 70))
+    ]
+    together = run(engine, requests)
+    for asked, got in list(zip(requests, together, strict=True))[::9]:
+        assert got.token_ids_N.tolist() == run(engine, [asked])[0].token_ids_N.tolist()
+
+
 def test_different_seeds_give_different_tokens(engine, ragged):
     requests = [
         request(ragged[3], request_id=f"r{seed}", temperature=1.0, seed=seed) for seed in range(8)

@@ -27,18 +27,39 @@ def parse_config(values: dict[str, Any], *, source: str) -> Config:
 
 def dump_config(config: Config) -> str:
     """The resolved config as YAML that `load_config` reads back to an equal one."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text such as 1e5: no number to PyYAML, but one to the loader."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=_quote(text))
+
+
+def _quote(text: str) -> str | None:
+    try:
+        float(text)
+    except ValueError:
+        return None
+    return "'"
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such config file; configs/ holds ones to start from")
     try:
-        values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        values = OmegaConf.to_container(OmegaConf.load(path), resolve=True, throw_on_missing=True)
     except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException, OSError) as error:
         raise UserError(f"{path}: not readable as YAML: {_one_line(error)}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: expected sections such as `run:` and `learner:`, found {values!r}")
+        raise UserError(
+            f"{path}: expected sections such as `run:` and `learner:`, found {values!r}"
+        )
     return cast("dict[str, Any]", values)
 
 

@@ -38,7 +38,8 @@ class Display:
 
     def say(self, text: str) -> None:
         """One line that stays."""
-        self._console.print(f"[dim]{time.perf_counter() - self._start:6.1f} s[/dim]  {text}")
+        seconds = time.perf_counter() - self._start
+        self._console.print(f"{seconds:6.1f} s  {text}", soft_wrap=True, markup=False)
 
     def step(self, metrics: Metrics) -> None:
         """Show a finished step."""

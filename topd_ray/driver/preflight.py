@@ -43,14 +43,12 @@ def check_what_is_here(config: Config) -> list[str]:
         for field, folder in found.items()
         if folder is None
     ]
-    for field, name in (
-        ("prompts.path", config.prompts.path),
-        ("evaluation.path", config.evaluation.path),
-    ):
-        if name is not None and not Path(name).exists():
+    data = {"prompts.path": config.prompts.path, "evaluation.path": config.evaluation.path}
+    for field, path in data.items():
+        if path is not None and not Path(path).exists():
             if any(found.values()):
-                raise UserError(f"{field}={name}: no such file or folder")
-            notes.append(f"{field}={name} is not on this machine")
+                raise UserError(f"{field}={path}: no such file or folder")
+            notes.append(f"{field}={path} is not on this machine")
     student, teacher = found["learner.model"], found["teacher.model"]
     if student is not None and teacher is not None:
         _check_pair(config, student, teacher)

@@ -8,6 +8,7 @@ backward pass, and the step divides once, by normaliser / world size.
 import logging
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -23,10 +24,11 @@ from topd_ray.errors import TopdError
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
-import deepspeed  # noqa: E402  (reads DS_ACCELERATOR when imported)
-import deepspeed.comm as dist  # noqa: E402
+import deepspeed  # reads DS_ACCELERATOR
+import deepspeed.comm as dist
 
 _BUCKET_ELEMENTS = 2**26  # of a reduction; DeepSpeed's 5e8 allocates gigabytes for any model
+_WHOLE_ELEMENTS = 10_000  # ZeRO 3 leaves a smaller weight (norms, biases) whole on every rank
 _TAG = "shards"  # folder inside a checkpoint
 
 
@@ -49,17 +51,17 @@ class DeepSpeedTraining:
         world_size: int,
         master_addr: str,
         master_port: int,
-        persistence_threshold: int = 100_000,
     ) -> None:
         """`trained` is the part of `module` that names the weights; it may be `module` itself.
 
         `lr_factor` maps the number of updates made to the share of `lr` that the next one takes.
-        ZeRO 3 leaves weights of fewer than `persistence_threshold` elements whole on every rank.
+        In bfloat16 the weights, gradients and moments of the optimizer are float32, and ZeRO 0 and
+        1 run as 2.
         """
         self._trained, self._world_size, self._rank = trained, world_size, rank
         self._lr, self._lr_factor, self._clip = lr, lr_factor, clip
-        # DeepSpeed has no unsharded bfloat16 optimizer with float32 gradients: stage 0 is its 1
-        self._zero_stage = max(zero_stage, 1) if dtype == torch.bfloat16 else zero_stage
+        # Below ZeRO 2, DeepSpeed has no bfloat16 with float32 gradients that takes a divisor
+        self._zero_stage = max(zero_stage, 2) if dtype == torch.bfloat16 else zero_stage
         self._num_updates = 0
         self._last_inputs: tuple[Any, ...] = ()
         _join(rank, world_size, master_addr, master_port)
@@ -73,7 +75,6 @@ class DeepSpeedTraining:
                 optimizer={"lr": lr, "betas": list(betas), "weight_decay": weight_decay},
                 clip=clip,
                 world_size=world_size,
-                persistence_threshold=persistence_threshold,
             ),
         )
         self._engine.enable_backward_allreduce = self._zero_stage > 0  # 0: see _step_whole
@@ -90,9 +91,9 @@ class DeepSpeedTraining:
         return tuple(sums.tolist())
 
     def step(self, *, normaliser: int, skip: bool = False) -> OptimizerOutcome:
-        """See `TrainingEngine`. The learning rate follows the updates made, so a skip repeats it."""
+        """See `TrainingEngine`. The learning rate follows the updates made; a skip repeats it."""
         if skip:
-            # DeepSpeed drops an accumulated gradient only where its norm is not a number: make it so
+            # DeepSpeed drops a gradient only where its norm is not a number: make it so
             self._forward_backward(self._last_inputs, factor=math.nan)
         lr = self._lr * self._lr_factor(self._num_updates)
         for group in self._engine.optimizer.param_groups:
@@ -142,18 +143,14 @@ class DeepSpeedTraining:
     def _step_sharded(self, divisor: float) -> float:
         """ZeRO 1-3: DeepSpeed reduces, divides, clips, and drops what is not finite."""
         optimizer = self._engine.optimizer
-        if hasattr(optimizer, "override_loss_scale"):
-            optimizer.override_loss_scale(divisor)  # divides the gradient when the step clips it
-        else:  # the bfloat16 optimizer of ZeRO 1 knows no loss scale
-            for gradient in optimizer.fp32_groups_gradients_flat:
-                gradient.div_(divisor)
+        optimizer.override_loss_scale(divisor)  # by which the step divides, before it clips
         self._engine.step()
         optimizer.custom_loss_scaler = False  # or the next backward pass multiplies the loss by it
         grad_norm = float(self._engine.get_global_grad_norm())
         return grad_norm if self._engine.was_step_applied() else math.inf
 
     def _step_whole(self, divisor: float) -> float:
-        """ZeRO 0: DeepSpeed reduces and updates, but would step on a gradient that is not finite."""
+        """ZeRO 0: DeepSpeed reduces and updates, but would take a gradient that is not finite."""
         self._engine.buffered_allreduce_fallback()
         weights = [p for p in self._engine.module.parameters() if p.grad is not None]
         for weight in weights:
@@ -171,13 +168,10 @@ class DeepSpeedTraining:
 
 def _join(rank: int, world_size: int, master_addr: str, master_port: int) -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    os.environ.update(
-        RANK=str(rank),
-        WORLD_SIZE=str(world_size),
-        LOCAL_RANK="0",  # a Ray actor sees its own GPU and no other
-        MASTER_ADDR=master_addr,
-        MASTER_PORT=str(master_port),
-    )
+    warnings.filterwarnings("ignore", r".torch\.distributed\.\w+. is deprecated", FutureWarning)
+    os.environ["LOCAL_RANK"] = "0"  # DeepSpeed asks for it; a Ray actor sees its own GPU alone
+    # DeepSpeed compiles what this table offers: minutes of C++ at first start, for inference alone
+    deepspeed.ops.__compatible_ops__ = {}
     deepspeed.init_distributed(
         dist_backend="nccl" if torch.cuda.is_available() else "gloo",
         auto_mpi_discovery=False,
@@ -195,7 +189,6 @@ def _ds_config(
     optimizer: Mapping[str, Any],
     clip: float,
     world_size: int,
-    persistence_threshold: int,
 ) -> dict[str, Any]:
     config: dict[str, Any] = {
         "train_batch_size": world_size,
@@ -212,7 +205,7 @@ def _ds_config(
             "stage": zero_stage,
             "overlap_comm": False,  # the caller-owned boundary allows it with ZeRO 2 alone
             "reduce_bucket_size": _BUCKET_ELEMENTS,
-            "stage3_param_persistence_threshold": persistence_threshold,
+            "stage3_param_persistence_threshold": _WHOLE_ELEMENTS,
         },
     }
     if dtype == torch.bfloat16:

@@ -7,22 +7,33 @@ import threading
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 
+from topd_ray.errors import DeadlineError, TopdError
+
 COMPARE_DEADLINE_S = 5.0
 START_DEADLINE_S = 60.0
 MEMORY_LIMIT_BYTES = 4 << 30
-LONGEST_ANSWER = 1000
+LONGEST_ANSWER = 200
 """Characters; a longer answer is only compared as text."""
+_BRACES = re.compile(r"\\boxed\s*\{|\\[{}\\]|[{}]")
+r"""A box, an escaped character (text, not structure), a brace."""
 
 logger = logging.getLogger(__name__)
 
 
 def extract_boxed(text: str) -> str | None:
     r"""Content of the last complete \boxed{...}, its inner braces balanced; None without one."""
-    for match in reversed(list(re.finditer(r"\\boxed\s*\{", text))):
-        content = _until_closing_brace(text[match.end() :])
-        if content is not None:
-            return content.strip()
-    return None
+    open_braces: list[re.Match[str]] = []
+    last: tuple[int, int] | None = None
+    for match in _BRACES.finditer(text):
+        if match.group() in ("\\{", "\\}", "\\\\"):
+            continue
+        if match.group().endswith("{"):
+            open_braces.append(match)
+        elif open_braces:
+            opened = open_braces.pop()
+            if len(opened.group()) > 1 and (last is None or opened.end() > last[0]):
+                last = opened.end(), match.start()
+    return None if last is None else text[last[0] : last[1]].strip()
 
 
 def same_answer(predicted: str | None, truth: str) -> bool:
@@ -37,15 +48,6 @@ def same_answer(predicted: str | None, truth: str) -> bool:
     if _is_word(predicted) and _is_word(truth):  # as mathematics, "east" equals "seat"
         return predicted.casefold() == truth.casefold()
     return _comparer.same(predicted, truth)
-
-
-def _until_closing_brace(text: str) -> str | None:
-    depth = 1
-    for match in re.finditer(r"\\.|[{}]", text, flags=re.DOTALL):
-        depth += {"{": 1, "}": -1}.get(match.group(), 0)  # \{ and \} are text, not structure
-        if depth == 0:
-            return text[: match.start()]
-    return None
 
 
 def _is_word(text: str) -> bool:
@@ -90,8 +92,12 @@ class _Comparer:
         theirs.close()
         if not self._pipe.poll(START_DEADLINE_S):
             self._stop()
-            raise TimeoutError(f"math-verify did not start within {START_DEADLINE_S:g} s")
-        self._pipe.recv()
+            raise DeadlineError(f"math-verify's process did not start in {START_DEADLINE_S:g} s")
+        try:
+            self._pipe.recv()
+        except EOFError:
+            self._stop()
+            raise TopdError("math-verify's process died while it started; see stderr") from None
         return self._pipe
 
     def _stop(self) -> None:

@@ -1,4 +1,4 @@
-"""TrainBatch -> LossSums -> StepReport: losses of a micro-batch, and the step that descends them."""
+"""TrainBatch -> LossSums -> StepReport: losses of a micro-batch, and their descent."""
 
 from topd_ray.learner.actor import LearnerActor
 

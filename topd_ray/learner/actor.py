@@ -117,7 +117,7 @@ class LearnerActor:
         """Update the weights; the same report on every rank.
 
         Where the losses or the gradient are not finite, neither weights nor optimizer nor learning
-        rate move, and the report says `skipped`. Raises TopdError where no rank has trained a token.
+        rate move, and the report says `skipped`. Raises TopdError where no rank trained a token.
         """
         opd, traj, *counts = self._engine.all_sum(
             [

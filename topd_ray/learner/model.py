@@ -24,8 +24,6 @@ class DistillationModel(nn.Module):
     The teacher's head is a buffer outside the state dict: not trained, cast, saved or exported.
     """
 
-    teacher_head_VE: Tensor
-
     def __init__(
         self, student: nn.Module, teacher_head_VE: Float[Tensor, "V E"], *, lambda_traj: float
     ) -> None:
@@ -33,6 +31,7 @@ class DistillationModel(nn.Module):
         _check_heads(student, teacher_head_VE)
         self.student: Any = student
         self._lambda_traj = lambda_traj
+        self.teacher_head_VE: Tensor
         self.register_buffer("teacher_head_VE", teacher_head_VE.detach(), persistent=False)
 
     def forward(
@@ -69,9 +68,7 @@ class DistillationModel(nn.Module):
         return opd + self._lambda_traj * traj, opd, traj
 
 
-def load_student(
-    folder: Path, *, dtype: torch.dtype, gradient_checkpointing: bool
-) -> nn.Module:
+def load_student(folder: Path, *, dtype: torch.dtype, gradient_checkpointing: bool) -> nn.Module:
     """The student of a Hugging Face folder (safetensors), in training mode."""
     student: Any = AutoModelForCausalLM.from_pretrained(
         folder,

@@ -42,7 +42,7 @@ def in_buckets(
 
 
 def open_buckets(buckets: Iterable[WeightBucket], *, policy_version: int) -> Iterator[NamedArray]:
-    """The weights of `buckets`, in order. A bucket is checked whole before anything of it is yielded.
+    """The weights of `buckets`, in order; a bucket is checked whole before any of it is yielded.
 
     Raises TopdError for a bucket of another version, out of order, altered on the way, after the
     last one, or missing at the end.
@@ -87,9 +87,7 @@ def _check(bucket: WeightBucket, *, policy_version: int, expected: int, ended: b
         )
 
 
-def _checksum(
-    policy_version: int, index: int, is_last: bool, arrays: Sequence[NamedArray]
-) -> str:
+def _checksum(policy_version: int, index: int, is_last: bool, arrays: Sequence[NamedArray]) -> str:
     digest = hashlib.blake2b(f"{policy_version} {index} {is_last}".encode(), digest_size=16)
     for name, array in arrays:
         digest.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())

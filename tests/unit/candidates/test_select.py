@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
@@ -20,7 +20,9 @@ losses = hnp.arrays(
 )
 
 
-def oracle(loss: NDArray[np.float32], fraction: float, min_count: int, min_window: int) -> list[int]:
+def oracle(
+    loss: NDArray[np.float32], fraction: float, min_count: int, min_window: int
+) -> list[int]:
     eligible = [
         t for t in range(len(loss)) if len(loss) - t >= min_window and not math.isnan(loss[t])
     ]
@@ -28,6 +30,7 @@ def oracle(loss: NDArray[np.float32], fraction: float, min_count: int, min_windo
     return sorted(sorted(eligible, key=lambda t: (-loss[t], t))[:count])
 
 
+@settings(deadline=None)
 @given(
     loss_N=losses,
     fraction=st.sampled_from([0.0225, 0.1, 0.5, 1.0]),
@@ -37,9 +40,7 @@ def oracle(loss: NDArray[np.float32], fraction: float, min_count: int, min_windo
 def test_the_selection_is_the_oracles(
     loss_N: NDArray[np.float32], fraction: float, min_count: int, min_window: int
 ) -> None:
-    picked = select_positions(
-        loss_N, fraction=fraction, min_count=min_count, min_window=min_window
-    )
+    picked = select_positions(loss_N, fraction=fraction, min_count=min_count, min_window=min_window)
     assert picked.tolist() == oracle(loss_N, fraction, min_count, min_window)
     assert picked.dtype == np.int32
 

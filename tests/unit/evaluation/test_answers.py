@@ -1,5 +1,6 @@
 r"""Answers in \boxed{}: found, and compared as mathematics without ever hanging."""
 
+import multiprocessing
 import threading
 
 import pytest
@@ -24,6 +25,10 @@ from topd_ray.evaluation.answers import extract_boxed, same_answer
         (r"\boxed{5} and then \boxed{6", "5"),
         (r"\boxed{", None),
         (r"\boxed 5", None),
+        (r"} \boxed{1} {", "1"),
+        (r"{ \boxed{1}", "1"),
+        (r"\boxed{a \\}", r"a \\"),
+        (r"\boxed{\boxed{1} + \boxed{2", "1"),
         (r"boxed{5}", None),
         ("", None),
     ],
@@ -64,7 +69,7 @@ DIFFERENT = [
     ("\x00", "4"),
     ("\ud800", "4"),
     ("4" * 100_000, "4"),
-    ("(" * 900, "4"),
+    ("(" * 100, "4"),
     (r"\frac{\frac{\frac{", "4"),
 ]
 
@@ -98,6 +103,9 @@ def test_an_answer_that_never_ends_is_no_match_and_harms_no_later_one(
     assert same_answer("1/2", "0.5")
 
 
-def test_an_answer_that_kills_the_comparer_is_no_match(caplog: pytest.LogCaptureFixture) -> None:
-    assert not same_answer("10^{10^{12}}", "4")
-    assert same_answer("1/2", "0.5"), caplog.text
+def test_a_comparing_process_that_was_killed_is_started_again() -> None:
+    assert same_answer("1/2", "0.5")
+    for process in multiprocessing.active_children():
+        process.kill()
+        process.join()
+    assert same_answer("1/2", "0.5")

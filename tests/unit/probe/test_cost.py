@@ -57,12 +57,14 @@ def one_window(student, teacher, table_VD):
     return continuation_cost(torch.tensor([student]), torch.tensor([teacher]), *sizes, table_VD)[0]
 
 
-def test_equal_ids_cost_exactly_zero_and_opposite_ones_exactly_two():
-    table_VD = torch.cat([table_of(), torch.full((1, 6), 0.1), torch.full((1, 6), -0.3)])
-    ids = list(range(13))
+def test_equal_ids_cost_exactly_zero_and_no_rounding_leaves_zero_to_two():
+    half_VD = table_of(40, 64)
+    table_VD = torch.cat([half_VD, half_VD, -half_VD])  # twins and opposites: cos rounds past 1
+    ids = list(range(120))
     cost_KL = one_window(ids, ids, table_VD)
     assert cost_KL.diagonal().eq(0).all()
-    assert float(cost_KL[11, 12]) == pytest.approx(2.0, abs=1e-6)
+    assert float(cost_KL[0, 40]) == pytest.approx(0.0, abs=1e-6)
+    assert float(cost_KL[0, 80]) == pytest.approx(2.0, abs=1e-6)
     assert cost_KL.min() >= 0
     assert cost_KL.max() <= 2
 

@@ -146,13 +146,15 @@ def test_a_malformed_row_is_named_by_file_and_line(
         read_records(path)
     assert str(caught.value).startswith(f"{path}, line 2: ")
     assert message in str(caught.value)
-    assert caught.value.__context__ is None or caught.value.__suppress_context__, "a second traceback"
+    assert caught.value.__context__ is None or caught.value.__suppress_context__, (
+        "a second traceback"
+    )
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b'{"prompt": "a"', "expected one JSON object a line, found '{\"prompt\": \"a\"'"),
+        (b'{"prompt": "a"', 'expected one JSON object a line, found \'{"prompt": "a"\''),
         (b"[", "expected one JSON object a line"),
         (b"[" * 100_000, "expected one JSON object a line"),
         (b"9" * 10_000, "expected one JSON object a line"),

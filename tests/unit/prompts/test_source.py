@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from topd_ray.prompts import PromptSource, TokenizedPrompt
@@ -21,6 +21,7 @@ def ids(source: PromptSource, count: int) -> list[str]:
     return [prompt.prompt_id for prompt in source.take(count)]
 
 
+@settings(deadline=None)
 @given(
     count=st.integers(1, 12),
     seed=st.integers(0, 3),
@@ -42,6 +43,7 @@ def test_any_split_of_takes_and_any_resume_give_the_same_sequence(
     assert source.cursor == sum(takes)
 
 
+@settings(deadline=None)
 @given(count=st.integers(1, 20), seed=st.integers(0, 5), step=st.integers(1, 7))
 def test_every_prompt_comes_exactly_once_an_epoch_whatever_the_step(
     count: int, seed: int, step: int

@@ -17,9 +17,7 @@ def record(prompt_id: str, *texts: str, role: str = "user") -> PromptRecord:
 
 
 def test_token_ids_are_the_template_with_the_generation_prompt(student_folder: Path) -> None:
-    kept, dropped = tokenize_records(
-        [record("a", "1 w2 3")], folder=student_folder, max_tokens=800
-    )
+    kept, dropped = tokenize_records([record("a", "1 w2 3")], folder=student_folder, max_tokens=800)
     (prompt,) = kept
     words = ["<|im_start|>", "user", "1", "w2", "3", "<|im_end|>", "<|im_start|>", "assistant"]
     assert prompt.token_ids_P.tolist() == [VOCAB.index(word) for word in words]
@@ -47,9 +45,7 @@ def test_empty_and_long_prompts_are_dropped_with_a_reason(student_folder: Path) 
     kept, dropped = tokenize_records(records, folder=student_folder, max_tokens=7)
     assert [prompt.prompt_id for prompt in kept] == ["fits"]
     assert dropped == [
-        DroppedPrompt(
-            prompt_id="long", reason="too_long", detail="8 tokens, prompts.max_tokens=7"
-        ),
+        DroppedPrompt(prompt_id="long", reason="too_long", detail="8 tokens, prompts.max_tokens=7"),
         *(
             DroppedPrompt(prompt_id=name, reason="empty", detail="no text of a user in it")
             for name in ("blank", "none", "system only")

@@ -14,7 +14,7 @@ from topd_ray.teacher.token_loss import token_loss
 
 N, V, D = 23, 61, 8
 KINDS = ("reverse_kl", "log_ratio", "teacher_nll")
-TOLERANCE = dict(rtol=1e-4, atol=1e-5)  # float32 logits up to ~50: 50 * 2^-23 = 6e-6 a log-prob
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}  # float32 logits up to ~50: 50 * 2^-23 = 6e-6
 
 
 class Case:

@@ -57,6 +57,8 @@ def test_the_default_iterations_bring_d_ot_within_a_thousandth_of_convergence(
     assert quick.converged_W.all()
     assert quick.marginal_error_W.max() < 1e-4
     torch.testing.assert_close(quick.cost_W.double(), reference.cost_W, atol=1e-3, rtol=0)
+    bound_W = quick.dual_bound_W.double()
+    torch.testing.assert_close(bound_W, reference.dual_bound_W, atol=5e-3, rtol=0)
 
 
 @pytest.mark.parametrize("k", [1, 7, 50])

@@ -26,7 +26,6 @@ def ragged(cost_WKL: torch.Tensor, seed: int) -> TransportProblem:
 @settings(max_examples=15, deadline=None, derandomize=True)
 def test_a_plan_depends_on_neither_its_batch_nor_its_padding(seed, scale):
     rng = torch.Generator().manual_seed(seed)
-    # Without a pinned annealing range, the small costs here would follow the neighbours' large.
     scale_W = torch.tensor([scale, 1.0, 0.1, 0.5])
     problem = ragged(2 * torch.rand(4, 9, 7, generator=rng) * scale_W[:, None, None], seed)
     together = sinkhorn(problem)
@@ -44,6 +43,14 @@ def test_a_plan_depends_on_neither_its_batch_nor_its_padding(seed, scale):
         torch.testing.assert_close(together.cost_W[window], alone.cost_W[0], atol=1e-6, rtol=0)
         assert plan_KL[rows:].eq(0).all()
         assert plan_KL[:, cols:].eq(0).all()
+
+
+def test_the_costs_of_one_window_do_not_anneal_another(window_costs, full):
+    """GeomLoss alone starts from the spread of the whole batch; few iterations would show it."""
+    small_WKK = 0.1 * window_costs(3, k=20)
+    wild_WKK = torch.cat([small_WKK, 2 * torch.eye(20, dtype=torch.float64)[None]])
+    alone, beside = sinkhorn(full(small_WKK), max_iter=9), sinkhorn(full(wild_WKK), max_iter=9)
+    torch.testing.assert_close(beside.plan_WKL[:3], alone.plan_WKL, atol=1e-12, rtol=0)
 
 
 def test_padding_is_never_read(window_costs):

@@ -17,6 +17,14 @@ def test_each_true_row_is_the_plan_row_scaled_to_one(window_costs):
         assert target_WKL[window, rows:].eq(0).all()
 
 
+def test_rows_sum_to_one_whatever_the_plan_left_and_padding_is_dropped():
+    plan_WKL = torch.tensor(
+        [[[0.2, 0.29], [0.5, 0.0], [0.1, 0.1]]]
+    )  # one row light, one of padding
+    target_WKL = soft_targets(plan_WKL, torch.tensor([2]))
+    torch.testing.assert_close(target_WKL[0].sum(-1), torch.tensor([1.0, 1.0, 0.0]))
+
+
 def test_an_exact_plan_gives_one_hot_targets(window_costs, full):
     target_WKK = soft_targets(exact(full(window_costs(2, k=8))).plan_WKL, torch.tensor([8, 8]))
     assert target_WKK.amax(2).eq(1).all()

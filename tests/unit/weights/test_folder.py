@@ -226,7 +226,10 @@ DIFFERENT: list[tuple[Edit, str]] = [
     (edit_json("config.json", vocab_size=128), "vocab_size: 128 in the student's config.json, 64"),
     (edit_json("config.json", eos_token_id=[2, 0]), "EOS token ids: [0, 2] for the student, [2]"),
     (edit_json("generation_config.json", eos_token_id=0), "EOS token ids: [0, 2]"),
-    (write("chat_template.jinja", LATER.encode()), "student 'ompt %}<|im_start|> helper{% endif %}'"),
+    (
+        write("chat_template.jinja", LATER.encode()),
+        "student 'ompt %}<|im_start|> helper{% endif %}'",
+    ),
     (write("chat_template.jinja", CHAT_TEMPLATE.encode() + b"\n"), "{% endif %}\\n', teacher"),
     (remove("chat_template.jinja"), "chat template: the student has none"),
 ]

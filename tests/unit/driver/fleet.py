@@ -1,0 +1,157 @@
+"""Actor handles without Ray: calls are coroutines with delays of the test's choosing.
+
+A fake is right here: what is tested is who waits for whom, under timings that real engines never show
+on purpose.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+from topd_ray.driver.receipts import LearnReceipt, ProbeReceipt, RolloutReceipt, ScoreReceipt
+from topd_ray.driver.spawn import Fleet
+from topd_ray.messages import LossSums, Prompt, StepReport
+from topd_ray.rollout.actor import rollout_id
+
+Delay = Callable[[str], float]
+"""Seconds that a named piece of work takes, e.g. `score 00000001.0`."""
+
+
+class Method:
+    """`actor.method.options(...).remote(...)`."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self.remote = call
+
+    def options(self, **_: Any) -> "Method":
+        return self
+
+
+class FakeRollout:
+    """Sends chunks of `size` rollouts."""
+
+    def __init__(self, size: int, samples: int, delay: Delay, fail_at: int | None = None) -> None:
+        self.size, self.samples, self.delay, self.fail_at = size, samples, delay, fail_at
+        self.roll_out = Method(self._roll_out)
+
+    async def _roll_out(
+        self, prompts: Sequence[Prompt], *, policy_version: int
+    ) -> AsyncIterator[Any]:
+        names = [rollout_id(p, s) for p in prompts for s in range(self.samples)]
+        for index, first in enumerate(range(0, len(names), self.size)):
+            chunk = tuple(names[first : first + self.size])
+            await asyncio.sleep(self.delay(f"rollout {chunk[0]}"))
+            if index == self.fail_at:
+                yield _failing(RuntimeError("engine burst"))
+                return
+            yield chunk
+            yield _done(
+                RolloutReceipt(
+                    rollout_ids=chunk,
+                    policy_version=policy_version,
+                    num_tokens=10 * len(chunk),
+                    num_truncated=0,
+                    busy_s=0.0,
+                )
+            )
+
+
+class FakeTeacher:
+    """Scores; every chunk brings one candidate a rollout."""
+
+    def __init__(self, delay: Delay) -> None:
+        self.delay, self.busy, self.most_busy = delay, 0, 0
+        self.score = Method(self._score)
+
+    def _score(self, chunk: tuple[str, ...]) -> tuple[Any, Any, Any]:
+        async def receipt() -> ScoreReceipt:
+            self.busy += 1
+            self.most_busy = max(self.busy, self.most_busy)
+            await asyncio.sleep(self.delay(f"score {chunk[0]}"))
+            self.busy -= 1
+            return ScoreReceipt(
+                num_tokens=10, num_candidates=len(chunk), loss_sum=1.0, busy_s=0.0
+            )
+
+        return chunk, chunk, asyncio.ensure_future(receipt())
+
+
+class FakeProber:
+    """Probes; D_OT of a rollout is its sample index."""
+
+    def __init__(self, delay: Delay) -> None:
+        self.delay = delay
+        self.probe = Method(self._probe)
+
+    def _probe(self, chunk: tuple[str, ...]) -> tuple[Any, Any]:
+        async def receipt() -> ProbeReceipt:
+            await asyncio.sleep(self.delay(f"probe {chunk[0]}"))
+            distances = tuple(float(name.split(".")[1]) for name in chunk)
+            return ProbeReceipt(distances=distances, num_unconverged=0, num_tokens=1, busy_s=0.0)
+
+        return chunk, asyncio.ensure_future(receipt())
+
+
+class FakeLearner:
+    """Notes what it was given, in order."""
+
+    def __init__(self, delay: Delay) -> None:
+        self.delay, self.taken, self.lines, self.steps = delay, list[str](), list[float](), 0
+        self.accumulate, self.step = Method(self._accumulate), Method(self._step)
+
+    def _accumulate(self, scored: tuple[str, ...], probes: Any, line: float) -> Any:
+        self.taken.extend(scored)
+        self.lines.append(line)
+
+        async def receipt() -> LearnReceipt:
+            await asyncio.sleep(self.delay(f"learn {scored[0]}"))
+            return LearnReceipt(sums=LossSums(num_tokens=1), num_divergent=0, busy_s=0.0)
+
+        return asyncio.ensure_future(receipt())
+
+    def _step(self) -> Any:
+        self.steps += 1
+        return _done(
+            StepReport(
+                step=self.steps,
+                policy_version=self.steps,
+                loss=1.0,
+                loss_opd=1.0,
+                loss_traj=0.0,
+                grad_norm=1.0,
+                lr=1.0,
+                num_tokens=1,
+                num_window_positions=0,
+                skipped=False,
+            )
+        )
+
+
+def fleet(
+    delay: Delay,
+    *,
+    engines: int = 1,
+    teachers: int = 1,
+    probers: int = 1,
+    ranks: int = 1,
+    size: int = 2,
+    samples: int = 2,
+    fail_at: int | None = None,
+) -> Fleet:
+    """A fleet of fakes."""
+    return Fleet(
+        rollouts=[FakeRollout(size, samples, delay, fail_at) for _ in range(engines)],
+        teachers=[FakeTeacher(delay) for _ in range(teachers)],
+        probers=[FakeProber(delay) for _ in range(probers)],
+        learners=[FakeLearner(delay) for _ in range(ranks)],
+    )
+
+
+def _done(value: Any) -> Any:
+    future = asyncio.get_running_loop().create_future()
+    future.set_result(value)
+    return future
+
+
+async def _failing(error: Exception) -> Any:
+    raise error

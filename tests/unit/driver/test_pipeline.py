@@ -1,0 +1,151 @@
+import asyncio
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.make import prompt
+from tests.unit.driver.fleet import Delay, fleet
+from topd_ray.config import Config, parse_config
+from topd_ray.driver.calls import Caller
+from topd_ray.driver.ledger import Ledger
+from topd_ray.driver.pipeline import Pipeline, StepBooks
+from topd_ray.driver.spawn import Fleet
+from topd_ray.errors import DeadlineError
+from topd_ray.messages import Prompt
+from topd_ray.windows import RecentDistances
+
+
+def config(**cluster: Any) -> Config:
+    return parse_config(
+        {
+            "prompts": {"path": "p", "per_step": 4},
+            "teacher": {"model": "t"},
+            "learner": {"model": "s"},
+            "rollout": {"samples_per_prompt": 2, "chunk_size": 2},
+            "windows": {"divergence": {"quantile": 0.5}},
+            "cluster": cluster,
+        },
+        source="test",
+    )
+
+
+def run(
+    fakes: Fleet,
+    *,
+    steps: int = 1,
+    num_prompts: int = 4,
+    recent: RecentDistances | None = None,
+    deadline_s: float = 5.0,
+    **cluster: Any,
+) -> list[StepBooks]:
+    chosen = config(**cluster)
+    ledger = Ledger()
+    pipeline = Pipeline(
+        chosen,
+        fakes,
+        Caller(start_deadline_s=deadline_s, call_deadline_s=deadline_s),
+        ledger,
+        recent or RecentDistances(chosen.windows.divergence),
+    )
+
+    async def go() -> list[StepBooks]:
+        books = []
+        for step in range(steps):
+            prompts: list[Prompt] = [prompt(num_prompts * step + i) for i in range(num_prompts)]
+            books.append((await pipeline.run_step(prompts, policy_version=step))[1])
+        return books
+
+    books = asyncio.run(asyncio.wait_for(go(), 30))
+    assert ledger.num_dispatched == ledger.num_consumed == steps * num_prompts * 2
+    return books
+
+
+def random_delays(seed: int, most_s: float = 0.003) -> Delay:
+    rng = random.Random(seed)
+    return lambda _: rng.random() * most_s
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    engines=st.integers(1, 3),
+    teachers=st.integers(1, 3),
+    probers=st.integers(1, 3),
+    ranks=st.integers(1, 2),
+    in_flight=st.integers(1, 6),
+)
+def test_whatever_the_timing_each_rollout_is_learned_once_and_in_the_same_order(
+    seed: int, engines: int, teachers: int, probers: int, ranks: int, in_flight: int
+) -> None:
+    def order(delay: Delay) -> list[list[str]]:
+        fakes = fleet(delay, engines=engines, teachers=teachers, probers=probers, ranks=ranks)
+        run(fakes, steps=2, num_prompts=5, max_chunks_in_flight=in_flight)
+        return [learner.taken for learner in fakes.learners]
+
+    shuffled = order(random_delays(seed))
+    assert shuffled == order(lambda _: 0.0)
+    assert all(len(set(taken)) == len(taken) == 20 for taken in shuffled)
+
+
+def test_a_slow_engine_does_not_starve_behind_a_fast_one() -> None:
+    def slow_first(work: str) -> float:
+        return 0.05 if work == "rollout 00000001.0" else 0.0
+
+    run(fleet(slow_first, engines=2), num_prompts=12, max_chunks_in_flight=1)
+
+
+def test_an_early_chunk_is_learned_while_a_later_one_still_decodes() -> None:
+    seen: list[str] = []
+
+    def note(work: str) -> float:
+        seen.append(work)
+        return 0.05 if work == "rollout 00000003.0" else 0.0
+
+    recent = RecentDistances(config().windows.divergence, [0.5])
+    run(fleet(note), recent=recent)
+    last = seen.index("score 00000003.0")
+    assert all(seen.index(f"learn 0000000{p}.0") < last for p in range(3))
+
+
+def test_the_first_step_is_judged_by_the_line_of_all_its_own_windows() -> None:
+    fakes = fleet(random_delays(1), probers=2)
+    run(fakes)
+    assert fakes.learners[0].lines == [0.5] * 4  # median of the sample indices 0 and 1
+
+
+def test_later_steps_are_judged_by_the_line_drawn_before_them() -> None:
+    fakes = fleet(random_delays(2))
+    recent = RecentDistances(config().windows.divergence, [7.0])
+    run(fakes, recent=recent, steps=2)
+    assert fakes.learners[0].lines[:4] == [7.0] * 4
+    assert fakes.learners[0].lines[4:] == [1.0] * 4  # median of 7 and four each of 0 and 1
+
+
+def test_one_teacher_serves_one_call_at_a_time() -> None:
+    fakes = fleet(random_delays(3), teachers=2)
+    run(fakes, num_prompts=10)
+    assert [teacher.most_busy for teacher in fakes.teachers] == [1, 1]
+
+
+def test_books_hold_every_receipt_in_order() -> None:
+    (books,) = run(fleet(random_delays(4), engines=2, ranks=2), num_prompts=6)
+    firsts = [receipt.rollout_ids[0][:8] for receipt in books.rollouts]
+    assert firsts == ["00000000", "00000001", "00000002", "00000003", "00000004", "00000005"]
+    assert len(books.scores) == len(books.probes) == len(books.learned) == 6
+    assert all(len(ranks) == 2 for ranks in books.learned)
+
+
+def test_an_engine_that_fails_mid_stream_ends_the_step_with_its_own_error() -> None:
+    with pytest.raises(RuntimeError, match="engine burst"):
+        run(fleet(lambda _: 0.0, fail_at=2))
+
+
+def test_a_call_that_never_returns_is_named_when_its_deadline_passes() -> None:
+    def wedged(work: str) -> float:
+        return 60.0 if work == "probe 00000002.0" else 0.0
+
+    with pytest.raises(DeadlineError, match=r"prober\[0\] owed the result of probe for 0.2 s"):
+        run(fleet(wedged), deadline_s=0.2)
