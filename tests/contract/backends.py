@@ -11,7 +11,7 @@ BACKENDS = ["hf", pytest.param("vllm", marks=pytest.mark.engines)]
 
 
 def engine_config(backend: str) -> EngineConfig:
-    """Exact arithmetic, and a cache that holds some 4000 tokens of the tiny models."""
+    """Exact arithmetic, and a cache that holds some 8000 tokens of the tiny models."""
     return EngineConfig(
-        backend=backend, dtype="float32", enforce_eager=True, kv_cache_gib=0.002, max_num_seqs=64
+        backend=backend, dtype="float32", enforce_eager=True, kv_cache_gib=0.004, max_num_seqs=64
     )

@@ -8,7 +8,9 @@ from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, Pos
 class Section(BaseModel):
     """One frozen section of the config; an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 Backend = Literal["vllm", "hf", "fake"]
@@ -19,7 +21,7 @@ class EngineConfig(Section):
     """How one inference engine runs and what it takes of a machine."""
 
     backend: Backend = "vllm"
-    """`vllm`; `hf` (transformers, slow, where vLLM cannot be installed); `fake` (scheduling tests)."""
+    """`vllm`; `hf` (transformers: slow, where vLLM cannot be installed); `fake` (tests only)."""
     dtype: Dtype = "bfloat16"
     """Of weights and activations."""
     max_model_len: PositiveInt | None = None

@@ -11,6 +11,8 @@ from pydantic import ValidationError
 from topd_ray.config.schema import Config
 from topd_ray.errors import UserError
 
+OmegaConf.clear_resolver("oc.env")  # no environment variable changes a number
+
 
 def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     """Read `path`, apply `section.key=value` overrides, validate. Raises UserError."""

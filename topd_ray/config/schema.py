@@ -2,12 +2,19 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from pydantic import model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from topd_ray.config.base import Dtype, EngineConfig, Section
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+Name = Annotated[str, Field(min_length=1)]
 
 
 class RunConfig(Section):
@@ -15,7 +22,7 @@ class RunConfig(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
     """Folder of the run below `root`."""
-    root: str = "runs"
+    root: Name = "runs"
     """Folder that holds all runs."""
     method: Literal["topd", "opd"] = "topd"
     """`topd`: L_OPD + lambda L_traj. `opd`: the same run without probes, lambda 0."""
@@ -34,7 +41,7 @@ class RunConfig(Section):
 class PromptsConfig(Section):
     """Where prompts come from and how many make a step."""
 
-    path: str
+    path: Name
     """JSONL or Parquet file, or a folder written by `datasets.save_to_disk`."""
     max_tokens: PositiveInt = 800
     """A longer prompt (after the chat template) is dropped, counted and named in events.jsonl."""
@@ -67,7 +74,7 @@ class RolloutConfig(Section):
 class TeacherConfig(Section):
     """The model whose distribution is distilled."""
 
-    model: str
+    model: Name
     """Folder (or hub name) of the teacher, safetensors."""
     size_b: PositiveFloat | None = None
     """Parameters in billions, for `topd check`'s plan where the folder is not on this machine."""
@@ -143,7 +150,7 @@ class WindowsConfig(Section):
 class LearnerConfig(Section):
     """The student and its optimizer."""
 
-    model: str
+    model: Name
     """Folder (or hub name) of the student to start from, safetensors."""
     size_b: PositiveFloat | None = None
     """Parameters in billions, for `topd check`'s plan where the folder is not on this machine."""
@@ -189,7 +196,7 @@ class WeightsConfig(Section):
 class EvaluationConfig(Section):
     """Held-out problems, answered greedily before and after training."""
 
-    path: str | None = None
+    path: Name | None = None
     """Problems with an `answer`, in any of the prompt formats; none: no evaluation."""
     num_problems: PositiveInt = 500
     """The first so many are asked."""

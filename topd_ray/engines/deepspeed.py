@@ -10,7 +10,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,6 @@ class DeepSpeedTraining:
         # Below ZeRO 2, DeepSpeed has no bfloat16 with float32 gradients that takes a divisor
         self._zero_stage = max(zero_stage, 2) if dtype == torch.bfloat16 else zero_stage
         self._num_updates = 0
-        self._last_inputs: tuple[Any, ...] = ()
         _join(rank, world_size, master_addr, master_port)
         self._engine: Any
         self._engine, *_ = deepspeed.initialize(
@@ -81,8 +80,10 @@ class DeepSpeedTraining:
 
     def accumulate(self, *inputs: Any) -> tuple[float, ...]:
         """See `TrainingEngine`. Tensors are moved to the engine's device."""
-        self._last_inputs = inputs
-        return self._forward_backward(inputs)
+        device = self._engine.device
+        outputs = self._engine(*(x.to(device) if isinstance(x, Tensor) else x for x in inputs))
+        self._engine.backward(outputs[0], scale_wrt_gas=False)
+        return tuple(torch.stack([x.detach().double() for x in outputs]).tolist())
 
     def all_sum(self, values: Sequence[float]) -> tuple[float, ...]:
         """See `TrainingEngine`."""
@@ -92,17 +93,15 @@ class DeepSpeedTraining:
 
     def step(self, *, normaliser: int, skip: bool = False) -> OptimizerOutcome:
         """See `TrainingEngine`. The learning rate follows the updates made; a skip repeats it."""
-        if skip:
-            # DeepSpeed drops a gradient only where its norm is not a number: make it so
-            self._forward_backward(self._last_inputs, factor=math.nan)
         lr = self._lr * self._lr_factor(self._num_updates)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         divisor = normaliser / self._world_size  # DeepSpeed has divided by the world size
         step = self._step_whole if self._zero_stage == 0 else self._step_sharded
-        grad_norm = step(divisor)
-        self._num_updates += math.isfinite(grad_norm)
-        return OptimizerOutcome(grad_norm=grad_norm, lr=lr, skipped=not math.isfinite(grad_norm))
+        grad_norm = step(divisor, skip)
+        skipped = not math.isfinite(grad_norm)
+        self._num_updates += not skipped
+        return OptimizerOutcome(grad_norm=grad_norm, lr=lr, skipped=skipped)
 
     def weights(self) -> Iterator[NamedArray]:
         """See `TrainingEngine`. Names are those of `trained`; tied weights come once."""
@@ -123,9 +122,9 @@ class DeepSpeedTraining:
 
     def load(self, directory: Path) -> None:
         """See `TrainingEngine`. Raises TopdError where there is nothing to read."""
-        path, state = self._engine.load_checkpoint(str(directory), tag=_TAG)
-        if path is None:
+        if not (directory / _TAG).is_dir():
             raise TopdError(f"{directory}: no learner checkpoint (folder {_TAG}) there")
+        _, state = self._engine.load_checkpoint(str(directory), tag=_TAG)
         self._num_updates = state["num_updates"]
 
     def close(self) -> None:
@@ -134,32 +133,38 @@ class DeepSpeedTraining:
         if dist.is_initialized():
             dist.destroy_process_group()
 
-    def _forward_backward(self, inputs: Sequence[Any], factor: float = 1.0) -> tuple[float, ...]:
-        device = self._engine.device
-        outputs = self._engine(*(x.to(device) if isinstance(x, Tensor) else x for x in inputs))
-        self._engine.backward(outputs[0] * factor, scale_wrt_gas=False)
-        return tuple(torch.stack([x.detach().double() for x in outputs]).tolist())
-
-    def _step_sharded(self, divisor: float) -> float:
+    def _step_sharded(self, divisor: float, skip: bool) -> float:
         """ZeRO 1-3: DeepSpeed reduces, divides, clips, and drops what is not finite."""
         optimizer = self._engine.optimizer
         optimizer.override_loss_scale(divisor)  # by which the step divides, before it clips
-        self._engine.step()
+        with self._no_norm() if skip else nullcontext():
+            self._engine.step()
         optimizer.custom_loss_scaler = False  # or the next backward pass multiplies the loss by it
-        grad_norm = float(self._engine.get_global_grad_norm())
-        return grad_norm if self._engine.was_step_applied() else math.inf
+        return float(self._engine.get_global_grad_norm())  # infinite where it was dropped
 
-    def _step_whole(self, divisor: float) -> float:
+    @contextmanager
+    def _no_norm(self) -> Iterator[None]:
+        """The gradient's norm is not a number: the only gradient that DeepSpeed drops, whole."""
+        optimizer, nan = self._engine.optimizer, torch.tensor(math.nan)
+        if self._zero_stage == 3:
+            name, value = "_get_norm_groups", [nan]
+        else:
+            name, value = "scaled_global_norm", nan
+        setattr(optimizer, name, lambda: value)
+        yield
+        delattr(optimizer, name)  # the method of its class is back
+
+    def _step_whole(self, divisor: float, skip: bool) -> float:
         """ZeRO 0: DeepSpeed reduces and updates, but would take a gradient that is not finite."""
         self._engine.buffered_allreduce_fallback()
         weights = [p for p in self._engine.module.parameters() if p.grad is not None]
         for weight in weights:
             weight.grad.div_(divisor)
         grad_norm = float(nn.utils.clip_grad_norm_(weights, self._clip))
-        if math.isfinite(grad_norm):
-            self._engine.step()
-        else:
+        if skip or not math.isfinite(grad_norm):
             self._engine.zero_grad()
+            return math.inf
+        self._engine.step()
         return grad_norm
 
     def _whole(self, weight: Tensor) -> AbstractContextManager[Any]:

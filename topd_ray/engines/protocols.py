@@ -49,11 +49,14 @@ class GenerationEngine(Protocol):
     """Decodes token ids and takes new weights in place."""
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Generation]:
-        """Yield each generation as soon as it is finished, in an order fixed by the requests."""
+        """Yield each generation as soon as it is finished, in an order fixed by the requests.
+
+        Stop iterating to abandon the rest; a later call or new weights end an earlier call too.
+        """
         ...
 
     def load_weights(self, weights: Iterable[NamedArray]) -> None:
-        """Replace the weights named (all of them, Hugging Face names) and drop every cached prefix."""
+        """Replace all weights (Hugging Face names) and drop every cached prefix."""
         ...
 
     def close(self) -> None:

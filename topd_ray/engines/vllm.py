@@ -1,4 +1,8 @@
-"""vLLM: the back end of real runs. The only file that imports vllm."""
+"""vLLM: the back end of real runs. The only file that imports vllm.
+
+The engine lives in the process that opens it, seeds that process's random state, and owns its
+torch.distributed group: closing one engine ends every other of the same process.
+"""
 
 import gc
 import os
@@ -127,7 +131,7 @@ class VllmScoring:
             convert="embed",
             pooler_config={"task": "token_embed", "use_activation": False},
             enable_prefix_caching=False,
-            enable_chunked_prefill=False,
+            enable_chunked_prefill=False,  # a sequence is pooled in one piece
         )
 
     def hidden_states(self, sequences: Sequence[Ints]) -> list[Floats]:
@@ -174,19 +178,23 @@ def _start(folder: Path, engine: EngineConfig, **options: Any) -> Any:
         tensor_parallel_size=engine.tensor_parallel,
         distributed_executor_backend="uni" if engine.tensor_parallel == 1 else "mp",
         disable_log_stats=True,
-        **_memory(engine),
-        **options,
+        **(_machine(engine) | options),
     )
     return LLMEngine.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
 
 
-def _memory(engine: EngineConfig) -> dict[str, Any]:
+def _machine(engine: EngineConfig) -> dict[str, Any]:
+    """What depends on whether vLLM runs on a GPU or a CPU."""
     from vllm.platforms import current_platform
 
-    if current_platform.is_cpu():
-        cache_bytes = int(engine.kv_cache_gib * 2**30)
-        return {"kv_cache_memory_bytes": cache_bytes, "block_size": CPU_BLOCK}
-    return {"gpu_memory_utilization": engine.gpu_memory_utilization}
+    if not current_platform.is_cpu():
+        return {"gpu_memory_utilization": engine.gpu_memory_utilization}
+    return {
+        "kv_cache_memory_bytes": int(engine.kv_cache_gib * 2**30),
+        "block_size": CPU_BLOCK,
+        # Half a prefill rewinds the request's generator, which a CPU generator cannot: it dies.
+        "enable_chunked_prefill": False,
+    }
 
 
 def _add(engine: Any, engine_id: str, token_ids: Ints, params: Any) -> None:

@@ -10,7 +10,7 @@ from topd_ray.engines.tensors import to_torch
 class WeightReceiver:
     """Mixed into vLLM's worker by `worker_extension_cls`; vLLM calls it by name."""
 
-    # The worker's own. `reload_weights` shards, fuses and repacks as at start, into the same memory.
+    # The worker's own; `reload_weights` shards, fuses and repacks as at start, in the same memory.
     reload_weights: Any
     model_config: Any
     model_runner: Any

@@ -27,7 +27,9 @@ class ProbeActor:
         run_seed: int,
     ) -> None:
         self._config, self._run_seed = config, run_seed
-        self._embedding_VD = input_embedding(folder)  # D5: the teacher's, which never moves
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        # D5: the teacher's, which never moves
+        self._embedding_VD = input_embedding(folder).to(self._device)
         self._engine = open_engine()
 
     def probe(self, candidates: Sequence[CandidateSet]) -> list[ProbeSet]:
@@ -72,10 +74,11 @@ class ProbeActor:
         return [by_id[request.request_id].token_ids_N for request in requests]
 
     def _solve(self, student_WK: Ints, teacher_WK: Ints) -> TransportPlan:
-        num_student_W, num_teacher_W = _lengths(student_WK), _lengths(teacher_WK)
+        num_student_W = _lengths(student_WK).to(self._device)
+        num_teacher_W = _lengths(teacher_WK).to(self._device)
         cost_WKK = continuation_cost(
-            torch.from_numpy(student_WK),
-            torch.from_numpy(teacher_WK),
+            torch.from_numpy(student_WK).to(self._device),
+            torch.from_numpy(teacher_WK).to(self._device),
             num_student_W,
             num_teacher_W,
             self._embedding_VD,
@@ -98,9 +101,9 @@ def _probe_set(
         num_student_W=_lengths(student_WK[mine]).numpy().astype(np.int32),
         teacher_ids_WK=teacher_WK[mine],
         num_teacher_W=_lengths(teacher_WK[mine]).numpy().astype(np.int32),
-        plan_WKK=plan.plan_WKL[mine].float().numpy(),
-        d_ot_W=plan.cost_W[mine].float().numpy(),
-        converged_W=plan.converged_W[mine].numpy(),
+        plan_WKK=plan.plan_WKL[mine].float().cpu().numpy(),
+        d_ot_W=plan.cost_W[mine].float().cpu().numpy(),
+        converged_W=plan.converged_W[mine].cpu().numpy(),
     )
 
 

@@ -27,7 +27,8 @@ class TeacherActor:
         open_engine: Callable[[], ScoringEngine],
     ) -> None:
         self._loss, self._dtype = candidates.loss, config.engine.dtype
-        self._head_VD = output_head(folder)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._head_VD = output_head(folder).to(device)
         self._engine = open_engine()
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:

@@ -15,7 +15,7 @@ from torch import Tensor
 TokenLoss = Literal["reverse_kl", "log_ratio", "teacher_nll"]
 
 SMALLEST_TAIL = 1e-6
-"""A student's tail below this is rounding: its mass is one minus a sum of float32 probabilities."""
+"""A student's tail is one minus a sum of float32 probabilities: below this its log is rounding."""
 
 
 @torch.inference_mode()
@@ -73,10 +73,10 @@ def _reverse_kl(logits_CV: Tensor, top_ids_CM: Tensor, top_logp_CM: Tensor) -> T
 
 
 def _tail_term(tail_p_C: Tensor, log_tail_q_C: Tensor) -> Tensor:
-    """p log(p / q) of the bucket; 0 where the student's tail is rounding or no id is left in it."""
-    empty_C = (tail_p_C < SMALLEST_TAIL) | torch.isneginf(log_tail_q_C)
+    """p log(p / q) of the bucket; 0 where no id, or none of the student's mass, is left in it."""
     log_tail_p_C = tail_p_C.clamp(min=SMALLEST_TAIL).log()
-    return torch.where(empty_C, 0.0, tail_p_C * (log_tail_p_C - log_tail_q_C))
+    term_C = tail_p_C.clamp(min=0.0) * (log_tail_p_C - log_tail_q_C)
+    return term_C.masked_fill(log_tail_q_C.isneginf(), 0.0)
 
 
 def _hidden(hidden_CD: NDArray[np.float32] | NDArray[np.uint16], *, like: Tensor) -> Tensor:

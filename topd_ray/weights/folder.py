@@ -162,7 +162,7 @@ def _sharded_facts(folder: Path) -> dict[str, TensorFact]:
         )
     facts = {name: fact for shard in shards for name, fact in _header_facts(folder / shard).items()}
     for name, shard in weight_map.items():
-        if name not in facts:
+        if name not in facts or facts[name].file.name != shard:
             raise UserError(f"{folder / INDEX}: tensor {name!r} is not in {shard}")
     return facts
 

@@ -43,7 +43,7 @@ def test_any_plan_is_feasible_and_lies_between_its_lower_bound_and_the_entropic_
     assert float(plan.dual_bound_W) <= optimum + 1e-5
     assert float(plan.cost_W) >= optimum - 1e-5
     if plan.converged_W:
-        slack = 2 * 2 * 5e-3  # what the allowed marginal error can move, at cost 2
+        slack = 2 * 2 * 2 * 5e-3  # rounding moves twice the two L1 errors allowed, at cost 2
         assert float(plan.cost_W) <= optimum + epsilon * math.log(rows) + slack
 
 
@@ -139,4 +139,4 @@ def test_too_few_iterations_are_reported_not_hidden(window_costs, full):
     assert not hasty.converged_W.any()
     assert (hasty.marginal_error_W > 1e-3).all()
     assert_feasible(hasty, problem)
-    assert not sinkhorn(problem, epsilon=1e-3).converged_W.all()  # the cost gap alone tells
+    assert not sinkhorn(problem, epsilon=1e-3).converged_W.any()  # sharper takes longer

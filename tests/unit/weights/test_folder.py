@@ -69,6 +69,15 @@ def shard(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
+def swap_shards(folder: Path) -> None:
+    """An index that names every tensor's other shard."""
+    index = json.loads((folder / INDEX).read_text())
+    other = {"model-1.safetensors": "model-2.safetensors"}
+    other |= {second: first for first, second in other.items()}
+    weight_map = {name: other[file] for name, file in index["weight_map"].items()}
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+
+
 def after_sharding(edit: Edit) -> Edit:
     return lambda folder: (shard(folder), edit(folder))
 
@@ -117,6 +126,7 @@ UNFIT: list[tuple[Edit, str]] = [
         after_sharding(edit_json(INDEX, weight_map={"w": "model-1.safetensors"})),
         "tensor 'w' is not in model-1.safetensors",
     ),
+    (after_sharding(swap_shards), "' is not in model-"),
     (after_sharding(cut("model-1.safetensors", 3000)), "model-1.safetensors: truncated"),
 ]
 

@@ -1,0 +1,287 @@
+"""The learner on real DeepSpeed, against plain torch; two ranks are two processes."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from tests.contract.learner_ranks import (
+    Oracle,
+    TwoRanks,
+    Weights,
+    empty_batch,
+    free_ports,
+    held_weights,
+    learner_config,
+    make_batch,
+    open_learner,
+    poisoned,
+    run_two_ranks,
+    step_batches,
+    take_step,
+)
+from tests.tiny import make_model
+from topd_ray.engines.deepspeed import DeepSpeedTraining
+from topd_ray.errors import TopdError
+from topd_ray.learner import LearnerActor
+from topd_ray.messages import TrainBatch
+
+pytestmark = [
+    pytest.mark.engines,
+    pytest.mark.filterwarnings("ignore::FutureWarning:torch.distributed"),
+]
+STAGES = (0, 1, 2, 3)
+
+
+CASES = [(0, False), (1, True), (2, False), (3, False), (3, True)]
+"""ZeRO stage; whether the student's head is its embedding."""
+Step = tuple[float, float, Weights]
+"""Loss, gradient norm, weights after it."""
+two_rank_cases = pytest.mark.parametrize(("stage", "tied"), CASES)
+
+
+@pytest.fixture(scope="module")
+def wide_students(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
+    """Matrices large enough for ZeRO 3 to shard them; by whether the head is tied."""
+    return {
+        tied: make_model(tmp_path_factory.mktemp("wide"), hidden=256, layers=1, seed=6, tied=tied)
+        for tied in (False, True)
+    }
+
+
+@pytest.fixture(scope="module")
+def two_ranks(wide_students, tmp_path_factory) -> TwoRanks:
+    return run_two_ranks(
+        {
+            f"{stage}{tied}": (
+                learner_config(zero_stage=stage, num_ranks=2, gradient_checkpointing=True),
+                wide_students[tied],
+            )
+            for stage, tied in CASES
+        },
+        tmp_path_factory.mktemp("two_ranks"),
+    )
+
+
+@pytest.fixture(scope="module")
+def expected(wide_students) -> dict[bool, list[Step]]:
+    """The first and the third step (the second is skipped), by whether the head is tied."""
+    steps: dict[bool, list[Step]] = {}
+    for tied, folder in wide_students.items():
+        oracle, steps[tied] = Oracle(learner_config(), folder), []
+        for version in (0, 2):
+            loss, norm = oracle.step([batch for rank in step_batches(version) for batch in rank])
+            steps[tied].append((loss, norm, oracle.weights()))
+    return steps
+
+
+@pytest.fixture
+def learner(request, student_folder) -> Iterator[LearnerActor]:
+    """One rank; config fields come as the fixture's parameter."""
+    config = learner_config(**getattr(request, "param", {}))
+    actor = open_learner(config, student_folder, port=free_ports(1)[0])
+    yield actor
+    actor.close()
+
+
+def assert_close(got: Weights, want: Weights) -> None:
+    """AdamW moves a weight by up to lr = 2e-5 a step, whatever the size of its gradient.
+
+    A gradient near AdamW's eps (1e-8) is rounding, and moves its weight by a share of that.
+    """
+    assert got.keys() == want.keys()
+    for name, array in want.items():
+        np.testing.assert_allclose(got[name], array, rtol=0, atol=1e-6, err_msg=name)
+
+
+def assert_identical(got: Weights, want: Weights) -> None:
+    assert got.keys() == want.keys()
+    for name, array in want.items():
+        np.testing.assert_array_equal(got[name], array, err_msg=name)
+
+
+@two_rank_cases
+def test_two_ranks_take_the_step_of_one(two_ranks, expected, stage, tied):
+    outcome, (loss, norm, weights) = two_ranks[f"{stage}{tied}"][0], expected[tied][0]
+    assert outcome.reports[0].loss == pytest.approx(loss, rel=1e-5)
+    assert outcome.reports[0].grad_norm == pytest.approx(norm, rel=1e-5)
+    assert_close(outcome.after_first, weights)
+
+
+@two_rank_cases
+def test_both_ranks_report_the_same_and_only_rank_0_publishes(two_ranks, stage, tied):
+    mine, theirs = two_ranks[f"{stage}{tied}"]
+    assert repr(mine.reports) == repr(theirs.reports)  # nan is no equal of itself
+    assert theirs.after_first == {}
+
+
+@two_rank_cases
+def test_a_loss_that_is_not_finite_on_one_rank_moves_nothing_on_any(
+    two_ranks, expected, stage, tied
+):
+    outcome = two_ranks[f"{stage}{tied}"][0]
+    assert [report.skipped for report in outcome.reports] == [False, True, False, False]
+    assert_identical(outcome.after_skip, outcome.after_first)
+    loss, norm, weights = expected[tied][1]  # moments and learning rate as if it had not been
+    assert outcome.reports[2].loss == pytest.approx(loss, rel=1e-5)
+    assert outcome.reports[2].grad_norm == pytest.approx(norm, rel=1e-5)
+    assert_close(outcome.after_third, weights)
+
+
+@two_rank_cases
+def test_a_checkpoint_continues_bit_for_bit(two_ranks, stage, tied):
+    outcome = two_ranks[f"{stage}{tied}"][0]
+    assert outcome.reports[3] == outcome.reports[2]
+    assert_identical(outcome.after_third_again, outcome.after_third)
+
+
+@pytest.mark.parametrize("clip", [0.05, 1e6])
+@pytest.mark.parametrize("stage", [0, 2])
+def test_one_rank_takes_the_steps_of_plain_adamw(student_folder, stage, clip):
+    config = learner_config(zero_stage=stage, clip=clip)
+    oracle = Oracle(config, student_folder)
+    learner = open_learner(config, student_folder, port=free_ports(1)[0])
+    for version in range(3):
+        batches = step_batches(version)[0]
+        loss, norm = oracle.step(batches)
+        report = take_step(learner, batches)
+        assert report.loss == pytest.approx(loss, rel=1e-5)
+        assert report.grad_norm == pytest.approx(norm, rel=1e-5)
+        assert (norm > clip) == (clip < 1)
+        assert_close(held_weights(learner), oracle.weights())
+    learner.close()
+
+
+def test_the_report_counts_and_divides_by_response_tokens(learner):
+    batches = step_batches(0)[0]
+    sums = [learner.accumulate(batch) for batch in batches]
+    report = learner.step()
+    assert report.num_tokens == sum(len(batch.position_T) for batch in batches)
+    assert report.num_window_positions == sum(len(batch.window_Q) for batch in batches)
+    assert report.loss_opd == pytest.approx(sum(s.opd for s in sums) / report.num_tokens)
+    assert report.loss_traj == pytest.approx(sum(s.traj for s in sums) / report.num_tokens)
+    assert report.loss == pytest.approx(report.loss_opd + 0.3 * report.loss_traj)
+    assert (report.step, report.policy_version) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "learner", [{"zero_stage": stage, "dtype": "bfloat16"} for stage in STAGES], indirect=True
+)
+def test_bfloat16_learns_from_float32_moments_and_publishes_its_bits(learner):
+    batch = make_batch([20, 12], seed=5)
+    losses = []
+    for version in range(6):
+        report = take_step(learner, [replace(batch, policy_version=version)])
+        losses.append(report.loss)
+    assert losses[-1] < losses[0]
+    assert {array.dtype for array in held_weights(learner).values()} == {np.dtype(np.uint16)}
+
+
+class Root(nn.Module):
+    """A loss of w . x or its root, of which the derivative at 0 is infinite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 1, bias=False)
+        nn.init.constant_(self.inner.weight, 0.5)
+
+    def forward(self, x: Tensor, root: bool) -> tuple[Tensor, ...]:
+        product = self.inner(x).sum()
+        return (product.sqrt() if root else product,)
+
+
+@pytest.fixture(params=STAGES)
+def root_engine(request) -> Iterator[DeepSpeedTraining]:
+    module = Root()
+    engine = DeepSpeedTraining(
+        module,
+        trained=module.inner,
+        zero_stage=request.param,
+        dtype=torch.float32,
+        lr=0.1,
+        lr_factor=lambda updates: 1.0 / (1 + updates),
+        betas=(0.9, 0.98),
+        weight_decay=0.0,
+        clip=1.0,
+        rank=0,
+        world_size=1,
+        master_addr="127.0.0.1",
+        master_port=free_ports(1)[0],
+    )
+    yield engine
+    engine.close()
+
+
+@pytest.mark.parametrize("reason", ["gradient", "asked"])
+def test_a_skipped_step_leaves_no_trace(root_engine, reason):
+    ones, zeros = torch.ones(1, 3), torch.zeros(1, 3)
+    assert root_engine.accumulate(2 * ones, False) == (3.0,)
+    if reason == "gradient":
+        assert root_engine.accumulate(zeros, True) == (0.0,)  # 0 / 0 behind a finite loss
+    outcome = root_engine.step(normaliser=2, skip=reason == "asked")
+    assert outcome.skipped
+    [(name, weight)] = root_engine.weights()
+    assert name == "weight"
+    np.testing.assert_array_equal(weight, np.full((1, 3), 0.5, np.float32))
+    root_engine.accumulate(ones, False)
+    root_engine.accumulate(ones, False)
+    outcome = root_engine.step(normaliser=4)
+    assert not outcome.skipped
+    assert outcome.lr == 0.1  # the skipped step did not count
+    assert outcome.grad_norm == pytest.approx(3**0.5 / 2)  # two gradients of (1, 1, 1), over 4
+    [(_, weight)] = root_engine.weights()
+    np.testing.assert_allclose(weight, np.full((1, 3), 0.4), rtol=1e-5)  # AdamW's first step is lr
+
+
+def test_a_stale_batch_is_refused(learner):
+    with pytest.raises(TopdError, match="policy_version 3, the learner holds 0"):
+        learner.accumulate(make_batch([5], seed=0, version=3))
+
+
+@pytest.mark.parametrize("batches", [[], [empty_batch()]])
+def test_a_step_without_a_token_is_refused(learner, batches: list[TrainBatch]):
+    for batch in batches:
+        learner.accumulate(batch)
+    with pytest.raises(TopdError, match="step 1: no response token"):
+        learner.step()
+
+
+def test_a_checkpoint_within_a_step_is_refused(learner, tmp_path):
+    learner.accumulate(make_batch([5], seed=0))
+    with pytest.raises(TopdError, match="accumulated 1 micro-batches"):
+        learner.save(tmp_path)
+
+
+def test_loading_from_nowhere_is_an_error(learner, tmp_path):
+    with pytest.raises(TopdError, match="no learner checkpoint"):
+        learner.load(tmp_path)
+
+
+def test_a_skipped_step_still_raises_the_policy_version(learner):
+    report = take_step(learner, [poisoned(make_batch([5, 6], seed=0))])
+    assert report.skipped
+    assert (report.step, report.policy_version, learner.policy_version) == (1, 1, 1)
+    assert not take_step(learner, [make_batch([5], seed=0, version=1)]).skipped
+
+
+def test_published_weights_are_a_copy(learner):
+    take_step(learner, [make_batch([9], seed=0)])
+    published = held_weights(learner)
+    kept = {name: array.copy() for name, array in published.items()}
+    take_step(learner, [make_batch([9], seed=0, version=1)])
+    assert_identical(published, kept)
+
+
+def test_the_export_is_the_student_as_published(learner, tmp_path):
+    take_step(learner, [make_batch([9, 4], seed=0)])
+    learner.export(tmp_path / "model")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    exported = {name: p.detach().numpy() for name, p in loaded.named_parameters()}
+    assert_identical(exported, held_weights(learner))
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    assert isinstance(loaded.lm_head.weight, torch.Tensor)

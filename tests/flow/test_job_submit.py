@@ -1,0 +1,103 @@
+"""The real `ray job submit`, against a real head node with its job server, on loopback."""
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.flow.conftest import BIN, ROOT, Run, Setting
+
+pytestmark = [pytest.mark.engines, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def job_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A head node with a job server; its address."""
+    dashboard, gcs = _free_port(), _free_port()
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PATH": _path()}
+    start = [
+        *(str(BIN / "ray"), "start", "--head", "--dashboard-host=127.0.0.1", "--include-dashboard"),
+        *("true", f"--dashboard-port={dashboard}", f"--port={gcs}", "--num-cpus=4", "--block"),
+        *("--object-store-memory=100000000", f"--temp-dir={_short_folder(tmp_path_factory)}"),
+    ]
+    head = subprocess.Popen(
+        start, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        _wait_for_port(dashboard, head)
+        yield f"http://127.0.0.1:{dashboard}"
+    finally:
+        head.terminate()
+        head.wait(30)
+
+
+def test_a_submitted_job_trains_and_leaves_its_run_folder(
+    setting: Setting, job_server: str
+) -> None:
+    done = subprocess.run(
+        [
+            ROOT / "cluster" / "submit.sh",
+            setting.file,
+            "run.name=submitted",
+            "run.steps=2",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "RAY_API_SERVER_ADDRESS": job_server, "PATH": _path()},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "succeeded" in done.stdout
+    run: Run = setting.run("submitted")
+    assert run.summary["steps"] == 2
+    assert [line["step"] for line in run.metrics] == [1, 2]
+
+
+def test_a_job_with_a_mistake_in_its_config_fails_with_the_message(
+    setting: Setting, job_server: str
+) -> None:
+    done = subprocess.run(
+        [ROOT / "cluster" / "submit.sh", setting.file, "run.stepz=2"],
+        cwd=ROOT,
+        env={**os.environ, "RAY_API_SERVER_ADDRESS": job_server, "PATH": _path()},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "run.stepz: unknown key" in done.stdout + done.stderr
+
+
+def _path() -> str:
+    """Jobs start `python` from the head node's PATH."""
+    return f"{BIN}:{os.environ['PATH']}"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _short_folder(factory: pytest.TempPathFactory) -> Path:
+    """Ray's sockets lie below it, and a socket's path may have 107 characters at most."""
+    return factory.mktemp("r")
+
+
+def _wait_for_port(port: int, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        assert process.poll() is None, f"ray start ended with {process.returncode}"
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.5)
+    raise TimeoutError(f"no job server on port {port} within 90 s")

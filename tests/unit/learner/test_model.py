@@ -1,0 +1,129 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.tiny import VOCAB, make_model
+from topd_ray.errors import UserError
+from topd_ray.learner.model import DistillationModel, load_student
+
+TEACHER_WIDTH = 64
+
+
+def make(folder: Path, *, gradient_checkpointing: bool = False) -> DistillationModel:
+    student = load_student(
+        folder, dtype=torch.float32, gradient_checkpointing=gradient_checkpointing
+    )
+    head_VE = torch.randn(len(VOCAB), TEACHER_WIDTH, generator=torch.Generator().manual_seed(5))
+    return DistillationModel(student, head_VE, lambda_traj=0.5)
+
+
+def inputs(rows: list[list[int]], *, num_chunks: int = 1) -> tuple[Tensor | int, ...]:
+    """Every position of every row is trained; one window position on each row's first token."""
+    width, lengths = max(map(len, rows)), [len(row) for row in rows]
+    position_T = [r * width + i for r, length in enumerate(lengths) for i in range(length)]
+    teacher_TE = torch.cat(
+        [torch.randn(len(row), TEACHER_WIDTH, generator=seeded(row)) for row in rows]
+    )
+    starts = [sum(lengths[:r]) for r in range(len(rows))]
+    return (
+        torch.tensor([row + [0] * (width - len(row)) for row in rows]),
+        torch.tensor(lengths),
+        torch.tensor(position_T),
+        teacher_TE,
+        torch.tensor(starts),
+        torch.tensor([[7, 9]] * len(rows)),
+        torch.tensor([[0.25, 0.75]] * len(rows)),
+        num_chunks,
+    )
+
+
+def seeded(row: list[int]) -> torch.Generator:
+    return torch.Generator().manual_seed(sum(row))
+
+
+def gradients(model: DistillationModel, *args: Tensor | int) -> dict[str, Tensor]:
+    model.zero_grad()
+    model(*args)[0].backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.fixture(scope="module")
+def untied_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("untied")
+    return make_model(folder, hidden=32, layers=2, seed=4, tied=False)
+
+
+ROWS = [[10, 11, 12, 13, 14], [20, 21], [30, 31, 32]]
+
+
+def test_padding_changes_no_sum(student_folder):
+    model = make(student_folder)
+    together = model(*inputs(ROWS))
+    apart = [model(*inputs([row])) for row in ROWS]
+    for index in range(3):
+        torch.testing.assert_close(
+            together[index], sum(one[index] for one in apart), rtol=1e-5, atol=0
+        )
+
+
+def test_the_loss_is_l_opd_plus_lambda_l_traj(student_folder):
+    loss, opd, traj = make(student_folder)(*inputs(ROWS))
+    torch.testing.assert_close(loss, opd + 0.5 * traj)
+    assert opd > 0
+    assert traj > 0
+
+
+@pytest.mark.parametrize("num_chunks", [2, 7])
+def test_chunks_change_no_gradient(untied_folder, num_chunks):
+    model = make(untied_folder)
+    whole = gradients(model, *inputs(ROWS))
+    chunked = gradients(model, *inputs(ROWS, num_chunks=num_chunks))
+    torch.testing.assert_close(chunked, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_gradient_checkpointing_changes_no_gradient(student_folder):
+    plain = gradients(make(student_folder), *inputs(ROWS))
+    saving = gradients(make(student_folder, gradient_checkpointing=True), *inputs(ROWS))
+    torch.testing.assert_close(saving, plain)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_without_trained_positions_every_weight_gets_a_zero_gradient(
+    student_folder, untied_folder, tied
+):
+    model = make(student_folder if tied else untied_folder)
+    none, none_Q = torch.zeros(0, dtype=torch.long), torch.zeros(0, 1, dtype=torch.long)
+    got = gradients(
+        model,
+        torch.tensor([[3]]),
+        torch.tensor([1]),
+        none,
+        torch.zeros(0, TEACHER_WIDTH),
+        none,
+        none_Q,
+        torch.zeros(0, 1),
+        2,
+    )
+    assert got.keys() == dict(model.named_parameters()).keys()
+    assert not any(gradient.any() for gradient in got.values())
+
+
+def test_the_teachers_head_is_neither_trained_nor_saved(student_folder):
+    model = make(student_folder)
+    assert not any("teacher" in name for name in model.state_dict())
+    assert not any("teacher" in name for name, _ in model.named_parameters())
+
+
+def test_heads_of_different_size_are_refused(student_folder):
+    student = load_student(student_folder, dtype=torch.float32, gradient_checkpointing=False)
+    with pytest.raises(UserError, match=f"{len(VOCAB)} rows, the teacher's 5"):
+        DistillationModel(student, torch.zeros(5, 8), lambda_traj=0.3)
+
+
+def test_a_student_that_bends_its_logits_is_refused(student_folder):
+    student = load_student(student_folder, dtype=torch.float32, gradient_checkpointing=False)
+    student.config.final_logit_softcapping = 30.0
+    with pytest.raises(UserError, match="final_logit_softcapping=30"):
+        DistillationModel(student, torch.zeros(len(VOCAB), 8), lambda_traj=0.3)

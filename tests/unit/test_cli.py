@@ -1,0 +1,125 @@
+"""What a user's mistake gets: one line that names it, exit code 2, and never a traceback."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+TOPD = Path(sys.executable).parent / "topd"
+
+
+def topd(*args: str | Path) -> tuple[int, str]:
+    done = subprocess.run(
+        [TOPD, *map(str, args)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return done.returncode, done.stdout
+
+
+def write_config(folder: Path, student: Path, teacher: Path, **sections: Any) -> Path:
+    prompts = folder / "prompts.jsonl"
+    if not prompts.exists():
+        prompts.write_text(json.dumps({"prompt": "w1 w2", "answer": "1"}) + "\n")
+    values: dict[str, Any] = {
+        "run": {"root": str(folder / "runs")},
+        "prompts": {"path": str(prompts), "max_tokens": 32},
+        "rollout": {"max_response_tokens": 100},
+        "teacher": {"model": str(teacher)},
+        "learner": {"model": str(student)},
+    }
+    for name, section in sections.items():
+        values[name] = {**values.get(name, {}), **section}
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("**/*.yaml")), ids=lambda p: p.name)
+def test_every_config_in_the_repository_is_sound(file: Path) -> None:
+    code, output = topd("check", file)
+    assert code == 0, output
+    assert "the config is sound" in output
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["learner.lrr=1"], "learner.lrr: unknown key (value 1)"),
+        (["learner.lr=fast"], "learner.lr: Input should be a valid number"),
+        (["learner.zero_stage=4"], "learner.zero_stage: Input should be less than or equal to 3"),
+        (["probe.engine.max_model_len=100"], "32 + rollout.max_response_tokens 100"),
+        (["candidates.min_window=60"], "candidates.min_window=60 exceeds probe.window=50"),
+        (["windows.divergence.rule=absolute"], "threshold is missing: rule=absolute needs one"),
+        (["rollout.engine.tensor_parallel=2"], "set gpus to 2"),
+        (["nonsense"], "override 'nonsense': expected section.key=value"),
+        (["prompts.path=nowhere.jsonl"], "prompts.path=nowhere.jsonl: no such file"),
+        (["teacher.model=./nowhere"], "teacher.model=./nowhere: no such folder"),
+        (["rollout.max_response_tokens=9000"], "512"),
+    ],
+)
+def test_an_impossible_config_is_refused_by_name(
+    tmp_path: Path,
+    student_folder: Path,
+    teacher_folder: Path,
+    overrides: list[str],
+    expected: str,
+) -> None:
+    config = write_config(tmp_path, student_folder, teacher_folder)
+    code, output = topd("check", config, *overrides)
+    assert code == 2, output
+    assert expected in " ".join(output.split())
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("", "prompts.jsonl"),
+        ('{"prompt": "w1"}\n{"prompt": \n', "prompts.jsonl:2"),
+        ('{"text": "w1"}\n', "prompts.jsonl:1"),
+        ('{"prompt": ""}\n', "all 1 prompts were dropped"),
+    ],
+)
+def test_bad_prompts_are_refused_before_anything_starts(
+    tmp_path: Path, student_folder: Path, teacher_folder: Path, lines: str, expected: str
+) -> None:
+    (tmp_path / "prompts.jsonl").write_text(lines)
+    config = write_config(tmp_path, student_folder, teacher_folder)
+    code, output = topd("train", config)
+    assert code == 2, output
+    assert expected in " ".join(output.split())
+    assert "Traceback" not in output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_missing_things_are_named(tmp_path: Path) -> None:
+    for args in (("check", "nowhere.yaml"), ("resume", tmp_path), ("eval", tmp_path)):
+        code, output = topd(*args)
+        assert code == 2, output
+        assert str(args[1]) in output.replace("\n", "")
+        assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("args", [["--help"], ["check", "configs/local-toy.yaml"]])
+def test_the_light_half_loads_neither_torch_nor_ray(args: list[str]) -> None:
+    code = (
+        "import sys, topd_ray.cli\n"
+        f"try: topd_ray.cli.app({args!r})\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'ray', 'transformers', 'vllm', 'deepspeed'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
