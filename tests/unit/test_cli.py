@@ -85,8 +85,8 @@ def test_an_impossible_config_is_refused_by_name(
     ("lines", "expected"),
     [
         ("", "prompts.jsonl"),
-        ('{"prompt": "w1"}\n{"prompt": \n', "prompts.jsonl:2"),
-        ('{"text": "w1"}\n', "prompts.jsonl:1"),
+        ('{"prompt": "w1"}\n{"prompt": \n', "prompts.jsonl, line 2"),
+        ('{"text": "w1"}\n', "prompts.jsonl, line 1"),
         ('{"prompt": ""}\n', "all 1 prompts were dropped"),
     ],
 )

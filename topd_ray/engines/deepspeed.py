@@ -146,6 +146,7 @@ class DeepSpeedTraining:
     def _no_norm(self) -> Iterator[None]:
         """The gradient's norm is not a number: the only gradient that DeepSpeed drops, whole."""
         optimizer, nan = self._engine.optimizer, torch.tensor(math.nan)
+        value: Any
         if self._zero_stage == 3:
             name, value = "_get_norm_groups", [nan]
         else:

@@ -45,7 +45,7 @@ class Recipe:
         tied_embeddings=False,
         wording=TEACHER_WORDING,
         slip_probability=0.0,
-        steps=1000,
+        steps=700,
         batch=32,
     )
     student: ModelRecipe = ModelRecipe(
@@ -56,6 +56,6 @@ class Recipe:
         tied_embeddings=True,
         wording=STUDENT_WORDING,
         slip_probability=0.5,
-        steps=500,
+        steps=350,
         batch=32,
     )
