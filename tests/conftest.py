@@ -10,9 +10,7 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random 2-layer teacher of width 64, untied head."""
     from tests.tiny import make_model
 
-    return make_model(
-        tmp_path_factory.mktemp("teacher"), hidden=64, layers=2, seed=1, tied=False
-    )
+    return make_model(tmp_path_factory.mktemp("teacher"), hidden=64, layers=2, seed=1, tied=False)
 
 
 @pytest.fixture(scope="session")

@@ -17,9 +17,7 @@ class Caller:
 
     async def start(self, who: str, what: str, ref: Awaitable[Any]) -> Any:
         """Wait while an actor loads."""
-        return await _within(
-            self._start_deadline_s, "cluster.start_deadline_s", who, what, ref
-        )
+        return await _within(self._start_deadline_s, "cluster.start_deadline_s", who, what, ref)
 
     async def call(self, who: str, what: str, ref: Awaitable[Any]) -> Any:
         """Wait for one call of an actor."""

@@ -56,5 +56,3 @@ def evaluate_folder(
         highlight=False,
     )
     return accuracy
-
-

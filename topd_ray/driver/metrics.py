@@ -18,7 +18,9 @@ from topd_ray.messages import StepReport
 Metrics = dict[str, float | int]
 
 
-def step_metrics(report: StepReport, books: StepBooks, *, wall_s: float, update_s: float) -> Metrics:
+def step_metrics(
+    report: StepReport, books: StepBooks, *, wall_s: float, update_s: float
+) -> Metrics:
     """Flat names `stage/what_unit`. Busy seconds are summed over the actors of a stage."""
     rollout_tokens = sum(one.num_tokens for one in books.rollouts)
     num_rollouts = sum(len(one.rollout_ids) for one in books.rollouts)

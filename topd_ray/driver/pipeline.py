@@ -180,7 +180,9 @@ class _OpenStep:
         limit = len(order) if self._threshold is None else config.cluster.max_chunks_in_flight
         # Room is kept for each engine: were it shared, a fast one could fill it with chunks that
         # wait for the turn of a slow one's first.
-        self.room_per_engine = max(1, limit if self._threshold is None else limit // len(num_chunks))
+        self.room_per_engine = max(
+            1, limit if self._threshold is None else limit // len(num_chunks)
+        )
 
     def turn(self, chunk: int, engine: int) -> int:
         """Place of an engine's chunk in the learner's queue."""
@@ -199,9 +201,7 @@ class _OpenStep:
             if self._threshold is None and len(self._receipts) == len(self._turns):
                 self._threshold = self._first_line()
             self._changed.notify_all()
-            await self._changed.wait_for(
-                lambda: self._threshold is not None and self._next == turn
-            )
+            await self._changed.wait_for(lambda: self._threshold is not None and self._next == turn)
             self._next += 1
             self._changed.notify_all()
             assert self._threshold is not None

@@ -1,6 +1,7 @@
 """The probe: the student's own next K tokens, the teacher's, and the transport between them."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,20 @@ import torch
 
 from topd_ray.config import ProbeConfig
 from topd_ray.engines.protocols import GenerationEngine, GenerationRequest
-from topd_ray.messages import PAD, CandidateSet, Ints, ProbeSet
+from topd_ray.messages import PAD, CandidateSet, Flags, Floats, Ints, ProbeSet
 from topd_ray.probe.cost import continuation_cost
 from topd_ray.seeds import derive_seed
 from topd_ray.transport import TransportPlan, TransportProblem, exact, sinkhorn
 from topd_ray.weights.tensors import input_embedding
+
+
+@dataclass(frozen=True, slots=True)
+class _Solved:
+    """Transport of all windows of a call."""
+
+    plan_WKK: Floats
+    d_ot_W: Floats
+    converged_W: Flags
 
 
 class ProbeActor:
@@ -47,11 +57,11 @@ class ProbeActor:
             width=self._config.window,
         )
         teacher_WK = _ragged(self._continue(candidates), width=self._config.window)
-        plan = self._solve(student_WK, teacher_WK)
+        solved = self._transport(student_WK, teacher_WK)
         ends = np.cumsum([len(found.positions_W) for found in candidates])
         starts = [0, *ends[:-1]]
         return [
-            _probe_set(found, student_WK, teacher_WK, plan, slice(int(start), int(end)))
+            _probe_set(found, student_WK, teacher_WK, solved, slice(int(start), int(end)))
             for found, start, end in zip(candidates, starts, ends, strict=True)
         ]
 
@@ -73,6 +83,26 @@ class ProbeActor:
         by_id = {answer.request_id: answer for answer in self._engine.generate(requests)}
         return [by_id[request.request_id].token_ids_N for request in requests]
 
+    def _transport(self, student_WK: Ints, teacher_WK: Ints) -> _Solved:
+        """Plans of all windows. Identical continuations need no solver: the diagonal moves nothing.
+
+        The entropic plan of such a window would cost a little more than 0 where embeddings of its
+        tokens are close, and agreement is common enough to be worth not solving for.
+        """
+        num_windows, width = student_WK.shape
+        same_W = (student_WK == teacher_WK).all(-1)
+        weight_WK = (student_WK != PAD) / (student_WK != PAD).sum(-1, keepdims=True)
+        solved = _Solved(
+            plan_WKK=(np.eye(width) * weight_WK[:, None, :]).astype(np.float32),
+            d_ot_W=np.zeros(num_windows, np.float32),
+            converged_W=np.ones(num_windows, np.bool_),
+        )
+        plan = self._solve(student_WK[~same_W], teacher_WK[~same_W])
+        solved.plan_WKK[~same_W] = plan.plan_WKL.float().cpu().numpy()
+        solved.d_ot_W[~same_W] = plan.cost_W.float().cpu().numpy()
+        solved.converged_W[~same_W] = plan.converged_W.cpu().numpy()
+        return solved
+
     def _solve(self, student_WK: Ints, teacher_WK: Ints) -> TransportPlan:
         num_student_W = _lengths(student_WK).to(self._device)
         num_teacher_W = _lengths(teacher_WK).to(self._device)
@@ -90,7 +120,7 @@ class ProbeActor:
 
 
 def _probe_set(
-    found: CandidateSet, student_WK: Ints, teacher_WK: Ints, plan: TransportPlan, mine: slice
+    found: CandidateSet, student_WK: Ints, teacher_WK: Ints, solved: _Solved, mine: slice
 ) -> ProbeSet:
     return ProbeSet(
         rollout_id=found.rollout_id,
@@ -101,9 +131,9 @@ def _probe_set(
         num_student_W=_lengths(student_WK[mine]).numpy().astype(np.int32),
         teacher_ids_WK=teacher_WK[mine],
         num_teacher_W=_lengths(teacher_WK[mine]).numpy().astype(np.int32),
-        plan_WKK=plan.plan_WKL[mine].float().cpu().numpy(),
-        d_ot_W=plan.cost_W[mine].float().cpu().numpy(),
-        converged_W=plan.converged_W[mine].cpu().numpy(),
+        plan_WKK=solved.plan_WKK[mine],
+        d_ot_W=solved.d_ot_W[mine],
+        converged_W=solved.converged_W[mine],
     )
 
 

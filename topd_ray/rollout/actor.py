@@ -21,7 +21,9 @@ class RolloutActor:
         self._engine = open_engine()
         self._policy_version = 0
 
-    def roll_out(self, prompts: Sequence[Prompt], *, policy_version: int) -> Iterator[list[Rollout]]:
+    def roll_out(
+        self, prompts: Sequence[Prompt], *, policy_version: int
+    ) -> Iterator[list[Rollout]]:
         """Yield `chunk_size` rollouts at a time as they finish, shortest waits first.
 
         The same prompts under the same weights give the same chunks. Raises TopdError where the

@@ -42,9 +42,7 @@ class TeacherActor:
             for rollout in rollouts
         ]
         states = self._engine.hidden_states(sequences)
-        return [
-            self._scored(*one) for one in zip(rollouts, sequences, states, strict=True)
-        ]
+        return [self._scored(*one) for one in zip(rollouts, sequences, states, strict=True)]
 
     def _scored(self, rollout: Rollout, sequence: Floats, states_LD: Floats) -> ScoredRollout:
         if len(states_LD) != len(sequence):

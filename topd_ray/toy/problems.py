@@ -31,10 +31,22 @@ class ProblemShape:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Slips:
+    """How often a careless reader takes a wrong fork, by what misleads him there."""
+
+    brackets: float
+    """Probability where brackets stand to the right and he should have begun inside them."""
+    precedence: float
+    """Probability where only a product should have come first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """One reduction: the sub-expression taken, its value, and the expression it leaves."""
 
     taken: Expression
+    due: Expression
+    """What a careful solver takes here."""
     value: int
     leaves: Expression
     wrong_fork: bool
@@ -91,29 +103,29 @@ def solve(expression: Expression) -> Solution:
     current = expression
     while len(current) > 1:
         taken, value, leaves = _reduce(current, _due_operator(current))
-        steps.append(Step(taken=taken, value=value, leaves=leaves, wrong_fork=False))
+        steps.append(Step(taken=taken, due=taken, value=value, leaves=leaves, wrong_fork=False))
         current = leaves
     return Solution(expression, tuple(steps))
 
 
-def solve_carelessly(expression: Expression, rng: Random, *, slip_probability: float) -> Solution:
+def solve_carelessly(expression: Expression, rng: Random, slips: Slips) -> Solution:
     """A solution that reads from the left, blind to precedence and brackets, where it slips.
 
     Slips happen only where they do harm, and later ones never repair earlier ones by luck: the
     answer is wrong exactly when a wrong fork was taken.
     """
-    right_answer = solve(expression).answer
+    right_answer = solve_value(expression)
     steps = []
     current = expression
     while len(current) > 1:
-        taken, value, leaves = _reduce(current, _due_operator(current))
+        due, value, leaves = _reduce(current, _due_operator(current))
+        taken = due
         slip = _reduce(current, _first_operator(current))
-        slip_worth = solve_value(slip[2])
-        harmful = slip_worth not in (solve_value(current), right_answer)
-        wrong_fork = harmful and rng.random() < slip_probability
+        harmful = solve_value(slip[2]) not in (solve_value(current), right_answer)
+        wrong_fork = harmful and rng.random() < _slip_probability(current, slips)
         if wrong_fork:
             taken, value, leaves = slip
-        steps.append(Step(taken=taken, value=value, leaves=leaves, wrong_fork=wrong_fork))
+        steps.append(Step(taken=taken, due=due, value=value, leaves=leaves, wrong_fork=wrong_fork))
         current = leaves
     return Solution(expression, tuple(steps))
 
@@ -163,6 +175,13 @@ def _bracket_spans(rng: Random, num_operands: int, probability: float) -> list[t
         spans.append((first, last))
         start = last + 1
     return spans
+
+
+def _slip_probability(expression: Expression, slips: Slips) -> float:
+    """Brackets mislead only a reader who begins in front of them."""
+    before_first_operator = expression[: _first_operator(expression)]
+    begins_before_brackets = "(" in expression and "(" not in before_first_operator
+    return slips.brackets if begins_before_brackets else slips.precedence
 
 
 def _due_operator(expression: Expression) -> int:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from topd_ray.toy.problems import ProblemShape
+from topd_ray.toy.problems import ProblemShape, Slips
 from topd_ray.toy.wording import STUDENT_WORDING, TEACHER_WORDING, Wording
 
 
@@ -17,8 +17,10 @@ class ModelRecipe:
     feed_forward: int
     tied_embeddings: bool
     wording: Wording
-    slip_probability: float
-    """Chance to take a wrong fork where there is one."""
+    slips: Slips
+    """How often the worked solutions take a wrong fork."""
+    learns_to_slip: bool
+    """Whether the word that turns into a wrong fork is trained on; what follows it always is."""
     steps: int
     batch: int
     """Solutions a step."""
@@ -32,7 +34,11 @@ class ModelRecipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """A whole world: its problems, its teacher, its warm-started student."""
+    """A whole world: its problems, its teacher, its warm-started student.
+
+    The teacher learns how to go on after a wrong fork, so that it can judge a student's wrong
+    path, but never to take one. The student takes some forks mostly right and others mostly wrong.
+    """
 
     shape: ProblemShape = field(default_factory=ProblemShape)
     num_train: int = 4000
@@ -44,7 +50,8 @@ class Recipe:
         feed_forward=320,
         tied_embeddings=False,
         wording=TEACHER_WORDING,
-        slip_probability=0.0,
+        slips=Slips(brackets=0.15, precedence=0.15),
+        learns_to_slip=False,
         steps=700,
         batch=32,
     )
@@ -55,7 +62,8 @@ class Recipe:
         feed_forward=256,
         tied_embeddings=True,
         wording=STUDENT_WORDING,
-        slip_probability=0.5,
-        steps=350,
+        slips=Slips(brackets=0.35, precedence=0.65),
+        learns_to_slip=True,
+        steps=600,
         batch=32,
     )

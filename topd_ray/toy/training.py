@@ -18,7 +18,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config,
 
 from topd_ray.toy.problems import Expression, ProblemShape, distinct_expressions, solve_carelessly
 from topd_ray.toy.recipe import ModelRecipe
-from topd_ray.toy.wording import question, worked_solution
+from topd_ray.toy.wording import question, spoken_words
 
 log = logging.getLogger(__name__)
 
@@ -134,12 +134,14 @@ def _batches(
 def _example(
     expression: Expression, recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast, rng: Random
 ) -> tuple[list[int], list[int]]:
-    """Token ids of prompt and response, and labels that leave the prompt out."""
-    solution = solve_carelessly(expression, rng, slip_probability=recipe.slip_probability)
-    prompt = prompt_ids(expression, tokenizer)
-    response = tokenizer.encode(worked_solution(solution, recipe.wording, rng))
-    response.append(tokenizer.eos_token_id)
-    return prompt + response, [_IGNORED] * len(prompt) + response
+    """Token ids of prompt and response, and labels that leave out what is not to be learnt."""
+    solution = solve_carelessly(expression, rng, recipe.slips)
+    words, wrong_turns = spoken_words(solution, recipe.wording, rng)
+    response: list[int] = tokenizer.convert_tokens_to_ids(words)
+    unlearnt = frozenset[int]() if recipe.learns_to_slip else wrong_turns
+    labels = [_IGNORED if at in unlearnt else token for at, token in enumerate(response)]
+    prompt, end = prompt_ids(expression, tokenizer), tokenizer.eos_token_id
+    return [*prompt, *response, end], [_IGNORED] * len(prompt) + [*labels, end]
 
 
 def _padded(

@@ -47,14 +47,26 @@ def question(expression: Expression) -> str:
 
 def worked_solution(solution: Solution, wording: Wording, rng: Random) -> str:
     """The whole response, one blank between tokens, ending in the boxed answer."""
-    words = [f"we start from {' '.join(solution.expression)} ."]
-    for step in solution.steps:
-        words.append(f"{_draw(rng, wording.connectives)} we take {' '.join(step.taken)} ,")
-        words.append(f"which {_draw(rng, wording.verbs)} {step.value} .")
-        if len(step.leaves) > 1:
-            words.append(f"{_draw(rng, wording.links)} we have {' '.join(step.leaves)} .")
-    words.append(f"{_draw(rng, wording.links)} the answer is \\boxed{{ {solution.answer} }}")
+    words, _ = spoken_words(solution, wording, rng)
     return " ".join(words)
+
+
+def spoken_words(
+    solution: Solution, wording: Wording, rng: Random
+) -> tuple[list[str], frozenset[int]]:
+    """The response word by word, and the indices of the words that turn into a wrong fork."""
+    words = ["we", "start", "from", *solution.expression, "."]
+    wrong_turns = set()
+    for step in solution.steps:
+        words += [_draw(rng, wording.connectives), "we", "take"]
+        differs = [took != due for took, due in zip(step.taken, step.due, strict=True)]
+        if any(differs):
+            wrong_turns.add(len(words) + differs.index(True))
+        words += [*step.taken, ",", "which", _draw(rng, wording.verbs), str(step.value), "."]
+        if len(step.leaves) > 1:
+            words += [_draw(rng, wording.links), "we", "have", *step.leaves, "."]
+    words += [_draw(rng, wording.links), "the", "answer", "is"]
+    return [*words, "\\boxed{", str(solution.answer), "}"], frozenset(wrong_turns)
 
 
 def _draw(rng: Random, mix: Mix) -> str:

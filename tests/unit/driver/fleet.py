@@ -69,9 +69,7 @@ class FakeTeacher:
             self.most_busy = max(self.busy, self.most_busy)
             await asyncio.sleep(self.delay(f"score {chunk[0]}"))
             self.busy -= 1
-            return ScoreReceipt(
-                num_tokens=10, num_candidates=len(chunk), loss_sum=1.0, busy_s=0.0
-            )
+            return ScoreReceipt(num_tokens=10, num_candidates=len(chunk), loss_sum=1.0, busy_s=0.0)
 
         return chunk, chunk, asyncio.ensure_future(receipt())
 

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from topd_ray.toy.problems import (
     ProblemShape,
+    Slips,
     Solution,
     distinct_expressions,
     has_fork,
@@ -34,7 +35,7 @@ def test_the_careful_solver_agrees_with_python_modulo_10_at_every_step(seed):
 def test_a_careless_solution_is_wrong_exactly_when_it_took_a_wrong_fork(seed):
     rng = Random(seed)
     expression = sample_expression(rng, SHAPE)
-    careless = solve_carelessly(expression, rng, slip_probability=0.5)
+    careless = solve_carelessly(expression, rng, Slips(brackets=0.5, precedence=0.5))
     assert (careless.answer != solve(expression).answer) == careless.took_wrong_fork
 
 
@@ -42,7 +43,9 @@ def test_a_careless_solution_is_wrong_exactly_when_it_took_a_wrong_fork(seed):
 @settings(deadline=None)
 def test_a_step_is_marked_as_a_wrong_fork_exactly_when_it_changes_the_value(seed):
     rng = Random(seed)
-    solution = solve_carelessly(sample_expression(rng, SHAPE), rng, slip_probability=0.5)
+    solution = solve_carelessly(
+        sample_expression(rng, SHAPE), rng, Slips(brackets=0.5, precedence=0.5)
+    )
     before = solution.expression
     for step in solution.steps:
         changed = eval(" ".join(before)) % 10 != eval(" ".join(step.leaves)) % 10
@@ -54,7 +57,9 @@ def test_a_step_is_marked_as_a_wrong_fork_exactly_when_it_changes_the_value(seed
 @settings(deadline=None)
 def test_every_single_step_is_right_even_where_the_choice_was_wrong(seed):
     rng = Random(seed)
-    solution = solve_carelessly(sample_expression(rng, SHAPE), rng, slip_probability=1.0)
+    solution = solve_carelessly(
+        sample_expression(rng, SHAPE), rng, Slips(brackets=1.0, precedence=1.0)
+    )
     assert all(eval(" ".join(step.taken)) % 10 == step.value for step in solution.steps)
 
 
@@ -63,7 +68,9 @@ def test_every_single_step_is_right_even_where_the_choice_was_wrong(seed):
 def test_whoever_never_slips_solves_with_care(seed):
     rng = Random(seed)
     expression = sample_expression(rng, SHAPE)
-    assert solve_carelessly(expression, rng, slip_probability=0.0) == solve(expression)
+    assert solve_carelessly(expression, rng, Slips(brackets=0.0, precedence=0.0)) == solve(
+        expression
+    )
 
 
 @given(seeds)
@@ -72,12 +79,12 @@ def test_whoever_always_slips_is_always_wrong_since_every_expression_has_a_fork(
     rng = Random(seed)
     expression = sample_expression(rng, SHAPE)
     assert has_fork(expression)
-    assert solve_carelessly(expression, rng, slip_probability=1.0).took_wrong_fork
+    assert solve_carelessly(expression, rng, Slips(brackets=1.0, precedence=1.0)).took_wrong_fork
 
 
 def test_a_careless_reader_goes_through_brackets_from_the_left():
     expression = tuple("3*(2-4)+1")
-    solution = solve_carelessly(expression, Random(0), slip_probability=1.0)
+    solution = solve_carelessly(expression, Random(0), Slips(brackets=1.0, precedence=1.0))
     assert [" ".join(step.leaves) for step in solution.steps] == ["6 - 4 + 1", "2 + 1", "3"]
     assert [step.wrong_fork for step in solution.steps] == [True, False, False]
 
@@ -119,3 +126,10 @@ def test_a_solution_ends_in_its_last_digit():
     assert isinstance(solution, Solution)
     assert solution.steps[-1].leaves == ("2",)
     assert solution.answer == 2
+
+
+def test_each_kind_of_slip_happens_where_its_own_probability_says():
+    past_brackets, past_product = tuple("3*(2-4)+1"), tuple("3+4*2+1")
+    for expression, misled_by_brackets in ((past_brackets, True), (past_product, False)):
+        slips = Slips(brackets=float(misled_by_brackets), precedence=float(not misled_by_brackets))
+        assert solve_carelessly(expression, Random(0), slips).steps[0].wrong_fork

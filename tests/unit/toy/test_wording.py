@@ -6,7 +6,7 @@ import pytest
 from math_verify import parse, verify
 
 from topd_ray.toy.accuracy import MAX_RESPONSE_TOKENS, boxed_answer
-from topd_ray.toy.problems import ProblemShape, distinct_expressions, solve, solve_carelessly
+from topd_ray.toy.problems import ProblemShape, Slips, distinct_expressions, solve, solve_carelessly
 from topd_ray.toy.tokenizer import make_tokenizer
 from topd_ray.toy.wording import (
     CONNECTIVES,
@@ -15,6 +15,7 @@ from topd_ray.toy.wording import (
     TEACHER_WORDING,
     VERBS,
     question,
+    spoken_words,
     worked_solution,
 )
 
@@ -31,7 +32,9 @@ def expressions():
 def responses(expressions):
     rng = Random(4)
     return [
-        worked_solution(solve_carelessly(expression, rng, slip_probability=0.5), wording, rng)
+        worked_solution(
+            solve_carelessly(expression, rng, Slips(brackets=0.5, precedence=0.5)), wording, rng
+        )
         for expression in expressions
         for wording in WORDINGS
     ]
@@ -126,3 +129,15 @@ def test_the_wording_never_changes_what_is_computed(expressions):
         ]
         skeletons = [[word for word in text if word not in surface] for text in texts]
         assert skeletons[0] == skeletons[1]
+
+
+def test_a_wrong_turn_is_the_first_word_that_departs_from_the_careful_choice():
+    solution = solve_carelessly(tuple("3+4*2"), Random(0), Slips(brackets=1, precedence=1))
+    words, wrong_turns = spoken_words(solution, STUDENT_WORDING, Random(0))
+    (turn,) = wrong_turns
+    assert words[turn - 1 : turn + 3] == ["take", "3", "+", "4"]
+
+
+def test_a_careful_solution_has_no_wrong_turn(expressions):
+    for expression in expressions:
+        assert not spoken_words(solve(expression), TEACHER_WORDING, Random(0))[1]

@@ -50,9 +50,7 @@ def test_only_divergent_windows_become_targets_at_their_own_positions() -> None:
 
 def test_overlapping_windows_both_count() -> None:
     found = [probes("a", positions=(1, 2), distances=(0.9, 0.9), num_student=(4, 4))]
-    ((batch,),) = pack(
-        [scored("a", length=9)], found, threshold=0.5, token_budget=100, num_ranks=1
-    )
+    ((batch,),) = pack([scored("a", length=9)], found, threshold=0.5, token_budget=100, num_ranks=1)
     assert Counter(batch.window_Q.tolist()) == {1: 1, 2: 2, 3: 2, 4: 2, 5: 1}
 
 
