@@ -26,8 +26,6 @@ from topd_ray.toy.wording import question
 
 log = logging.getLogger(__name__)
 
-__all__ = ["build_world", "verify_world"]
-
 
 def build_world(directory: Path, *, seed: int = 0, recipe: Recipe | None = None) -> None:
     """Make every file of a world and move them to `directory` at once, replacing what is there.

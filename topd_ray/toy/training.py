@@ -123,7 +123,7 @@ def _batches(
     expressions = distinct_expressions(rng, shape, held_out=False)
     while True:
         drawn = islice(expressions, recipe.batch * _SORTED_TOGETHER)
-        examples = [_example(expression, recipe, tokenizer, rng) for expression in drawn]
+        examples = [labelled_example(expression, recipe, tokenizer, rng) for expression in drawn]
         examples.sort(key=lambda example: len(example[0]))
         starts = list(range(0, len(examples), recipe.batch))
         rng.shuffle(starts)
@@ -131,7 +131,7 @@ def _batches(
             yield _padded(examples[start : start + recipe.batch], tokenizer)
 
 
-def _example(
+def labelled_example(
     expression: Expression, recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast, rng: Random
 ) -> tuple[list[int], list[int]]:
     """Token ids of prompt and response, and labels that leave out what is not to be learnt."""
