@@ -67,7 +67,9 @@ def table(lambdas: list[float], seeds: list[int]) -> str:
     """Markdown: accuracy by seed, mean, and the paired difference from lambda 0."""
     rows = {weight: [read(weight, seed) for seed in seeds] for weight in lambdas}
     lines = [
-        "| lambda | " + " | ".join(f"seed {seed}" for seed in seeds) + " | mean | against OPD | s |",
+        "| lambda | "
+        + " | ".join(f"seed {seed}" for seed in seeds)
+        + " | mean | against OPD | s |",
         "|---" * (len(seeds) + 4) + "|",
     ]
     for weight, summaries in rows.items():

@@ -5,7 +5,7 @@ Every error is built from one string, so that it survives pickling between actor
 
 
 class TopdError(Exception):
-    """Anything topd_ray raises on purpose; the command line prints its message, never a traceback."""
+    """Anything topd_ray raises on purpose; the command line prints the message, no traceback."""
 
     exit_code = 1
 
@@ -20,9 +20,9 @@ class DeadlineError(TopdError):
     """A wait ran out; the message names what was awaited and who owed it."""
 
 
-class ActorFailure(TopdError):
+class ActorFailedError(TopdError):
     """An actor died or raised; the message names the actor, the call and the cause."""
 
 
-class NonFiniteLoss(TopdError):
+class NonFiniteLossError(TopdError):
     """Too many optimizer steps in a row had a loss or gradient that is not a finite number."""

@@ -142,7 +142,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(
     assert line["probe/mean_d_ot"] < 1e-5
 
 
-def test_the_transformers_back_end_runs_the_same_pipeline(setting: Setting, whole: Run) -> None:
+def test_the_transformers_back_end_runs_the_same_pipeline(setting: Setting) -> None:
     hf = setting.train(
         "hf",
         *(f"{role}.engine.backend=hf" for role in ("rollout", "teacher", "probe")),
@@ -154,7 +154,7 @@ def test_the_transformers_back_end_runs_the_same_pipeline(setting: Setting, whol
     assert np.isfinite(hf.metrics[0]["loss"])
 
 
-def test_the_export_answers_as_the_rollout_engine_did(setting: Setting, whole: Run) -> None:
+def test_the_export_answers_as_the_rollout_engine_did(whole: Run) -> None:
     for backend in ("vllm", "hf"):
         done = topd("eval", whole.path, "--num", "10", "--backend", backend)
         assert done.code == 0, done.output

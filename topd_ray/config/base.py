@@ -1,4 +1,4 @@
-"""What every config section shares: frozen, strict about unknown keys, documented field by field."""
+"""What every config section shares: frozen, no unknown keys, documented field by field."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""The whole configuration of a run: one section a stage, every rule that can be checked at start."""
+"""The whole configuration of a run: one section a stage, and every rule between fields."""
 
 from typing import Annotated, Literal, Self
 

@@ -1,1 +1,1 @@
-"""Places the actors, streams references between them, keeps the books. Only this package uses Ray."""
+"""Places the actors, streams references between them, keeps the books. The one user of Ray."""

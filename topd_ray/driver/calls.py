@@ -6,7 +6,7 @@ from typing import Any
 
 from ray.exceptions import RayActorError, RayTaskError
 
-from topd_ray.errors import ActorFailure, DeadlineError, TopdError
+from topd_ray.errors import ActorFailedError, DeadlineError, TopdError
 
 
 class Caller:
@@ -45,11 +45,11 @@ async def _within(deadline_s: float, field: str, who: str, what: str, ref: Await
         cause = error.cause
         if isinstance(cause, TopdError):
             raise cause from None
-        raise ActorFailure(
+        raise ActorFailedError(
             f"{who} failed in {what}: {type(cause).__name__}: {cause}\n{error}"
         ) from None
     except RayActorError as error:
-        raise ActorFailure(f"{who} died in {what}: {error}") from None
+        raise ActorFailedError(f"{who} died in {what}: {error}") from None
 
 
 async def _awaited(ref: Awaitable[Any]) -> Any:

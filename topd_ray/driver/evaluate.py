@@ -49,8 +49,8 @@ def evaluate_folder(
         opened.close()
     low, high = accuracy.interval
     Console().print(
-        f"{path}: {accuracy.share:.1%} [{low:.1%}, {high:.1%}] of {accuracy.num_problems} problems, "
-        f"{accuracy.num_tokens / accuracy.num_problems:.0f} tokens an answer, "
+        f"{path}: {accuracy.share:.1%} [{low:.1%}, {high:.1%}] of {accuracy.num_problems} problems"
+        f", {accuracy.num_tokens / accuracy.num_problems:.0f} tokens an answer, "
         f"{accuracy.num_truncated} truncated",
         markup=False,
         highlight=False,

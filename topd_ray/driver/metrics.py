@@ -116,7 +116,12 @@ def _forget_after(path: Path, last_step: int) -> None:
 
 
 def _write_line(file: Any, value: dict[str, Any]) -> None:
-    file.write(json.dumps(value) + "\n")
+    """A line of strict JSON: what is not a finite number becomes null."""
+    plain = {
+        key: None if isinstance(item, float) and not math.isfinite(item) else item
+        for key, item in value.items()
+    }
+    file.write(json.dumps(plain, allow_nan=False) + "\n")
     file.flush()
     os.fsync(file.fileno())
 

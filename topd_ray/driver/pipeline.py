@@ -23,7 +23,7 @@ from topd_ray.driver.ledger import Ledger, Stage
 from topd_ray.driver.pool import Pool
 from topd_ray.driver.receipts import LearnReceipt, ProbeReceipt, RolloutReceipt, ScoreReceipt
 from topd_ray.driver.spawn import Fleet
-from topd_ray.errors import ActorFailure, TopdError
+from topd_ray.errors import ActorFailedError, TopdError
 from topd_ray.messages import Prompt, StepReport
 from topd_ray.rollout.actor import rollout_id
 from topd_ray.windows import RecentDistances
@@ -118,7 +118,7 @@ class Pipeline:
                 receipt = await self._caller.call(who, "roll_out", anext(references))
             except StopAsyncIteration:  # a lone last reference carries the generator's error
                 await self._caller.call(who, "roll_out", payload)
-                raise ActorFailure(f"{who} sent a chunk without its receipt") from None
+                raise ActorFailedError(f"{who} sent a chunk without its receipt") from None
             yield index, payload, await self._caller.call(who, "roll_out", receipt)
             index += 1
 

@@ -27,8 +27,8 @@ def print_plan(config: Config, plan: Plan, notes: Sequence[str]) -> None:
     table.add_row("in all", str(actors), f"{plan.cpus:g}", f"{plan.gpus:g}", "", "")
     console.print(table)
     console.print(
-        f"a step: {plan.rollouts_a_step:,} rollouts, at most {plan.student_tokens_a_step:,} student "
-        f"tokens and {plan.probe_tokens_a_step:,} teacher tokens in probes; "
+        f"a step: {plan.rollouts_a_step:,} rollouts, at most {plan.student_tokens_a_step:,} "
+        f"student tokens and {plan.probe_tokens_a_step:,} teacher tokens in probes; "
         f"longest sequence {config.context_tokens:,}"
     )
     for note in notes:

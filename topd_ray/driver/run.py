@@ -14,6 +14,7 @@ import ray
 from topd_ray.config import Config
 from topd_ray.driver.calls import Caller
 from topd_ray.driver.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
+from topd_ray.driver.data import load_problems, load_source
 from topd_ray.driver.display import Display
 from topd_ray.driver.folder import RunFolder, write_json
 from topd_ray.driver.ledger import Ledger
@@ -23,10 +24,9 @@ from topd_ray.driver.pipeline import Pipeline
 from topd_ray.driver.preflight import check_models
 from topd_ray.driver.spawn import Fleet, connect, spawn
 from topd_ray.driver.totals import Totals
-from topd_ray.errors import NonFiniteLoss, UserError
+from topd_ray.errors import NonFiniteLossError, UserError
 from topd_ray.evaluation import Accuracy
 from topd_ray.messages import Prompt
-from topd_ray.driver.data import load_problems, load_source
 from topd_ray.prompts import DroppedPrompt, PromptSource
 from topd_ray.windows import RecentDistances
 
@@ -162,7 +162,7 @@ class _Run:
             return
         self._log.event("step_skipped", step=self._step, prompt_ids=list(prompt_ids))
         if self._skipped_in_a_row >= self._config.learner.max_skipped_steps:
-            raise NonFiniteLoss(
+            raise NonFiniteLossError(
                 f"step {self._step}: loss or gradient not finite in {self._skipped_in_a_row} steps "
                 f"in a row (learner.max_skipped_steps); last prompts {list(prompt_ids)[:5]}; "
                 "lower learner.lr, or look at these prompts"

@@ -11,7 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from topd_ray.messages import PAD
+_NO_ID = -1  # any negative id is padding
+
 
 Head = Callable[[Tensor], Tensor]
 """Hidden states (..., D) -> logits (..., V)."""
@@ -60,19 +61,19 @@ def distillation_sums(
 def aggregate_targets(
     target_ids_QK: Int[Tensor, "Q K"], target_weights_QK: Float[Tensor, "Q K"]
 ) -> tuple[Int[Tensor, "Q K"], Float[Tensor, "Q K"]]:
-    """The same targets with every id once a row, equal ids' weights added up; PAD fills the rest.
+    """The same targets with every id once a row, equal ids' weights added up; -1 fills the rest.
 
     A teacher's continuation repeats tokens, so a row may name an id more than once. As a
     distribution over the vocabulary it has the sum there, and only the entropy of the sums makes
     KL(target || student) 0 where the two agree.
     """
     ids_QK, order_QK = target_ids_QK.sort(1)
-    weights_QK = target_weights_QK.gather(1, order_QK).masked_fill(ids_QK == PAD, 0.0)
+    weights_QK = target_weights_QK.gather(1, order_QK).masked_fill(ids_QK < 0, 0.0)
     is_new_QK = torch.ones_like(ids_QK, dtype=torch.bool)
     is_new_QK[:, 1:] = ids_QK[:, 1:] != ids_QK[:, :-1]
     place_QK = is_new_QK.cumsum(1) - 1
     return (
-        torch.full_like(ids_QK, PAD).scatter(1, place_QK, ids_QK),
+        torch.full_like(ids_QK, _NO_ID).scatter(1, place_QK, ids_QK),
         torch.zeros_like(weights_QK).scatter_add(1, place_QK, weights_QK),
     )
 
@@ -96,7 +97,7 @@ def _slice_sums(
         logq_TV = _log_softmax(teacher_hidden_TE.to(teacher_head_VE.dtype) @ teacher_head_VE.T)
     kl_T = (logp_TV.exp() * (logp_TV - logq_TV)).sum(1)
     logp_QK = logp_TV[window_Q[:, None], target_ids_QK.clamp(min=0)]
-    weights_QK = target_weights_QK.masked_fill(target_ids_QK == PAD, 0.0)
+    weights_QK = target_weights_QK.masked_fill(target_ids_QK < 0, 0.0)
     return kl_T.sum(dtype=torch.float64), -(weights_QK * logp_QK).sum(dtype=torch.float64)
 
 

@@ -43,7 +43,7 @@ class ProbeActor:
         self._engine = open_engine()
 
     def probe(self, candidates: Sequence[CandidateSet]) -> list[ProbeSet]:
-        """One ProbeSet a rollout, in order; all windows of the call are decoded and solved together.
+        """One ProbeSet a rollout, in order; all windows are decoded and solved together.
 
         D3: the student's continuation is its own rollout from t on. D4: the teacher's is decoded
         from the same prefix, greedily unless a temperature is set.

@@ -1,7 +1,7 @@
 """Actor handles without Ray: calls are coroutines with delays of the test's choosing.
 
-A fake is right here: what is tested is who waits for whom, under timings that real engines never show
-on purpose.
+A fake is right here: what is tested is who waits for whom, under timings that real engines
+never show on purpose.
 """
 
 import asyncio
@@ -97,7 +97,7 @@ class FakeLearner:
         self.delay, self.taken, self.lines, self.steps = delay, list[str](), list[float](), 0
         self.accumulate, self.step = Method(self._accumulate), Method(self._step)
 
-    def _accumulate(self, scored: tuple[str, ...], probes: Any, line: float) -> Any:
+    def _accumulate(self, scored: tuple[str, ...], _: Any, line: float) -> Any:
         self.taken.extend(scored)
         self.lines.append(line)
 

@@ -29,7 +29,7 @@ class Scripted:
                 finish_reason="stop",
             )
 
-    def load_weights(self, weights: Iterable[NamedArray]) -> None:
+    def load_weights(self, _: Iterable[NamedArray]) -> None:
         raise AssertionError("a probe never changes weights")
 
     def close(self) -> None:
