@@ -1,8 +1,12 @@
 """Model folders shared by all tests of a session."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Toy-size tensors: more threads only get in each other's way, and in that of the engines under test.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
