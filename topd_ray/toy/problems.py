@@ -24,7 +24,7 @@ class ProblemShape:
 
     min_operands: int = 4
     max_operands: int = 6
-    bracket_probability: float = 0.75
+    bracket_probability: float = 0.8
     """Chance of a first pair of brackets; a second pair has the same chance again, if it fits."""
     operator_weights: tuple[float, float, float] = (0.35, 0.3, 0.35)
     """For + - *."""

@@ -52,7 +52,7 @@ class Recipe:
         wording=TEACHER_WORDING,
         slips=Slips(brackets=0.15, precedence=0.15),
         learns_to_slip=False,
-        steps=700,
+        steps=900,
         batch=32,
     )
     student: ModelRecipe = ModelRecipe(
@@ -62,7 +62,7 @@ class Recipe:
         feed_forward=256,
         tied_embeddings=True,
         wording=STUDENT_WORDING,
-        slips=Slips(brackets=0.35, precedence=0.65),
+        slips=Slips(brackets=0.3, precedence=0.65),
         learns_to_slip=True,
         steps=600,
         batch=32,
