@@ -56,6 +56,10 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench: setup
+	$(BIN)/python benchmarks/lambda_sweep.py
+	$(BIN)/python benchmarks/false_alarms.py runs/sweep/lambda-0.3-seed-0
+
 flow:
 	@for stage in prompts rollout teacher candidates probe windows learner; do \
 	  printf '%-11s %s\n' $$stage "$$(sed -n '1s/^"""\([^.]*\)\..*/\1/p' topd_ray/$$stage/__init__.py)"; done

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-# Toy-size tensors: more threads only get in each other's way, and in that of the engines under test.
+# Toy-size tensors: more threads only get in each other's way, and in that of the engines.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 

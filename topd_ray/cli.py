@@ -82,8 +82,11 @@ def toy_build(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Make the toy world anew: problems, tokenizer, teacher, warm-started student."""
+    import logging
+
     from topd_ray.toy import build_world
 
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     build_world(folder, seed=seed)
 
 

@@ -100,6 +100,24 @@ def test_a_finished_run_is_not_resumed_and_its_name_not_taken(setting: Setting, 
         assert "Traceback" not in done.output
 
 
+def test_more_gpus_than_there_are_is_refused_with_the_sum_and_leaves_nothing(
+    setting: Setting,
+) -> None:
+    asked = ["learner.gpus=64", "rollout.engine.gpus=0.5", "run.name=greedy"]
+    done = topd("train", setting.file, *asked)
+    assert done.code == 2
+    assert "asks for 64.5 GPUs in all" in done.output
+    assert "Traceback" not in done.output
+    assert not setting.run("greedy").path.exists()
+
+
+def test_a_cluster_that_is_not_there_is_refused(setting: Setting) -> None:
+    done = topd("train", setting.file, "cluster.address=127.0.0.1:1", "run.name=lost")
+    assert done.code == 2
+    assert "cluster.address=127.0.0.1:1: no Ray cluster there" in done.output
+    assert "Traceback" not in done.output
+
+
 def test_two_ranks_with_sharded_gradients_train_as_one(setting: Setting, whole: Run) -> None:
     two = setting.train("two-ranks", "learner.num_ranks=2", "learner.zero_stage=2", "run.steps=2")
     expected = np.array(losses(whole)[:1])

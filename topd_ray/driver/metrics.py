@@ -67,11 +67,11 @@ class MetricsLog:
         """Steps after `last_step` were logged by a session that died before their checkpoint."""
         from torch.utils.tensorboard import SummaryWriter
 
+        self._wandb = _open_wandb(config)
         _forget_after(folder.metrics, last_step)
         self._metrics = folder.metrics.open("a", encoding="utf-8")
         self._events = folder.events.open("a", encoding="utf-8")
         self._tensorboard = SummaryWriter(str(folder.tensorboard), purge_step=last_step + 1)
-        self._wandb = _open_wandb(config)
 
     def log(self, metrics: Mapping[str, float | int]) -> None:
         """One step's numbers; `step` is among them."""

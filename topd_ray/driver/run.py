@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from topd_ray.config import Config
 from topd_ray.driver.calls import Caller
 from topd_ray.driver.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
@@ -22,7 +20,7 @@ from topd_ray.driver.memory import PeakMemory
 from topd_ray.driver.metrics import MetricsLog, step_metrics
 from topd_ray.driver.pipeline import Pipeline
 from topd_ray.driver.preflight import check_models
-from topd_ray.driver.spawn import Fleet, connect, spawn
+from topd_ray.driver.spawn import Fleet, connected, spawn
 from topd_ray.driver.totals import Totals
 from topd_ray.errors import NonFiniteLossError, UserError
 from topd_ray.evaluation import Accuracy
@@ -36,7 +34,8 @@ Summary = dict[str, Any]
 def train(config: Config) -> Summary:
     """Start a new run; returns what summary.json says. Raises UserError before anything starts."""
     data = _load_data(config, cursor=0)
-    return _Run(config, RunFolder.create(config), data, None).go()
+    with connected(config):
+        return _Run(config, RunFolder.create(config), data, None).go()
 
 
 def resume(path: Path) -> Summary:
@@ -46,7 +45,8 @@ def resume(path: Path) -> Summary:
         raise UserError(f"{folder.path}: this run is finished (summary.json); nothing to resume")
     checkpoint = latest_checkpoint(folder)
     data = _load_data(config, cursor=int(checkpoint.driver["cursor"]) if checkpoint else 0)
-    return _Run(config, folder, data, checkpoint).go()
+    with connected(config):
+        return _Run(config, folder, data, checkpoint).go()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,8 +108,6 @@ class _Run:
                 f"{len(self._source):,} prompts ({len(self._dropped)} dropped), "
                 f"{self._total_steps} steps; run folder {self._folder.path}"
             )
-            connect(self._config)
-            stack.callback(ray.shutdown)
             before, after = asyncio.run(self._session())
             summary = self._summary(before, after)
             write_json(self._folder.summary, summary)
@@ -174,9 +172,12 @@ class _Run:
         streams = [
             actor.publish.options(num_returns="streaming").remote() for actor in fleet.learners
         ]
-        buckets = [reference async for reference in streams[0]]
-        for rank, stream in enumerate(streams[1:], start=1):
-            await self._caller.call(f"learner[{rank}]", "publish", stream.completed())
+        buckets, *_ = await self._caller.all(
+            [
+                self._caller.call(f"learner[{rank}]", "publish", _collect(stream))
+                for rank, stream in enumerate(streams)
+            ]
+        )
         await self._caller.all(
             [
                 self._caller.call(
@@ -274,6 +275,13 @@ class _Run:
             "num_skipped_steps": totals.skipped_steps,
             "stage_s": {stage: round(seconds, 3) for stage, seconds in totals.stage_s.items()},
         }
+
+
+async def _collect(stream: Any) -> list[Any]:
+    """References of all that a streaming call yields; raises what it raised."""
+    references = [reference async for reference in stream]
+    await stream.completed()
+    return references
 
 
 def _finite(value: float) -> float | None:

@@ -2,6 +2,9 @@
 
 import math
 import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +16,7 @@ from topd_ray.driver.folder import RunFolder
 from topd_ray.driver.workers import LearnerWorker, ProbeWorker, RolloutWorker, TeacherWorker
 from topd_ray.errors import UserError
 
+_KNOCK_S = 10.0
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "0"}
 
 
@@ -31,13 +35,32 @@ class Fleet:
             ray.kill(actor)
 
 
-def connect(config: Config) -> None:
-    """Join the cluster of the config or of the submitted job; start a local one otherwise."""
+@contextmanager
+def connected(config: Config) -> Iterator[None]:
+    """Join the cluster of the config or of the submitted job; start a local one otherwise.
+
+    Raises UserError where there is no such cluster, or where it is too small for the config.
+    """
+    try:
+        _connect(config)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _connect(config: Config) -> None:
     os.environ.update({key: os.environ.get(key, value) for key, value in _QUIET.items()})
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     cpus, gpus = _asked(config)
     if address:
-        ray.init(address=address, log_to_driver=False, logging_level="warning")
+        try:
+            _knock(address)
+            ray.init(address=address, log_to_driver=False, logging_level="warning")
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"cluster.address={address}: no Ray cluster there ({error}); `ray start --head` "
+                "starts one, and without an address a local one is started"
+            ) from None
     else:
         ray.init(
             address="local",
@@ -48,6 +71,14 @@ def connect(config: Config) -> None:
             logging_level="warning",
         )
     _refuse_what_does_not_fit(cpus, gpus, config.cluster)
+
+
+def _knock(address: str) -> None:
+    """Ray itself waits for minutes where nothing listens. `auto` names no port to try."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit():
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S):
+            pass
 
 
 async def spawn(config: Config, folder: RunFolder, caller: Caller, *, total_steps: int) -> Fleet:

@@ -100,6 +100,12 @@ def test_a_resumed_log_forgets_the_steps_that_will_be_done_again(tmp_path: Path)
     assert steps == [1, 2, 3]
 
 
+def test_weights_and_biases_is_only_asked_for_by_name_and_missed_by_name(tmp_path: Path) -> None:
+    asked = config(tmp_path, run={"root": str(tmp_path), "wandb_project": "topd"})
+    with pytest.raises(UserError, match=r"run\.wandb_project=topd: the wandb package"):
+        MetricsLog(asked, RunFolder.create(asked), last_step=0)
+
+
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "file"
     write_whole(target, "old")
