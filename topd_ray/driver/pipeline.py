@@ -14,6 +14,7 @@ barrier: the optimizer. The driver sees references and receipts, never an array.
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,7 +72,7 @@ class Pipeline:
             for sample in range(self._config.rollout.samples_per_prompt)
         )
         shares = _dealt(prompts, len(self._fleet.rollouts))
-        async with _first_error(asyncio.TaskGroup()) as group:
+        async with _tasks() as group:
             for engine, share in enumerate(shares):
                 group.create_task(self._stream(group, step, engine, share, policy_version))
         report = await self._optimize()
@@ -236,20 +237,14 @@ def _dealt(prompts: Sequence[Prompt], num_engines: int) -> list[list[Prompt]]:
     return [list(prompts[engine::num_engines]) for engine in range(num_engines)]
 
 
-class _first_error:  # noqa: N801 - reads as a statement where it is used
+@asynccontextmanager
+async def _tasks() -> AsyncIterator[asyncio.TaskGroup]:
     """A task group whose failure surfaces as the first task's own error, not as a group of them."""
-
-    def __init__(self, group: asyncio.TaskGroup) -> None:
-        self._group = group
-
-    async def __aenter__(self) -> asyncio.TaskGroup:
-        return await self._group.__aenter__()
-
-    async def __aexit__(self, *what: Any) -> None:
-        try:
-            await self._group.__aexit__(*what)
-        except BaseExceptionGroup as errors:
-            error: BaseException = errors
-            while isinstance(error, BaseExceptionGroup):
-                error = error.exceptions[0]
-            raise error from None
+    try:
+        async with asyncio.TaskGroup() as group:
+            yield group
+    except BaseExceptionGroup as errors:
+        error: BaseException = errors
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None

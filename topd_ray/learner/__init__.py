@@ -1,4 +1,4 @@
-"""TrainBatch -> LossSums -> StepReport: losses of a micro-batch, and their descent."""
+"""TrainBatch -> StepReport. The losses of micro-batches, and one descent a step."""
 
 from topd_ray.learner.actor import LearnerActor
 
