@@ -78,6 +78,8 @@ class CandidateSet:
     positions_W: Ints
     """Indices t into the response; the window's prefix ends just before t."""
     losses_W: Floats
+    truncated: bool
+    """The response ended at the token limit, not by itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,4 +21,5 @@ def find_candidates(scored: ScoredRollout, config: CandidatesConfig) -> Candidat
         response_ids_N=rollout.response_ids_N,
         positions_W=positions_W,
         losses_W=scored.token_loss_N[positions_W],
+        truncated=rollout.finish_reason == "length",
     )

@@ -23,7 +23,10 @@ _STAGES = {  # stage: (what it handles, count in the metrics)
 class Display:
     """Live on a terminal; elsewhere a line a step."""
 
-    def __init__(self, title: str, *, total_steps: int, console: Console | None = None) -> None:
+    def __init__(
+        self, title: str, *, total_steps: int, started: float, console: Console | None = None
+    ) -> None:
+        """`started`: reading of the performance counter that lines count seconds from."""
         self._console = console or Console()
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
@@ -34,11 +37,11 @@ class Display:
         )
         self._task = self._bar.add_task(title, total=total_steps)
         self._live = Live(self._bar, console=self._console, auto_refresh=False)
-        self._start = time.perf_counter()
+        self._started = started
 
     def say(self, text: str) -> None:
         """One line that stays."""
-        seconds = time.perf_counter() - self._start
+        seconds = time.perf_counter() - self._started
         self._console.print(f"{seconds:6.1f} s  {text}", soft_wrap=True, markup=False)
 
     def step(self, metrics: Metrics) -> None:

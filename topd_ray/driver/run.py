@@ -33,20 +33,22 @@ Summary = dict[str, Any]
 
 def train(config: Config) -> Summary:
     """Start a new run; returns what summary.json says. Raises UserError before anything starts."""
+    started = time.perf_counter()
     data = _load_data(config, cursor=0)
     with connected(config):
-        return _Run(config, RunFolder.create(config), data, None).go()
+        return _Run(config, RunFolder.create(config), data, None, started=started).go()
 
 
 def resume(path: Path) -> Summary:
     """Continue a run from its newest checkpoint (from its start where there is none)."""
+    started = time.perf_counter()
     folder, config = RunFolder.existing(path)
     if folder.summary.is_file():
         raise UserError(f"{folder.path}: this run is finished (summary.json); nothing to resume")
     checkpoint = latest_checkpoint(folder)
     data = _load_data(config, cursor=int(checkpoint.driver["cursor"]) if checkpoint else 0)
     with connected(config):
-        return _Run(config, folder, data, checkpoint).go()
+        return _Run(config, folder, data, checkpoint, started=started).go()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +76,11 @@ class _Run:
         folder: RunFolder,
         data: _Data,
         checkpoint: Checkpoint | None,
+        *,
+        started: float,
     ) -> None:
+        """`started`: reading of the performance counter when the command began."""
+        self._started = started
         self._config, self._folder, self._checkpoint = config, folder, checkpoint
         self._source, self._dropped, self._problems = data.source, data.dropped, data.problems
         state = checkpoint.driver if checkpoint else None
@@ -94,14 +100,15 @@ class _Run:
         )
 
     def go(self) -> Summary:
-        self._start = time.perf_counter()
         title = f"{self._config.run.method} {self._config.run.name}"
         with ExitStack() as stack:
             self._memory = stack.enter_context(PeakMemory())
             self._log = stack.enter_context(
                 MetricsLog(self._config, self._folder, last_step=self._step)
             )
-            self._display = stack.enter_context(Display(title, total_steps=self._total_steps))
+            self._display = stack.enter_context(
+                Display(title, total_steps=self._total_steps, started=self._started)
+            )
             for drop in self._dropped:
                 self._log.event("prompt_dropped", **asdict(drop))
             self._display.say(
@@ -216,7 +223,7 @@ class _Run:
     @property
     def _wall_s(self) -> float:
         """Seconds of this session and of those before it, up to their checkpoints."""
-        return self._totals.wall_s + time.perf_counter() - self._start
+        return self._totals.wall_s + time.perf_counter() - self._started
 
     async def _evaluate(self, fleet: Fleet, when: str) -> Accuracy:
         if not self._problems:

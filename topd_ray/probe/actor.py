@@ -71,7 +71,7 @@ class ProbeActor:
             GenerationRequest(
                 request_id=f"{found.rollout_id}@{t}",
                 prompt_ids=np.concatenate([found.prompt_ids_P, found.response_ids_N[:t]]),
-                max_tokens=self._config.window,
+                max_tokens=self._teacher_tokens(found, int(t)),
                 temperature=self._config.teacher_temperature,
                 top_p=self._config.teacher_top_p,
                 seed=derive_seed(self._run_seed, found.rollout_id, int(t), "probe"),
@@ -82,6 +82,14 @@ class ProbeActor:
         ]
         by_id = {answer.request_id: answer for answer in self._engine.generate(requests)}
         return [by_id[request.request_id].token_ids_N for request in requests]
+
+    def _teacher_tokens(self, found: CandidateSet, position: int) -> int:
+        """K; no more than the student had, where the token limit cut its window short.
+
+        Otherwise a student that says what its teacher says would seem to diverge at its limit.
+        """
+        left = len(found.response_ids_N) - position
+        return min(self._config.window, left) if found.truncated else self._config.window
 
     def _transport(self, student_WK: Ints, teacher_WK: Ints) -> _Solved:
         """Plans of all windows. Identical continuations need no solver: the diagonal moves nothing.

@@ -41,6 +41,7 @@ def test_candidates_are_the_highest_losses_and_carry_their_rollout() -> None:
     assert (candidates.rollout_id, candidates.policy_version) == ("p0/3", 17)
     assert candidates.response_ids_N is one.rollout.response_ids_N
     assert candidates.prompt_ids_P is one.rollout.prompt_ids_P
+    assert candidates.truncated
 
 
 def test_each_setting_reaches_the_selector() -> None:

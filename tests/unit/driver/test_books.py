@@ -190,7 +190,7 @@ def test_wilson_interval_of_a_known_case() -> None:
 
 def test_off_a_terminal_each_step_is_one_line() -> None:
     console = Console(force_terminal=False, width=60, record=True)
-    with Display("topd r", total_steps=2, console=console) as display:
+    with Display("topd r", total_steps=2, started=0.0, console=console) as display:
         display.step(metrics(1))
         display.step(metrics(2))
     lines = [line for line in console.export_text().splitlines() if "step" in line]

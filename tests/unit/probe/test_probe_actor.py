@@ -36,7 +36,9 @@ class Scripted:
         pass
 
 
-def candidates(name: str, response: Sequence[int], positions: Sequence[int]) -> CandidateSet:
+def candidates(
+    name: str, response: Sequence[int], positions: Sequence[int], *, truncated: bool = False
+) -> CandidateSet:
     return CandidateSet(
         rollout_id=name,
         policy_version=3,
@@ -44,6 +46,7 @@ def candidates(name: str, response: Sequence[int], positions: Sequence[int]) -> 
         response_ids_N=np.array(response, np.int32),
         positions_W=np.array(positions, np.int32),
         losses_W=np.ones(len(positions), np.float32),
+        truncated=truncated,
     )
 
 
@@ -71,6 +74,19 @@ def test_the_students_window_is_its_own_rollout_from_the_candidate_on(actor: Pro
     assert found.student_ids_WK.tolist() == [[22, 23, 24, 25, 26], [27, 28, 29, -1, -1]]
     assert found.num_student_W.tolist() == [5, 3]
     assert found.num_teacher_W.tolist() == [5, 5]
+
+
+def test_a_response_cut_at_the_limit_is_compared_with_as_many_teacher_tokens(
+    actor: ProbeActor,
+) -> None:
+    response = [*range(20, 27), 6, 7, 8]
+    cut, ended = actor.probe(
+        [candidates("cut", response, [1, 7], truncated=True), candidates("ended", response, [7])]
+    )
+    assert cut.num_teacher_W.tolist() == [5, 3]
+    assert cut.d_ot_W[1] == 0.0
+    assert ended.num_teacher_W.tolist() == [5]
+    assert ended.d_ot_W[0] > 0.0
 
 
 def test_answers_find_their_candidates_whatever_order_they_come_in(actor: ProbeActor) -> None:
