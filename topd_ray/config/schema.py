@@ -157,7 +157,8 @@ class LearnerConfig(Section):
     num_ranks: PositiveInt = 1
     """Data-parallel learner ranks, one Ray actor each."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
-    """DeepSpeed ZeRO: 0 nothing sharded, 1 optimizer, 2 and gradients, 3 and weights."""
+    """DeepSpeed ZeRO: 0 nothing sharded, 1 optimizer, 2 and gradients, 3 and weights. In bfloat16,
+    0 and 1 run as 2."""
     dtype: Dtype = "bfloat16"
     """Of the forward and backward pass; the optimizer keeps float32."""
     lr: PositiveFloat = 2e-6

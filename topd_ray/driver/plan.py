@@ -94,10 +94,11 @@ def _engine_role(name: str, count: int, engine: EngineConfig, parameters: float 
 def _learner_role(config: Config, parameters: float | None) -> Role:
     """DeepSpeed's mixed precision: weights, fp32 gradients, fp32 master copy and two moments."""
     learner, ranks = config.learner, config.learner.num_ranks
-    weights = _BYTES[learner.dtype] / (ranks if learner.zero_stage >= 3 else 1)
-    gradients = 4.0 / (ranks if learner.zero_stage >= 2 else 1)
+    stage = learner.zero_stage if learner.dtype == "float32" else max(learner.zero_stage, 2)
+    weights = _BYTES[learner.dtype] / (ranks if stage >= 3 else 1)
+    gradients = 4.0 / (ranks if stage >= 2 else 1)
     master = 0.0 if learner.dtype == "float32" else 4.0
-    states = (8.0 + master) / (ranks if learner.zero_stage >= 1 else 1)
+    states = (8.0 + master) / (ranks if stage >= 1 else 1)
     total = weights + gradients + states
     return Role(
         name="learner",
@@ -105,5 +106,5 @@ def _learner_role(config: Config, parameters: float | None) -> Role:
         cpus=learner.cpus,
         gpus=learner.gpus,
         gib=None if parameters is None else parameters * total / 2**30,
-        what=f"ZeRO {learner.zero_stage}, {learner.dtype}: weights, gradients, optimizer",
+        what=f"ZeRO {stage}, {learner.dtype}: weights, gradients, optimizer",
     )

@@ -22,7 +22,7 @@ from topd_ray.driver.pipeline import Pipeline
 from topd_ray.driver.preflight import check_models
 from topd_ray.driver.spawn import Fleet, connected, spawn
 from topd_ray.driver.totals import Totals
-from topd_ray.errors import NonFiniteLossError, UserError
+from topd_ray.errors import NonFiniteLossError, TopdError, UserError
 from topd_ray.evaluation import Accuracy
 from topd_ray.messages import Prompt
 from topd_ray.prompts import DroppedPrompt, PromptSource
@@ -115,7 +115,15 @@ class _Run:
                 f"{len(self._source):,} prompts ({len(self._dropped)} dropped), "
                 f"{self._total_steps} steps; run folder {self._folder.path}"
             )
-            before, after = asyncio.run(self._session())
+            try:
+                before, after = asyncio.run(self._session())
+            except TopdError as error:
+                self._log.event("failed", step=self._step, error=str(error))
+                self._display.say(
+                    f"stopped after step {self._step}; `topd resume {self._folder.path}` goes on "
+                    "from the newest checkpoint"
+                )
+                raise
             summary = self._summary(before, after)
             write_json(self._folder.summary, summary)
             self._display.summary(summary)
