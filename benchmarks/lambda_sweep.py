@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/lambda_sweep.py [--lambdas 0 0.1 0.3 1] [--seeds 0 1 2]
 
 Every run sees the same prompts and takes the same number of steps; 0 is plain OPD (no probes).
-Accuracy is greedy, on the held-out problems of the demo; lambda is chosen here on seeds of the toy
-world and is no claim about other models. Finished runs below `runs/sweep/` are taken as they are.
+Accuracy is greedy, on the held-out problems of the demo; a lambda chosen by them is tuned on them,
+and is no claim about other models. Finished runs below `runs/sweep/` are taken as they are.
 """
 
 import argparse
