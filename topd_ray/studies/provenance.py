@@ -40,16 +40,16 @@ def make_provenance(
     config: Config, section: dict[str, Any], *, study_seed: int, wall_s: float
 ) -> Provenance:
     """Look around this machine; `section` is the study's own part of its file."""
-    commit, dirty = _commit()
+    code, dirty = commit()
     return Provenance(
         config_hash=config_hash(config, section, study_seed=study_seed),
         config={"study": section, "run": config.model_dump(mode="json")},
         study_seed=study_seed,
         run_seed=config.run.seed,
         versions=_versions(),
-        hardware=_hardware(),
+        hardware=hardware(),
         cores=int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
-        commit=commit,
+        commit=code,
         dirty=dirty,
         wall_s=wall_s,
     )
@@ -83,7 +83,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _hardware() -> str:
+def hardware() -> str:
     """CPU model and logical cores, and the GPUs that torch sees, where it is loaded anyway."""
     processor = platform.processor() or platform.machine()
     facts = Path("/proc/cpuinfo")
@@ -98,7 +98,8 @@ def _hardware() -> str:
     return f"{processor} ({os.cpu_count()} logical cores){gpus}"
 
 
-def _commit() -> tuple[str | None, bool]:
+def commit() -> tuple[str | None, bool]:
+    """Of the work tree that holds this code, and whether code or configs differ from it."""
     here = Path(__file__).parent
     try:
         head, status = (
@@ -119,4 +120,4 @@ def _commit() -> tuple[str | None, bool]:
     return head, bool(status)
 
 
-__all__ = ["Provenance", "config_hash", "make_provenance"]
+__all__ = ["Provenance", "commit", "config_hash", "hardware", "make_provenance"]
