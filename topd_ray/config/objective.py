@@ -97,6 +97,7 @@ class Parts:
     candidate_loss: str
     divergence_rule: str
     resample: bool
+    max_staleness: int
 
     @property
     def on_policy(self) -> bool:
@@ -116,6 +117,7 @@ def refuse_nonsense(parts: Parts) -> None:
         _about_the_trajectory(parts),
         _about_the_signal(parts),
         _about_weights(parts),
+        _about_staleness(parts),
     ):
         if broken:
             raise ValueError(message)
@@ -237,4 +239,23 @@ def _about_weights(parts: Parts) -> Iterator[Rule]:
         parts.resample and caps and objective.lambda_traj == 0,
         "probe.student=resample with objective.downweight alone: fresh windows are only worth "
         "their price where they are trained on; set probe.student=rollout",
+    )
+
+
+def _about_staleness(parts: Parts) -> Iterator[Rule]:
+    stale = parts.max_staleness
+    yield (
+        stale > 0 and parts.objective.trajectory == "given",
+        f"rollout.max_staleness={stale} with objective.trajectory=given: given responses are no "
+        "policy's and cannot be stale; drop it",
+    )
+    yield (
+        stale > 0 and parts.follow_every > 0,
+        f"rollout.max_staleness={stale} with teacher.follow_every={parts.follow_every}: a step is "
+        "scored before the one that moves the teacher ends; set one of them to 0",
+    )
+    yield (
+        stale > 0 and parts.resample,
+        f"rollout.max_staleness={stale} with probe.student=resample: when fresh windows are asked "
+        "for, the engine may hold newer weights than the rollout is of; set one of them back",
     )

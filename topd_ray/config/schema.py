@@ -41,6 +41,8 @@ class RunConfig(Section):
     """Steps between checkpoints; the last step is always one."""
     keep_checkpoints: PositiveInt = 2
     """Newest checkpoints kept."""
+    trace: bool = False
+    """Write `trace.json`: every call of every actor on a time line, for ui.perfetto.dev."""
     wandb_project: str | None = None
     """Also log to this Weights & Biases project (needs the `wandb` package)."""
 
@@ -84,6 +86,10 @@ class RolloutConfig(Section):
     """Finished rollouts handed on together; the unit in which a step streams."""
     num_top: PositiveInt = 32
     """Most likely ids kept a position, for the candidate loss (`reverse_kl`)."""
+    max_staleness: NonNegativeInt = 0
+    """Steps that a rollout's weights may lie behind those it trains: 0 is strictly on-policy; with
+    1 the engines decode the next step's rollouts while this one trains. Reverse KL and gradient are
+    of the live student. After a checkpoint a step is on-policy again."""
 
 
 class TeacherConfig(Section):
@@ -126,9 +132,13 @@ class CandidatesConfig(Section):
 class ProbeConfig(Section):
     """Both models' near future from a candidate's prefix, and the transport between them."""
 
-    engine: EngineConfig = EngineConfig()
+    engine: Literal["shared"] | EngineConfig = "shared"
+    """`shared`: the teacher's scoring engine continues (or rewrites) too: one copy of the teacher,
+    and a probe's prefix is in its cache. An engine section: each probe worker has its own engine."""
     num_workers: PositiveInt = 1
-    """Probe workers, each with a teacher engine of its own; with `trajectory: rewrite`, writers."""
+    """Probe workers: they solve the transport, and decode where they have engines of their own."""
+    cpus: NonNegativeFloat = 1.0
+    """Logical CPUs that Ray sets aside for a probe worker without an engine."""
     student: Literal["rollout", "resample"] = "rollout"
     """D3. The student's continuation: its own rollout from the candidate on, or K fresh tokens."""
     embedding: Literal["teacher", "student"] = "teacher"
@@ -299,14 +309,15 @@ class Config(Section):
         return self.objective.trajectory == "rewrite"
 
     @property
-    def decodes_as_teacher(self) -> bool:
-        """Whether probe workers are needed: the teacher's engines that decode."""
-        return self.probes or self.rewrites
+    def dedicated(self) -> EngineConfig | None:
+        """The engine that each probe worker has of its own; None where it has none."""
+        decodes = self.probes or self.rewrites
+        return self.probe.engine if decodes and self.probe.engine != "shared" else None
 
     @property
     def num_probe_workers(self) -> int:
-        """`probe.num_workers`, or 0 where nothing decodes as the teacher."""
-        return self.probe.num_workers if self.decodes_as_teacher else 0
+        """`probe.num_workers`, or 0 where there is nothing for them to do."""
+        return self.probe.num_workers if self.probes or self.dedicated else 0
 
     @property
     def teacher_model(self) -> str:
@@ -369,6 +380,7 @@ class Config(Section):
                 candidate_loss=self.candidates.loss,
                 divergence_rule=self.windows.divergence.rule,
                 resample=self.probe.student == "resample",
+                max_staleness=self.rollout.max_staleness,
             )
         )
         return self
@@ -431,4 +443,4 @@ class Config(Section):
 
     def _engines(self) -> list[tuple[str, EngineConfig]]:
         engines = [("rollout.engine", self.rollout.engine), ("teacher.engine", self.teacher.engine)]
-        return engines + ([("probe.engine", self.probe.engine)] if self.decodes_as_teacher else [])
+        return engines + ([("probe.engine", self.dedicated)] if self.dedicated else [])

@@ -58,6 +58,11 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @property
+    def trace(self) -> Path:
+        """Every call of every actor, where `run.trace` is set."""
+        return self.path / "trace.json"
+
+    @property
     def windows(self) -> Path:
         """Parquet, one file a step."""
         return self.path / "windows"

@@ -26,7 +26,7 @@ class Stage(IntEnum):
 
 
 class Ledger:
-    """Rollouts of the open step by stage, and the totals of the run."""
+    """Rollouts of the open steps by stage, and the totals of the run."""
 
     def __init__(self) -> None:
         self._open: dict[str, Stage] = {}
@@ -36,7 +36,7 @@ class Ledger:
         self.dropped: Counter[str] = Counter()
 
     def dispatch(self, rollout_ids: Iterable[str]) -> None:
-        """Open rollouts of this step; a name may be used once."""
+        """Open rollouts of a step; a name may be used once."""
         for name in rollout_ids:
             if name in self._open or name in self._closed:
                 raise TopdError(f"ledger: rollout {name} was dispatched twice")
@@ -65,22 +65,25 @@ class Ledger:
         """Open rollouts and where they are."""
         return dict(self._open)
 
-    def close_step(self) -> None:
-        """End the step; raises TopdError naming what is still open."""
-        if self._open:
-            names = [f"{name} ({stage.name})" for name, stage in sorted(self._open.items())[:5]]
-            raise TopdError(f"ledger: {len(self._open)} rollouts unaccounted for: {names}")
-        self._closed.clear()  # names are unique by position: a later step cannot repeat one
-        if self.num_dispatched != self.num_consumed + self.dropped.total():
+    def close_step(self, rollout_ids: Iterable[str]) -> None:
+        """End the step of these rollouts; raises TopdError naming what of it is still open."""
+        names = list(rollout_ids)
+        waiting = [name for name in names if name in self._open]
+        if waiting:
+            first = [f"{name} ({self._open[name].name})" for name in sorted(waiting)[:5]]
+            raise TopdError(f"ledger: {len(waiting)} rollouts unaccounted for: {first}")
+        self._closed -= set(names)  # names are unique by position: a later step cannot repeat one
+        accounted = self.num_consumed + self.dropped.total() + len(self._open)
+        if self.num_dispatched != accounted:
             raise TopdError(
                 f"ledger: dispatched {self.num_dispatched} != consumed {self.num_consumed} "
-                f"+ dropped {self.dropped.total()}"
+                f"+ dropped {self.dropped.total()} + open {len(self._open)}"
             )
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint stores; only between steps."""
+        """What a checkpoint stores; only while no rollout is open."""
         if self._open:
-            raise TopdError("ledger: a checkpoint is taken between steps, not inside one")
+            raise TopdError("ledger: a checkpoint is taken when no rollout is open")
         return {
             "num_dispatched": self.num_dispatched,
             "num_consumed": self.num_consumed,

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -11,17 +11,19 @@ from typing import Any, Self
 
 from topd_ray.config import Config
 from topd_ray.driver.folder import RunFolder, write_whole
-from topd_ray.driver.pipeline import StepBooks
+from topd_ray.driver.open_step import StepBooks
+from topd_ray.driver.receipts import ContinueReceipt, ProbeReceipt
 from topd_ray.errors import UserError
 from topd_ray.messages import StepReport
 
 Metrics = dict[str, float | int]
 
 
-def step_metrics(
-    report: StepReport, books: StepBooks, *, wall_s: float, update_s: float
-) -> Metrics:
-    """Flat names `stage/what_unit`. Busy seconds are summed over the actors of a stage."""
+def step_metrics(report: StepReport, books: StepBooks, *, update_s: float) -> Metrics:
+    """Flat names `stage/what_unit`. Busy seconds are summed over the actors of a stage.
+
+    `update_s` is of the refit before the step.
+    """
     rollout_tokens = sum(one.num_tokens for one in books.rollouts)
     num_rollouts = sum(len(one.rollout_ids) for one in books.rollouts)
     distances = [d for one in books.probes for d in one.distances if math.isfinite(d)]
@@ -39,29 +41,41 @@ def step_metrics(
         "learner/num_tokens": report.num_tokens,
         "learner/num_window_positions": report.num_window_positions,
         "learner/skipped": int(report.skipped),
-        "learner/busy_s": sum(one.busy_s for ranks in books.learned for one in ranks),
+        "learner/busy_s": sum(one.span.busy_s for ranks in books.learned for one in ranks),
         "rollout/num": num_rollouts,
         "rollout/num_tokens": rollout_tokens,
         "rollout/mean_tokens": rollout_tokens / num_rollouts,
         "rollout/truncated_frac": sum(one.num_truncated for one in books.rollouts) / num_rollouts,
-        "rollout/busy_s": sum(one.busy_s for one in books.rollouts),
+        "rollout/busy_s": sum(one.span.busy_s for one in books.rollouts),
         "rollout/staleness": report.step - 1 - oldest,
         "rewrite/num_tokens": sum(one.num_tokens for one in books.rewrites),
         "rewrite/num_dropped": sum(len(one.dropped) for one in books.rewrites),
-        "rewrite/busy_s": sum(one.busy_s for one in books.rewrites),
+        "rewrite/busy_s": sum(one.span.busy_s for one in books.rewrites),
         "teacher/num_tokens": scored_tokens,
         "teacher/mean_token_loss": sum(one.loss_sum for one in books.scores) / scored_tokens,
-        "teacher/busy_s": sum(one.busy_s for one in books.scores),
+        "teacher/busy_s": sum(one.span.busy_s for one in books.scores),
         "candidates/num": num_candidates,
-        "probe/num_tokens": sum(one.num_tokens for one in books.probes),
+        "probe/num_tokens": sum(one.num_tokens for one in books.continued),
+        "probe/cached_frac": _share(
+            sum(one.num_cached_tokens for one in books.continued),
+            sum(one.num_prefix_tokens for one in books.continued),
+        ),
         "probe/num_unconverged": sum(one.num_unconverged for one in books.probes),
         "probe/mean_d_ot": sum(distances) / len(distances) if distances else 0.0,
-        "probe/busy_s": sum(one.busy_s for one in books.probes),
+        "probe/busy_s": _busy_s(books.continued) + _busy_s(books.probes),
+        "probe/transport_s": _busy_s(books.probes),
         "windows/num_divergent": num_divergent,
-        "windows/divergent_frac": num_divergent / num_candidates if num_candidates else 0.0,
+        "windows/divergent_frac": _share(num_divergent, num_candidates),
         "weights/update_s": update_s,
-        "step/wall_s": wall_s,
     }
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
+
+
+def _busy_s(receipts: Iterable[ContinueReceipt | ProbeReceipt]) -> float:
+    return sum(one.span.busy_s for one in receipts)
 
 
 class MetricsLog:

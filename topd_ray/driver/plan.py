@@ -62,9 +62,7 @@ def make_plan(config: Config) -> Plan:
         _learner_role(config, student),
     ]
     if config.num_probe_workers:
-        roles.insert(
-            2, _engine_role("probe", config.num_probe_workers, config.probe.engine, teacher)
-        )
+        roles.insert(2, _probe_role(config, teacher))
     return Plan(
         roles=roles,
         rollouts_a_step=rollouts,
@@ -88,6 +86,19 @@ def _engine_role(name: str, count: int, engine: EngineConfig, parameters: float 
         gpus=engine.gpus,
         gib=None if parameters is None else parameters * _BYTES[engine.dtype] / 2**30,
         what=f"{engine.backend}, {engine.dtype} weights",
+    )
+
+
+def _probe_role(config: Config, parameters: float | None) -> Role:
+    if config.dedicated:
+        return _engine_role("probe", config.num_probe_workers, config.dedicated, parameters)
+    return Role(
+        name="probe",
+        count=config.num_probe_workers,
+        cpus=config.probe.cpus,
+        gpus=0.0,
+        gib=0.0,
+        what="transport alone; the teacher's engine continues",
     )
 
 

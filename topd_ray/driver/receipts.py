@@ -1,8 +1,27 @@
 """What the driver learns from a call: plain counts, while the payload stays in the object store."""
 
+import time
 from dataclasses import dataclass
 
 from topd_ray.messages import LossSums
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """When an actor worked on a call, by its own clock; seconds since the epoch."""
+
+    began_s: float
+    ended_s: float
+
+    @classmethod
+    def since(cls, began_s: float) -> "Span":
+        """From a reading of `time.time()` until now."""
+        return cls(began_s, time.time())
+
+    @property
+    def busy_s(self) -> float:
+        """Its length."""
+        return self.ended_s - self.began_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,7 +32,7 @@ class RolloutReceipt:
     policy_version: int
     num_tokens: int
     num_truncated: int
-    busy_s: float
+    span: Span
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +43,7 @@ class RewriteReceipt:
     """Rollouts that are not trained on, each with the reason."""
     num_tokens: int
     """Teacher tokens decoded."""
-    busy_s: float
+    span: Span
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,21 +54,38 @@ class ScoreReceipt:
     num_candidates: int
     loss_sum: float
     """Of the candidate loss over all response tokens, nats."""
-    busy_s: float
+    span: Span
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContinueReceipt:
+    """The teacher's continuations of one chunk's candidates."""
+
+    num_tokens: int
+    """Teacher tokens decoded."""
+    num_prefix_tokens: int
+    num_cached_tokens: int
+    """Prefix tokens that the engine had in its cache."""
+    span: Span
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResampleReceipt:
+    """The student's fresh continuations of one chunk's candidates."""
+
+    span: Span
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeReceipt:
-    """One chunk probed."""
+    """Transport between the continuations of one chunk."""
 
     distances: tuple[float, ...]
     """D_OT of every candidate, in order; nan where the plan did not converge."""
     line_distances: tuple[float, ...]
     """D_OT of the group that draws the line of the verdict (D7): the candidates or a control."""
     num_unconverged: int
-    num_tokens: int
-    """Teacher tokens decoded."""
-    busy_s: float
+    span: Span
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,4 +95,4 @@ class LearnReceipt:
     sums: LossSums
     num_divergent: int
     """Divergent windows of the whole chunk (every rank judges the same)."""
-    busy_s: float
+    span: Span

@@ -3,7 +3,8 @@
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Sequence
+from collections import deque
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,17 +15,21 @@ from topd_ray.driver.calls import Caller
 from topd_ray.driver.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from topd_ray.driver.data import load_problems, load_source
 from topd_ray.driver.display import Display
+from topd_ray.driver.exam import ask
 from topd_ray.driver.folder import RunFolder, write_json
 from topd_ray.driver.ledger import Ledger
 from topd_ray.driver.memory import PeakMemory
 from topd_ray.driver.metrics import MetricsLog, step_metrics
+from topd_ray.driver.open_step import OpenStep, StepBooks
 from topd_ray.driver.pipeline import Pipeline
 from topd_ray.driver.preflight import check_models
+from topd_ray.driver.refit import Refit
 from topd_ray.driver.spawn import Fleet, connected, spawn
+from topd_ray.driver.timeline import TraceWriter, Work, busy_and_waits
 from topd_ray.driver.totals import Totals
 from topd_ray.errors import NonFiniteLossError, TopdError, UserError
 from topd_ray.evaluation import Accuracy
-from topd_ray.messages import Prompt
+from topd_ray.messages import Prompt, StepReport
 from topd_ray.prompts import DroppedPrompt, PromptSource
 from topd_ray.windows import RecentDistances
 
@@ -67,6 +72,15 @@ def _load_data(config: Config, *, cursor: int) -> _Data:
     return _Data(source=source, dropped=dropped, problems=problems)
 
 
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A step on its way, and the answers that are asked for beside it."""
+
+    step: OpenStep
+    prompt_ids: list[str]
+    answers: asyncio.Task[Accuracy] | None
+
+
 class _Run:
     """One session of a run, from whatever its checkpoint says."""
 
@@ -92,6 +106,7 @@ class _Run:
         self._totals = Totals(**state["totals"]) if state else Totals()
         self._before = Accuracy(**state["before"]) if state and state["before"] else None
         self._skipped_in_a_row = 0
+        self._last_ended_s, self._earlier_works = 0.0, list[Work]()
         self._num_items = len(data.source) * config.prompts.epochs
         self._total_steps = config.run.steps or math.ceil(self._num_items / config.prompts.per_step)
         self._caller = Caller(
@@ -108,6 +123,11 @@ class _Run:
             )
             self._display = stack.enter_context(
                 Display(title, total_steps=self._total_steps, started=self._started)
+            )
+            self._trace = (
+                stack.enter_context(TraceWriter(self._folder.trace))
+                if self._config.run.trace
+                else None
             )
             for drop in self._dropped:
                 self._log.event("prompt_dropped", **asdict(drop))
@@ -140,49 +160,96 @@ class _Run:
             fleet.kill()
 
     async def _train(self, fleet: Fleet) -> tuple[Accuracy, Accuracy]:
+        refit = Refit(fleet, self._caller)
         if self._checkpoint:
-            await self._restore(fleet, self._checkpoint.path)
+            await self._restore(fleet, refit, self._checkpoint.path)
         self._display.say("actors ready")
         if self._before is None:
             self._before = await self._evaluate(fleet, "before training")
         pipeline = Pipeline(self._config, fleet, self._caller, self._ledger, self._recent)
-        while self._step < self._total_steps:
-            await self._one_step(pipeline, fleet)
+        begun = deque[_Begun]()
+        self._last_ended_s = time.time()
+        try:
+            while self._step < self._total_steps:
+                self._begin_steps(pipeline, fleet, begun)
+                await self._finish_step(pipeline, fleet, refit, begun)
+        finally:
+            for one in begun:
+                one.step.abandon()
         after = await self._evaluate(fleet, "after training")
         await self._ranks(fleet, "export", self._folder.export)
         return self._before, after
 
-    async def _one_step(self, pipeline: Pipeline, fleet: Fleet) -> None:
-        start = time.perf_counter()
+    def _begin_steps(self, pipeline: Pipeline, fleet: Fleet, begun: deque[_Begun]) -> None:
+        """The next step, and as many ahead of it as may be stale.
+
+        None beyond the next checkpoint: its rollouts would be of weights that nobody kept, and a
+        resumed run could not make them again.
+        """
+        every = self._config.run.checkpoint_every
+        checkpoint = (self._step // every + 1) * every
+        ahead = self._step + 1 + self._config.rollout.max_staleness
+        for number in range(self._step + len(begun), min(ahead, checkpoint, self._total_steps)):
+            prompts = self._source.take(self._num_prompts())
+            step = pipeline.begin(prompts, step=number, policy_version=self._step)
+            answers = self._evaluated_beside(fleet) if number == self._step else None
+            begun.append(_Begun(step, [prompt.prompt_id for prompt in prompts], answers))
+
+    def _num_prompts(self) -> int:
         count = self._config.prompts.per_step
         if self._config.run.steps is None:  # the last step of the last epoch may be a short one
             count = min(count, self._num_items - self._source.cursor)
-        prompts = self._source.take(count)
-        beside: list[asyncio.Task[Accuracy]] = []
+        return count
+
+    def _evaluated_beside(self, fleet: Fleet) -> asyncio.Task[Accuracy] | None:
+        """The engines answer when their rollouts are out, while the step goes on without."""
         every = self._config.evaluation.every
+        if not every or not self._step or self._step % every:
+            return None
+        return asyncio.ensure_future(ask(fleet, self._caller, self._problems))
 
-        def evaluate_beside() -> None:
-            """The engines answer when their rollouts are out, while the step goes on without."""
-            if every and self._step and self._step % every == 0:
-                answers = self._ask(fleet)
-                beside.append(asyncio.ensure_future(answers))
-
-        report, books = await pipeline.run_step(
-            prompts, policy_version=self._step, once_started=evaluate_beside
-        )
-        for answers in beside:
-            accuracy = self._note(await answers, f"at step {self._step}")
+    async def _finish_step(
+        self, pipeline: Pipeline, fleet: Fleet, refit: Refit, begun: deque[_Begun]
+    ) -> None:
+        report, books = await pipeline.finish(begun[0].step)
+        one = begun.popleft()
+        if one.answers is not None:
+            accuracy = self._note(await one.answers, f"at step {self._step}")
             self._log.event("evaluated", step=self._step, **asdict(accuracy))
+        update_s, refitted = await refit.done()
         self._step = report.step
-        update_s = await self._publish(fleet) if self._engines_decode_next else 0.0
-        wall_s = time.perf_counter() - start
-        metrics = step_metrics(report, books, wall_s=wall_s, update_s=update_s)
+        if self._engines_decode_next:
+            follow = self._config.teacher.follow_every
+            await refit.publish(self._step, to_teachers=follow > 0 and self._step % follow == 0)
+        self._book(report, books, fleet, refitted, update_s)
+        self._stop_if_it_keeps_failing(report.skipped, one.prompt_ids)
+        if self._step % self._config.run.checkpoint_every == 0 or self._step == self._total_steps:
+            await self._timed("checkpoint", self._save(fleet))
+
+    def _book(
+        self,
+        report: StepReport,
+        books: StepBooks,
+        fleet: Fleet,
+        refitted: list[Work],
+        update_s: float,
+    ) -> None:
+        """A step's numbers, to wherever they are kept. It lasted from the end of the one before."""
+        began_s, self._last_ended_s = self._last_ended_s, time.time()
+        works = books.works + refitted
+        metrics = step_metrics(report, books, update_s=update_s) | busy_and_waits(
+            works + self._earlier_works,
+            began_s=began_s,
+            ended_s=self._last_ended_s,
+            actors=fleet.names(),
+        )
+        metrics["step/wall_s"] = self._last_ended_s - began_s
+        self._earlier_works = works  # a step that was begun ahead reaches back into this one
         self._totals.add_step(metrics)
         self._log.log(metrics)
         self._display.step(metrics)
-        self._stop_if_it_keeps_failing(report.skipped, [one.prompt_id for one in prompts])
-        if self._step % self._config.run.checkpoint_every == 0 or self._step == self._total_steps:
-            await self._timed("checkpoint", self._save(fleet))
+        if self._trace:
+            self._trace.add(works)
 
     def _stop_if_it_keeps_failing(self, skipped: bool, prompt_ids: Sequence[str]) -> None:
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
@@ -203,47 +270,11 @@ class _Run:
         evaluated = self._step == self._total_steps or (every and self._step % every == 0)
         return self._config.objective.trajectory != "given" or bool(evaluated)
 
-    async def _publish(self, fleet: Fleet) -> float:
-        """New weights to every rollout engine; seconds it took."""
-        start = time.perf_counter()
-        streams = [
-            actor.publish.options(num_returns="streaming").remote() for actor in fleet.learners
-        ]
-        buckets, *_ = await self._caller.all(
-            [
-                self._caller.call(f"learner[{rank}]", "publish", _collect(stream))
-                for rank, stream in enumerate(streams)
-            ]
-        )
-        await self._caller.all(
-            [
-                self._caller.call(
-                    f"rollout[{index}]", "update", actor.update.remote(self._step, *buckets)
-                )
-                for index, actor in enumerate(fleet.rollouts)
-            ]
-        )
-        follow = self._config.teacher.follow_every
-        if follow and self._step % follow == 0:
-            await self._follow(fleet, buckets)
-        return time.perf_counter() - start
-
-    async def _follow(self, fleet: Fleet, buckets: Sequence[Any]) -> None:
-        """Self-distillation: everything that speaks as the teacher takes the student's weights."""
-        await self._caller.all(
-            [
-                self._caller.call(
-                    f"{kind}[{i}]", "update", actor.update.remote(self._step, *buckets)
-                )
-                for kind, actors in (("teacher", fleet.teachers), ("prober", fleet.probers))
-                for i, actor in enumerate(actors)
-            ]
-        )
-        await self._ranks(fleet, "follow_teacher")
-
-    async def _restore(self, fleet: Fleet, path: Path) -> None:
+    async def _restore(self, fleet: Fleet, refit: Refit, path: Path) -> None:
         await self._ranks(fleet, "load", path)
-        await self._publish(fleet)  # the engines hold the student's folder, not the checkpoint
+        # the engines hold the student's folder, not the checkpoint
+        await refit.publish(self._step, to_teachers=self._config.teacher.follow_every > 0)
+        await refit.done()
         self._log.event("resumed", step=self._step, checkpoint=path.name)
         self._display.say(f"resumed from {path.name}")
 
@@ -273,23 +304,9 @@ class _Run:
 
     async def _evaluate(self, fleet: Fleet, when: str) -> Accuracy:
         start = time.perf_counter()
-        accuracy = await self._ask(fleet)
+        accuracy = await ask(fleet, self._caller, self._problems)
         self._totals.add_seconds("evaluation", time.perf_counter() - start)
         return self._note(accuracy, when)
-
-    def _ask(self, fleet: Fleet) -> Awaitable[Accuracy]:
-        """Send the problems to the rollout engines now; wait for their answers when awaited."""
-        shares = [self._problems[i :: len(fleet.rollouts)] for i in range(len(fleet.rollouts))]
-        asked = [
-            self._caller.call(f"rollout[{i}]", "evaluate", actor.evaluate.remote(share))
-            for i, (actor, share) in enumerate(zip(fleet.rollouts, shares, strict=True))
-            if share
-        ]
-
-        async def answered() -> Accuracy:
-            return sum(await self._caller.all(asked), Accuracy())
-
-        return answered()
 
     def _note(self, accuracy: Accuracy, when: str) -> Accuracy:
         if accuracy.num_problems:
@@ -338,13 +355,6 @@ class _Run:
             "num_skipped_steps": totals.skipped_steps,
             "stage_s": {stage: round(seconds, 3) for stage, seconds in totals.stage_s.items()},
         }
-
-
-async def _collect(stream: Any) -> list[Any]:
-    """References of all that a streaming call yields; raises what it raised."""
-    references = [reference async for reference in stream]
-    await stream.completed()
-    return references
 
 
 def _finite(value: float) -> float | None:

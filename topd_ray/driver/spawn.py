@@ -10,14 +10,20 @@ from typing import Any
 
 import ray
 
-from topd_ray.config import ClusterConfig, Config, EngineConfig, LearnerConfig
+from topd_ray.config import ClusterConfig, Config, EngineConfig, LearnerConfig, ProbeConfig
 from topd_ray.driver.calls import Caller
 from topd_ray.driver.folder import RunFolder
 from topd_ray.driver.inline import InlineActor
 from topd_ray.driver.workers import LearnerWorker, ProbeWorker, RolloutWorker, TeacherWorker
 from topd_ray.errors import UserError
 
+Place = EngineConfig | LearnerConfig | ProbeConfig
+"""A section that says what an actor takes of a machine."""
+
 _KNOCK_S = 10.0
+_TEACHER_CALLS = 64
+"""Calls that a teacher works on at once; its engine decides what goes first. Beyond any number of
+chunks in flight that makes sense, since a thread that waits costs nothing."""
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "0"}
 
 
@@ -37,6 +43,12 @@ class Fleet:
             for kind, actors in (("teacher", self.teachers), ("prober", self.probers))
             for index, actor in enumerate(actors)
         ]
+
+    def names(self) -> list[str]:
+        """Every actor's."""
+        kinds = (("rollout", self.rollouts), ("learner", self.learners))
+        own = [f"{kind}[{index}]" for kind, actors in kinds for index in range(len(actors))]
+        return own + [name for name, _ in self.teaching()]
 
     def kill(self) -> None:
         """End every actor at once; what they hold is in checkpoints or can be made again."""
@@ -115,7 +127,7 @@ async def spawn(config: Config, folder: RunFolder, caller: Caller, *, total_step
 def _fleet(config: Config, folder: RunFolder, total_steps: int) -> Fleet:
     inline = config.cluster.placement == "inline"
 
-    def actor(worker: type, place: EngineConfig | LearnerConfig, **arguments: Any) -> Any:
+    def actor(worker: type, place: Place, **arguments: Any) -> Any:
         if inline:
             return InlineActor(worker(config, **arguments))
         return _remote(worker, place).remote(config, **arguments)
@@ -127,7 +139,10 @@ def _fleet(config: Config, folder: RunFolder, total_steps: int) -> Fleet:
         teachers=[
             actor(TeacherWorker, config.teacher.engine) for _ in range(config.teacher.num_engines)
         ],
-        probers=[actor(ProbeWorker, config.probe.engine) for _ in range(config.num_probe_workers)],
+        probers=[
+            actor(ProbeWorker, config.dedicated or config.probe)
+            for _ in range(config.num_probe_workers)
+        ],
         learners=[
             actor(
                 LearnerWorker,
@@ -141,21 +156,27 @@ def _fleet(config: Config, folder: RunFolder, total_steps: int) -> Fleet:
     )
 
 
-def _remote(worker: type, place: EngineConfig | LearnerConfig) -> Any:
-    return ray.remote(num_cpus=place.cpus, num_gpus=place.gpus, max_restarts=0)(worker)
+def _remote(worker: type, place: Place) -> Any:
+    # A teacher reads a chunk while it continues from others; everyone else does one thing at a time
+    calls = {"max_concurrency": _TEACHER_CALLS} if worker is TeacherWorker else {}
+    return ray.remote(num_cpus=place.cpus, num_gpus=_gpus(place), max_restarts=0, **calls)(worker)
+
+
+def _gpus(place: Place) -> float:
+    return 0.0 if isinstance(place, ProbeConfig) else place.gpus
 
 
 def _asked(config: Config) -> tuple[float, float]:
     """Logical CPUs and GPUs of all actors together."""
-    places: list[tuple[int, EngineConfig | LearnerConfig]] = [
+    places: list[tuple[int, Place]] = [
         (config.rollout.num_engines, config.rollout.engine),
         (config.teacher.num_engines, config.teacher.engine),
-        (config.num_probe_workers, config.probe.engine),
+        (config.num_probe_workers, config.dedicated or config.probe),
         (config.learner.num_ranks, config.learner),
     ]
     return (
         sum(count * place.cpus for count, place in places),
-        sum(count * place.gpus for count, place in places),
+        sum(count * _gpus(place) for count, place in places),
     )
 
 

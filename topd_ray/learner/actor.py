@@ -41,8 +41,8 @@ class LearnerActor:
     the last probe of the step is judged, so with a normaliser of its own L_traj could not be
     weighed against L_OPD, and no gradient accumulated, while others still decode.
 
-    `policy_version` counts the steps, skipped ones too: every step publishes, and every rollout
-    is of the step it is trained in. Methods are collective: each rank must call them in turn.
+    `policy_version` counts the steps, skipped ones too: every step publishes, and a rollout
+    is trained at most `max_staleness` steps after the weights that made it. Methods are collective: each rank must call them in turn.
     """
 
     def __init__(
@@ -58,12 +58,13 @@ class LearnerActor:
         master_port: int,
         total_steps: int,
         seed: int,
+        max_staleness: int = 0,
     ) -> None:
         """`teacher_head_VE` comes where `teacher.signal` is hidden, and only there."""
         from topd_ray.engines.deepspeed import DeepSpeedTraining
 
         self._config, self._rank, self._seed = config, rank, seed
-        self._lambda_traj = objective.lambda_traj
+        self._lambda_traj, self._max_staleness = objective.lambda_traj, max_staleness
         self._student_folder = student_folder
         self._step, self._num_batches = 0, 0
         self._sums = LossSums()
@@ -106,13 +107,13 @@ class LearnerActor:
     def accumulate(self, batch: TrainBatch) -> LossSums:
         """Add the gradient of a micro-batch; returns this rank's sums of it alone.
 
-        Raises TopdError for a batch of another policy: staleness is 0 by construction.
+        Raises TopdError for a batch of a policy that is too old, or yet to come.
         """
-        if batch.policy_version != self._step:
+        if not 0 <= self._step - batch.policy_version <= self._max_staleness:
             raise TopdError(
                 f"micro-batch of rollouts {list(batch.rollout_ids)} is of policy_version "
-                f"{batch.policy_version}, the learner holds {self._step}; a step trains on "
-                "rollouts of the weights it updates"
+                f"{batch.policy_version}, the learner holds {self._step}; rollout.max_staleness="
+                f"{self._max_staleness} allows so many steps between them"
             )
         # any randomness of the student (dropout) is the micro-batch's, not the process's
         torch.manual_seed(

@@ -1,19 +1,20 @@
-"""The probe: the student's own next K tokens, the teacher's, and the transport between them."""
+"""The probe: transport between the student's next K tokens and the teacher's."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from topd_ray.config import ProbeConfig
-from topd_ray.engines.protocols import GenerationEngine, GenerationRequest
 from topd_ray.engines.tensors import to_torch
 from topd_ray.errors import TopdError
 from topd_ray.messages import PAD, CandidateSet, Flags, Floats, Ints, ProbeSet
+from topd_ray.probe.continuations import ragged
 from topd_ray.probe.cost import continuation_cost
-from topd_ray.seeds import derive_seed
 from topd_ray.transport import TransportPlan, TransportProblem, exact, sinkhorn
 from topd_ray.weights.buckets import WeightBucket, open_buckets
 from topd_ray.weights.tensors import EMBEDDING_NAMES, input_embedding
@@ -35,36 +36,33 @@ class _Solved:
 
 
 class ProbeActor:
-    """CandidateSet -> ProbeSet. Keeps nothing between calls but the teacher: any can be retried."""
+    """CandidateSet and continuations -> ProbeSet. Keeps nothing between calls: any can be retried."""
 
     def __init__(
-        self,
-        config: ProbeConfig,
-        folder: Path,
-        open_engine: Callable[[], GenerationEngine],
-        *,
-        run_seed: int,
-        student_folder: Path | None = None,
+        self, config: ProbeConfig, folder: Path, *, student_folder: Path | None = None
     ) -> None:
-        self._config, self._run_seed = config, run_seed
+        """`folder` is the teacher's; the student's is needed where its embeddings measure."""
+        self._config = config
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._embedding_VD = _embedding(config, folder, student_folder).to(self._device)
-        self._engine = open_engine()
 
     def probe(
-        self, candidates: Sequence[CandidateSet], continuations: Sequence[Ints] | None = None
+        self,
+        candidates: Sequence[CandidateSet],
+        teacher_windows: Sequence[Ints],
+        fresh: Sequence[Ints] | None = None,
     ) -> list[ProbeSet]:
-        """One ProbeSet a rollout, in order; all windows are decoded and solved together.
+        """One ProbeSet a rollout, in order; all windows are solved together.
 
-        D3: the student's continuation is its own rollout from t on, or, with `probe.student:
-        resample`, the fresh one that `continuations` holds: one (W, K) array a rollout, in the
-        order of its positions, padded. D4: the teacher's is decoded from its own prompt and the
-        same y_<t, greedily unless a temperature is set. Raises TopdError where continuations are
-        missing, not asked for, or of another shape.
+        Both kinds of windows hold one (W, K) array a rollout, in the order of its positions,
+        padded: `teacher_windows` are the teacher's continuations. D3: the student's is its own
+        rollout from t on, or, with `probe.student: resample`, the `fresh` one. Raises TopdError
+        where windows are missing, not asked for, or of another shape.
         """
-        self._check(candidates, continuations)
-        student_WK = self._student_windows(candidates, continuations)
-        teacher_WK = _ragged(self._continue(candidates), width=self._config.window)
+        self._check(candidates, teacher_windows, fresh)
+        none = np.zeros((0, self._config.window), np.int32)
+        student_WK = self._student_windows(candidates, fresh)
+        teacher_WK = np.concatenate([none, *teacher_windows])
         solved = self._transport(student_WK, teacher_WK)
         ends = np.cumsum([len(found.positions_W) for found in candidates])
         starts = [0, *ends[:-1]]
@@ -74,52 +72,49 @@ class ProbeActor:
                 student_WK[int(start) : int(end)],
                 teacher_WK[int(start) : int(end)],
                 solved.part(int(start), int(end)),
-                resampled=continuations is not None,
+                resampled=fresh is not None,
             )
             for found, start, end in zip(candidates, starts, ends, strict=True)
         ]
 
     def update(self, policy_version: int, buckets: Sequence[WeightBucket]) -> None:
-        """Self-distillation: the teacher takes the student's weights of `policy_version`.
+        """Self-distillation: with `probe.embedding: teacher` the ground cost follows the student.
 
-        With `probe.embedding: teacher` the ground cost follows it; the student's table stays the
-        one of its start. Raises TopdError for buckets that are not whole.
+        The student's table stays the one of its start. Raises TopdError for buckets that are not
+        whole.
         """
-        self._engine.load_weights(open_buckets(buckets, policy_version=policy_version))
+        weights = dict(open_buckets(buckets, policy_version=policy_version))
         if self._config.embedding == "teacher":
-            self._embedding_VD = _published_embedding(buckets).to(self._device)
-
-    def close(self) -> None:
-        """Free the engine. Safe to call twice."""
-        self._engine.close()
+            self._embedding_VD = _published_embedding(weights).to(self._device)
 
     def _check(
-        self, candidates: Sequence[CandidateSet], continuations: Sequence[Ints] | None
+        self,
+        candidates: Sequence[CandidateSet],
+        teacher_windows: Sequence[Ints],
+        fresh: Sequence[Ints] | None,
     ) -> None:
-        if (continuations is not None) != (self._config.student == "resample"):
+        if (fresh is not None) != (self._config.student == "resample"):
             raise TopdError(
                 f"probe.student={self._config.student}, but the probe was asked "
-                f"{'without' if continuations is None else 'with'} fresh continuations of the "
+                f"{'without' if fresh is None else 'with'} fresh continuations of the "
                 "student; they are for probe.student=resample, and it needs them"
             )
-        if continuations is None:
-            return
-        shapes = [fresh.shape for fresh in continuations]
         expected = [(len(found.positions_W), self._config.window) for found in candidates]
-        if shapes != expected:
-            raise TopdError(
-                f"fresh continuations of shapes {shapes} for candidates of {expected}: one row a "
-                "candidate and probe.window tokens a row"
-            )
+        for whose, windows in (("the teacher", teacher_windows), ("the student", fresh)):
+            if windows is not None and (shapes := [one.shape for one in windows]) != expected:
+                raise TopdError(
+                    f"continuations by {whose} of shapes {shapes} for candidates of {expected}: "
+                    "one row a candidate and probe.window tokens a row"
+                )
 
     def _student_windows(
-        self, candidates: Sequence[CandidateSet], continuations: Sequence[Ints] | None
+        self, candidates: Sequence[CandidateSet], fresh: Sequence[Ints] | None
     ) -> Ints:
         """The fresh ones, or the rollouts themselves from every candidate on."""
         width = self._config.window
-        if continuations is not None:
-            return np.concatenate([np.zeros((0, width), np.int32), *continuations])
-        return _ragged(
+        if fresh is not None:
+            return np.concatenate([np.zeros((0, width), np.int32), *fresh])
+        return ragged(
             [
                 found.response_ids_N[t : t + width]
                 for found in candidates
@@ -127,34 +122,6 @@ class ProbeActor:
             ],
             width=width,
         )
-
-    def _continue(self, candidates: Sequence[CandidateSet]) -> list[Ints]:
-        """Teacher's continuation of every candidate, in the order of candidates and positions."""
-        requests = [
-            GenerationRequest(
-                request_id=f"{found.rollout_id}@{t}",
-                prompt_ids=np.concatenate([found.teacher_prompt_ids_P, found.response_ids_N[:t]]),
-                max_tokens=self._teacher_tokens(found, int(t)),
-                temperature=self._config.teacher_temperature,
-                top_p=self._config.teacher_top_p,
-                seed=derive_seed(self._run_seed, found.rollout_id, int(t), "probe"),
-                num_top=0,
-            )
-            for found in candidates
-            for t in found.positions_W
-        ]
-        by_id = {answer.request_id: answer for answer in self._engine.generate(requests)}
-        return [by_id[request.request_id].token_ids_N for request in requests]
-
-    def _teacher_tokens(self, found: CandidateSet, position: int) -> int:
-        """K; no more than the student had, where the token limit cut its own window short.
-
-        Otherwise a student that says what its teacher says would seem to diverge at its limit. A
-        fresh window has no such limit: only the end of the response makes it shorter than K.
-        """
-        if self._config.student == "resample" or not found.truncated:
-            return self._config.window
-        return min(self._config.window, len(found.response_ids_N) - position)
 
     def _transport(self, student_WK: Ints, teacher_WK: Ints) -> _Solved:
         """Plans of all windows. Identical continuations need no solver: the diagonal moves nothing.
@@ -201,11 +168,10 @@ def _embedding(config: ProbeConfig, folder: Path, student_folder: Path | None) -
     return input_embedding(student_folder)
 
 
-def _published_embedding(buckets: Sequence[WeightBucket]) -> torch.Tensor:
-    for bucket in buckets:
-        for name, array in bucket.arrays:
-            if name in EMBEDDING_NAMES:
-                return to_torch(array)
+def _published_embedding(weights: Mapping[str, NDArray[Any]]) -> torch.Tensor:
+    for name in EMBEDDING_NAMES:
+        if name in weights:
+            return to_torch(weights[name])
     raise TopdError(
         f"published weights hold no input embedding ({' or '.join(EMBEDDING_NAMES)}), which "
         "probe.embedding=teacher follows; wrong model family?"
@@ -230,13 +196,6 @@ def _probe_set(
         d_ot_W=solved.d_ot_W,
         converged_W=solved.converged_W,
     )
-
-
-def _ragged(sequences: Sequence[Ints], *, width: int) -> Ints:
-    padded_WK = np.full((len(sequences), width), PAD, dtype=np.int32)
-    for row, sequence in enumerate(sequences):
-        padded_WK[row, : len(sequence)] = sequence
-    return padded_WK
 
 
 def _lengths(padded_WK: Ints) -> torch.Tensor:

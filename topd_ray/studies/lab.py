@@ -9,8 +9,8 @@ import numpy as np
 from topd_ray.candidates import find_candidates
 from topd_ray.config import Config, ProbeConfig
 from topd_ray.driver.data import load_source
-from topd_ray.engines.open import open_generation, open_scoring
-from topd_ray.engines.protocols import GenerationEngine, ScoringEngine
+from topd_ray.engines.open import open_generation, open_teacher
+from topd_ray.engines.protocols import GenerationEngine, TeacherEngine
 from topd_ray.errors import UserError
 from topd_ray.messages import (
     LOW,
@@ -22,9 +22,8 @@ from topd_ray.messages import (
     Rollout,
     ScoredRollout,
 )
-from topd_ray.probe import ProbeActor
+from topd_ray.probe import ProbeActor, continue_from
 from topd_ray.rollout import RolloutActor
-from topd_ray.studies.replay import ReplayGeneration, recorded_continuations
 from topd_ray.teacher import TeacherActor
 from topd_ray.weights.folder import check_folder, resolve_model
 
@@ -41,7 +40,6 @@ class Lab:
         for field, engine in [
             ("rollout.engine", config.rollout.engine),
             ("teacher.engine", config.teacher.engine),
-            ("probe.engine", config.probe.engine),
         ]:
             if engine.backend != "hf":
                 raise UserError(
@@ -75,7 +73,7 @@ class Lab:
             self.config.teacher.model_copy(update={"signal": "topk", "top_k": top}),
             self.config.candidates.model_copy(update={"loss": "teacher_nll"}),
             self.teacher_folder,
-            lambda: self._scoring_engine,
+            lambda: self._teacher_engine,
         )
         return reader.score(rollouts)
 
@@ -106,7 +104,10 @@ class Lab:
         fresh = None
         if config.student == "resample":
             fresh = self._student.resample(candidates, window=config.window, policy_version=0)
-        return self._prober(config, self._teacher_engine).probe(candidates, fresh)
+        continued = continue_from(
+            self._teacher_engine, candidates, config, run_seed=self.config.run.seed
+        )
+        return self._prober(config).probe(candidates, continued.windows, fresh)
 
     def probe_again(
         self,
@@ -129,9 +130,15 @@ class Lab:
             | {"student": "resample"}
         )
         fresh = [one.student_ids_WK for one in probes] if student_ids is None else student_ids
-        engine = ReplayGeneration(recorded_continuations(probes))
-        return self._prober(config, engine).probe(
-            candidates, [np.ascontiguousarray(ids_WK[:, : config.window]) for ids_WK in fresh]
+        # for greedy decoding, and for any whose seed is the request's, a continuation of fewer
+        # tokens is the beginning of a longer one
+        teacher = [one.teacher_ids_WK for one in probes]
+        return self._prober(config).probe(
+            candidates,
+            *(
+                [np.ascontiguousarray(ids_WK[:, : config.window]) for ids_WK in windows]
+                for windows in (teacher, fresh)
+            ),
         )
 
     def open_student(self) -> GenerationEngine:
@@ -152,18 +159,12 @@ class Lab:
 
     def close(self) -> None:
         """Free the engines that were opened."""
-        for name in ("_student_engine", "_scoring_engine", "_teacher_engine"):
+        for name in ("_student_engine", "_teacher_engine"):
             if name in self.__dict__:
                 self.__dict__.pop(name).close()
 
-    def _prober(self, config: ProbeConfig, engine: GenerationEngine) -> ProbeActor:
-        return ProbeActor(
-            config,
-            self.teacher_folder,
-            lambda: engine,
-            run_seed=self.config.run.seed,
-            student_folder=self.student_folder,
-        )
+    def _prober(self, config: ProbeConfig) -> ProbeActor:
+        return ProbeActor(config, self.teacher_folder, student_folder=self.student_folder)
 
     @cached_property
     def _student(self) -> RolloutActor:
@@ -177,7 +178,7 @@ class Lab:
             self.config.teacher,
             self.config.candidates,
             self.teacher_folder,
-            lambda: self._scoring_engine,
+            lambda: self._teacher_engine,
         )
 
     @cached_property
@@ -185,18 +186,10 @@ class Lab:
         return self.open_student()
 
     @cached_property
-    def _scoring_engine(self) -> ScoringEngine:
-        return open_scoring(
+    def _teacher_engine(self) -> TeacherEngine:
+        return open_teacher(
             self.teacher_folder,
             self.config.teacher.engine,
-            max_model_len=self.config.teacher_context_tokens,
-        )
-
-    @cached_property
-    def _teacher_engine(self) -> GenerationEngine:
-        return open_generation(
-            self.teacher_folder,
-            self.config.probe.engine,
             max_model_len=self.config.teacher_context_tokens,
             seed=self.config.run.seed,
         )

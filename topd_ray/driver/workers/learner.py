@@ -8,7 +8,7 @@ from pathlib import Path
 import ray
 
 from topd_ray.config import Config
-from topd_ray.driver.receipts import LearnReceipt
+from topd_ray.driver.receipts import LearnReceipt, Span
 from topd_ray.driver.recorder import WindowRecorder
 from topd_ray.learner import LearnerActor
 from topd_ray.messages import LossSums, ProbeSet, ScoredRollout, StepReport
@@ -51,13 +51,14 @@ class LearnerWorker:
             master_port=master_port,
             total_steps=self._total_steps,
             seed=self._config.run.seed,
+            max_staleness=self._config.rollout.max_staleness,
         )
 
     def accumulate(
         self, scored: Sequence[ScoredRollout], probes: Sequence[ProbeSet] | None, threshold: float
     ) -> LearnReceipt:
         """Pack the chunk, add this rank's share to the gradient; rank 0 records the windows."""
-        start = time.perf_counter()
+        began_s = time.time()
         batches = pack(
             scored,
             probes,
@@ -75,7 +76,7 @@ class LearnerWorker:
         return LearnReceipt(
             sums=sums,
             num_divergent=sum(int(divergent(one, threshold).sum()) for one in probes or ()),
-            busy_s=time.perf_counter() - start,
+            span=Span.since(began_s),
         )
 
     def step(self) -> StepReport:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from topd_ray.config import Config
-from topd_ray.driver.receipts import RolloutReceipt
+from topd_ray.driver.receipts import ResampleReceipt, RolloutReceipt, Span
 from topd_ray.engines.open import open_generation
 from topd_ray.evaluation import Accuracy, ask
 from topd_ray.messages import CandidateSet, Ints, Prompt, Rollout
@@ -40,34 +40,34 @@ class RolloutWorker:
         self, prompts: Sequence[Prompt], *, policy_version: int
     ) -> Iterator[list[Rollout] | RolloutReceipt]:
         """Alternate chunks and their receipts."""
-        start = time.perf_counter()
+        began_s = time.time()
         for chunk in self._actor.roll_out(prompts, policy_version=policy_version):
+            span = Span.since(began_s)
             yield chunk
-            now = time.perf_counter()
             yield RolloutReceipt(
                 rollout_ids=tuple(rollout.rollout_id for rollout in chunk),
                 policy_version=policy_version,
                 num_tokens=sum(len(rollout.response_ids_N) for rollout in chunk),
                 num_truncated=sum(rollout.finish_reason == "length" for rollout in chunk),
-                busy_s=now - start,
+                span=span,
             )
-            start = time.perf_counter()
+            began_s = time.time()
 
     def resample(
         self, found: Sequence[CandidateSet], *, policy_version: int
-    ) -> tuple[list[Ints], float]:
-        """D3 `resample`: fresh windows of every candidate, (W, K) a rollout; busy seconds."""
-        start = time.perf_counter()
+    ) -> tuple[list[Ints], ResampleReceipt]:
+        """D3 `resample`: fresh windows of every candidate, (W, K) a rollout."""
+        began_s = time.time()
         fresh = self._actor.resample(
             found, window=self._config.probe.window, policy_version=policy_version
         )
-        return fresh, time.perf_counter() - start
+        return fresh, ResampleReceipt(span=Span.since(began_s))
 
-    def update(self, policy_version: int, *buckets: WeightBucket) -> float:
-        """Take the weights of `policy_version`; seconds it took."""
-        start = time.perf_counter()
+    def update(self, policy_version: int, *buckets: WeightBucket) -> Span:
+        """Take the weights of `policy_version`; when it did."""
+        began_s = time.time()
         self._actor.update(policy_version, buckets)
-        return time.perf_counter() - start
+        return Span.since(began_s)
 
     def evaluate(self, problems: Sequence[Prompt]) -> Accuracy:
         """Greedy accuracy of the current weights."""
