@@ -134,7 +134,7 @@ class ProbeConfig(Section):
 
     engine: Literal["shared"] | EngineConfig = "shared"
     """`shared`: the teacher's scoring engine continues (or rewrites) too: one copy of the teacher,
-    and a probe's prefix is in its cache. An engine section: each probe worker has its own engine."""
+    and a probe's prefix is in its cache. An engine section: each probe worker has its own."""
     num_workers: PositiveInt = 1
     """Probe workers: they solve the transport, and decode where they have engines of their own."""
     cpus: NonNegativeFloat = 1.0

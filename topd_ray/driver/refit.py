@@ -75,12 +75,11 @@ class Refit:
                 for who, actor in self._fleet.teaching()
             ]
         )
+        heads = [actor.follow_teacher.remote() for actor in self._fleet.learners]
         await self._caller.all(
             [
-                self._caller.call(
-                    f"learner[{rank}]", "follow_teacher", actor.follow_teacher.remote()
-                )
-                for rank, actor in enumerate(self._fleet.learners)
+                self._caller.call(f"learner[{rank}]", "follow_teacher", head)
+                for rank, head in enumerate(heads)
             ]
         )
 

@@ -176,6 +176,7 @@ class _Run:
         finally:
             for one in begun:
                 one.step.abandon()
+        await refit.done()
         after = await self._evaluate(fleet, "after training")
         await self._ranks(fleet, "export", self._folder.export)
         return self._before, after

@@ -41,8 +41,9 @@ class LearnerActor:
     the last probe of the step is judged, so with a normaliser of its own L_traj could not be
     weighed against L_OPD, and no gradient accumulated, while others still decode.
 
-    `policy_version` counts the steps, skipped ones too: every step publishes, and a rollout
-    is trained at most `max_staleness` steps after the weights that made it. Methods are collective: each rank must call them in turn.
+    `policy_version` counts the steps, skipped ones too: every step publishes, and a rollout is
+    trained at most `max_staleness` steps after the weights that made it. Methods are collective:
+    each rank must call them in turn.
     """
 
     def __init__(

@@ -36,7 +36,7 @@ class _Solved:
 
 
 class ProbeActor:
-    """CandidateSet and continuations -> ProbeSet. Keeps nothing between calls: any can be retried."""
+    """CandidateSet, continuations -> ProbeSet. Keeps nothing between calls: any can be retried."""
 
     def __init__(
         self, config: ProbeConfig, folder: Path, *, student_folder: Path | None = None

@@ -9,16 +9,20 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from topd_ray.driver.receipts import (
+    ContinueReceipt,
     LearnReceipt,
     ProbeReceipt,
+    ResampleReceipt,
     RewriteReceipt,
     RolloutReceipt,
     ScoreReceipt,
+    Span,
 )
 from topd_ray.driver.spawn import Fleet
 from topd_ray.messages import LossSums, Prompt, StepReport
 from topd_ray.rollout.actor import rollout_id
 
+NO_TIME = Span(0.0, 0.0)
 Delay = Callable[[str], float]
 """Seconds that a named piece of work takes, e.g. `score 00000001.0`."""
 
@@ -39,21 +43,26 @@ class FakeRollout:
     def __init__(self, size: int, samples: int, delay: Delay, fail_at: int | None = None) -> None:
         self.size, self.samples, self.delay, self.fail_at = size, samples, delay, fail_at
         self.roll_out, self.resample = Method(self._roll_out), Method(self._resample)
-        self.rolled_out = asyncio.Event()
+        self.rolled_out, self.one_at_a_time = asyncio.Event(), asyncio.Lock()
 
     def _resample(self, chunk: tuple[str, ...], *, policy_version: int) -> tuple[Any, Any]:
-        async def busy_s() -> float:
+        async def receipt() -> ResampleReceipt:
             await self.rolled_out.wait()
             await asyncio.sleep(self.delay(f"resample {chunk[0]}"))
-            return 0.0
+            return ResampleReceipt(span=NO_TIME)
 
-        return tuple(f"{policy_version}:{name}" for name in chunk), asyncio.ensure_future(busy_s())
+        return tuple(f"{policy_version}:{name}" for name in chunk), asyncio.ensure_future(receipt())
 
     async def _roll_out(
         self, prompts: Sequence[Prompt], *, policy_version: int
     ) -> AsyncIterator[Any]:
         names = [rollout_id(p, s) for p in prompts for s in range(self.samples)]
-        self.rolled_out.clear()
+        async with self.one_at_a_time:
+            self.rolled_out.clear()
+            async for item in self._chunks(names, policy_version):
+                yield item
+
+    async def _chunks(self, names: list[str], policy_version: int) -> AsyncIterator[Any]:
         for index, first in enumerate(range(0, len(names), self.size)):
             chunk = tuple(names[first : first + self.size])
             await asyncio.sleep(self.delay(f"rollout {chunk[0]}"))
@@ -67,37 +76,30 @@ class FakeRollout:
                     policy_version=policy_version,
                     num_tokens=10 * len(chunk),
                     num_truncated=0,
-                    busy_s=0.0,
+                    span=NO_TIME,
                 )
             )
         self.rolled_out.set()
 
 
-class FakeTeacher:
-    """Scores; every chunk brings one candidate a rollout."""
-
-    def __init__(self, delay: Delay) -> None:
-        self.delay, self.busy, self.most_busy = delay, 0, 0
-        self.score = Method(self._score)
-
-    def _score(self, chunk: tuple[str, ...]) -> tuple[Any, Any, Any]:
-        async def receipt() -> ScoreReceipt:
-            self.busy += 1
-            self.most_busy = max(self.busy, self.most_busy)
-            await asyncio.sleep(self.delay(f"score {chunk[0]}"))
-            self.busy -= 1
-            return ScoreReceipt(num_tokens=10, num_candidates=len(chunk), loss_sum=1.0, busy_s=0.0)
-
-        return chunk, chunk, asyncio.ensure_future(receipt())
-
-
-class FakeProber:
-    """Probes; D_OT of a rollout is its sample index. Rewrites, and drops the samples in `wrong`."""
+class Writing:
+    """What decodes as the teacher. Rewrites, and drops the samples in `wrong`."""
 
     def __init__(self, delay: Delay, wrong: frozenset[int]) -> None:
         self.delay, self.wrong = delay, wrong
-        self.probe, self.rewrite = Method(self._probe), Method(self._rewrite)
-        self.fresh: list[Any] = []
+        self.continue_from, self.rewrite = Method(self._continue_from), Method(self._rewrite)
+        self.continued = list[str]()
+
+    def _continue_from(self, chunk: tuple[str, ...]) -> tuple[Any, Any]:
+        self.continued.extend(chunk)
+
+        async def receipt() -> ContinueReceipt:
+            await asyncio.sleep(self.delay(f"continue {chunk[0]}"))
+            return ContinueReceipt(
+                num_tokens=1, num_prefix_tokens=10, num_cached_tokens=9, span=NO_TIME
+            )
+
+        return tuple(f"after {name}" for name in chunk), asyncio.ensure_future(receipt())
 
     def _rewrite(self, chunk: tuple[str, ...], _: Sequence[Prompt]) -> tuple[Any, Any]:
         kept = tuple(name for name in chunk if int(name.split(".")[1]) not in self.wrong)
@@ -105,11 +107,46 @@ class FakeProber:
         async def receipt() -> RewriteReceipt:
             await asyncio.sleep(self.delay(f"rewrite {chunk[0]}"))
             dropped = tuple((name, "rewrite is wrong") for name in chunk if name not in kept)
-            return RewriteReceipt(dropped=dropped, num_tokens=1, busy_s=0.0)
+            return RewriteReceipt(dropped=dropped, num_tokens=1, span=NO_TIME)
 
         return kept, asyncio.ensure_future(receipt())
 
-    def _probe(self, chunk: tuple[str, ...], fresh: Any) -> tuple[Any, Any]:
+
+class FakeTeacher(Writing):
+    """Scores; every chunk brings one candidate a rollout."""
+
+    def __init__(self, delay: Delay, wrong: frozenset[int]) -> None:
+        super().__init__(delay, wrong)
+        self.busy, self.most_busy, self.scored = 0, 0, list[str]()
+        self.score = Method(self._score)
+
+    def _score(self, chunk: tuple[str, ...]) -> tuple[Any, Any, Any]:
+        self.scored.extend(chunk)
+
+        async def receipt() -> ScoreReceipt:
+            self.busy += 1
+            self.most_busy = max(self.busy, self.most_busy)
+            await asyncio.sleep(self.delay(f"score {chunk[0]}"))
+            self.busy -= 1
+            return ScoreReceipt(
+                num_tokens=10, num_candidates=len(chunk), loss_sum=1.0, span=NO_TIME
+            )
+
+        return chunk, chunk, asyncio.ensure_future(receipt())
+
+
+class FakeProber(Writing):
+    """Probes; D_OT of a rollout is its sample index."""
+
+    def __init__(self, delay: Delay, wrong: frozenset[int]) -> None:
+        super().__init__(delay, wrong)
+        self.probe = Method(self._probe)
+        self.fresh: list[Any] = []
+
+    def _probe(
+        self, chunk: tuple[str, ...], windows: tuple[str, ...], fresh: Any
+    ) -> tuple[Any, Any]:
+        assert windows == tuple(f"after {name}" for name in chunk)
         self.fresh.append(fresh)
 
         async def receipt() -> ProbeReceipt:
@@ -119,8 +156,7 @@ class FakeProber:
                 distances=distances,
                 line_distances=distances,
                 num_unconverged=0,
-                num_tokens=1,
-                busy_s=0.0,
+                span=NO_TIME,
             )
 
         return chunk, asyncio.ensure_future(receipt())
@@ -131,15 +167,17 @@ class FakeLearner:
 
     def __init__(self, delay: Delay) -> None:
         self.delay, self.taken, self.lines, self.steps = delay, list[str](), list[float](), 0
+        self.steps_before = list[int]()
         self.accumulate, self.step = Method(self._accumulate), Method(self._step)
 
     def _accumulate(self, scored: tuple[str, ...], _: Any, line: float) -> Any:
         self.taken.extend(scored)
         self.lines.append(line)
+        self.steps_before.append(self.steps)
 
         async def receipt() -> LearnReceipt:
             await asyncio.sleep(self.delay(f"learn {scored[0]}"))
-            return LearnReceipt(sums=LossSums(num_tokens=1), num_divergent=0, busy_s=0.0)
+            return LearnReceipt(sums=LossSums(num_tokens=1), num_divergent=0, span=NO_TIME)
 
         return asyncio.ensure_future(receipt())
 
@@ -176,7 +214,7 @@ def fleet(
     """A fleet of fakes."""
     return Fleet(
         rollouts=[FakeRollout(size, samples, delay, fail_at) for _ in range(engines)],
-        teachers=[FakeTeacher(delay) for _ in range(teachers)],
+        teachers=[FakeTeacher(delay, wrong) for _ in range(teachers)],
         probers=[FakeProber(delay, wrong) for _ in range(probers)],
         learners=[FakeLearner(delay) for _ in range(ranks)],
     )

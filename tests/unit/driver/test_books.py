@@ -14,13 +14,23 @@ from topd_ray.driver.checkpoint import latest_checkpoint
 from topd_ray.driver.display import Display
 from topd_ray.driver.folder import RunFolder, write_json, write_whole
 from topd_ray.driver.metrics import Metrics, MetricsLog, step_metrics
-from topd_ray.driver.pipeline import StepBooks
+from topd_ray.driver.open_step import StepBooks
 from topd_ray.driver.plan import make_plan
-from topd_ray.driver.receipts import LearnReceipt, ProbeReceipt, RolloutReceipt, ScoreReceipt
+from topd_ray.driver.receipts import (
+    ContinueReceipt,
+    LearnReceipt,
+    ProbeReceipt,
+    RolloutReceipt,
+    ScoreReceipt,
+    Span,
+)
+from topd_ray.driver.timeline import busy_and_waits
 from topd_ray.driver.totals import Totals
 from topd_ray.errors import UserError
 from topd_ray.evaluation import Accuracy
 from topd_ray.messages import LossSums, StepReport
+
+SECOND = Span(5.0, 6.0)
 
 
 def config(root: Path, **sections: object) -> Config:
@@ -53,22 +63,25 @@ def metrics(step: int, **changes: float) -> Metrics:
                 policy_version=step - 1,
                 num_tokens=100,
                 num_truncated=1,
-                busy_s=2.0,
+                span=Span(10.0, 12.0),
             )
         ],
-        scores=[ScoreReceipt(num_tokens=100, num_candidates=4, loss_sum=50.0, busy_s=1.0)],
+        scores=[ScoreReceipt(num_tokens=100, num_candidates=4, loss_sum=50.0, span=SECOND)],
         probes=[
             ProbeReceipt(
                 distances=(0.2, 0.4, math.nan, 0.6),
                 line_distances=(0.2, 0.4, math.nan, 0.6),
                 num_unconverged=1,
-                num_tokens=90,
-                busy_s=1.0,
+                span=SECOND,
             )
         ],
-        learned=[[LearnReceipt(sums=LossSums(num_tokens=100), num_divergent=2, busy_s=0.5)] * 2],
+        continued=[
+            ContinueReceipt(num_tokens=90, num_prefix_tokens=80, num_cached_tokens=64, span=SECOND)
+        ],
+        learned=[[LearnReceipt(sums=LossSums(num_tokens=100), num_divergent=2, span=SECOND)] * 2],
     )
-    return step_metrics(report, books, wall_s=3.0, update_s=0.1) | changes
+    shares = busy_and_waits([], began_s=0, ended_s=3, actors=["rollout[0]"])
+    return step_metrics(report, books, update_s=0.1) | shares | {"step/wall_s": 3.0} | changes
 
 
 def test_metrics_of_a_step_are_sums_and_shares_of_its_receipts() -> None:
@@ -77,7 +90,9 @@ def test_metrics_of_a_step_are_sums_and_shares_of_its_receipts() -> None:
     assert found["teacher/mean_token_loss"] == 0.5
     assert found["probe/mean_d_ot"] == pytest.approx(0.4)
     assert found["windows/divergent_frac"] == 0.5
-    assert found["learner/busy_s"] == 1.0
+    assert found["learner/busy_s"] == 2.0
+    assert found["rollout/busy_s"] == found["probe/busy_s"] == 2.0
+    assert found["probe/cached_frac"] == 0.8
     assert found["rollout/staleness"] == 0
 
 

@@ -12,7 +12,7 @@ def test_a_rollout_that_went_all_the_way_balances() -> None:
     ledger.dispatch(["a"])
     for stage in (Stage.ROLLED_OUT, Stage.SCORED, Stage.PROBED, Stage.CONSUMED):
         ledger.advance(["a"], stage)
-    ledger.close_step()
+    ledger.close_step(["a"])
     assert (ledger.num_dispatched, ledger.num_consumed) == (1, 1)
 
 
@@ -22,7 +22,7 @@ def test_an_open_rollout_is_named_when_the_step_closes() -> None:
     ledger.advance(["a"], Stage.CONSUMED)
     ledger.advance(["b"], Stage.SCORED)
     with pytest.raises(TopdError, match=r"b \(SCORED\)"):
-        ledger.close_step()
+        ledger.close_step(["a", "b"])
 
 
 @pytest.mark.parametrize("stage", [Stage.ROLLED_OUT, Stage.CONSUMED])
@@ -46,7 +46,7 @@ def test_unknown_and_repeated_rollouts_are_refused() -> None:
 def test_no_checkpoint_inside_a_step() -> None:
     ledger = Ledger()
     ledger.dispatch(["a"])
-    with pytest.raises(TopdError, match="between steps"):
+    with pytest.raises(TopdError, match="no rollout is open"):
         ledger.state()
 
 
@@ -56,6 +56,7 @@ class LedgerHistories(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.ledger, self.open, self.names = Ledger(), dict[str, Stage](), 0
+        self.steps: list[list[str]] = []
 
     @rule(count=st.integers(1, 4))
     def dispatch(self, count: int) -> None:
@@ -63,6 +64,7 @@ class LedgerHistories(RuleBasedStateMachine):
         self.names += count
         self.ledger.dispatch(fresh)
         self.open |= dict.fromkeys(fresh, Stage.DISPATCHED)
+        self.steps.append(fresh)
 
     @precondition(lambda self: self.open)
     @rule(data=st.data())
@@ -82,10 +84,21 @@ class LedgerHistories(RuleBasedStateMachine):
         self.ledger.drop([name], reason="test")
         del self.open[name]
 
+    @precondition(lambda self: self.steps)
+    @rule()
+    def close_the_oldest_step(self) -> None:
+        if any(name in self.open for name in self.steps[0]):
+            with pytest.raises(TopdError, match="unaccounted"):
+                self.ledger.close_step(self.steps[0])
+        else:
+            self.ledger.close_step(self.steps.pop(0))
+
     @precondition(lambda self: not self.open)
     @rule()
-    def close_and_restore(self) -> None:
-        self.ledger.close_step()
+    def restore(self) -> None:
+        for names in self.steps:
+            self.ledger.close_step(names)
+        self.steps.clear()
         self.ledger = Ledger.restored(self.ledger.state())
 
     @invariant()

@@ -1,5 +1,6 @@
 import asyncio
 import random
+from collections import Counter, deque
 from typing import Any
 
 import pytest
@@ -11,10 +12,10 @@ from tests.unit.driver.fleet import Delay, fleet
 from topd_ray.config import Config, parse_config
 from topd_ray.driver.calls import Caller
 from topd_ray.driver.ledger import Ledger
-from topd_ray.driver.pipeline import Pipeline, StepBooks
+from topd_ray.driver.open_step import OpenStep, StepBooks
+from topd_ray.driver.pipeline import Pipeline
 from topd_ray.driver.spawn import Fleet
 from topd_ray.errors import DeadlineError, TopdError
-from topd_ray.messages import Prompt
 from topd_ray.windows import RecentDistances
 
 
@@ -55,10 +56,12 @@ def run(
     )
 
     async def go() -> list[StepBooks]:
-        books = []
-        for step in range(steps):
-            prompts: list[Prompt] = [prompt(num_prompts * step + i) for i in range(num_prompts)]
-            books.append((await pipeline.run_step(prompts, policy_version=step))[1])
+        books, begun, ahead = [], deque[OpenStep](), chosen.rollout.max_staleness
+        for done in range(steps):
+            for number in range(done + len(begun), min(steps, done + ahead + 1)):
+                prompts = [prompt(num_prompts * number + i) for i in range(num_prompts)]
+                begun.append(pipeline.begin(prompts, step=number, policy_version=done))
+            books.append((await pipeline.finish(begun.popleft()))[1])
         return books
 
     books = asyncio.run(asyncio.wait_for(go(), 30))
@@ -200,23 +203,62 @@ def test_fresh_windows_wait_for_all_rollouts_of_their_engine_without_a_deadlock(
     ]
 
 
-def test_the_engines_are_asked_beside_a_step_once_they_have_their_rollouts() -> None:
-    fakes, asked = fleet(lambda _: 0.0), list[int]()
-    chosen = config()
-    pipeline = Pipeline(
-        chosen,
-        fakes,
-        Caller(start_deadline_s=5, call_deadline_s=5),
-        Ledger(),
-        RecentDistances(chosen.windows.divergence),
-    )
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), stale=st.integers(1, 3), in_flight=st.integers(1, 4))
+def test_steps_begun_ahead_are_learned_in_the_same_order_and_never_too_old(
+    seed: int, stale: int, in_flight: int
+) -> None:
+    sections = {"rollout": {"samples_per_prompt": 2, "chunk_size": 2, "max_staleness": stale}}
 
-    async def go() -> None:
-        await pipeline.run_step(
-            [prompt(0)],
-            policy_version=0,
-            once_started=lambda: asked.append(len(fakes.learners[0].taken)),
-        )
+    def learned(delay: Delay) -> tuple[list[str], list[float]]:
+        fakes = fleet(delay, engines=2)
+        books = run(fakes, steps=5, sections=sections, max_chunks_in_flight=in_flight)
+        versions = [{one.policy_version for one in step.rollouts} for step in books]
+        assert versions == [{max(0, number - stale)} for number in range(5)]
+        learner = fakes.learners[0]
+        assert learner.steps_before == sorted(learner.steps_before)  # no chunk before its step
+        return learner.taken, learner.lines
 
-    asyncio.run(go())
-    assert asked == [0]
+    shuffled = learned(random_delays(seed))
+    assert shuffled == learned(lambda _: 0.0)
+    assert len(set(shuffled[0])) == 40
+
+
+def test_a_step_begun_ahead_decodes_while_the_one_before_it_is_learned() -> None:
+    seen: list[str] = []
+
+    def note(work: str) -> float:
+        seen.append(work)
+        return 0.02 if work.startswith("learn") else 0.0
+
+    sections = {"rollout": {"samples_per_prompt": 2, "chunk_size": 2, "max_staleness": 1}}
+    run(fleet(note), steps=2, sections=sections)
+    assert seen.index("probe 00000007.0") < seen.index("learn 00000003.0")
+
+
+def test_a_teacher_continues_what_it_scored_itself() -> None:
+    fakes = fleet(random_delays(7), teachers=3)
+    run(fakes, num_prompts=12)
+    assert all(sorted(one.continued) == sorted(one.scored) for one in fakes.teachers)
+    assert not fakes.probers[0].continued
+
+
+def test_probe_workers_with_engines_of_their_own_continue_themselves() -> None:
+    fakes = fleet(random_delays(8), teachers=2, probers=2)
+    run(fakes, num_prompts=6, sections={"probe": {"engine": {"gpus": 1}}})
+    assert sum(len(one.continued) for one in fakes.probers) == 12
+    assert not any(one.continued for one in fakes.teachers)
+
+
+def test_every_call_of_every_actor_is_on_the_time_line() -> None:
+    (books,) = run(fleet(random_delays(9), engines=2, ranks=2), num_prompts=6)
+    calls = Counter((work.kind, work.what) for work in books.works)
+    assert calls == {
+        ("rollout", "roll_out"): 6,
+        ("teacher", "score"): 6,
+        ("teacher", "continue_from"): 6,
+        ("prober", "probe"): 6,
+        ("learner", "accumulate"): 12,
+        ("learner", "step"): 2,
+    }
+    assert {work.step for work in books.works} == {1}

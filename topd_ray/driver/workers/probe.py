@@ -1,4 +1,4 @@
-"""The prober: transport between both continuations; the teacher's too, with an engine of its own."""
+"""The prober: transport between continuations; with an engine of its own, the teacher's too."""
 
 import time
 from collections.abc import Sequence

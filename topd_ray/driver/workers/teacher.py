@@ -55,7 +55,7 @@ class TeacherWorker:
         )
 
     def continue_from(self, found: Sequence[CandidateSet]) -> tuple[list[Ints], ContinueReceipt]:
-        """The teacher's windows of candidates that it has just scored: their prefixes are cached."""
+        """The teacher's windows of candidates it has just scored: their prefixes are cached."""
         return self._decoder.continue_from(found)
 
     def rewrite(
