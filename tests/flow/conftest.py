@@ -94,7 +94,7 @@ class Setting:
             },
             "teacher": {"model": str(teacher), "engine": engine},
             "candidates": {"fraction": 0.1},
-            "probe": {"engine": engine, "window": 16},
+            "probe": {"window": 16, "cpus": 0.5},
             "windows": {"token_budget": 256},
             "learner": {"model": str(student), "dtype": "float32", "lr": 1e-3, "cpus": 0.5},
             "evaluation": {"path": str(prompts), "num_problems": 10},

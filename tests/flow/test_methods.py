@@ -73,7 +73,7 @@ def bench(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Bench:
         "max_form_tokens": 8,
         "max_reference_tokens": 16,
     }
-    for section in ("rollout", "teacher", "probe"):
+    for section in ("rollout", "teacher"):
         values[section] |= {"engine": HF}
     values["cluster"] |= {"placement": "inline"}
     return Bench(values, folder)
@@ -83,6 +83,8 @@ OWN_TEACHER = {"source": "student", "model": None}
 METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "opd": {"run": {"method": "opd"}},
     "topd": {},
+    "topd-dedicated": {"probe": {"engine": HF}},
+    "topd-stale": {"rollout": {"max_staleness": 1}},
     "topd-resample": {"probe": {"student": "resample"}},
     "topd-low-loss-q75": {"windows": {"divergence": {"rule": "low_loss_q75"}}},
     "topd-student-embedding": {"probe": {"embedding": "student"}},

@@ -228,6 +228,16 @@ def test_a_baseline_run_needs_no_room_for_probes() -> None:
         parse(run=opd, rollout={"engine": {"max_model_len": 8800}})
 
 
+def test_probe_workers_share_the_teachers_engine_unless_they_are_given_one() -> None:
+    shared = parse()
+    assert (shared.dedicated, shared.num_probe_workers) == (None, 1)
+    own = parse(probe={"engine": {"gpus": 1}, "num_workers": 3})
+    assert own.dedicated is not None
+    assert (own.dedicated.gpus, own.num_probe_workers) == (1, 3)
+    with pytest.raises(UserError, match=r"probe\.engine"):
+        parse(probe={"engine": "mine"})
+
+
 def test_a_window_must_be_able_to_exist() -> None:
     parse(candidates={"min_window": 50})
     with pytest.raises(UserError, match=r"candidates\.min_window=51 exceeds probe\.window=50"):

@@ -61,10 +61,10 @@ def test_an_anchor_of_the_variants_own_works(write: Write) -> None:
         write(
             "v.yaml",
             "extends: base.yaml\nrollout: {engine: &mine {max_num_seqs: 2}}\n"
-            "probe: {engine: *mine}\n",
+            "teacher: {engine: *mine}\n",
         )
     )
-    assert (variant.probe.engine.max_num_seqs, variant.rollout.engine.max_num_seqs) == (2, 2)
+    assert (variant.teacher.engine.max_num_seqs, variant.rollout.engine.max_num_seqs) == (2, 2)
 
 
 def test_a_chain_is_followed_from_folder_to_folder_and_the_nearest_wins(write: Write) -> None:

@@ -53,7 +53,7 @@ def test_trd_composes_with_self_distillation() -> None:
         objective={"context": "refine_reference"},
         teacher={"source": "student", "model": None},
     )
-    assert (found.rewrites, found.probes, found.num_probe_workers) == (True, False, 1)
+    assert (found.rewrites, found.probes, found.num_probe_workers) == (True, False, 0)
     assert found.teacher_model == "s"
 
 
@@ -117,6 +117,17 @@ def test_a_teacher_with_more_in_its_prompt_gets_the_room_for_it() -> None:
             "adds forward to reverse KL",
         ),
         ("trd", {"objective": {"select": "entropy_divergence"}}, "on its own rollouts only"),
+        ("kd", {"rollout": {"max_staleness": 1, "samples_per_prompt": 1}}, "cannot be stale"),
+        (
+            "opsd",
+            {"rollout": {"max_staleness": 1}, "teacher": {"follow_every": 10}},
+            "rollout.max_staleness=1 with teacher.follow_every=10",
+        ),
+        (
+            "topd",
+            {"rollout": {"max_staleness": 2}, "probe": {"student": "resample"}},
+            "rollout.max_staleness=2 with probe.student=resample",
+        ),
         (
             "opd",
             {
@@ -151,7 +162,7 @@ def test_inline_takes_one_of_each() -> None:
         "cluster": {"placement": "inline"},
         "rollout": {"engine": engine},
         "teacher": {"model": "t", "engine": engine, "num_engines": 2},
-        "probe": {"engine": engine},
+        "probe": {"engine": engine, "num_workers": 1},
     }
     with pytest.raises(UserError, match=r"teacher.num_engines=2 with cluster.placement=inline"):
         config("topd", **parts)

@@ -231,9 +231,15 @@ def test_a_step_begun_ahead_decodes_while_the_one_before_it_is_learned() -> None
         seen.append(work)
         return 0.02 if work.startswith("learn") else 0.0
 
-    sections = {"rollout": {"samples_per_prompt": 2, "chunk_size": 2, "max_staleness": 1}}
-    run(fleet(note), steps=2, sections=sections)
-    assert seen.index("probe 00000007.0") < seen.index("learn 00000003.0")
+    def probed_before_it_learns(max_staleness: int) -> bool:
+        rollout = {"samples_per_prompt": 2, "chunk_size": 2, "max_staleness": max_staleness}
+        seen.clear()
+        recent = RecentDistances(config().windows.divergence, [0.5])
+        run(fleet(note), steps=2, recent=recent, sections={"rollout": rollout})
+        return seen.index("probe 00000007.0") < seen.index("learn 00000004.0")
+
+    assert probed_before_it_learns(1)
+    assert not probed_before_it_learns(0)
 
 
 def test_a_teacher_continues_what_it_scored_itself() -> None:

@@ -8,8 +8,8 @@ import torch
 from topd_ray.config import ProbeConfig
 from topd_ray.engines.protocols import Generation, GenerationRequest, NamedArray
 from topd_ray.errors import TopdError
-from topd_ray.messages import HIGH, LOW, PAD, CandidateSet, Ints
-from topd_ray.probe import ProbeActor
+from topd_ray.messages import ProbeSet, HIGH, LOW, PAD, CandidateSet, Ints
+from topd_ray.probe import ProbeActor, continue_from
 from topd_ray.weights.buckets import WeightBucket, in_buckets
 from topd_ray.weights.tensors import input_embedding
 
@@ -19,7 +19,6 @@ class Scripted:
 
     def __init__(self, continuation: Sequence[int]) -> None:
         self.continuation, self.asked = continuation, list[GenerationRequest]()
-        self.loaded: list[str] = []
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Generation]:
         self.asked = list(requests)
@@ -32,13 +31,36 @@ class Scripted:
                 top_ids_NM=np.zeros((len(ids), 0), np.int32),
                 top_logp_NM=np.zeros((len(ids), 0), np.float32),
                 finish_reason="stop",
+                num_cached_tokens=len(request.prompt_ids) - 1,
             )
 
     def load_weights(self, weights: Iterable[NamedArray]) -> None:
-        self.loaded = [name for name, _ in weights]
+        raise NotImplementedError
 
     def close(self) -> None:
         pass
+
+
+class Prober:
+    """Continuations and the transport between them, as the workers put them together."""
+
+    def __init__(
+        self,
+        config: ProbeConfig,
+        folder: Path,
+        engine: Scripted,
+        *,
+        student_folder: Path | None = None,
+    ) -> None:
+        self.config, self.engine = config, engine
+        self.actor = ProbeActor(config, folder, student_folder=student_folder)
+        self.update = self.actor.update
+
+    def probe(
+        self, asked: Sequence[CandidateSet], fresh: Sequence[Ints] | None = None
+    ) -> list[ProbeSet]:
+        continued = continue_from(self.engine, asked, self.config, run_seed=0)
+        return self.actor.probe(asked, continued.windows, fresh)
 
 
 def candidates(
@@ -69,12 +91,12 @@ def engine() -> Scripted:
 
 
 @pytest.fixture
-def actor(engine: Scripted, teacher_folder: Path) -> ProbeActor:
+def actor(engine: Scripted, teacher_folder: Path) -> Prober:
     config = ProbeConfig(window=5)
-    return ProbeActor(config, teacher_folder, lambda: engine, run_seed=0)
+    return Prober(config, teacher_folder, engine)
 
 
-def test_the_prefix_ends_just_before_the_candidate(actor: ProbeActor, engine: Scripted) -> None:
+def test_the_prefix_ends_just_before_the_candidate(actor: Prober, engine: Scripted) -> None:
     actor.probe([candidates("a", [20, 21, 22, 23], [0, 2])])
     prefixes: list[Ints] = [request.prompt_ids for request in engine.asked]
     assert [prefix.tolist() for prefix in prefixes] == [[1, 2], [1, 2, 20, 21]]
@@ -82,7 +104,7 @@ def test_the_prefix_ends_just_before_the_candidate(actor: ProbeActor, engine: Sc
     assert {request.temperature for request in engine.asked} == {0.0}
 
 
-def test_the_students_window_is_its_own_rollout_from_the_candidate_on(actor: ProbeActor) -> None:
+def test_the_students_window_is_its_own_rollout_from_the_candidate_on(actor: Prober) -> None:
     (found,) = actor.probe([candidates("a", list(range(20, 30)), [2, 7])])
     assert found.student_ids_WK.tolist() == [[22, 23, 24, 25, 26], [27, 28, 29, -1, -1]]
     assert found.num_student_W.tolist() == [5, 3]
@@ -90,7 +112,7 @@ def test_the_students_window_is_its_own_rollout_from_the_candidate_on(actor: Pro
 
 
 def test_a_response_cut_at_the_limit_is_compared_with_as_many_teacher_tokens(
-    actor: ProbeActor,
+    actor: Prober,
 ) -> None:
     response = [*range(20, 27), 6, 7, 8]
     cut, ended = actor.probe(
@@ -102,7 +124,7 @@ def test_a_response_cut_at_the_limit_is_compared_with_as_many_teacher_tokens(
     assert ended.d_ot_W[0] > 0.0
 
 
-def test_answers_find_their_candidates_whatever_order_they_come_in(actor: ProbeActor) -> None:
+def test_answers_find_their_candidates_whatever_order_they_come_in(actor: Prober) -> None:
     found = actor.probe([candidates("a", [20] * 9, [0, 3]), candidates("b", [21] * 9, [1])])
     assert [one.rollout_id for one in found] == ["a", "b"]
     assert [len(one.positions_W) for one in found] == [2, 1]
@@ -110,14 +132,14 @@ def test_answers_find_their_candidates_whatever_order_they_come_in(actor: ProbeA
     assert set(found[1].student_ids_WK[0].tolist()) == {21}
 
 
-def test_identical_windows_are_no_distance_apart_and_keep_their_tokens(actor: ProbeActor) -> None:
+def test_identical_windows_are_no_distance_apart_and_keep_their_tokens(actor: Prober) -> None:
     (found,) = actor.probe([candidates("a", [20, 6, 7, 8, 9, 10], [1])])
     assert found.d_ot_W.tolist() == [0.0]
     assert np.allclose(found.plan_WKK[0], np.eye(5) / 5)
     assert found.converged_W.all()
 
 
-def test_plans_have_uniform_marginals_over_the_true_tokens(actor: ProbeActor) -> None:
+def test_plans_have_uniform_marginals_over_the_true_tokens(actor: Prober) -> None:
     (found,) = actor.probe([candidates("a", list(range(20, 30)), [2, 7])])
     rows = found.plan_WKK.sum(2)
     assert np.allclose(rows[0], 1 / 5, atol=1e-5)
@@ -126,7 +148,14 @@ def test_plans_have_uniform_marginals_over_the_true_tokens(actor: ProbeActor) ->
     assert (found.d_ot_W > 0.1).all()
 
 
-def test_a_retried_probe_asks_with_the_same_seeds(actor: ProbeActor, engine: Scripted) -> None:
+def test_cached_prefix_tokens_are_counted(engine: Scripted) -> None:
+    asked = [candidates("a", [20, 21, 22, 23], [0, 2]), candidates("b", [20], [0])]
+    continued = continue_from(engine, asked, ProbeConfig(window=5), run_seed=0)
+    assert continued.num_prefix_tokens == 2 + 4 + 2
+    assert continued.num_cached_tokens == 1 + 3 + 1
+
+
+def test_a_retried_probe_asks_with_the_same_seeds(actor: Prober, engine: Scripted) -> None:
     asked = [candidates("a", list(range(20, 30)), [2, 7])]
     first = (actor.probe(asked), [request.seed for request in engine.asked])
     again = (actor.probe(asked), [request.seed for request in engine.asked])
@@ -135,7 +164,7 @@ def test_a_retried_probe_asks_with_the_same_seeds(actor: ProbeActor, engine: Scr
     assert np.array_equal(first[0][0].plan_WKK, again[0][0].plan_WKK)
 
 
-def test_rollouts_without_candidates_come_back_empty(actor: ProbeActor) -> None:
+def test_rollouts_without_candidates_come_back_empty(actor: Prober) -> None:
     found = actor.probe([candidates("a", [20, 21], []), candidates("b", [20, 21], [])])
     assert [one.plan_WKK.shape for one in found] == [(0, 5, 5), (0, 5, 5)]
 
@@ -145,22 +174,20 @@ def test_exact_transport_never_costs_more_than_the_entropic(
 ) -> None:
     asked = [candidates("a", list(range(20, 30)), [2, 4, 7])]
     costs = [
-        ProbeActor(ProbeConfig(window=5, solver=solver), teacher_folder, lambda: engine, run_seed=0)
-        .probe(asked)[0]
-        .d_ot_W
+        Prober(ProbeConfig(window=5, solver=solver), teacher_folder, engine).probe(asked)[0].d_ot_W
         for solver in ("exact", "sinkhorn")
     ]
     assert (costs[0] <= costs[1] + 1e-6).all()
     assert (costs[1] <= costs[0] + 0.05 * np.log(5) + 1e-6).all()
 
 
-def test_the_teacher_goes_on_from_its_own_prompt(actor: ProbeActor, engine: Scripted) -> None:
+def test_the_teacher_goes_on_from_its_own_prompt(actor: Prober, engine: Scripted) -> None:
     actor.probe([candidates("a", [20, 21, 22, 23], [0, 2], teacher_prompt=[40, 41, 42])])
     prefixes = [request.prompt_ids.tolist() for request in engine.asked]
     assert prefixes == [[40, 41, 42], [40, 41, 42, 20, 21]]
 
 
-def test_controls_are_probed_like_candidates_and_keep_their_group(actor: ProbeActor) -> None:
+def test_controls_are_probed_like_candidates_and_keep_their_group(actor: Prober) -> None:
     (found,) = actor.probe([candidates("a", list(range(20, 30)), [2, 1], groups=[HIGH, LOW])])
     assert found.groups_W.tolist() == [HIGH, LOW]
     assert found.positions_W.tolist() == [2, 1]
@@ -169,13 +196,13 @@ def test_controls_are_probed_like_candidates_and_keep_their_group(actor: ProbeAc
 
 
 @pytest.fixture
-def resampling(engine: Scripted, teacher_folder: Path) -> ProbeActor:
+def resampling(engine: Scripted, teacher_folder: Path) -> Prober:
     config = ProbeConfig(window=5, student="resample")
-    return ProbeActor(config, teacher_folder, lambda: engine, run_seed=0)
+    return Prober(config, teacher_folder, engine)
 
 
 def test_fresh_windows_stand_for_the_students_own_and_have_no_token_limit(
-    resampling: ProbeActor,
+    resampling: Prober,
 ) -> None:
     fresh = [
         np.array([[6, 7, 8, 9, 10], [11, 12, PAD, PAD, PAD]], np.int32),
@@ -200,7 +227,7 @@ def test_fresh_windows_stand_for_the_students_own_and_have_no_token_limit(
 
 
 def test_fresh_windows_are_needed_where_asked_for_and_nowhere_else(
-    actor: ProbeActor, resampling: ProbeActor
+    actor: Prober, resampling: Prober
 ) -> None:
     asked = [candidates("a", list(range(20, 30)), [2])]
     with pytest.raises(TopdError, match="asked without fresh continuations"):
@@ -209,13 +236,15 @@ def test_fresh_windows_are_needed_where_asked_for_and_nowhere_else(
         actor.probe(asked, [np.zeros((1, 5), np.int32)])
 
 
-def test_fresh_windows_of_other_candidates_are_refused(resampling: ProbeActor) -> None:
+def test_windows_of_other_candidates_are_refused(resampling: Prober) -> None:
     asked = [candidates("a", list(range(20, 30)), [2, 3])]
+    with pytest.raises(TopdError, match=r"by the teacher of shapes \[\(2, 4\)\]"):
+        resampling.actor.probe(asked, [np.zeros((2, 4), np.int32)], [np.zeros((2, 5), np.int32)])
     with pytest.raises(TopdError, match=r"shapes \[\(1, 5\)\] for candidates of \[\(2, 5\)\]"):
         resampling.probe(asked, [np.zeros((1, 5), np.int32)])
 
 
-def distances(actor: ProbeActor) -> list[float]:
+def distances(actor: Prober) -> list[float]:
     (found,) = actor.probe([candidates("a", list(range(20, 30)), [1, 3])])
     return found.d_ot_W.tolist()
 
@@ -223,12 +252,11 @@ def distances(actor: ProbeActor) -> list[float]:
 def test_the_embedding_is_the_teachers_or_the_students_as_set(
     engine: Scripted, teacher_folder: Path, student_folder: Path
 ) -> None:
-    def opened(folder: Path, **config: str) -> ProbeActor:
-        return ProbeActor(
+    def opened(folder: Path, **config: str) -> Prober:
+        return Prober(
             ProbeConfig.model_validate({"window": 5} | config),
             folder,
-            lambda: engine,
-            run_seed=0,
+            engine,
             student_folder=student_folder,
         )
 
@@ -241,7 +269,7 @@ def test_a_students_embedding_needs_the_students_folder(
     engine: Scripted, teacher_folder: Path
 ) -> None:
     with pytest.raises(TopdError, match="embedding=student, but the probe was given no"):
-        ProbeActor(ProbeConfig(embedding="student"), teacher_folder, lambda: engine, run_seed=0)
+        Prober(ProbeConfig(embedding="student"), teacher_folder, engine)
 
 
 def published(folder: Path, *, bfloat16: bool = False) -> list[WeightBucket]:
@@ -253,16 +281,15 @@ def published(folder: Path, *, bfloat16: bool = False) -> list[WeightBucket]:
 
 
 def test_a_teacher_that_follows_takes_the_weights_and_its_embedding_follows(
-    actor: ProbeActor, engine: Scripted, teacher_folder: Path, student_folder: Path
+    actor: Prober, engine: Scripted, teacher_folder: Path, student_folder: Path
 ) -> None:
     config = ProbeConfig(window=5)
-    expected = distances(ProbeActor(config, student_folder, lambda: engine, run_seed=0))
+    expected = distances(Prober(config, student_folder, engine))
     assert distances(actor) != expected
     actor.update(4, published(student_folder))
-    assert engine.loaded == ["model.norm.weight", "model.embed_tokens.weight"]
     assert distances(actor) == expected
     actor.update(4, published(teacher_folder, bfloat16=True))
-    exact = distances(ProbeActor(config, teacher_folder, lambda: engine, run_seed=0))
+    exact = distances(Prober(config, teacher_folder, engine))
     assert np.allclose(distances(actor), exact, atol=0.02)  # cosines of rows of 3 digits
 
 
@@ -270,16 +297,13 @@ def test_a_students_embedding_stays_that_of_its_start(
     engine: Scripted, teacher_folder: Path, student_folder: Path
 ) -> None:
     config = ProbeConfig(window=5, embedding="student")
-    actor = ProbeActor(
-        config, student_folder, lambda: engine, run_seed=0, student_folder=student_folder
-    )
+    actor = Prober(config, student_folder, engine, student_folder=student_folder)
     before = distances(actor)
     actor.update(4, published(teacher_folder))
-    assert engine.loaded != []
     assert distances(actor) == before
 
 
-def test_weights_without_an_embedding_are_refused_where_it_is_followed(actor: ProbeActor) -> None:
+def test_weights_without_an_embedding_are_refused_where_it_is_followed(actor: Prober) -> None:
     weights = [("model.norm.weight", np.ones(3, np.float32))]
     with pytest.raises(TopdError, match="no input embedding"):
         actor.update(4, list(in_buckets(weights, policy_version=4, max_bytes=16)))

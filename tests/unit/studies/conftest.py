@@ -31,7 +31,7 @@ def make_study(tmp_path: Path, student_folder: Path, teacher_folder: Path) -> Ma
             },
             "teacher": {"model": str(teacher_folder), "engine": HF},
             "candidates": {"fraction": 0.2, "min_window": 4},
-            "probe": {"engine": HF, "window": 8},
+            "probe": {"window": 8},
             "learner": {"model": str(student_folder), "dtype": "float32"},
         }
         (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))

@@ -1,10 +1,9 @@
 import numpy as np
 import pytest
 
-from topd_ray.errors import TopdError, UserError
+from topd_ray.errors import UserError
 from topd_ray.messages import HIGH, LOW, RANDOM, CandidateSet, ProbeSet
 from topd_ray.studies.lab import Lab, token_id
-from topd_ray.studies.replay import ReplayGeneration
 
 
 @pytest.fixture
@@ -23,8 +22,8 @@ def distances(probes: list[ProbeSet]) -> np.ndarray:
 
 
 def test_another_back_end_is_refused_by_name(make_study) -> None:
-    config = make_study(overrides=["probe.engine.backend=vllm"]).load_run()
-    with pytest.raises(UserError, match=r"probe\.engine\.backend=vllm.*backend=hf"):
+    config = make_study(overrides=["teacher.engine.backend=vllm"]).load_run()
+    with pytest.raises(UserError, match=r"teacher\.engine\.backend=vllm.*backend=hf"):
         Lab(config)
 
 
@@ -85,8 +84,3 @@ def test_words_are_looked_up_whole(lab: Lab) -> None:
     for word in ("nonsense", "w1 w2"):
         with pytest.raises(UserError, match="surface_tokens"):
             token_id(lab, word)
-
-
-def test_a_record_takes_no_new_weights() -> None:
-    with pytest.raises(TopdError, match="1 new weights"):
-        ReplayGeneration({}).load_weights([("w", np.zeros(1, np.float32))])
