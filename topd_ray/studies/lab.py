@@ -9,7 +9,7 @@ import numpy as np
 from topd_ray.candidates import find_candidates
 from topd_ray.config import Config, ProbeConfig
 from topd_ray.driver.data import load_source
-from topd_ray.engines.open import open_generation, open_scoring
+from topd_ray.engines.open import open_generation, open_teacher
 from topd_ray.engines.protocols import GenerationEngine, ScoringEngine
 from topd_ray.errors import UserError
 from topd_ray.messages import (
@@ -186,7 +186,7 @@ class Lab:
 
     @cached_property
     def _scoring_engine(self) -> ScoringEngine:
-        return open_scoring(
+        return open_teacher(
             self.teacher_folder,
             self.config.teacher.engine,
             max_model_len=self.config.teacher_context_tokens,

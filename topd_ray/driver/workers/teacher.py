@@ -8,7 +8,7 @@ import numpy as np
 from topd_ray.candidates import find_candidates
 from topd_ray.config import Config
 from topd_ray.driver.receipts import ScoreReceipt
-from topd_ray.engines.open import open_scoring
+from topd_ray.engines.open import open_teacher
 from topd_ray.messages import HIGH, LOW, CandidateSet, Rollout, ScoredRollout
 from topd_ray.teacher import TeacherActor
 from topd_ray.weights.buckets import WeightBucket
@@ -22,7 +22,7 @@ class TeacherWorker:
     def __init__(self, config: Config) -> None:
         folder = resolve_model(config.teacher_model)
         self._config = config
-        self._engine = open_scoring(
+        self._engine = open_teacher(
             folder, config.teacher.engine, max_model_len=config.teacher_context_tokens
         )
         self._actor = TeacherActor(config.teacher, config.candidates, folder, lambda: self._engine)
