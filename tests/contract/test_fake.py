@@ -9,7 +9,7 @@ from tests.contract import oracle
 from tests.contract.oracle import MAX_MODEL_LEN, request, run
 from tests.tiny import EOS_ID
 from topd_ray.config.base import EngineConfig
-from topd_ray.engines.open import open_generation, open_scoring
+from topd_ray.engines.open import open_generation, open_teacher
 from topd_ray.engines.protocols import GenerationEngine
 from topd_ray.errors import UserError
 
@@ -74,7 +74,7 @@ def test_what_cannot_fit_is_refused(engine):
 
 
 def test_hidden_states_depend_on_the_prefix_alone(teacher_folder):
-    scoring = open_scoring(teacher_folder, FAKE, max_model_len=MAX_MODEL_LEN)
+    scoring = open_teacher(teacher_folder, FAKE, max_model_len=MAX_MODEL_LEN)
     sequence = oracle.prompts(4, [12])[0]
     whole, part = scoring.hidden_states([sequence, sequence[:5]])
     assert whole.shape == (12, 64)
@@ -83,7 +83,7 @@ def test_hidden_states_depend_on_the_prefix_alone(teacher_folder):
 
 
 def test_new_weights_make_other_hidden_states(teacher_folder):
-    scoring = open_scoring(teacher_folder, FAKE, max_model_len=MAX_MODEL_LEN)
+    scoring = open_teacher(teacher_folder, FAKE, max_model_len=MAX_MODEL_LEN)
     sequence = oracle.prompts(4, [12])
     states = [scoring.hidden_states(sequence)[0]]
     for value in (1, 0, 1):

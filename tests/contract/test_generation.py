@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from tests.contract import oracle
-from tests.contract.backends import BACKENDS, THIRD_PARTY, engine_config
+from tests.contract.backends import DECODERS, THIRD_PARTY, open_decoder
 from tests.contract.oracle import MAX_MODEL_LEN, request, run
 from tests.tiny import EOS_ID, VOCAB
-from topd_ray.engines.open import open_generation
 from topd_ray.engines.protocols import GenerationEngine
 from topd_ray.errors import TopdError, UserError
 from topd_ray.messages import PAD, Ints
@@ -23,11 +22,14 @@ LENGTHS = [1, 2, 5, 31, 32, 33, 64, 70, 100, 7, 7, 13]
 DRAWS = 2000
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
-def engine(request: pytest.FixtureRequest, student_folder: Path) -> Iterator[GenerationEngine]:
-    opened = open_generation(
-        student_folder, engine_config(request.param), max_model_len=MAX_MODEL_LEN
-    )
+@pytest.fixture(scope="module", params=DECODERS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def engine(kind: str, student_folder: Path) -> Iterator[GenerationEngine]:
+    opened = open_decoder(kind, student_folder, max_model_len=MAX_MODEL_LEN)
     yield opened
     opened.close()
     opened.close()
@@ -201,11 +203,23 @@ def test_an_abandoned_generation_leaves_nothing_behind(engine, ragged, expected)
     assert oracle.tokens(engine, ragged) == expected
     never_started = engine.generate(requests)
     del never_started
-    lingering = engine.generate(requests)
-    next(lingering)
     assert oracle.tokens(engine, ragged) == expected
-    with pytest.raises(TopdError, match="ended"):
-        next(lingering)
+
+
+def test_a_later_call_ends_an_earlier_one_except_a_teachers(engine, kind, ragged, expected):
+    requests = [
+        request(p, request_id=f"old{i}", temperature=1.0, max_tokens=60, seed=i)
+        for i, p in enumerate(ragged * 8)
+    ]
+    lingering = engine.generate(requests)
+    first = next(lingering)
+    assert oracle.tokens(engine, ragged) == expected
+    if "teacher" not in kind:
+        with pytest.raises(TopdError, match="ended"):
+            next(lingering)
+        return
+    found = {first.request_id, *(g.request_id for g in lingering)}
+    assert found == {r.request_id for r in requests}
 
 
 def test_finished_generations_come_in_the_same_order_again(engine, ragged):

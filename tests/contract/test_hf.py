@@ -7,7 +7,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from tests.contract import oracle
 from tests.contract.backends import engine_config
 from tests.contract.oracle import MAX_MODEL_LEN
-from topd_ray.engines.open import open_generation, open_scoring
+from topd_ray.engines.open import open_generation, open_teacher
 from topd_ray.errors import UserError
 
 
@@ -34,7 +34,7 @@ def test_bfloat16_computes_in_bfloat16_and_reports_in_float32(student_folder):
     config = engine_config("hf").model_copy(update={"dtype": "bfloat16"})
     model, prompts = oracle.load(student_folder), oracle.prompts(1, [3, 40, 40, 90])
     engine = open_generation(student_folder, config, max_model_len=MAX_MODEL_LEN)
-    scoring = open_scoring(student_folder, config, max_model_len=MAX_MODEL_LEN)
+    scoring = open_teacher(student_folder, config, max_model_len=MAX_MODEL_LEN)
     requests = [
         oracle.request(p, request_id=f"r{i}", temperature=1.0, seed=i, num_top=4)
         for i, p in enumerate(prompts)

@@ -12,8 +12,8 @@ from tests.contract.backends import BACKENDS, THIRD_PARTY, engine_config
 from tests.contract.oracle import MAX_MODEL_LEN, bits, named_arrays, perturbed
 from tests.make import rollout
 from topd_ray.config import CandidatesConfig, TeacherConfig
-from topd_ray.engines.open import open_scoring
-from topd_ray.engines.protocols import ScoringEngine
+from topd_ray.engines.open import open_teacher
+from topd_ray.engines.protocols import TeacherEngine
 from topd_ray.errors import TopdError
 from topd_ray.messages import TopkSignal
 from topd_ray.teacher import TeacherActor
@@ -30,13 +30,13 @@ def folder(request: pytest.FixtureRequest, student_folder: Path, teacher_folder:
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
-def engine(request: pytest.FixtureRequest, folder: Path) -> Iterator[ScoringEngine]:
-    opened = open_scoring(folder, engine_config(request.param), max_model_len=MAX_MODEL_LEN)
+def engine(request: pytest.FixtureRequest, folder: Path) -> Iterator[TeacherEngine]:
+    opened = open_teacher(folder, engine_config(request.param), max_model_len=MAX_MODEL_LEN)
     yield opened
     opened.close()
 
 
-def assert_states_are(engine: ScoringEngine, model: torch.nn.Module, seed: int) -> None:
+def assert_states_are(engine: TeacherEngine, model: torch.nn.Module, seed: int) -> None:
     sequences = oracle.prompts(seed, LENGTHS)
     for got, sequence in zip(engine.hidden_states(sequences), sequences, strict=True):
         np.testing.assert_allclose(got, oracle.hidden(model, sequence), atol=1e-4)

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from tests.contract import oracle
-from tests.contract.backends import BACKENDS, THIRD_PARTY, engine_config
+from tests.contract.backends import DECODERS, THIRD_PARTY, open_decoder
 from tests.contract.oracle import MAX_MODEL_LEN, bits, named_arrays, perturbed
-from topd_ray.engines.open import open_generation
 from topd_ray.engines.protocols import GenerationEngine
 from topd_ray.errors import TopdError
 
@@ -23,9 +22,9 @@ def folder(request: pytest.FixtureRequest, student_folder: Path, teacher_folder:
     return student_folder if request.param == "tied" else teacher_folder
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
+@pytest.fixture(scope="module", params=DECODERS)
 def engine(request: pytest.FixtureRequest, folder: Path) -> Iterator[GenerationEngine]:
-    opened = open_generation(folder, engine_config(request.param), max_model_len=MAX_MODEL_LEN)
+    opened = open_decoder(request.param, folder, max_model_len=MAX_MODEL_LEN)
     yield opened
     opened.close()
 

@@ -11,8 +11,8 @@ from tests.contract import oracle
 from tests.contract.backends import BACKENDS, THIRD_PARTY, engine_config
 from tests.make import rollout
 from topd_ray.config import CandidatesConfig, TeacherConfig
-from topd_ray.engines.open import open_scoring
-from topd_ray.engines.protocols import ScoringEngine
+from topd_ray.engines.open import open_teacher
+from topd_ray.engines.protocols import TeacherEngine
 from topd_ray.errors import UserError
 from topd_ray.messages import SampledSignal, TopkSignal
 from topd_ray.teacher import TeacherActor
@@ -24,8 +24,8 @@ LENGTHS = [1, 2, 31, 32, 33, 200, 7, MAX_MODEL_LEN]
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
-def engine(request: pytest.FixtureRequest, teacher_folder: Path) -> Iterator[ScoringEngine]:
-    opened = open_scoring(teacher_folder, engine_config(request.param), max_model_len=MAX_MODEL_LEN)
+def engine(request: pytest.FixtureRequest, teacher_folder: Path) -> Iterator[TeacherEngine]:
+    opened = open_teacher(teacher_folder, engine_config(request.param), max_model_len=MAX_MODEL_LEN)
     yield opened
     opened.close()
     opened.close()

@@ -64,24 +64,17 @@ class FakeGeneration:
         return logits_V
 
 
-class FakeScoring:
-    """Hidden states of the pretended model: noise, decided by the tokens so far."""
+class FakeTeacher(FakeGeneration):
+    """Scores too: its hidden states are noise, decided by the tokens so far."""
 
     def __init__(self, folder: Path, *, max_model_len: int) -> None:
-        self._width, self._max_model_len = int(read_config(folder)["hidden_size"]), max_model_len
-        self._salt = 0
+        super().__init__(folder, max_model_len=max_model_len)
+        self._width = int(read_config(folder)["hidden_size"])
 
     def hidden_states(self, sequences: Sequence[Ints]) -> list[Floats]:
         """One (len, D) array a sequence."""
         check_sequences(sequences, self._max_model_len)
         return [self._states(sequence) for sequence in sequences]
-
-    def load_weights(self, weights: Iterable[NamedArray]) -> None:
-        """Become another model, decided by the bytes of the weights."""
-        self._salt = _salt(weights)
-
-    def close(self) -> None:
-        """Nothing to free."""
 
     def _states(self, sequence: Ints) -> Floats:
         state, states = self._salt, []
@@ -124,4 +117,4 @@ def _generation(
     )
 
 
-__all__ = ["FakeGeneration", "FakeScoring"]
+__all__ = ["FakeGeneration", "FakeTeacher"]

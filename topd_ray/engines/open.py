@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from topd_ray.config.base import EngineConfig
-from topd_ray.engines.protocols import GenerationEngine, ScoringEngine
+from topd_ray.engines.protocols import GenerationEngine, TeacherEngine
 
 
 def open_generation(
@@ -24,20 +24,22 @@ def open_generation(
     return FakeGeneration(folder, max_model_len=length)
 
 
-def open_scoring(folder: Path, engine: EngineConfig, *, max_model_len: int) -> ScoringEngine:
-    """An engine that gives hidden states; `engine.max_model_len` wins where it is set."""
+def open_teacher(
+    folder: Path, engine: EngineConfig, *, max_model_len: int, seed: int = 0
+) -> TeacherEngine:
+    """An engine that scores and decodes; `engine.max_model_len` wins where it is set."""
     length = engine.max_model_len or max_model_len
     if engine.backend == "vllm":
-        from topd_ray.engines.vllm import VllmScoring
+        from topd_ray.engines.vllm_teacher import VllmTeacher
 
-        return VllmScoring(folder, engine, max_model_len=length)
+        return VllmTeacher(folder, engine, max_model_len=length, seed=seed)
     if engine.backend == "hf":
-        from topd_ray.engines.hf import HfScoring
+        from topd_ray.engines.hf_teacher import HfTeacher
 
-        return HfScoring(folder, engine, max_model_len=length)
-    from topd_ray.engines.fake import FakeScoring
+        return HfTeacher(folder, engine, max_model_len=length)
+    from topd_ray.engines.fake import FakeTeacher
 
-    return FakeScoring(folder, max_model_len=length)
+    return FakeTeacher(folder, max_model_len=length)
 
 
-__all__ = ["open_generation", "open_scoring"]
+__all__ = ["open_generation", "open_teacher"]

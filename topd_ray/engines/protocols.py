@@ -45,6 +45,8 @@ class Generation:
     """Best first, M = num_top (fewer ids in the vocabulary: PAD, with logp -inf)."""
     top_logp_NM: Floats
     finish_reason: FinishReason
+    num_cached_tokens: int = 0
+    """Prompt tokens that were found in the prefix cache; 0 of a back end that has none."""
 
 
 class GenerationEngine(Protocol):
@@ -80,6 +82,15 @@ class ScoringEngine(Protocol):
     def close(self) -> None:
         """Free what the engine holds. Safe to call twice."""
         ...
+
+
+class TeacherEngine(ScoringEngine, GenerationEngine, Protocol):
+    """One copy of the teacher's weights for both jobs; several threads may ask at once.
+
+    Calls share the running batch, scoring first; none ends another, and the company changes no
+    answer (only the order in which generations finish). A prefix that was scored is in the cache
+    for the generations behind it. New weights or `close` end all calls: they raise TopdError.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,5 +156,6 @@ __all__ = [
     "NamedArray",
     "OptimizerOutcome",
     "ScoringEngine",
+    "TeacherEngine",
     "TrainingEngine",
 ]

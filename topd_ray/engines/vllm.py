@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from topd_ray.config.base import EngineConfig
-from topd_ray.engines.checks import check_requests, check_sequences, whole_weights
+from topd_ray.engines.checks import check_requests, whole_weights
 from topd_ray.engines.model_folder import eos_ids, weight_shapes
 from topd_ray.engines.protocols import Generation, GenerationRequest, NamedArray
 from topd_ray.errors import TopdError
@@ -29,6 +29,11 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # who runs where is Ray's affair
 }
+GENERATION_OPTIONS: dict[str, Any] = {
+    "enable_prefix_caching": True,
+    "logprobs_mode": "raw_logprobs",  # of the model, before temperature and top_p
+    "max_logprobs": -1,
+}
 LOGGING_LEVEL = "ERROR"
 """Unless the user set it. A start on CPU gives a dozen warnings that ask for nothing, and each
 refit two: "Failed to load weights", of a rotary table and a tied head that have none."""
@@ -42,16 +47,9 @@ class VllmGeneration:
     ) -> None:
         self._stop_ids, self._shapes = eos_ids(folder), weight_shapes(folder)
         self._max_model_len = max_model_len
-        self._engine = _start(
-            folder,
-            engine,
-            max_model_len=max_model_len,
-            seed=seed,
-            enable_prefix_caching=True,
-            logprobs_mode="raw_logprobs",  # of the model, before temperature and top_p
-            max_logprobs=-1,
+        self._engine = start_engine(
+            folder, engine, max_model_len=max_model_len, seed=seed, **GENERATION_OPTIONS
         )
-        self._vocab = self._engine.model_config.get_vocab_size()
         self._calls = 0
         self._live: dict[str, GenerationRequest] = {}  # by vLLM's id: call and index
 
@@ -64,32 +62,12 @@ class VllmGeneration:
         """Replace all weights and drop the prefix cache; ends what is being generated."""
         whole = whole_weights(weights, self._shapes)
         self._abort()
-        self._engine.collective_rpc("receive_weights", args=(whole,))
-        if not self._engine.reset_prefix_cache():
-            raise TopdError("vLLM kept its prefix cache after new weights: blocks are still in use")
+        replace_weights(self._engine, whole)
 
     def close(self) -> None:
         """Shut vLLM down and free its memory."""
         engine, self._engine, self._live = self._engine, None, {}
-        _stop(engine)
-
-    def _sampling(self, request: GenerationRequest) -> Any:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        return SamplingParams(
-            max_tokens=request.max_tokens,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            top_k=request.top_k,  # 0 is all to both of us
-            seed=request.seed,
-            logprobs=min(request.num_top, self._vocab) or None,
-            flat_logprobs=True,  # lists of numbers, not an object for every likely id
-            stop_token_ids=list(self._stop_ids),
-            detokenize=False,
-            skip_clone=True,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
+        stop_engine(engine)
 
     def _run(self, requests: Sequence[GenerationRequest]) -> Iterator[Generation]:
         """Step the engine until all requests are done, or the caller has had enough."""
@@ -97,7 +75,7 @@ class VllmGeneration:
         try:
             while mine:
                 for output in self._engine.step():
-                    yield _generation(output, mine.pop(output.request_id))
+                    yield as_generation(output, mine.pop(output.request_id))
                     if mine is not self._live:
                         raise TopdError("a later call of the same engine ended this generation")
         finally:
@@ -109,7 +87,8 @@ class VllmGeneration:
         self._calls += 1
         self._live = {f"{self._calls}-{index}": r for index, r in enumerate(requests)}
         for engine_id, request in self._live.items():
-            _add(self._engine, engine_id, request.prompt_ids, self._sampling(request))
+            params = sampling_params(self._engine, request, self._stop_ids)
+            self._engine.add_request(engine_id, tokens_prompt(request.prompt_ids), params)
         return self._live
 
     def _abort(self) -> None:
@@ -118,64 +97,20 @@ class VllmGeneration:
         self._live = {}
 
 
-class VllmScoring:
-    """A pooling engine whose pooler hands out every token's state after the final norm."""
-
-    def __init__(self, folder: Path, engine: EngineConfig, *, max_model_len: int) -> None:
-        self._shapes, self._max_model_len = weight_shapes(folder), max_model_len
-        self._engine = _start(
-            folder,
-            engine,
-            max_model_len=max_model_len,
-            runner="pooling",
-            convert="embed",
-            pooler_config={"task": "token_embed", "use_activation": False},
-            enable_prefix_caching=False,
-            enable_chunked_prefill=False,  # a sequence is pooled in one piece
-        )
-
-    def hidden_states(self, sequences: Sequence[Ints]) -> list[Floats]:
-        """Last hidden state after the final norm of every token: one (len, D) array a sequence."""
-        from vllm import PoolingParams
-
-        check_sequences(sequences, self._max_model_len)
-        for index, sequence in enumerate(sequences):
-            params = PoolingParams(task="token_embed", use_activation=False)
-            _add(self._engine, str(index), sequence, params)
-        found: dict[int, Floats] = {}
-        while len(found) < len(sequences):
-            for output in self._engine.step():
-                found[int(output.request_id)] = output.outputs.data.float().cpu().numpy()
-        return [found[index] for index in range(len(sequences))]
-
-    def load_weights(self, weights: Iterable[NamedArray]) -> None:
-        """Replace all weights; nothing is cached between calls."""
-        whole = whole_weights(weights, self._shapes)
-        self._engine.collective_rpc("receive_weights", args=(whole,))
-
-    def close(self) -> None:
-        """Shut vLLM down and free its memory."""
-        engine, self._engine = self._engine, None
-        _stop(engine)
-
-
-def _start(folder: Path, engine: EngineConfig, **options: Any) -> Any:
+def start_engine(folder: Path, engine: EngineConfig, **options: Any) -> Any:
     """vLLM's engine itself: its `LLM` wants a tokenizer, which token ids do not need."""
     os.environ.update(ENVIRONMENT)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", LOGGING_LEVEL)
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # would win over the config
     from vllm import EngineArgs, LLMEngine
-    from vllm.config import PoolerConfig
     from vllm.usage.usage_lib import UsageContext
 
-    if "pooler_config" in options:
-        options["pooler_config"] = PoolerConfig(**options["pooler_config"])
     arguments = EngineArgs(
         model=str(folder),
         skip_tokenizer_init=True,
         trust_remote_code=False,
         load_format="safetensors",
-        worker_extension_cls="topd_ray.engines.vllm_worker.WeightReceiver",
+        worker_extension_cls="topd_ray.engines.vllm_worker.WorkerExtension",
         use_tqdm_on_load=False,
         generation_config="vllm",  # not the folder's sampling defaults: a request says it all
         dtype=engine.dtype,
@@ -203,20 +138,64 @@ def _machine(engine: EngineConfig) -> dict[str, Any]:
     }
 
 
-def _add(engine: Any, engine_id: str, token_ids: Ints, params: Any) -> None:
+def replace_weights(engine: Any, weights: Sequence[NamedArray]) -> None:
+    """Whole weights into an engine that runs no request; drops the prefix cache."""
+    engine.collective_rpc("receive_weights", args=(weights,))
+    if not engine.reset_prefix_cache():
+        raise TopdError("vLLM kept its prefix cache after new weights: blocks are still in use")
+
+
+def tokens_prompt(token_ids: Ints) -> Any:
+    """Token ids as vLLM takes them."""
     from vllm.inputs import tokens_input
 
-    engine.add_request(engine_id, tokens_input(token_ids.tolist()), params)
+    return tokens_input(token_ids.tolist())
 
 
-def _stop(engine: Any) -> None:
+def sampling_params(engine: Any, request: GenerationRequest, stop_ids: Sequence[int]) -> Any:
+    """A generation request as vLLM takes it."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        max_tokens=request.max_tokens,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=request.top_k,  # 0 is all to both of us
+        seed=request.seed,
+        logprobs=min(request.num_top, engine.model_config.get_vocab_size()) or None,
+        flat_logprobs=True,  # lists of numbers, not an object for every likely id
+        stop_token_ids=list(stop_ids),
+        detokenize=False,
+        skip_clone=True,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def scoring_params(_engine: Any) -> Any:
+    """A request that computes its whole prefix itself, caches it, and ends."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        max_tokens=1,  # vLLM cannot do with none; it is not looked at
+        temperature=0.0,
+        skip_reading_prefix_cache=True,
+        detokenize=False,
+        skip_clone=True,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def stop_engine(engine: Any) -> None:
+    """Shut down and free what it held; None is fine."""
     if engine is not None:
         engine.engine_core.shutdown()
     del engine
     gc.collect()
 
 
-def _generation(output: Any, request: GenerationRequest) -> Generation:
+def as_generation(output: Any, request: GenerationRequest) -> Generation:
     """vLLM's answer as ours: it lists the sampled token first, then the most likely ones."""
     completion = output.outputs[0]
     if completion.finish_reason not in FINISH_REASONS:
@@ -231,6 +210,7 @@ def _generation(output: Any, request: GenerationRequest) -> Generation:
         top_ids_NM=top_ids_NM,
         top_logp_NM=top_logp_NM,
         finish_reason=FINISH_REASONS[completion.finish_reason],
+        num_cached_tokens=output.num_cached_tokens or 0,
     )
 
 
@@ -250,4 +230,14 @@ def _logprobs(completion: Any, num_top: int) -> tuple[Floats, Ints, Floats]:
     )
 
 
-__all__ = ["VllmGeneration", "VllmScoring"]
+__all__ = [
+    "GENERATION_OPTIONS",
+    "VllmGeneration",
+    "as_generation",
+    "replace_weights",
+    "sampling_params",
+    "scoring_params",
+    "start_engine",
+    "stop_engine",
+    "tokens_prompt",
+]

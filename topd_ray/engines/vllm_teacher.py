@@ -1,0 +1,168 @@
+"""A vLLM engine that scores and continues: one copy of the weights, one prefix cache.
+
+A scoring request reads nothing from the prefix cache, so that every state of its prefix is computed
+in its own prefill (the worker extension keeps them), but it writes the cache: the continuations
+behind it find their prefixes there.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topd_ray.config.base import EngineConfig
+from topd_ray.engines.checks import check_requests, check_sequences, whole_weights
+from topd_ray.engines.model_folder import eos_ids, read_config, weight_shapes
+from topd_ray.engines.protocols import Generation, GenerationRequest, NamedArray
+from topd_ray.engines.stepping import Add, Stepper
+from topd_ray.engines.tensors import to_torch
+from topd_ray.engines.vllm import (
+    GENERATION_OPTIONS,
+    as_generation,
+    replace_weights,
+    sampling_params,
+    scoring_params,
+    start_engine,
+    stop_engine,
+    tokens_prompt,
+)
+from topd_ray.engines.vllm_worker import SCORING
+from topd_ray.messages import Floats, Ints
+
+FIRST, BEHIND = 0, 1
+"""Priorities of scoring and of continuations: whoever waits for a score holds up the learner."""
+
+
+class VllmTeacher:
+    """Scores and continues for several threads at once."""
+
+    def __init__(
+        self, folder: Path, engine: EngineConfig, *, max_model_len: int, seed: int = 0
+    ) -> None:
+        self._stop_ids, self._shapes = eos_ids(folder), weight_shapes(folder)
+        # vLLM only takes prompts that leave room for a token, which scoring has no use for.
+        limit = read_config(folder).get("max_position_embeddings")
+        engine_len = max_model_len if max_model_len == limit else max_model_len + 1
+        self._max_model_len, self._max_scored_len = max_model_len, engine_len - 1
+        self._names = count()
+        self._stepper = Stepper(
+            lambda: _Vllm(folder, engine, max_model_len=engine_len, seed=seed), name="teacher"
+        )
+
+    def hidden_states(self, sequences: Sequence[Ints]) -> list[Floats]:
+        """Last hidden state after the final norm of every token: one (len, D) array a sequence."""
+        check_sequences(sequences, self._max_scored_len)
+        adds, place = [], {}
+        for index, sequence in enumerate(sequences):
+            name = f"{SCORING}{next(self._names)}"
+            place[name] = index
+            adds.append(_adding(name, sequence, scoring_params, FIRST))
+        lengths = {name: len(sequences[index]) for name, index in place.items()}
+        call = self._stepper.begin(adds, lambda vllm, output: vllm.states(output, lengths))
+        found: dict[int, Floats] = {}
+        try:
+            while len(found) < len(sequences):
+                name, states_LD = call.next()
+                found[place[name]] = states_LD
+        finally:
+            self._stepper.finish(call)
+        return [found[index] for index in range(len(sequences))]
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Generation]:
+        """Yield each generation as soon as it is finished; stop iterating to abort the rest."""
+        check_requests(requests, self._max_model_len)
+        return self._run(requests)
+
+    def load_weights(self, weights: Iterable[NamedArray]) -> None:
+        """Replace all weights and drop the prefix cache; ends every call under way."""
+        whole = whole_weights(weights, self._shapes)
+
+        def replace(vllm: "_Vllm") -> None:
+            self._stepper.end_all(vllm, "new weights ended this call")
+            replace_weights(vllm.engine, whole)
+
+        self._stepper.do(replace)
+
+    def close(self) -> None:
+        """Shut vLLM down and free its memory; ends every call under way."""
+        self._stepper.close()
+
+    def _run(self, requests: Sequence[GenerationRequest]) -> Iterator[Generation]:
+        named = {str(next(self._names)): request for request in requests}
+        adds = [self._continuing(name, request) for name, request in named.items()]
+        call = self._stepper.begin(adds, lambda _, output: output)
+        try:
+            while named:
+                output = call.next()
+                yield as_generation(output, named.pop(output.request_id))
+        finally:
+            self._stepper.finish(call)
+
+    def _continuing(self, name: str, request: GenerationRequest) -> Add:
+        def params(engine: Any) -> Any:
+            return sampling_params(engine, request, self._stop_ids)
+
+        return _adding(name, request.prompt_ids, params, BEHIND)
+
+
+class _Vllm:
+    """vLLM's engine in its own thread, known by the ids that it is given here."""
+
+    def __init__(
+        self, folder: Path, engine: EngineConfig, *, max_model_len: int, seed: int
+    ) -> None:
+        self.engine = start_engine(
+            folder,
+            engine,
+            max_model_len=max_model_len,
+            seed=seed,
+            scheduling_policy="priority",
+            **GENERATION_OPTIONS,
+        )
+        self.engine.collective_rpc("keep_states")
+        self._internal: dict[str, str] = {}  # vLLM puts a random tail to an id
+        self._arrivals = count()  # not the clock: equal readings would leave the order to chance
+
+    def add(self, name: str, token_ids: Ints, params: Any, priority: int) -> None:
+        self._internal[name] = self.engine.add_request(
+            name,
+            tokens_prompt(token_ids),
+            params,
+            arrival_time=float(next(self._arrivals)),
+            priority=priority,
+        )
+
+    def step(self) -> Sequence[Any]:
+        return [output for output in self.engine.step() if output.finished]
+
+    def states(self, output: Any, lengths: dict[str, int]) -> tuple[str, Floats]:
+        """A finished scoring request's name and its (length, D) states, taken from the worker."""
+        name: str = output.request_id
+        arguments = (self._internal.pop(name), lengths[name])
+        taken: NDArray[Any] = self.engine.collective_rpc("take_states", args=arguments)[0]
+        if taken.dtype == np.uint16:
+            taken = to_torch(taken).float().numpy()
+        return name, taken
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        self.engine.abort_request(list(request_ids))
+        scored = [self._internal.pop(one) for one in request_ids if one in self._internal]
+        self.engine.collective_rpc("drop_states", args=(scored,))
+
+    def close(self) -> None:
+        engine, self.engine = self.engine, None
+        stop_engine(engine)
+
+
+def _adding(name: str, token_ids: Ints, params: Callable[[Any], Any], priority: int) -> Add:
+    def add(vllm: _Vllm) -> str:
+        vllm.add(name, token_ids, params(vllm.engine), priority)
+        return name
+
+    return add
+
+
+__all__ = ["VllmTeacher"]
