@@ -51,6 +51,7 @@ def make_batch(
     A window of `resampled` more tokens hangs off the middle of each, where that is not 0.
     """
     rng = np.random.default_rng(seed)
+    ids = [rng.integers(0, len(VOCAB), length + resampled) for length in lengths]
     trained, behind, windows, start = list[int](), list[int](), list[int](), 0
     for length in lengths:
         first, count = len(trained), length - prompt
@@ -63,7 +64,7 @@ def make_batch(
     return TrainBatch(
         rollout_ids=tuple(f"r{seed}.{row}" for row in range(len(lengths))),
         policy_version=version,
-        input_ids_L=rng.integers(0, len(VOCAB), start).astype(np.int32),
+        input_ids_L=np.concatenate(ids).astype(np.int32),
         **_segments(lengths, resampled),
         position_TU=np.array(trained + behind, np.int32),
         response_ids_T=rng.integers(0, len(VOCAB), len(trained)).astype(np.int32),

@@ -96,6 +96,7 @@ def test_a_sliding_window_reaches_over_the_last_tokens_of_a_rollout() -> None:
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("reach", [None, 3])
 @torch.no_grad()
 def test_flex_attention_is_told_the_same(reach) -> None:
@@ -110,6 +111,7 @@ def test_flex_attention_is_told_the_same(reach) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("segments", [TREE, ROLLOUTS, LONG])
 @pytest.mark.parametrize(("num", "shared"), [(1, 1), (2, 3), (2, 7)])
 def test_the_gpu_computes_what_the_cpu_does(segments, num, shared) -> None:
