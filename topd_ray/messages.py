@@ -5,9 +5,9 @@
 
 Messages are frozen and hold ids, numpy arrays and plain values only. Arrays that come out of the
 object store are read-only. Axes: P prompt tokens, N response tokens, M most likely ids kept a
-position, D width of the teacher, W windows, K tokens of a continuation (padded with -1), R rows of
-a micro-batch, L padded length of a row, T trained positions, U positions of resampled windows
-behind them, Q window positions.
+position, D width of the teacher, W windows, K tokens of a continuation (padded with -1), L tokens
+of a micro-batch, S its segments, T trained positions, U positions of resampled windows behind them,
+Q window positions.
 """
 
 from dataclasses import dataclass
@@ -156,33 +156,26 @@ class ProbeSet:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WindowTree:
-    """Rows that hold a rollout (the trunk) and resampled windows behind it, hanging off it.
-
-    A token sees its own trunk up to its branch and, inside its window, itself and what is before.
-    """
-
-    segment_RL: Ints
-    """0 in the trunk, 1, 2, … in a row's windows, PAD in the padding."""
-    branch_RL: Ints
-    """How many trunk tokens a token sees: its own index + 1 in the trunk; 0 in the padding."""
-    place_RL: Ints
-    """Position for the model's position embedding; 0 in the padding."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainBatch:
-    """One micro-batch of one learner rank: whole rollouts, padded, and their window targets."""
+    """One micro-batch of one learner rank: rollouts and windows as one sequence, and their targets.
+
+    The sequence is made of segments, one behind the other without a gap. A rollout (but for its
+    last token, which predicts nothing) sees itself causally; a resampled window hangs off a
+    rollout, its trunk, and sees the first `branch` tokens of that and itself causally.
+    """
 
     rollout_ids: tuple[str, ...]
     policy_version: int
-    input_ids_RL: Ints
-    lengths_R: Ints
-    tree: WindowTree | None
-    """None where no windows hang off the rows: plain causal rows."""
+    input_ids_L: Ints
+    length_S: Ints
+    """Tokens of each segment; at least one."""
+    trunk_S: Ints
+    """Index of the rollout's segment that a window hangs off, before it; a rollout's own."""
+    branch_S: Ints
+    """How many tokens of its trunk a window sees, at least one; 0 for a rollout."""
     position_TU: Ints
-    """Flat index r * L + l of the hidden state that predicts each trained response token (T), then
-    of those that predict tokens of resampled windows (U)."""
+    """Index into L of the hidden state that predicts each trained response token (T), then of
+    those that predict tokens of resampled windows (U)."""
     response_ids_T: Ints
     logp_T: Floats
     """Student's log-probability when it sampled the token; (0,) unless the signal is sampled."""

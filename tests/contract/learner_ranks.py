@@ -15,10 +15,10 @@ from tests.tiny import VOCAB
 from topd_ray.config import LearnerConfig, ObjectiveConfig, TeacherConfig
 from topd_ray.learner import LearnerActor
 from topd_ray.learner.divergence import TokenLoss
+from topd_ray.learner.layout import Layout
 from topd_ray.learner.model import DistillationModel, Signal, load_student
 from topd_ray.learner.schedule import lr_factor
 from topd_ray.messages import (
-    PAD,
     HiddenSignal,
     HiddenStates,
     Ints,
@@ -27,7 +27,6 @@ from topd_ray.messages import (
     TeacherSignal,
     TopkSignal,
     TrainBatch,
-    WindowTree,
 )
 
 TEACHER_WIDTH = 64
@@ -47,28 +46,26 @@ def make_batch(
     signal: Signal = "hidden",
     resampled: int = 0,
 ) -> TrainBatch:
-    """Rows of random tokens, trained from the `prompt`-th on, with two overlapping windows each.
+    """Rollouts of random tokens, trained from the `prompt`-th on; two overlapping windows each.
 
-    A window of `resampled` more tokens hangs off the middle of each row, where that is not 0.
+    A window of `resampled` more tokens hangs off the middle of each, where that is not 0.
     """
     rng = np.random.default_rng(seed)
-    width = max(lengths) + resampled
-    ids_RL = np.zeros((len(lengths), width), np.int32)
-    trained, behind, windows = list[int](), list[int](), list[int]()
-    for row, length in enumerate(lengths):
-        ids_RL[row, : length + resampled] = rng.integers(0, len(VOCAB), length + resampled)
+    ids = [rng.integers(0, len(VOCAB), length + resampled) for length in lengths]
+    trained, behind, windows, start = list[int](), list[int](), list[int](), 0
+    for length in lengths:
         first, count = len(trained), length - prompt
-        trained += [row * width + place for place in range(prompt, length)]
-        behind += [row * width + place for place in range(length, length + resampled)]
+        trained += range(start + prompt, start + length)
+        behind += range(start + length, start + length + resampled)
         windows += [first + place for place in (*range(count), *range(count // 2, count))]
+        start += length + resampled
     windows += [len(trained) + place for place in range(len(behind))]
     target_ids_QK = rng.integers(0, len(VOCAB), (len(windows), 5)).astype(np.int32)
     return TrainBatch(
         rollout_ids=tuple(f"r{seed}.{row}" for row in range(len(lengths))),
         policy_version=version,
-        input_ids_RL=ids_RL,
-        lengths_R=np.array(lengths, np.int32) + np.int32(resampled),
-        tree=_tree(lengths, width, resampled) if resampled else None,
+        input_ids_L=np.concatenate(ids).astype(np.int32),
+        **_segments(lengths, resampled),
         position_TU=np.array(trained + behind, np.int32),
         response_ids_T=rng.integers(0, len(VOCAB), len(trained)).astype(np.int32),
         logp_T=-4.0 - rng.random(len(trained) if signal == "sampled" else 0, dtype=np.float32),
@@ -80,18 +77,14 @@ def make_batch(
     )
 
 
-def _tree(lengths: Sequence[int], width: int, resampled: int) -> WindowTree:
-    segment_RL = np.full((len(lengths), width), PAD, np.int32)
-    branch_RL, place_RL = (np.zeros((len(lengths), width), np.int32) for _ in range(2))
-    for row, length in enumerate(lengths):
-        behind, seen = slice(length, length + resampled), length // 2
-        segment_RL[row, :length], segment_RL[row, behind] = 0, 1
-        branch_RL[row, :length], branch_RL[row, behind] = np.arange(length) + 1, seen
-        place_RL[row, :length], place_RL[row, behind] = (
-            np.arange(length),
-            seen + np.arange(resampled),
-        )
-    return WindowTree(segment_RL=segment_RL, branch_RL=branch_RL, place_RL=place_RL)
+def _segments(lengths: Sequence[int], resampled: int) -> dict[str, Ints]:
+    """A rollout, and where `resampled` is not 0 one window behind it; again and again."""
+    each = 2 if resampled else 1
+    rows = [(length, each * r, 0) for r, length in enumerate(lengths)]
+    hanging = [(resampled, each * r, length // 2) for r, length in enumerate(lengths)]
+    parts = [part for pair in zip(rows, hanging, strict=True) for part in pair[:each]]
+    length_S, trunk_S, branch_S = np.array(parts, np.int32).T
+    return {"length_S": length_S, "trunk_S": trunk_S, "branch_S": branch_S}
 
 
 def _signal(signal: Signal, tokens: int, rng: np.random.Generator) -> TeacherSignal:
@@ -237,12 +230,11 @@ class Oracle:
         return {name: p.detach().numpy().copy() for name, p in named}
 
     def _loss(self, batch: TrainBatch) -> torch.Tensor:
-        tree = batch.tree
-        shape = (tree.segment_RL, tree.branch_RL, tree.place_RL) if tree else None
         loss, _, _ = self._model(
-            _ids(batch.input_ids_RL),
-            _ids(batch.lengths_R),
-            *(map(_ids, shape) if shape else (None, None, None)),
+            _ids(batch.input_ids_L),
+            _ids(batch.length_S),
+            _ids(batch.trunk_S),
+            _ids(batch.branch_S),
             _ids(batch.position_TU),
             _ids(batch.response_ids_T),
             torch.from_numpy(batch.weight_T),
@@ -272,9 +264,12 @@ def _tensors(batch: TrainBatch) -> tuple[torch.Tensor, ...]:
 def scored_by(student: Path, batch: TrainBatch, dtype: torch.dtype) -> TrainBatch:
     """The same with the hidden states of an exported student for the teacher's."""
     model: Any = load_student(student, dtype=dtype, gradient_checkpointing=False)
+    layout = Layout(*map(_ids, (batch.length_S, batch.trunk_S, batch.branch_S)))
     with torch.no_grad():
-        hidden_RLD = model.base_model(_ids(batch.input_ids_RL)).last_hidden_state
-    hidden_TD = hidden_RLD.flatten(0, 1)[_ids(batch.position_TU)]
+        hidden_1LD = model.base_model(
+            _ids(batch.input_ids_L)[None], position_ids=layout.place_L[None], layout=layout
+        ).last_hidden_state
+    hidden_TD = hidden_1LD[0, _ids(batch.position_TU)]
     bits: HiddenStates = (
         hidden_TD.numpy()
         if dtype == torch.float32

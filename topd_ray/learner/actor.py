@@ -217,12 +217,11 @@ class LearnerActor:
 
     def _inputs(self, batch: TrainBatch) -> tuple[Any, ...]:
         """The arguments of `DistillationModel.forward`."""
-        tree = batch.tree
-        shape = (tree.segment_RL, tree.branch_RL, tree.place_RL) if tree else None
         return (
-            _ids(batch.input_ids_RL),
-            _ids(batch.lengths_R),
-            *(map(_ids, shape) if shape else [None] * 3),
+            _ids(batch.input_ids_L),
+            _ids(batch.length_S),
+            _ids(batch.trunk_S),
+            _ids(batch.branch_S),
             _ids(batch.position_TU),
             _ids(batch.response_ids_T),
             to_torch(batch.weight_T),

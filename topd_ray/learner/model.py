@@ -1,8 +1,8 @@
 """Micro-batch -> losses: the student, what is known of the teacher, and nothing between them.
 
-Axes: R rows, L padded length, T trained positions, TU those and positions of resampled windows, D
-width of the student, E width of the teacher, V vocabulary, M ids the teacher kept, Q window
-positions, K ids of a soft target.
+Axes: L tokens of the sequence, S its segments, T trained positions, TU those and positions of
+resampled windows, D width of the student, E width of the teacher, V vocabulary, M ids the teacher
+kept, Q window positions, K ids of a soft target.
 """
 
 from pathlib import Path
@@ -15,7 +15,9 @@ from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from topd_ray.errors import UserError
+from topd_ray.learner.attention import PACKED, check_isolation
 from topd_ray.learner.divergence import TokenLoss
+from topd_ray.learner.layout import Layout
 from topd_ray.learner.loss import (
     SampledTeacher,
     Teacher,
@@ -23,7 +25,6 @@ from topd_ray.learner.loss import (
     WholeTeacher,
     distillation_sums,
 )
-from topd_ray.learner.tree import check_full_attention, tree_mask
 
 Signal = Literal["hidden", "topk", "sampled"]
 _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -72,11 +73,10 @@ class DistillationModel(nn.Module):
 
     def forward(
         self,
-        input_ids_RL: Int[Tensor, "R L"],
-        lengths_R: Int[Tensor, "R"],
-        segment_RL: Int[Tensor, "R L"] | None,
-        branch_RL: Int[Tensor, "R L"] | None,
-        place_RL: Int[Tensor, "R L"] | None,
+        input_ids_L: Int[Tensor, "L"],
+        length_S: Int[Tensor, "S"],
+        trunk_S: Int[Tensor, "S"],
+        branch_S: Int[Tensor, "S"],
         position_TU: Int[Tensor, "TU"],
         response_ids_T: Int[Tensor, "T"],
         weight_T: Float[Tensor, "T"],
@@ -88,20 +88,21 @@ class DistillationModel(nn.Module):
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
         """(token loss + lambda L_traj, token loss, L_traj): sums in nats; the step divides.
 
-        Flat, because the engine moves what it is passed, not what lies inside. Segment, branch and
-        place come together, where windows hang off the rows. `signal` is of the T positions:
-        hidden (T, E); or ids (T, M) and their log-probabilities (T, M); or the teacher's
-        log-probability (T,) and the student's when it sampled (T,). Without a trained position all
-        three sums are 0, and the backward pass still runs through every weight (with gradient 0),
-        as the other ranks' does.
+        Flat, because the engine moves what it is passed, not what lies inside; the sequence and
+        its segments are as in `TrainBatch`. `signal` is of the T positions: hidden (T, E); or ids
+        (T, M) and their log-probabilities (T, M); or the teacher's log-probability (T,) and the
+        student's when it sampled (T,). Without a trained position all three sums are 0, and the
+        backward pass still runs through every weight (with gradient 0), as the other ranks' does.
         """
-        hidden_RLD = self.student.base_model(
-            input_ids=input_ids_RL,
+        layout = Layout(length_S, trunk_S, branch_S)
+        hidden_1LD = self.student.base_model(
+            input_ids=input_ids_L[None],
+            position_ids=layout.place_L[None],
             use_cache=False,
-            **self._attention(input_ids_RL, lengths_R, segment_RL, branch_RL, place_RL),
+            layout=layout,
         ).last_hidden_state
         token, traj = distillation_sums(
-            hidden_RLD.flatten(0, 1)[position_TU],
+            hidden_1LD[0, position_TU],
             self.student.get_output_embeddings(),
             self._teacher(*signal),
             response_ids_T,
@@ -113,22 +114,6 @@ class DistillationModel(nn.Module):
             num_chunks=num_chunks,
         )
         return token + self._lambda_traj * traj, token, traj
-
-    def _attention(
-        self,
-        input_ids_RL: Tensor,
-        lengths_R: Tensor,
-        segment_RL: Tensor | None,
-        branch_RL: Tensor | None,
-        place_RL: Tensor | None,
-    ) -> dict[str, Tensor]:
-        """What tells the student which token sees which: its padding, or the mask of a tree."""
-        if segment_RL is None or branch_RL is None or place_RL is None:
-            index_L = torch.arange(input_ids_RL.shape[1], device=lengths_R.device)
-            return {"attention_mask": (index_L < lengths_R[:, None]).long()}
-        check_full_attention(self.student.config)
-        # transformers takes a mask of four axes as it is
-        return {"attention_mask": tree_mask(segment_RL, branch_RL), "position_ids": place_RL}
 
     def _teacher(self, *signal: Tensor) -> Teacher:
         if self._signal == "hidden":
@@ -148,16 +133,20 @@ def student_head(student: Any) -> Tensor:
 
 
 def load_student(folder: Path, *, dtype: torch.dtype, gradient_checkpointing: bool) -> nn.Module:
-    """The student of a Hugging Face folder (safetensors), in training mode."""
+    """The student of a Hugging Face folder (safetensors), in training mode.
+
+    Raises UserError for one whose rollouts cannot lie beside each other in one sequence.
+    """
     disable_progress_bar()
     student: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
-        attn_implementation="sdpa",
+        attn_implementation=PACKED,
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=True,
     )
+    check_isolation(student)
     if gradient_checkpointing:
         student.gradient_checkpointing_enable({"use_reentrant": False})
     return student.train()  # type: ignore[no-any-return]

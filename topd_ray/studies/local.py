@@ -51,18 +51,17 @@ class LocalLearner:
     def update(self, batch: TrainBatch) -> LossSums:
         """One step on the batch; returns the losses before it, summed over its tokens."""
         assert isinstance(batch.signal, HiddenSignal)
-        assert batch.tree is None
         loss, token, traj = self._model(
             *(
                 to_torch(ids).long().to(self._device)
-                for ids in (batch.input_ids_RL, batch.lengths_R)
-            ),
-            None,
-            None,
-            None,
-            *(
-                to_torch(ids).long().to(self._device)
-                for ids in (batch.position_TU, batch.response_ids_T)
+                for ids in (
+                    batch.input_ids_L,
+                    batch.length_S,
+                    batch.trunk_S,
+                    batch.branch_S,
+                    batch.position_TU,
+                    batch.response_ids_T,
+                )
             ),
             to_torch(batch.weight_T).to(self._device),
             *(

@@ -3,20 +3,21 @@
 Axes as in messages.py.
 """
 
+import heapq
+import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 
 import numpy as np
 
 from topd_ray.config import ObjectiveConfig
 from topd_ray.messages import (
-    PAD,
     Floats,
     Ints,
     ProbeSet,
     SampledSignal,
     ScoredRollout,
     TrainBatch,
-    WindowTree,
 )
 from topd_ray.windows.rows import Row, make_row
 from topd_ray.windows.signals import join_signals, no_signal
@@ -35,11 +36,12 @@ def pack(
 ) -> list[list[TrainBatch]]:
     """Micro-batches of each rank, equally many for all: collectives must meet.
 
-    Every rollout lands in exactly one micro-batch, with its windows. Longest first and dealt out in
-    turn, so ranks carry alike and rows of a micro-batch are of like length. A rank short of work
-    gets empty micro-batches (no trained position); without any rollout no rank has a micro-batch.
-    `probes` is None where nothing is probed; without lambda_traj they only weigh tokens. Raises
-    ValueError where rollouts and probes do not belong together.
+    Every rollout lands in exactly one micro-batch, with its windows; one that is longer than
+    `token_budget` has a micro-batch of its own. As few rounds as the budget allows, and within them
+    micro-batches of like size, so that no rank waits for another. A rank short of work gets empty
+    micro-batches (no trained position); without any rollout no rank has a micro-batch. `probes` is
+    None where nothing is probed; without lambda_traj they only weigh tokens. Raises ValueError
+    where rollouts and probes do not belong together.
     """
     windows = _by_rollout(scored, probes)
     if not scored:
@@ -51,11 +53,9 @@ def pack(
     rows = [
         make_row(one, learned.get(one.rollout.rollout_id), threshold=threshold) for one in scored
     ]
-    order = sorted(rows, key=lambda row: (-len(row.token_ids_L), row.name))
-    shares = [order[rank::num_ranks] for rank in range(num_ranks)]
-    packed = [[_batch(some, weights) for some in _split(share, token_budget)] for share in shares]
-    most = max(len(batches) for batches in packed)
-    return [batches + [_empty(scored[0])] * (most - len(batches)) for batches in packed]
+    bins = _fill(rows, token_budget, num_ranks)
+    batches = [_batch(some, weights) if some else _empty(scored[0]) for some in bins]
+    return [batches[rank::num_ranks] for rank in range(num_ranks)]
 
 
 def _by_rollout(
@@ -75,26 +75,42 @@ def _by_rollout(
     return windows
 
 
-def _split(share: Sequence[Row], token_budget: int) -> list[list[Row]]:
-    """Rows while rows x longest row fits; `share` is sorted, so its first row is the longest."""
-    batches: list[list[Row]] = []
-    for row in share:
-        if batches and (len(batches[-1]) + 1) * len(batches[-1][0].token_ids_L) <= token_budget:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
-    return batches
+def _fill(rows: Sequence[Row], token_budget: int, num_ranks: int) -> list[list[Row]]:
+    """The fewest bins that hold all rows, a multiple of `num_ranks`; the fullest first."""
+    order = sorted(rows, key=lambda row: (-row.num_tokens, row.name))
+    total = sum(row.num_tokens for row in rows)
+    num_rounds = max(1, math.ceil(total / (token_budget * num_ranks)))
+    while (bins := _spread(order, token_budget, num_rounds * num_ranks)) is None:
+        num_rounds += 1
+    return bins
+
+
+def _spread(order: Sequence[Row], token_budget: int, num_bins: int) -> list[list[Row]] | None:
+    """Each row, longest first, into the emptiest bin; None where one does not fit there."""
+    bins: list[list[Row]] = [[] for _ in range(num_bins)]
+    emptiest = [(0, index) for index in range(num_bins)]
+    for row in order:
+        filled, index = emptiest[0]
+        if filled and filled + row.num_tokens > token_budget:
+            return None
+        bins[index].append(row)
+        heapq.heapreplace(emptiest, (filled + row.num_tokens, index))
+    return [bins[index] for _, index in sorted(emptiest, key=lambda one: (-one[0], one[1]))]
 
 
 def _batch(rows: Sequence[Row], weights: Mapping[str, Floats]) -> TrainBatch:
     signal = join_signals([row.scored.signal for row in rows])
     window_Q, ids_QK, weights_QK = _joined_targets(rows)
+    first_S = accumulate((len(row.length_S) for row in rows[:-1]), initial=0)
     return TrainBatch(
         rollout_ids=tuple(row.name for row in rows),
         policy_version=rows[0].scored.rollout.policy_version,
-        input_ids_RL=_padded([row.token_ids_L for row in rows], 0),
-        lengths_R=np.array([len(row.token_ids_L) for row in rows], dtype=np.int32),
-        tree=_tree(rows),
+        input_ids_L=np.concatenate([row.token_ids_L for row in rows]),
+        length_S=np.concatenate([row.length_S for row in rows]),
+        trunk_S=np.concatenate(
+            [np.full_like(row.length_S, s) for s, row in zip(first_S, rows, strict=True)]
+        ),
+        branch_S=np.concatenate([row.branch_S for row in rows]),
         position_TU=_positions(rows),
         response_ids_T=np.concatenate([row.scored.rollout.response_ids_N for row in rows]),
         logp_T=np.concatenate([row.scored.rollout.logp_N for row in rows])
@@ -109,32 +125,15 @@ def _batch(rows: Sequence[Row], weights: Mapping[str, Floats]) -> TrainBatch:
 
 
 def _positions(rows: Sequence[Row]) -> Ints:
-    """Flat indices of what predicts the response tokens of all rows, then their window tokens."""
-    width = max(len(row.token_ids_L) for row in rows)
-    trained, windows = [], []
-    for index, row in enumerate(rows):
-        start, trunk_end = index * width, index * width + row.trunk
-        num_tokens = len(row.scored.rollout.response_ids_N)
-        trained.append(np.arange(trunk_end - num_tokens, trunk_end, dtype=np.int32))
-        windows.append(np.arange(trunk_end, start + len(row.token_ids_L), dtype=np.int32))
+    """Indices of what predicts the response tokens of all rows, then their window tokens."""
+    trained, windows, start = [], [], 0
+    for row in rows:
+        trunk_end, end = start + int(row.length_S[0]), start + row.num_tokens
+        num_trained = len(row.scored.rollout.response_ids_N)
+        trained.append(np.arange(trunk_end - num_trained, trunk_end, dtype=np.int32))
+        windows.append(np.arange(trunk_end, end, dtype=np.int32))
+        start = end
     return np.concatenate([*trained, *windows])
-
-
-def _tree(rows: Sequence[Row]) -> WindowTree | None:
-    if not any(row.num_window_tokens for row in rows):
-        return None
-    return WindowTree(
-        segment_RL=_padded([row.segment_L for row in rows], PAD),
-        branch_RL=_padded([row.branch_L for row in rows], 0),
-        place_RL=_padded([row.place_L for row in rows], 0),
-    )
-
-
-def _padded(parts: Sequence[Ints], fill: int) -> Ints:
-    padded_RL = np.full((len(parts), max(map(len, parts))), fill, dtype=np.int32)
-    for row_L, part in zip(padded_RL, parts, strict=True):
-        row_L[: len(part)] = part
-    return padded_RL
 
 
 def _joined_targets(rows: Sequence[Row]) -> tuple[Ints, Ints, Floats]:
@@ -156,14 +155,15 @@ def _joined_targets(rows: Sequence[Row]) -> tuple[Ints, Ints, Floats]:
 
 
 def _empty(like: ScoredRollout) -> TrainBatch:
-    """Nothing to learn, in one row of one token; the rank only takes part in the collectives."""
+    """Nothing to learn, from one token; the rank only takes part in the collectives."""
     none, nothing = np.zeros(0, np.int32), np.zeros(0, np.float32)
     return TrainBatch(
         rollout_ids=(),
         policy_version=like.rollout.policy_version,
-        input_ids_RL=np.zeros((1, 1), np.int32),
-        lengths_R=np.ones(1, np.int32),
-        tree=None,
+        input_ids_L=np.zeros(1, np.int32),
+        length_S=np.ones(1, np.int32),
+        trunk_S=np.zeros(1, np.int32),
+        branch_S=np.zeros(1, np.int32),
         position_TU=none,
         response_ids_T=none,
         logp_T=nothing,

@@ -1,7 +1,7 @@
-"""One scored rollout and what is learned from its divergent windows -> one row of a micro-batch.
+"""One scored rollout and what is learned from its divergent windows -> its part of a micro-batch.
 
-Axes as in messages.py; within a row L tokens, N of which predict the response tokens, and Q window
-positions.
+Axes as in messages.py; within the part L tokens, N of which predict the response tokens, and Q
+window positions.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Targets:
 
     place_Q: Ints
     """What predicts a window position: n < N for what predicts response token n, N + u for the
-    row's window token u."""
+    part's window token u."""
     ids_QK: Ints
     weights_QK: Floats
 
@@ -31,9 +31,9 @@ class Row:
 
     scored: ScoredRollout
     token_ids_L: Ints
-    segment_L: Ints
-    branch_L: Ints
-    place_L: Ints
+    length_S: Ints
+    """The trunk's tokens, then those of each window."""
+    branch_S: Ints
     targets: Targets | None
 
     @property
@@ -42,14 +42,14 @@ class Row:
         return self.scored.rollout.rollout_id
 
     @property
-    def trunk(self) -> int:
-        """Tokens before the windows."""
-        return len(self.token_ids_L) - self.num_window_tokens
+    def num_tokens(self) -> int:
+        """Of trunk and windows; what counts for the budget."""
+        return len(self.token_ids_L)
 
     @property
     def num_window_tokens(self) -> int:
         """Tokens of resampled windows; each predicts the next token of its window."""
-        return int((self.segment_L > 0).sum())
+        return int(self.length_S[1:].sum())
 
 
 def make_row(scored: ScoredRollout, probes: ProbeSet | None, *, threshold: float) -> Row:
@@ -60,37 +60,23 @@ def make_row(scored: ScoredRollout, probes: ProbeSet | None, *, threshold: float
     before it, so its tokens are S_0..S_{n-2}; they see prompt and y_<t and themselves.
     """
     prompt_P, response_N = scored.rollout.prompt_ids_P, scored.rollout.response_ids_N
-    trunk_L = np.concatenate([prompt_P, response_N[:-1]])
-    index_L = np.arange(len(trunk_L), dtype=np.int32)
-    parts: list[tuple[Ints, ...]] = [(trunk_L, np.zeros_like(index_L), index_L + 1, index_L)]
+    parts, branches = [np.concatenate([prompt_P, response_N[:-1]])], [0]
     targets = None
     if probes is not None:
         real_W = divergent(probes, threshold)
         targets = _targets(probes, real_W, len(response_N))
         if probes.resampled:
-            parts += _windows(probes, real_W, len(prompt_P))
-    token_ids_L, segment_L, branch_L, place_L = (
-        np.concatenate(arrays).astype(np.int32) for arrays in zip(*parts, strict=True)
-    )
+            # one token alone is predicted by the trunk and predicts nothing
+            behind_W = np.flatnonzero(real_W & (probes.num_student_W > 1))
+            parts += [probes.student_ids_WK[w, : probes.num_student_W[w] - 1] for w in behind_W]
+            branches += (len(prompt_P) + probes.positions_W[behind_W]).tolist()
     return Row(
         scored=scored,
-        token_ids_L=token_ids_L,
-        segment_L=segment_L,
-        branch_L=branch_L,
-        place_L=place_L,
+        token_ids_L=np.concatenate(parts).astype(np.int32),
+        length_S=np.array([len(part) for part in parts], np.int32),
+        branch_S=np.array(branches, np.int32),
         targets=targets,
     )
-
-
-def _windows(probes: ProbeSet, real_W: Flags, num_prompt: int) -> list[tuple[Ints, ...]]:
-    """Token ids, segment, branch and place of each divergent window's tokens S_0..S_{n-2}."""
-    windows: list[tuple[Ints, ...]] = []
-    for segment, w in enumerate(np.flatnonzero(real_W), start=1):
-        window_S = probes.student_ids_WK[w, : probes.num_student_W[w] - 1]
-        ones_S = np.ones(len(window_S), np.int32)
-        branch_S = (num_prompt + int(probes.positions_W[w])) * ones_S
-        windows.append((window_S, segment * ones_S, branch_S, branch_S + np.arange(len(window_S))))
-    return windows
 
 
 def _targets(probes: ProbeSet, real_W: Flags, num_tokens: int) -> Targets:

@@ -31,19 +31,17 @@ def make(
 
 def inputs(rows: list[list[int]], *, num_chunks: int = 1, signal: Signal = "hidden") -> Inputs:
     """Every position of every row is trained; one window position on each row's first token."""
-    width, lengths = max(map(len, rows)), [len(row) for row in rows]
-    position_T = [r * width + i for r, length in enumerate(lengths) for i in range(length)]
+    lengths = [len(row) for row in rows]
     teacher_TE = torch.cat(
         [torch.randn(len(row), TEACHER_WIDTH, generator=seeded(row)) for row in rows]
     )
     starts = [sum(lengths[:r]) for r in range(len(rows))]
     return (
-        torch.tensor([row + [0] * (width - len(row)) for row in rows]),
+        torch.tensor([token for row in rows for token in row]),
         torch.tensor(lengths),
-        None,
-        None,
-        None,
-        torch.tensor(position_T),
+        torch.arange(len(rows)),
+        torch.zeros(len(rows)).long(),
+        torch.arange(sum(lengths)),
         torch.tensor([(token + 1) % len(VOCAB) for row in rows for token in row]),
         torch.tensor([1.0, 0.5] * sum(lengths))[: sum(lengths)],
         torch.tensor(starts),
@@ -69,7 +67,7 @@ def seeded(row: list[int]) -> torch.Generator:
     return torch.Generator().manual_seed(sum(row))
 
 
-def gradients(model: DistillationModel, *args: Tensor | int | None) -> dict[str, Tensor]:
+def gradients(model: DistillationModel, *args: Tensor | int) -> dict[str, Tensor]:
     model.zero_grad()
     model(*args)[0].backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -85,13 +83,13 @@ ROWS = [[10, 11, 12, 13, 14], [20, 21], [30, 31, 32]]
 
 
 @pytest.mark.parametrize("signal", ["hidden", "topk", "sampled"])
-def test_padding_changes_no_sum(student_folder, signal):
+def test_rollouts_beside_each_other_have_the_sums_of_each_alone(student_folder, signal):
     model = make(student_folder, signal=signal)
     together = model(*inputs(ROWS, signal=signal))
     # weights alternate over all tokens, and the first row is of odd length
     apart = [model(*inputs(ROWS[:1], signal=signal)), model(*inputs(ROWS[1:], signal=signal))]
     flat = inputs(ROWS[1:], signal=signal)
-    apart[1] = model(*flat[:7], 1.5 - flat[7], *flat[8:])
+    apart[1] = model(*flat[:6], 1.5 - flat[6], *flat[7:])
     for index in range(3):
         torch.testing.assert_close(
             together[index], sum(one[index] for one in apart), rtol=1e-5, atol=0
@@ -127,11 +125,10 @@ def test_without_trained_positions_every_weight_gets_a_zero_gradient(
     model = make(student_folder if tied else untied_folder)
     got = gradients(
         model,
-        torch.tensor([[3]]),
+        torch.tensor([3]),
         torch.tensor([1]),
-        None,
-        None,
-        None,
+        torch.tensor([0]),
+        torch.tensor([0]),
         NONE,
         NONE,
         torch.zeros(0),

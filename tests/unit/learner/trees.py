@@ -1,4 +1,4 @@
-"""Rows with windows hanging off them, as inputs of the model; and the same windows, each alone."""
+"""Rollouts with windows hanging off them, as inputs of the model; and each window alone."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from tests.tiny import VOCAB
 
 TEACHER_WIDTH = 64
-Inputs = tuple[Tensor | int | None, ...]
+Inputs = tuple[Tensor | int, ...]
 K = 3  # ids of a target
 
 
@@ -41,48 +41,35 @@ class Row:
         """The last response token predicts nothing that is trained."""
         return self.prompt + self.response[:-1]
 
-    @property
-    def width(self) -> int:
-        return len(self.trunk) + sum(len(window.tokens) - 1 for window in self.windows)
-
     def teacher_hidden(self) -> Tensor:
         rng = torch.Generator().manual_seed(sum(self.trunk))
         return torch.randn(len(self.response), TEACHER_WIDTH, generator=rng)
 
 
-def in_one_forward(rows: list[Row], *, num_chunks: int = 1, pad: int = 0) -> Inputs:
-    """All rollouts and windows, with `pad` columns of padding more than the longest row needs."""
-    width = max(row.width for row in rows) + pad
-    ids_RL, branch_RL, place_RL = (torch.zeros(len(rows), width).long() for _ in range(3))
-    segment_RL = torch.full((len(rows), width), -1)
-    trained, behind, window = [], [], list[int]()
+def in_one_forward(rows: list[Row], *, num_chunks: int = 1) -> Inputs:
+    """All rollouts and windows, one behind the other."""
+    ids, segments = list[int](), list[tuple[int, int, int]]()
+    trained, behind, window = list[int](), list[int](), list[int]()
     num_trained = sum(len(row.response) for row in rows)
-    for r, row in enumerate(rows):
-        length, start = len(row.trunk), len(row.prompt) - 1
-        ids_RL[r, :length] = torch.tensor(row.trunk)
-        segment_RL[r, :length] = 0
-        branch_RL[r, :length] = torch.arange(1, length + 1)
-        place_RL[r, :length] = torch.arange(length)
-        first, free = len(trained), length
-        trained += [r * width + start + t for t in range(len(row.response))]
-        for number, one in enumerate(row.windows, 1):
-            seen, where = len(row.prompt) + one.at, slice(free, free + len(one.tokens) - 1)
-            ids_RL[r, where] = torch.tensor(one.tokens[:-1]).long()
-            segment_RL[r, where] = number
-            branch_RL[r, where] = seen
-            place_RL[r, where] = torch.arange(seen, seen + len(one.tokens) - 1)
-            window += [first + one.at]
-            window += [num_trained + len(behind) + i for i in range(len(one.tokens) - 1)]
-            behind += [r * width + column for column in range(where.start, where.stop)]
-            free = where.stop
+    for row in rows:
+        first, trunk = len(trained), len(segments)
+        start = len(ids) + len(row.prompt) - 1
+        trained += range(start, start + len(row.response))
+        ids += row.trunk
+        segments.append((len(row.trunk), trunk, 0))
+        for one in row.windows:
+            count = len(one.tokens) - 1  # the last one predicts nothing
+            window.append(first + one.at)
+            window += range(num_trained + len(behind), num_trained + len(behind) + count)
+            behind += range(len(ids), len(ids) + count)
+            ids += one.tokens[:-1]
+            if count:
+                segments.append((count, trunk, len(row.prompt) + one.at))
     ids_QK, weights_QK = targets(rows)
     return (
-        ids_RL,
-        torch.tensor([row.width for row in rows]),
-        segment_RL,
-        branch_RL,
-        place_RL,
-        torch.tensor(trained + behind).long(),
+        torch.tensor(ids),
+        *torch.tensor(segments).unbind(1),
+        torch.tensor(trained + behind),
         torch.tensor([y for row in rows for y in row.response]),
         torch.ones(num_trained),
         torch.tensor(window).long(),
@@ -94,21 +81,19 @@ def in_one_forward(rows: list[Row], *, num_chunks: int = 1, pad: int = 0) -> Inp
 
 
 def one_by_one(rows: list[Row]) -> list[Inputs]:
-    """Each rollout without its windows, and each window behind its whole prefix, as plain rows."""
+    """Each rollout without its windows, and each window behind its whole prefix, alone."""
     inputs: list[Inputs] = []
     for row in rows:
-        plain = in_one_forward([Row(row.prompt, row.response)])
-        inputs.append((*plain[:2], None, None, None, *plain[5:]))
+        inputs.append(in_one_forward([Row(row.prompt, row.response)]))
         for window in row.windows:
             prefix = row.prompt + row.response[: window.at]
             ids = prefix + window.tokens[:-1]
             inputs.append(
                 (
-                    torch.tensor([ids]),
+                    torch.tensor(ids),
                     torch.tensor([len(ids)]),
-                    None,
-                    None,
-                    None,
+                    torch.tensor([0]),
+                    torch.tensor([0]),
                     torch.arange(len(prefix) - 1, len(ids)),
                     torch.zeros(0).long(),
                     torch.zeros(0),

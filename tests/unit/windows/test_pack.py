@@ -46,13 +46,19 @@ def packed(
     )
 
 
+def segments(batch: TrainBatch) -> list[tuple[int, int, int]]:
+    """(length, trunk, branch) of each."""
+    return list(
+        zip(*(x.tolist() for x in (batch.length_S, batch.trunk_S, batch.branch_S)), strict=True)
+    )
+
+
 def test_a_batch_holds_prompt_and_response_but_for_the_last_token() -> None:
     one = scored(prompt_length=3, length=5)
     ((batch,),) = packed([one])
     expected = [*one.rollout.prompt_ids_P, *one.rollout.response_ids_N[:-1]]
-    assert batch.input_ids_RL.tolist() == [expected]
-    assert batch.lengths_R.tolist() == [7]
-    assert batch.tree is None
+    assert batch.input_ids_L.tolist() == expected
+    assert segments(batch) == [(7, 0, 0)]
     assert batch.response_ids_T.tolist() == one.rollout.response_ids_N.tolist()
     assert batch.weight_T.tolist() == [1] * 5
 
@@ -60,7 +66,6 @@ def test_a_batch_holds_prompt_and_response_but_for_the_last_token() -> None:
 def test_each_response_token_is_predicted_from_the_token_before_it() -> None:
     short, long = scored("a", prompt_length=2, length=3), scored("b", prompt_length=3, length=6)
     ((batch,),) = packed([short, long])
-    flat = batch.input_ids_RL.reshape(-1)
     assert batch.rollout_ids == ("b", "a")  # longest first
     before = np.concatenate(
         [
@@ -68,7 +73,7 @@ def test_each_response_token_is_predicted_from_the_token_before_it() -> None:
             for one in (long, short)
         ]
     )
-    assert flat[batch.position_TU].tolist() == before.tolist()
+    assert batch.input_ids_L[batch.position_TU].tolist() == before.tolist()
     assert isinstance(batch.signal, HiddenSignal)
     hidden = [one.signal.hidden_ND for one in (long, short)]  # type: ignore[union-attr]
     assert np.array_equal(batch.signal.hidden_ND, np.concatenate(hidden))
@@ -118,7 +123,7 @@ def test_only_divergent_windows_become_targets_at_their_own_positions() -> None:
     assert batch.window_Q.tolist() == [2, 3, 4, 5, 9 + 3, 9 + 4, 9 + 5]
     assert batch.target_ids_QK.tolist() == [[30, 31, 32, 33]] * 7
     assert np.allclose(batch.target_weights_QK.sum(-1), 1.0)
-    assert batch.tree is None
+    assert segments(batch) == [(3 + 8, 0, 0), (3 + 5, 1, 0)]
     assert len(batch.position_TU) == 15
 
 
@@ -155,12 +160,8 @@ def test_a_resampled_window_hangs_off_the_trunk_just_before_its_candidate() -> N
     found.student_ids_WK[0, :3] = [40, 41, 42]
     ((batch,),) = packed([one], [found])
     trunk = [*one.rollout.prompt_ids_P, *one.rollout.response_ids_N[:-1]]
-    assert batch.input_ids_RL.tolist() == [[*trunk, 40, 41]]
-    assert batch.lengths_R.tolist() == [9]
-    assert batch.tree is not None
-    assert batch.tree.segment_RL.tolist() == [[0] * 7 + [1, 1]]
-    assert batch.tree.branch_RL.tolist() == [[1, 2, 3, 4, 5, 6, 7, 4, 4]]
-    assert batch.tree.place_RL.tolist() == [[0, 1, 2, 3, 4, 5, 6, 4, 5]]
+    assert batch.input_ids_L.tolist() == [*trunk, 40, 41]
+    assert segments(batch) == [(7, 0, 0), (2, 0, 4)]
     assert batch.position_TU.tolist() == [2, 3, 4, 5, 6, 7, 8]
     assert batch.window_Q.tolist() == [1, 5, 6]  # y_1's own state, then those of S_0 and S_1
 
@@ -168,31 +169,21 @@ def test_a_resampled_window_hangs_off_the_trunk_just_before_its_candidate() -> N
 def test_a_fresh_window_of_one_token_needs_no_token_of_its_own() -> None:
     found = probes("a", positions=(2,), num_student=(1,), distances=(0.9,), resampled=True)
     ((batch,),) = packed([scored("a")], [found])
-    assert batch.tree is None
+    assert segments(batch) == [(7, 0, 0)]
     assert batch.window_Q.tolist() == [2]
 
 
-def seen(batch: TrainBatch, row: int, column: int) -> list[int]:
-    """Tokens that the one at `column` attends to, itself last, in the order of their places."""
-    tree = batch.tree
-    if tree is None:
-        return batch.input_ids_RL[row, : column + 1].tolist()
-    segment = tree.segment_RL[row, column]
-    visible = [
-        other
-        for other in range(column + 1)
-        if (tree.segment_RL[row, other] == 0 and other < tree.branch_RL[row, column])
-        or (segment > 0 and tree.segment_RL[row, other] == segment)
-    ]
-    places = [int(tree.place_RL[row, other]) for other in visible]
-    assert places == list(range(len(visible)))
-    return batch.input_ids_RL[row, visible].tolist()
-
-
 def contexts(batch: TrainBatch) -> list[list[int]]:
-    """What each position of T + U is predicted from."""
-    width = batch.input_ids_RL.shape[1]
-    return [seen(batch, *divmod(int(flat), width)) for flat in batch.position_TU]
+    """What each position of T + U is predicted from: the tokens it sees, itself last."""
+    start_S = np.cumsum(batch.length_S) - batch.length_S
+    assert start_S[-1] + batch.length_S[-1] == len(batch.input_ids_L)
+    found = []
+    for index in batch.position_TU:
+        s = np.searchsorted(start_S, index, side="right") - 1
+        first = start_S[batch.trunk_S[s]]
+        before = batch.input_ids_L[first : first + batch.branch_S[s]]
+        found.append([*before.tolist(), *batch.input_ids_L[start_S[s] : index + 1].tolist()])
+    return found
 
 
 windows = st.lists(
@@ -254,7 +245,7 @@ def test_every_token_and_every_window_position_is_predicted_from_what_came_befor
             targets += [(teacher, *start, *window[:i]) for i in range(len(window))]
     seen_tokens, seen_targets = [], []
     for batch in chain.from_iterable(packed(rollouts, found, token_budget=budget, num_ranks=ranks)):
-        assert batch.input_ids_RL.size <= budget or len(batch.lengths_R) == 1
+        assert batch.input_ids_L.size <= budget or len(batch.rollout_ids) == 1
         context = contexts(batch)
         next_ids = batch.response_ids_T.tolist()
         seen_tokens += [(*context[t], y) for t, y in enumerate(next_ids)]
@@ -278,7 +269,7 @@ def test_batches_do_not_depend_on_the_order_of_what_comes_in(
     again = packed(rollouts, found, num_ranks=ranks, token_budget=40)
     for one, other in zip(chain(*first), chain(*again), strict=True):
         assert one.rollout_ids == other.rollout_ids
-        assert np.array_equal(one.input_ids_RL, other.input_ids_RL)
+        assert np.array_equal(one.input_ids_L, other.input_ids_L)
         assert np.array_equal(one.window_Q, other.window_Q)
         assert np.array_equal(one.target_weights_QK, other.target_weights_QK)
 
@@ -299,7 +290,7 @@ def test_every_rollout_is_packed_once_and_ranks_meet_equally_often(
     assert len({len(share) for share in shares}) == 1
     assert sum(len(batch.position_TU) for batch in batches) == sum(lengths)
     for batch in batches:
-        assert batch.input_ids_RL.size <= budget or len(batch.lengths_R) == 1
+        assert batch.input_ids_L.size <= budget or len(batch.rollout_ids) == 1
 
 
 def test_windows_count_for_the_token_budget() -> None:
@@ -319,7 +310,7 @@ def test_a_rank_without_work_gets_an_empty_batch() -> None:
     assert empty.rollout_ids == ()
     assert empty.policy_version == 3
     assert empty.position_TU.size == empty.weight_T.size == empty.response_ids_T.size == 0
-    assert empty.input_ids_RL.shape == (1, 1)
+    assert segments(empty) == [(1, 0, 0)]
     assert isinstance(empty.signal, HiddenSignal)
     assert empty.signal.hidden_ND.shape == (0, 4)
 

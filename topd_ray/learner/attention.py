@@ -1,0 +1,120 @@
+"""Attention over a packed sequence: no padding, and no pair of tokens that does not see each other.
+
+Registered with transformers under the name `PACKED`; a student opened with it hands the keyword
+argument `layout` of its forward pass down to every layer. Axes: H key heads, G query heads that
+share one, L tokens of the sequence, D width of a head.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import flex_attention
+from transformers import AttentionInterface
+
+from topd_ray.errors import UserError
+from topd_ray.learner.flash import PackedFlash
+from topd_ray.learner.layout import Layout
+
+PACKED = "topd_packed"
+_LAYERS = {"full_attention", "sliding_attention"}
+_EXTRAS = ("softcap", "s_aux", "position_bias")  # other arithmetic than softmax(q k) v
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Float[Tensor, "1 HG L D"],
+    key: Float[Tensor, "1 H L D"],
+    value: Float[Tensor, "1 H L D"],
+    attention_mask: None,  # noqa: ARG001  transformers makes none for a name it does not know
+    *,
+    scaling: float,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    layout: Layout | None = None,
+    **others: Any,
+) -> tuple[Float[Tensor, "1 L HG D"], None]:
+    """What transformers calls in every layer; raises UserError where it asks for more than this."""
+    if layout is None:
+        raise _refusal(module, "does not pass a layout on to its attention")
+    if dropout > 0:
+        raise _refusal(module, f"sets attention_dropout={dropout}; set it to 0 in config.json")
+    if extras := [name for name in _EXTRAS if others.get(name) is not None]:
+        raise _refusal(module, f"attends with {', '.join(extras)}")
+    if _slides(module) != (sliding_window is not None):
+        raise _refusal(module, f"has a layer with sliding_window={sliding_window} unlike its type")
+    if sliding_window is not None and layout.has_windows:
+        raise _refusal(
+            module,
+            f"sets sliding_window={sliding_window}; set probe.student=rollout, since "
+            "windows beside a rollout need full attention in every layer",
+        )
+    reach = sliding_window if sliding_window and sliding_window < layout.longest else None
+    if query.is_cuda:
+        out_THLD = _compiled_flex()(
+            query,
+            key,
+            value,
+            block_mask=layout.blocks(reach),
+            scale=scaling,
+            enable_gqa=True,
+        )
+        return out_THLD.transpose(1, 2), None
+    query_HGLD = query[0].view(key.shape[1], -1, *query.shape[2:])
+    out_HGLD = PackedFlash.apply(  # type: ignore[no-untyped-call]
+        query_HGLD, key[0], value[0], layout, scaling, reach
+    )
+    return out_HGLD.flatten(0, 1).transpose(0, 1)[None], None
+
+
+AttentionInterface.register(PACKED, packed_attention)
+
+
+@torch.no_grad()
+def check_isolation(student: Any) -> None:
+    """Raises UserError for a student in which a token would see another rollout beside it.
+
+    A model may leave its attention to no one, mix tokens outside it, or keep our layout to itself.
+    Two rollouts of one token are packed, the first one poisoned: the second must not notice.
+    """
+    layers = set(getattr(student.config, "layer_types", None) or ())
+    if layers - _LAYERS:
+        raise _refusal(student, f"has layers of type {', '.join(sorted(layers - _LAYERS))}")
+    ids_SL = torch.zeros((1, 2), dtype=torch.long, device=student.device)
+    embeds_SLD = student.get_input_embeddings()(ids_SL).clone()
+    embeds_SLD[:, 0] = torch.nan
+    layout = Layout(*torch.tensor([[1, 1], [0, 1], [0, 0]], device=student.device))
+    try:
+        states_SLD = student.base_model(
+            inputs_embeds=embeds_SLD, position_ids=ids_SL, use_cache=False, layout=layout
+        ).last_hidden_state
+    except TypeError as error:  # an unknown argument
+        raise _refusal(student, f"takes no layout ({error})") from error
+    if not states_SLD[:, 1].isfinite().all():
+        raise _refusal(student, "lets tokens see each other outside its attention")
+
+
+def _slides(module: Any) -> bool:
+    """Whether the layer is one with a sliding window, by the model's config."""
+    config = module.config
+    layers = getattr(config, "layer_types", None)
+    if layers is None:
+        return getattr(config, "sliding_window", None) is not None
+    return bool(layers[module.layer_idx] == "sliding_attention")
+
+
+def _refusal(module: Any, why: str) -> UserError:
+    return UserError(
+        f"a student of type {module.config.model_type} {why}; rollouts are packed into one "
+        "sequence, which needs plain attention in every layer. Choose another learner.model"
+    )
+
+
+@cache
+def _compiled_flex() -> Any:
+    return torch.compile(flex_attention)
+
+
+__all__ = ["PACKED", "check_isolation", "packed_attention"]

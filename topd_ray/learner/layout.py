@@ -1,0 +1,94 @@
+"""Which token of a packed sequence sees which, and what each attention kernel needs to know of it.
+
+Axes: L tokens of the sequence, S its segments.
+"""
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Tokens that see themselves causally, and all of `before`: a window's prefix."""
+
+    own: slice
+    before: slice | None
+
+
+class Layout:
+    """The segments of one packed sequence; made once a micro-batch, shared by all layers.
+
+    A rollout (its own trunk) sees itself causally; a window sees the first `branch` tokens of its
+    trunk, and itself causally.
+    """
+
+    def __init__(
+        self,
+        length_S: Int[Tensor, "S"],
+        trunk_S: Int[Tensor, "S"],
+        branch_S: Int[Tensor, "S"],
+    ) -> None:
+        """Fields of `TrainBatch`: the segments fill the sequence, in order."""
+        start_S = length_S.cumsum(0) - length_S
+        index_L = torch.arange(int(length_S.sum()), device=length_S.device)
+        self._segment_L = torch.repeat_interleave(length_S)
+        self._trunk_L = trunk_S[self._segment_L]
+        end_S = start_S[trunk_S] + branch_S
+        self._end_L = torch.where(branch_S > 0, end_S, 0)[self._segment_L]
+        self.place_L: Int[Tensor, L] = index_L + (branch_S - start_S)[self._segment_L]
+        """Position ids: a window goes on where its branch ends."""
+        self.longest = int(self.place_L.max()) + 1
+        """Most tokens that any token sees, itself included, if no layer looks less far."""
+        self.segments = _segments(length_S.tolist(), trunk_S.tolist(), branch_S.tolist())
+        self._blocks: dict[int | None, BlockMask] = {}
+
+    @property
+    def has_windows(self) -> bool:
+        """Whether any segment hangs off another."""
+        return any(segment.before for segment in self.segments)
+
+    def sees(
+        self, query: Int[Tensor, "..."], key: Int[Tensor, "..."], reach: int | None = None
+    ) -> Bool[Tensor, "..."]:
+        """Whether the token at index `query` sees the one at `key`, element by element.
+
+        `reach` is how many tokens back a layer looks, itself included; None: all of them.
+        """
+        own = (self._segment_L[query] == self._segment_L[key]) & (key <= query)
+        before = (self._trunk_L[query] == self._segment_L[key]) & (key < self._end_L[query])
+        if reach is None:
+            return own | before
+        return (own | before) & (self.place_L[query] - self.place_L[key] < reach)
+
+    def blocks(self, reach: int | None = None) -> BlockMask:
+        """`sees`, as flex attention wants to know it."""
+        if reach not in self._blocks:
+            length = len(self.place_L)
+            self._blocks[reach] = create_block_mask(
+                lambda _batch, _head, query, key: self.sees(query, key, reach),
+                B=None,
+                H=None,
+                Q_LEN=length,
+                KV_LEN=length,
+                device=str(self.place_L.device),
+            )
+        return self._blocks[reach]
+
+
+def _segments(lengths: list[int], trunks: list[int], branches: list[int]) -> tuple[Segment, ...]:
+    starts = [0, *accumulate(lengths)]
+    return tuple(
+        Segment(
+            own=slice(starts[s], starts[s + 1]),
+            before=slice(starts[trunk], starts[trunk] + branch) if branch else None,
+        )
+        for s, (trunk, branch) in enumerate(zip(trunks, branches, strict=True))
+    )
+
+
+__all__ = ["Layout", "Segment"]
