@@ -8,7 +8,7 @@ from torch import Tensor
 from tests.tiny import VOCAB
 
 TEACHER_WIDTH = 64
-Inputs = tuple[Tensor | int | None, ...]
+Inputs = tuple[Tensor | None, ...]
 K = 3  # ids of a target
 
 
@@ -50,7 +50,7 @@ class Row:
         return torch.randn(len(self.response), TEACHER_WIDTH, generator=rng)
 
 
-def in_one_forward(rows: list[Row], *, num_chunks: int = 1, pad: int = 0) -> Inputs:
+def in_one_forward(rows: list[Row], *, pad: int = 0) -> Inputs:
     """All rollouts and windows, with `pad` columns of padding more than the longest row needs."""
     width = max(row.width for row in rows) + pad
     ids_RL, branch_RL, place_RL = (torch.zeros(len(rows), width).long() for _ in range(3))
@@ -84,11 +84,11 @@ def in_one_forward(rows: list[Row], *, num_chunks: int = 1, pad: int = 0) -> Inp
         place_RL,
         torch.tensor(trained + behind).long(),
         torch.tensor([y for row in rows for y in row.response]),
+        torch.zeros(0),
         torch.ones(num_trained),
         torch.tensor(window).long(),
         ids_QK,
         weights_QK,
-        num_chunks,
         torch.cat([row.teacher_hidden() for row in rows]),
     )
 
@@ -112,9 +112,9 @@ def one_by_one(rows: list[Row]) -> list[Inputs]:
                     torch.arange(len(prefix) - 1, len(ids)),
                     torch.zeros(0).long(),
                     torch.zeros(0),
+                    torch.zeros(0),
                     torch.arange(len(window.tokens)),
                     *window.targets(),
-                    1,
                     torch.zeros(0, TEACHER_WIDTH),
                 )
             )
