@@ -1,6 +1,6 @@
 """TOPD's price: the same step with and without the near future, in turn, on one fleet.
 
-    python benchmarks/bench_price.py
+python benchmarks/bench_price.py
 """
 
 import sys
@@ -80,7 +80,11 @@ def report(opd: list[Step], topd: list[Step], *, own: bool, goal: float) -> None
                 f"{last['candidates/num']:.0f} candidates ({last['candidates/num'] / last['rollout/num_tokens']:.2%}), K = 50; "
                 f"random Qwen3, teacher {TEACHER.parameters_a_token / STUDENT.parameters_a_token:.2f} x the student's "
                 "operations a token; vLLM, Ray, DeepSpeed, one thread an actor; steps in turn on one fleet, the same rollouts in both"
-                + ("; rollout and learner pinned to core 0, teacher and prober to core 1" if own else "")
+                + (
+                    "; rollout and learner pinned to core 0, teacher and prober to core 1"
+                    if own
+                    else ""
+                )
             ),
             details=[row("OPD", opd), row("TOPD", topd)],
         )
@@ -91,13 +95,16 @@ def row(name: str, steps: list[Step]) -> dict[str, Any]:
     """Median seconds of a step, and of every kind of call in it, summed over its chunks."""
     busy = {
         stage: median(
-            sum(w.ended_s - w.began_s for w in step.books.works if w.what == stage) for step in steps
+            sum(w.ended_s - w.began_s for w in step.books.works if w.what == stage)
+            for step in steps
         )
         for stage in STAGES
     }
-    return {"step": name, "wall, s": round(median(s.wall_s for s in steps), 2)} | {
-        f"{stage}, s": round(seconds, 2) for stage, seconds in busy.items()
-    } | {"prefix from cache": f"{steps[-1].metrics['probe/cached_frac']:.1%}"}
+    return (
+        {"step": name, "wall, s": round(median(s.wall_s for s in steps), 2)}
+        | {f"{stage}, s": round(seconds, 2) for stage, seconds in busy.items()}
+        | {"prefix from cache": f"{steps[-1].metrics['probe/cached_frac']:.1%}"}
+    )
 
 
 if __name__ == "__main__":

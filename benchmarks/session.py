@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from world import STUDENT, TEACHER, make_model, make_prompts
+
 from topd_ray.config import Config, parse_config
 from topd_ray.driver.calls import Caller
 from topd_ray.driver.data import load_source
@@ -26,8 +28,6 @@ from topd_ray.driver.spawn import Fleet, connected, spawn
 from topd_ray.driver.timeline import Work, busy_and_waits
 from topd_ray.messages import Prompt
 from topd_ray.windows import RecentDistances
-
-from world import STUDENT, TEACHER, make_model, make_prompts  # noqa: I001  (beside this file)
 
 ENGINE = {
     "dtype": "float32",
@@ -149,7 +149,10 @@ async def _with_fleet(
             if cores:
                 await _pin(fleet, cores)
             source, _ = load_source(
-                config, student=Path(config.learner.model), teacher=Path(config.teacher_model), cursor=0
+                config,
+                student=Path(config.learner.model),
+                teacher=Path(config.teacher_model),
+                cursor=0,
             )
             session = Session(
                 config, fleet, caller, Refit(fleet, caller), source.take(config.prompts.per_step)

@@ -63,7 +63,10 @@ def make_model(folder: Path, size: Size, *, seed: int) -> Path:
 def make_prompts(path: Path, count: int = 256) -> Path:
     """Problems of a dozen tokens."""
     rows = [
-        {"prompt": f"what is {n % 10} + {n // 10 % 10} * {n // 100 % 10} modulo 10 ?", "answer": "0"}
+        {
+            "prompt": f"what is {n % 10} + {n // 10 % 10} * {n // 100 % 10} modulo 10 ?",
+            "answer": "0",
+        }
         for n in range(count)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -178,7 +178,7 @@ class TrainBatch:
     those that predict tokens of resampled windows (U)."""
     response_ids_T: Ints
     logp_T: Floats
-    """Student's log-probability when it sampled the token; (0,) unless the signal is sampled."""
+    """Student's log-probability when it sampled the token; (0,) where it did not sample."""
     weight_T: Floats
     """Of each token's loss: 1; less where it is down-weighted, 0 where it is not selected."""
     signal: TeacherSignal
@@ -197,6 +197,8 @@ class LossSums:
     opd: float = 0.0
     """Of the token loss: L_OPD, or what stands in its place in kd, opsd and trd."""
     traj: float = 0.0
+    rollout_kl: float = 0.0
+    """Estimate of KL(policy that sampled || policy that is trained); 0 where none sampled."""
     num_tokens: int = 0
     """Response tokens, whatever their weight."""
     num_window_positions: int = 0
@@ -205,6 +207,7 @@ class LossSums:
         return LossSums(
             opd=self.opd + other.opd,
             traj=self.traj + other.traj,
+            rollout_kl=self.rollout_kl + other.rollout_kl,
             num_tokens=self.num_tokens + other.num_tokens,
             num_window_positions=self.num_window_positions + other.num_window_positions,
         )
@@ -219,6 +222,9 @@ class StepReport:
     loss: float
     loss_opd: float
     loss_traj: float
+    rollout_kl: float
+    """Nats a token between the sampled log-probabilities and the learner's: two engines' rounding
+    when on-policy, more with every step of staleness."""
     grad_norm: float
     lr: float
     num_tokens: int

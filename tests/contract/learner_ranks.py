@@ -68,7 +68,7 @@ def make_batch(
         **_segments(lengths, resampled),
         position_TU=np.array(trained + behind, np.int32),
         response_ids_T=rng.integers(0, len(VOCAB), len(trained)).astype(np.int32),
-        logp_T=-4.0 - rng.random(len(trained) if signal == "sampled" else 0, dtype=np.float32),
+        logp_T=-4.0 - rng.random(len(trained), dtype=np.float32),
         weight_T=rng.choice([0.0, 0.5, 1.0], len(trained), p=[0.1, 0.2, 0.7]).astype(np.float32),
         signal=_signal(signal, len(trained), rng),
         window_Q=np.array(windows, np.int32),
@@ -143,7 +143,6 @@ def learner_config(**fields: Any) -> LearnerConfig:
         "lr": 2e-5,
         "weight_decay": 0.01,
         "clip": 1.0,
-        "head_chunk": 4,
     }
     return LearnerConfig(**values | fields)
 
@@ -230,18 +229,18 @@ class Oracle:
         return {name: p.detach().numpy().copy() for name, p in named}
 
     def _loss(self, batch: TrainBatch) -> torch.Tensor:
-        loss, _, _ = self._model(
+        loss, *_ = self._model(
             _ids(batch.input_ids_L),
             _ids(batch.length_S),
             _ids(batch.trunk_S),
             _ids(batch.branch_S),
             _ids(batch.position_TU),
             _ids(batch.response_ids_T),
+            torch.from_numpy(batch.logp_T),
             torch.from_numpy(batch.weight_T),
             _ids(batch.window_Q),
             _ids(batch.target_ids_QK),
             torch.from_numpy(batch.target_weights_QK),
-            1,
             *_tensors(batch),
         )
         return loss
@@ -258,7 +257,7 @@ def _tensors(batch: TrainBatch) -> tuple[torch.Tensor, ...]:
         case TopkSignal(ids_NM=ids_TM, logq_NM=logq_TM):
             return _ids(ids_TM), torch.from_numpy(logq_TM)
         case SampledSignal(logq_N=logq_T):
-            return torch.from_numpy(logq_T), torch.from_numpy(batch.logp_T)
+            return (torch.from_numpy(logq_T),)
 
 
 def scored_by(student: Path, batch: TrainBatch, dtype: torch.dtype) -> TrainBatch:

@@ -232,8 +232,6 @@ class LearnerConfig(Section):
     """Global gradient norm is clipped here (paper: 1)."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more compute."""
-    head_chunk: PositiveInt = 1024
-    """Positions whose full-vocabulary log-probabilities exist at one time."""
     max_skipped_steps: PositiveInt = 3
     """The run stops after so many non-finite steps in a row."""
     cpus: NonNegativeFloat = 1.0

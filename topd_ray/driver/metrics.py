@@ -36,6 +36,7 @@ def step_metrics(report: StepReport, books: StepBooks, *, update_s: float) -> Me
         "loss": report.loss,
         "loss/opd": report.loss_opd,
         "loss/traj": report.loss_traj,
+        "learner/rollout_kl": report.rollout_kl,
         "learner/grad_norm": report.grad_norm,
         "learner/lr": report.lr,
         "learner/num_tokens": report.num_tokens,

@@ -120,10 +120,11 @@ class LearnerActor:
         torch.manual_seed(
             derive_seed(self._seed, self._step, self._num_batches, self._rank, "learner")
         )
-        _, opd, traj = self._engine.accumulate(*self._inputs(batch))
+        _, opd, traj, rollout_kl = self._engine.accumulate(*self._inputs(batch))
         sums = LossSums(
             opd=opd,
             traj=traj,
+            rollout_kl=rollout_kl,
             num_tokens=len(batch.response_ids_T),
             num_window_positions=len(batch.window_Q),
         )
@@ -136,10 +137,11 @@ class LearnerActor:
         Where the losses or the gradient are not finite, neither weights nor optimizer nor learning
         rate move, and the report says `skipped`. Raises TopdError where no rank trained a token.
         """
-        opd, traj, *counts = self._engine.all_sum(
+        opd, traj, rollout_kl, *counts = self._engine.all_sum(
             [
                 self._sums.opd,
                 self._sums.traj,
+                self._sums.rollout_kl,
                 self._sums.num_tokens,
                 self._sums.num_window_positions,
             ]
@@ -158,6 +160,7 @@ class LearnerActor:
             loss=(opd + self._lambda_traj * traj) / num_tokens,
             loss_opd=opd / num_tokens,
             loss_traj=traj / num_tokens,
+            rollout_kl=rollout_kl / num_tokens,
             grad_norm=outcome.grad_norm,
             lr=outcome.lr,
             num_tokens=num_tokens,
@@ -224,11 +227,11 @@ class LearnerActor:
             _ids(batch.branch_S),
             _ids(batch.position_TU),
             _ids(batch.response_ids_T),
+            to_torch(batch.logp_T),
             to_torch(batch.weight_T),
             _ids(batch.window_Q),
             _ids(batch.target_ids_QK),
             to_torch(batch.target_weights_QK),
-            self._num_chunks(len(batch.position_TU)),
             *self._signal(batch),
         )
 
@@ -245,19 +248,7 @@ class LearnerActor:
                     )
                 return _ids(ids_TM), to_torch(logq_TM)
             case SampledSignal(logq_N=logq_T):
-                return to_torch(logq_T), to_torch(batch.logp_T)
-
-    def _num_chunks(self, num_positions: int) -> int:
-        """At most `head_chunk` positions each, at least one, and equally many on every rank.
-
-        ZeRO 3 gathers the output head in every chunk, so ranks that disagree wait for each other.
-        """
-        num_chunks = max(1, math.ceil(num_positions / self._config.head_chunk))
-        if self._config.zero_stage < 3 or self._config.num_ranks == 1:
-            return num_chunks
-        mine = [0.0] * self._config.num_ranks
-        mine[self._rank] = num_chunks
-        return int(max(self._engine.all_sum(mine)))
+                return (to_torch(logq_T),)
 
 
 def _parts(objective: ObjectiveConfig, teacher: TeacherConfig) -> TokenLoss:

@@ -1,20 +1,19 @@
-"""Two next-token distributions -> the divergence of each position, in nats.
+"""Two next-token distributions -> the divergence of each position, in nats, and its slope.
 
-Axes: T positions, V vocabulary, M of its ids that the teacher kept, C entries of a distribution (V,
-M, or M and a bucket). `logp` is the student, `logq` the teacher; both are natural logs, -inf is
-probability 0. Gradient flows to both unless the caller cuts it; distillation cuts the teacher's.
+Axes: T positions, V vocabulary, C entries of a distribution (V, or fewer where ids are merged).
+`logp` is the student, `logq` the teacher; both are natural logs, -inf is probability 0. A slope is
+the derivative by the student's logits over the same entries, in closed form: nothing here is for
+autograd, and the teacher has no slope.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
-
-Coarse = tuple[Float[Tensor, "T C"], Float[Tensor, "T C"]]
-"""Student's and teacher's log-probabilities over the same few entries."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,33 +31,42 @@ class TokenLoss:
     """What becomes of the ids that a teacher of a few ids does not name."""
 
 
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """Of each position."""
+
+    nats_T: Float[Tensor, "T"]
+    slope: Callable[[], Float[Tensor, "T C"]]
+    """d nats / d logits, a tensor of the caller's own; worked out where it is asked for."""
+
+
 def divergence(
     logp_TC: Float[Tensor, "T C"], logq_TC: Float[Tensor, "T C"], parts: TokenLoss
-) -> Float[Tensor, "T"]:
+) -> Divergence:
     """The divergence that `parts` composes, before cross entropy and weights."""
     if parts.divergence == "jsd":
-        nats_T = jsd(logp_TC, logq_TC, beta=parts.jsd_beta)
+        plain = jsd(logp_TC, logq_TC, beta=parts.jsd_beta)
     else:
-        nats_T = (reverse_kl if parts.divergence == "reverse_kl" else forward_kl)(logp_TC, logq_TC)
+        plain = (reverse_kl if parts.divergence == "reverse_kl" else forward_kl)(logp_TC, logq_TC)
     if parts.forward_above_entropy is not None:
         unsure_T = entropy(logq_TC) > parts.forward_above_entropy
-        nats_T = nats_T + forward_kl(logp_TC, logq_TC).where(unsure_T, 0.0)
-    return nats_T if parts.token_clip is None else nats_T.clamp(max=parts.token_clip)
+        plain = _with_forward_where(unsure_T, plain, forward_kl(logp_TC, logq_TC))
+    return plain if parts.token_clip is None else _clipped(plain, parts.token_clip)
 
 
-def reverse_kl(logp_TC: Float[Tensor, "T C"], logq_TC: Float[Tensor, "T C"]) -> Float[Tensor, "T"]:
+def reverse_kl(logp_TC: Float[Tensor, "T C"], logq_TC: Float[Tensor, "T C"]) -> Divergence:
     """KL(student || teacher)."""
-    return _mean(logp_TC, logp_TC - logq_TC)
+    p_TC = logp_TC.exp()
+    ratio_TC = (logp_TC - logq_TC).masked_fill_(logp_TC.isneginf(), 0.0)
+    return _of_ratio(p_TC, ratio_TC, (p_TC * ratio_TC).sum(1))
 
 
-def forward_kl(logp_TC: Float[Tensor, "T C"], logq_TC: Float[Tensor, "T C"]) -> Float[Tensor, "T"]:
+def forward_kl(logp_TC: Float[Tensor, "T C"], logq_TC: Float[Tensor, "T C"]) -> Divergence:
     """KL(teacher || student)."""
-    return _mean(logq_TC, logq_TC - logp_TC)
+    return Divergence(_mean(logq_TC, logq_TC - logp_TC), lambda: logp_TC.exp().sub_(logq_TC.exp()))
 
 
-def jsd(
-    logp_TC: Float[Tensor, "T C"], logq_TC: Float[Tensor, "T C"], *, beta: float
-) -> Float[Tensor, "T"]:
+def jsd(logp_TC: Float[Tensor, "T C"], logq_TC: Float[Tensor, "T C"], *, beta: float) -> Divergence:
     """beta KL(teacher || M) + (1 - beta) KL(student || M), M = beta teacher + (1 - beta) student.
 
     By GKD's convention beta 0 is forward and beta 1 reverse KL: divided by beta (1 - beta), that is
@@ -70,10 +78,15 @@ def jsd(
         return reverse_kl(logp_TC, logq_TC)
     log_beta, log_rest = logp_TC.new_tensor([math.log(beta), math.log1p(-beta)])
     neither_TC = logp_TC.isneginf() & logq_TC.isneginf()
-    ratio_TC = (logp_TC - logq_TC).masked_fill(neither_TC, 0.0)  # -inf - -inf is not a number
+    ratio_TC = (logp_TC - logq_TC).masked_fill_(neither_TC, 0.0)  # -inf - -inf is not a number
     teacher_T = -_mean(logq_TC, torch.logaddexp(log_beta, log_rest + ratio_TC))
-    student_T = -_mean(logp_TC, torch.logaddexp(log_beta - ratio_TC, log_rest))
-    return beta * teacher_T + (1.0 - beta) * student_T
+    # What M adds to the slope cancels: (1 - beta) log(student / M) is all that is left of it.
+    to_mixture_TC = torch.logaddexp(log_beta - ratio_TC, log_rest).mul_(beta - 1.0)
+    to_mixture_TC.masked_fill_(logp_TC.isneginf(), 0.0)
+    p_TC = logp_TC.exp()
+    student_T = (p_TC * to_mixture_TC).sum(1)
+    held = _of_ratio(p_TC, to_mixture_TC, student_T)
+    return Divergence(beta * teacher_T + student_T, held.slope)
 
 
 def entropy(logq_TC: Float[Tensor, "T C"]) -> Float[Tensor, "T"]:
@@ -81,67 +94,37 @@ def entropy(logq_TC: Float[Tensor, "T C"]) -> Float[Tensor, "T"]:
     return -_mean(logq_TC, logq_TC)
 
 
-def with_bucket(
-    logp_TV: Float[Tensor, "T V"], ids_TM: Int[Tensor, "T M"], logq_TM: Float[Tensor, "T M"]
-) -> Coarse:
-    """Both over the M ids and one bucket for all others, which holds what mass they have.
-
-    Merging ids never raises a divergence, and a KL of distributions is never negative; a sum over
-    the M ids alone can be.
-    """
-    logp_TM = logp_TV.gather(1, ids_TM)
-    if ids_TM.shape[1] == logp_TV.shape[1]:
-        return logp_TM, logq_TM  # nothing is left for a bucket
-    # the others themselves: 1 - sum, in float32, cannot tell 1e-9 from nothing
-    rest_TV = logp_TV.scatter(1, ids_TM, -math.inf)
-    logp_TC = torch.cat([logp_TM, rest_TV.logsumexp(1, keepdim=True)], 1)
-    return logp_TC, torch.cat([logq_TM, _log_rest(logq_TM)], 1).log_softmax(1)
+def _of_ratio(p_TC: Tensor, ratio_TC: Tensor, mean_T: Tensor) -> Divergence:
+    """The student's mean of a ratio whose own slope has no mean: p x (ratio - mean)."""
+    return Divergence(mean_T, lambda: (ratio_TC - mean_T[:, None]).mul_(p_TC))
 
 
-def renormalised(
-    logp_TV: Float[Tensor, "T V"], ids_TM: Int[Tensor, "T M"], logq_TM: Float[Tensor, "T M"]
-) -> Coarse:
-    """Both over the M ids alone, as if there were no others."""
-    return logp_TV.gather(1, ids_TM).log_softmax(1), logq_TM.log_softmax(1)
+def _with_forward_where(unsure_T: Tensor, plain: Divergence, forward: Divergence) -> Divergence:
+    return Divergence(
+        plain.nats_T + forward.nats_T.where(unsure_T, 0.0),
+        lambda: plain.slope().add_(forward.slope().mul_(unsure_T[:, None])),
+    )
 
 
-def sampled_reverse_kl(
-    logp_T: Float[Tensor, "T"], logq_T: Float[Tensor, "T"], sampled_logp_T: Float[Tensor, "T"]
-) -> Float[Tensor, "T"]:
-    """log p_S - log p_T of tokens sampled from p_S, with the gradient of its mean over samples.
-
-    The log ratio's own gradient has mean 0: it is a policy's reward (negated) and not what to
-    descend. So the gradient is that of log ratio (held) x p_S / p_S at sampling time, which is 1
-    up to the rounding of two engines. Its mean over samples is the gradient of reverse KL.
-    """
-    log_ratio_T = (logp_T - logq_T).detach()
-    surrogate_T = log_ratio_T * (logp_T - sampled_logp_T).exp()
-    return log_ratio_T + (surrogate_T - surrogate_T.detach())
+def _clipped(plain: Divergence, most: float) -> Divergence:
+    return Divergence(
+        plain.nats_T.clamp(max=most),
+        lambda: plain.slope().masked_fill_((plain.nats_T > most)[:, None], 0.0),
+    )
 
 
 def _mean(log_weight_TC: Tensor, value_TC: Tensor) -> Tensor:
     """sum of weight x value, where an entry without weight counts nothing, whatever its value."""
     inside_TC = value_TC.masked_fill(log_weight_TC.isneginf(), 0.0)
-    return (log_weight_TC.exp() * inside_TC).sum(1)
-
-
-def _log_rest(logq_TM: Tensor) -> Tensor:
-    """log(1 - sum) of what the M ids leave, (T, 1); at least the resolution of their logs.
-
-    Of less they do not know even the sign, and a bucket without mass would cost infinitely much.
-    """
-    rest_T = 1.0 - logq_TM.double().exp().sum(1, keepdim=True)
-    return rest_T.clamp(min=torch.finfo(logq_TM.dtype).eps).log().to(logq_TM.dtype)
+    return inside_TC.mul_(log_weight_TC.exp()).sum(1)
 
 
 __all__ = [
+    "Divergence",
     "TokenLoss",
     "divergence",
     "entropy",
     "forward_kl",
     "jsd",
-    "renormalised",
     "reverse_kl",
-    "sampled_reverse_kl",
-    "with_bucket",
 ]

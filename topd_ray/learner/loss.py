@@ -1,104 +1,126 @@
-"""Hidden states and the teacher's signal -> sums of both losses; the step divides them, once.
+"""Logits of a few positions -> sums of both losses, and their slope by the logits, in closed form.
 
-Axes: T trained positions, TU those and, behind them, positions of resampled windows, D width of the
-student, E width of the teacher, V vocabulary, M ids the teacher kept, Q window positions, K ids of
-a soft target.
+Axes: T trained positions, B those and, behind them, positions of resampled windows, V vocabulary, Q
+window positions, K ids of a soft target.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from topd_ray.learner.divergence import (
-    TokenLoss,
-    divergence,
-    renormalised,
-    sampled_reverse_kl,
-    with_bucket,
+from topd_ray.learner.divergence import Divergence, TokenLoss, divergence
+from topd_ray.learner.teacher import (
+    SampledTeacher,
+    Teacher,
+    TopkTeacher,
+    part_of,
+    sampled_divergence,
+    topk_divergence,
 )
 
 _NO_ID = -1  # any negative id is padding
 
 
-Head = Callable[[Tensor], Tensor]
-"""Hidden states (..., D) -> logits (..., V)."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WholeTeacher:
-    """Its hidden states and output head: every id's probability."""
+class Positions:
+    """T trained positions, what is known of each, and the soft targets of some of all B."""
 
-    hidden_TE: Float[Tensor, "T E"]
-    head_VE: Float[Tensor, "V E"]
+    teacher: Teacher
+    response_ids_T: Int[Tensor, "T"]
+    sampled_logp_T: Float[Tensor, "S"]
+    """Student's log-probability of the token when it sampled it; S = T, or 0 where it did not."""
+    weight_T: Float[Tensor, "T"]
+    window_Q: Int[Tensor, "Q"]
+    """Index into B; may repeat."""
+    target_ids_QK: Int[Tensor, "Q K"]
+    target_weights_QK: Float[Tensor, "Q K"]
+    """Rows sum to 1 over the ids; a negative id is padding."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TopkTeacher:
-    """Log-probabilities of M ids, each id once a row, under the full softmax."""
-
-    ids_TM: Int[Tensor, "T M"]
-    logq_TM: Float[Tensor, "T M"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SampledTeacher:
-    """Its log-probability of the sampled token, and the student's when it sampled it."""
-
-    logq_T: Float[Tensor, "T"]
-    sampled_logp_T: Float[Tensor, "T"]
-
-
-Teacher = WholeTeacher | TopkTeacher | SampledTeacher
-
-
-def distillation_sums(
-    student_hidden_TUD: Float[Tensor, "TU D"],
-    student_head: Head,
-    teacher: Teacher,
-    response_ids_T: Int[Tensor, "T"],
-    weight_T: Float[Tensor, "T"],
-    window_Q: Int[Tensor, "Q"],
-    target_ids_QK: Int[Tensor, "Q K"],
-    target_weights_QK: Float[Tensor, "Q K"],
-    *,
-    parts: TokenLoss,
-    num_chunks: int,
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Sums in nats: weighted token losses over T, KL(target || student) over Q; float64 scalars.
-
-    Temperature 1; gradient flows to the student alone. `window_Q` indexes TU. The positions are cut
-    into `num_chunks` slices and only one slice at a time has logits, in the forward as in the
-    backward pass, where they are computed again. An empty slice still calls `student_head`: ranks
-    that share a sharded head must call it equally often.
-    """
-    num_trained = len(response_ids_T)
-    token = torch.zeros((), dtype=torch.float64, device=student_hidden_TUD.device)
-    _, distribution_QK = aggregate_targets(target_ids_QK, target_weights_QK.double())
-    traj = -torch.special.entr(distribution_QK).sum()  # minus the entropy, then the cross entropy
-    for index in range(num_chunks):
-        first, last = _slice(len(student_hidden_TUD), num_chunks, index)
-        trained = slice(min(first, num_trained), min(last, num_trained))
-        inside_Q = ((window_Q >= first) & (window_Q < last)).nonzero()[:, 0]
-        loss, cross_entropy = checkpoint(
-            _slice_sums,
-            student_hidden_TUD[first:last],
-            student_head,
-            _part(teacher, trained),
-            response_ids_T[trained],
-            weight_T[trained],
-            window_Q[inside_Q] - first,
-            target_ids_QK[inside_Q],
-            target_weights_QK[inside_Q],
-            parts,
-            use_reentrant=False,
-            preserve_rng_state=False,  # nothing here is random
+    def by_window(self) -> "Positions":
+        """The same with `window_Q` ascending and padding of weight 0 on id 0."""
+        window_Q, order_Q = self.window_Q.sort(stable=True)
+        ids_QK = self.target_ids_QK[order_Q]
+        return replace(
+            self,
+            window_Q=window_Q,
+            target_ids_QK=ids_QK.clamp(min=0),
+            target_weights_QK=self.target_weights_QK[order_Q].masked_fill(ids_QK < 0, 0.0),
         )
-        token, traj = token + loss, traj + cross_entropy
-    return token, traj
+
+    def between(self, first: int, last: int, windows: slice) -> "Positions":
+        """Those from `first` to `last`, whose window positions are `windows`."""
+        trained = slice(min(first, len(self.weight_T)), min(last, len(self.weight_T)))
+        return Positions(
+            teacher=part_of(self.teacher, trained),
+            response_ids_T=self.response_ids_T[trained],
+            sampled_logp_T=self.sampled_logp_T[trained],
+            weight_T=self.weight_T[trained],
+            window_Q=self.window_Q[windows] - first,
+            target_ids_QK=self.target_ids_QK[windows],
+            target_weights_QK=self.target_weights_QK[windows],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What is descended: sum of token losses + lambda_traj x sum of KL(target || student)."""
+
+    parts: TokenLoss
+    lambda_traj: float
+
+
+def block_sums(
+    logits_BV: Float[Tensor, "B V"],
+    teacher_logits_TV: Float[Tensor, "T V"] | None,
+    here: Positions,
+    recipe: Recipe,
+    *,
+    with_slope: bool,
+) -> tuple[Float[Tensor, "3"], Float[Tensor, "B V"] | None]:
+    """Sums over the positions `here` (as of `by_window`), and their slope by the student's logits.
+
+    The sums, float64: weighted token losses, cross entropy of the targets, `rollout_kl`. The slope
+    is that of the first + lambda_traj x the second. `teacher_logits_TV` comes with a WholeTeacher.
+    """
+    kd_ratio = recipe.parts.kd_ratio
+    logp_BV = _log_softmax(logits_BV)
+    logp_TV = logp_BV[: len(here.weight_T)]
+    logp_T = logp_TV.gather(1, here.response_ids_T[:, None])[:, 0]
+    known = _divergence(logp_TV, teacher_logits_TV, here, recipe.parts)
+    nats_T = known.nats_T
+    if kd_ratio != 1.0:
+        nats_T = kd_ratio * nats_T - (1.0 - kd_ratio) * logp_T
+    logp_QK = logp_BV[here.window_Q[:, None], here.target_ids_QK]
+    sums = [
+        (here.weight_T * nats_T).sum(dtype=torch.float64),
+        -(here.target_weights_QK * logp_QK).sum(dtype=torch.float64),
+        rollout_kl(logp_T, here.sampled_logp_T),
+    ]
+    return torch.stack(sums), _slope(known, logp_BV, here, recipe) if with_slope else None
+
+
+def rollout_kl(logp_T: Float[Tensor, "T"], sampled_logp_T: Float[Tensor, "S"]) -> Float[Tensor, ""]:
+    """Sum of exp(d) - 1 - d, d = now - when sampled; 0 where S = 0: the student did not sample.
+
+    Its mean over tokens is an unbiased and never negative estimate (k3) of KL(the policy that
+    sampled || the policy as it is now), in nats a token; float64, since d may be 1e-7.
+    """
+    if not len(sampled_logp_T):
+        return torch.zeros((), dtype=torch.float64, device=logp_T.device)
+    moved_T = logp_T.double() - sampled_logp_T.double()
+    mismatch: Tensor = (moved_T.expm1() - moved_T).sum()
+    return mismatch
+
+
+def target_entropy(
+    target_ids_QK: Int[Tensor, "Q K"], target_weights_QK: Float[Tensor, "Q K"]
+) -> Float[Tensor, ""]:
+    """Sum over Q in nats, float64: what cross entropy has more than KL(target || student)."""
+    _, distribution_QK = aggregate_targets(target_ids_QK, target_weights_QK.double())
+    entropy: Tensor = torch.special.entr(distribution_QK).sum()
+    return entropy
 
 
 def aggregate_targets(
@@ -121,78 +143,51 @@ def aggregate_targets(
     )
 
 
-def _slice(length: int, num_chunks: int, index: int) -> tuple[int, int]:
-    return length * index // num_chunks, length * (index + 1) // num_chunks
-
-
-def _part(teacher: Teacher, where: slice) -> Teacher:
-    match teacher:
-        case WholeTeacher():
-            return WholeTeacher(hidden_TE=teacher.hidden_TE[where], head_VE=teacher.head_VE)
+def _divergence(
+    logp_TV: Tensor, teacher_logits_TV: Tensor | None, here: Positions, parts: TokenLoss
+) -> Divergence:
+    match here.teacher:
         case TopkTeacher():
-            return TopkTeacher(ids_TM=teacher.ids_TM[where], logq_TM=teacher.logq_TM[where])
+            return topk_divergence(logp_TV, here.teacher, parts)
         case SampledTeacher():
-            return SampledTeacher(
-                logq_T=teacher.logq_T[where], sampled_logp_T=teacher.sampled_logp_T[where]
+            return sampled_divergence(
+                logp_TV, here.teacher, here.response_ids_T, here.sampled_logp_T
             )
+        case _:
+            assert teacher_logits_TV is not None
+            return divergence(logp_TV, _log_softmax(teacher_logits_TV), parts)
 
 
-def _slice_sums(
-    student_hidden_TUD: Tensor,
-    student_head: Head,
-    teacher: Teacher,
-    response_ids_T: Tensor,
-    weight_T: Tensor,
-    window_Q: Tensor,
-    target_ids_QK: Tensor,
-    target_weights_QK: Tensor,
-    parts: TokenLoss,
-) -> tuple[Tensor, Tensor]:
-    """Token losses of a slice, weighted, and the cross entropy of its targets, in float64."""
-    logp_TUV = _log_softmax(student_head(student_hidden_TUD))
-    loss_T = weight_T * _token_loss(logp_TUV[: len(response_ids_T)], teacher, response_ids_T, parts)
-    logp_QK = logp_TUV[window_Q[:, None], target_ids_QK.clamp(min=0)]
-    weights_QK = target_weights_QK.masked_fill(target_ids_QK < 0, 0.0)
-    return loss_T.sum(dtype=torch.float64), -(weights_QK * logp_QK).sum(dtype=torch.float64)
+def _slope(known: Divergence, logp_BV: Tensor, here: Positions, recipe: Recipe) -> Tensor:
+    """Overwrites `logp_BV`. A cross entropy pulls p from all ids and puts its weight on its own."""
+    weight_T, kd_ratio = here.weight_T, recipe.parts.kd_ratio
+    num_trained, num_behind = len(weight_T), len(logp_BV) - len(weight_T)
+    slope_BV = known.slope().mul_((kd_ratio * weight_T)[:, None])
+    if num_behind:
+        slope_BV = torch.cat([slope_BV, slope_BV.new_zeros(num_behind, slope_BV.shape[1])])
+    if kd_ratio == 1.0 and not len(here.window_Q):
+        return slope_BV
+    pull_T = ((1.0 - kd_ratio) * weight_T).to(slope_BV.dtype)
+    pull_QK = (recipe.lambda_traj * here.target_weights_QK).to(slope_BV.dtype)
+    pull_B = torch.cat([pull_T, pull_T.new_zeros(num_behind)])
+    pull_B.index_add_(0, here.window_Q, pull_QK.sum(1))
+    slope_BV.addcmul_(logp_BV.exp_(), pull_B[:, None])
+    slope_BV[:num_trained].scatter_add_(1, here.response_ids_T[:, None], -pull_T[:, None])
+    where = (here.window_Q[:, None], here.target_ids_QK)
+    slope_BV.index_put_(where, -pull_QK, accumulate=True)
+    return slope_BV
 
 
-def _token_loss(
-    logp_TV: Tensor, teacher: Teacher, response_ids_T: Tensor, parts: TokenLoss
-) -> Tensor:
-    """Loss of each trained token, before its weight: (T,)."""
-    logp_T = logp_TV.gather(1, response_ids_T[:, None])[:, 0]
-    nats_T = _divergence(logp_TV, logp_T, teacher, parts)
-    if parts.kd_ratio == 1.0:
-        return nats_T
-    return parts.kd_ratio * nats_T - (1.0 - parts.kd_ratio) * logp_T
-
-
-def _divergence(logp_TV: Tensor, logp_T: Tensor, teacher: Teacher, parts: TokenLoss) -> Tensor:
-    match teacher:
-        case WholeTeacher():
-            with torch.no_grad():
-                head_VE = teacher.head_VE
-                logq_TV = _log_softmax(teacher.hidden_TE.to(head_VE.dtype) @ head_VE.T)
-            return divergence(logp_TV, logq_TV, parts)
-        case TopkTeacher():
-            coarse = with_bucket if parts.tail == "bucket" else renormalised
-            few = coarse(logp_TV, teacher.ids_TM, teacher.logq_TM.detach())
-            return divergence(*few, parts)
-        case SampledTeacher():
-            return sampled_reverse_kl(logp_T, teacher.logq_T, teacher.sampled_logp_T)
-
-
-def _log_softmax(logits_TV: Tensor) -> Tensor:
+def _log_softmax(logits_BV: Tensor) -> Tensor:
     """In float32 at least: bfloat16 carries three digits, and a KL is a difference of logs."""
-    return logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32)).log_softmax(1)
+    return logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32)).log_softmax(1)
 
 
 __all__ = [
-    "Head",
-    "SampledTeacher",
-    "Teacher",
-    "TopkTeacher",
-    "WholeTeacher",
+    "Positions",
+    "Recipe",
     "aggregate_targets",
-    "distillation_sums",
+    "block_sums",
+    "rollout_kl",
+    "target_entropy",
 ]

@@ -17,14 +17,10 @@ from transformers.utils.logging import disable_progress_bar
 from topd_ray.errors import UserError
 from topd_ray.learner.attention import PACKED, check_isolation
 from topd_ray.learner.divergence import TokenLoss
+from topd_ray.learner.fused import distillation_losses, tiles
 from topd_ray.learner.layout import Layout
-from topd_ray.learner.loss import (
-    SampledTeacher,
-    Teacher,
-    TopkTeacher,
-    WholeTeacher,
-    distillation_sums,
-)
+from topd_ray.learner.loss import Positions, Recipe
+from topd_ray.learner.teacher import SampledTeacher, Teacher, TopkTeacher, WholeTeacher
 
 Signal = Literal["hidden", "topk", "sampled"]
 _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -53,9 +49,11 @@ class DistillationModel(nn.Module):
         assert (teacher_head_VE is not None) == (signal == "hidden")
         _check_logits(student)
         self.student: Any = student
-        self.num_ids = student_head(student).shape[0]
+        head_VD = student_head(student)
+        self.loss = FusedLoss(head_VD, Recipe(parts=parts, lambda_traj=lambda_traj))
+        self.num_ids = len(head_VD)
         """V; kept, since a sharded head has no shape."""
-        self._signal, self._parts, self._lambda_traj = signal, parts, lambda_traj
+        self._signal = signal
         self.teacher_head_VE: Tensor | None
         self.register_buffer("teacher_head_VE", None, persistent=False)
         if teacher_head_VE is not None:
@@ -79,20 +77,21 @@ class DistillationModel(nn.Module):
         branch_S: Int[Tensor, "S"],
         position_TU: Int[Tensor, "TU"],
         response_ids_T: Int[Tensor, "T"],
+        sampled_logp_T: Float[Tensor, "T_or_0"],
         weight_T: Float[Tensor, "T"],
         window_Q: Int[Tensor, "Q"],
         target_ids_QK: Int[Tensor, "Q K"],
         target_weights_QK: Float[Tensor, "Q K"],
-        num_chunks: int,
         *signal: Tensor,
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
-        """(token loss + lambda L_traj, token loss, L_traj): sums in nats; the step divides.
+    ) -> tuple[Float[Tensor, ""], ...]:
+        """The `Losses` of the micro-batch, as a plain tuple: sums in nats, the step divides.
 
         Flat, because the engine moves what it is passed, not what lies inside; the sequence and
-        its segments are as in `TrainBatch`. `signal` is of the T positions: hidden (T, E); or ids
-        (T, M) and their log-probabilities (T, M); or the teacher's log-probability (T,) and the
-        student's when it sampled (T,). Without a trained position all three sums are 0, and the
-        backward pass still runs through every weight (with gradient 0), as the other ranks' does.
+        its segments are as in `TrainBatch`. `sampled_logp_T` is empty where the student did not
+        sample. `signal` is of the T positions: hidden (T, E); or ids (T, M) and their
+        log-probabilities (T, M); or the teacher's log-probability (T,). Without a trained position
+        all sums are 0, and the backward pass still runs through every weight (with gradient 0), as
+        the other ranks' does.
         """
         layout = Layout(length_S, trunk_S, branch_S)
         hidden_1LD = self.student.base_model(
@@ -101,34 +100,53 @@ class DistillationModel(nn.Module):
             use_cache=False,
             layout=layout,
         ).last_hidden_state
-        token, traj = distillation_sums(
-            hidden_1LD[0, position_TU],
-            self.student.get_output_embeddings(),
-            self._teacher(*signal),
-            response_ids_T,
-            weight_T,
-            window_Q,
-            target_ids_QK,
-            target_weights_QK,
-            parts=self._parts,
-            num_chunks=num_chunks,
+        positions = Positions(
+            teacher=self._teacher(*signal),
+            response_ids_T=response_ids_T,
+            sampled_logp_T=sampled_logp_T,
+            weight_T=weight_T,
+            window_Q=window_Q,
+            target_ids_QK=target_ids_QK,
+            target_weights_QK=target_weights_QK,
         )
-        return token + self._lambda_traj * traj, token, traj
+        losses: tuple[Tensor, ...] = self.loss(hidden_1LD[0, position_TU], positions=positions)
+        return losses
 
     def _teacher(self, *signal: Tensor) -> Teacher:
         if self._signal == "hidden":
             assert self.teacher_head_VE is not None
             (hidden_TE,) = signal
             return WholeTeacher(hidden_TE=hidden_TE, head_VE=self.teacher_head_VE)
-        first, second = signal
         if self._signal == "topk":
-            return TopkTeacher(ids_TM=first, logq_TM=second)
-        return SampledTeacher(logq_T=first, sampled_logp_T=second)
+            ids_TM, logq_TM = signal
+            return TopkTeacher(ids_TM=ids_TM, logq_TM=logq_TM)
+        (logq_T,) = signal
+        return SampledTeacher(logq_T=logq_T)
 
 
-def student_head(student: Any) -> Tensor:
+class FusedLoss(nn.Module):
+    """Trained hidden states -> losses, past the student's output head.
+
+    The head is never called: the loss wants its weight. Held here too, the weight is this module's,
+    so that an engine that shards weights has it whole while this one runs.
+    """
+
+    def __init__(self, head_VD: nn.Parameter, recipe: Recipe) -> None:
+        super().__init__()
+        self.head_VD, self._recipe = head_VD, recipe
+        self._num_ids = len(head_VD)  # kept, since a sharded head has no shape
+
+    def forward(
+        self, hidden_TUD: Float[Tensor, "TU D"], *, positions: Positions
+    ) -> tuple[Float[Tensor, ""], ...]:
+        """See `Losses`; a plain tuple, in which an engine's hooks find the tensors."""
+        cut = tiles(self._num_ids, hidden_TUD.device)
+        return (*distillation_losses(hidden_TUD, self.head_VD, positions, self._recipe, cut),)
+
+
+def student_head(student: Any) -> nn.Parameter:
     """Weight of the student's output head, (V, D); its embedding, where the two are tied."""
-    weight: Tensor = student.get_output_embeddings().weight
+    weight: nn.Parameter = student.get_output_embeddings().weight
     return weight
 
 

@@ -51,7 +51,7 @@ class LocalLearner:
     def update(self, batch: TrainBatch) -> LossSums:
         """One step on the batch; returns the losses before it, summed over its tokens."""
         assert isinstance(batch.signal, HiddenSignal)
-        loss, token, traj = self._model(
+        loss, token, traj, rollout_kl = self._model(
             *(
                 to_torch(ids).long().to(self._device)
                 for ids in (
@@ -63,13 +63,12 @@ class LocalLearner:
                     batch.response_ids_T,
                 )
             ),
-            to_torch(batch.weight_T).to(self._device),
+            *(to_torch(x).to(self._device) for x in (batch.logp_T, batch.weight_T)),
             *(
                 to_torch(ids).long().to(self._device)
                 for ids in (batch.window_Q, batch.target_ids_QK)
             ),
             to_torch(batch.target_weights_QK).to(self._device),
-            1,
             to_torch(batch.signal.hidden_ND).to(self._device),
         )
         num_tokens = len(batch.response_ids_T)
@@ -80,6 +79,7 @@ class LocalLearner:
         return LossSums(
             opd=float(token.detach()),
             traj=float(traj.detach()),
+            rollout_kl=float(rollout_kl),
             num_tokens=num_tokens,
             num_window_positions=len(batch.window_Q),
         )

@@ -15,7 +15,6 @@ from topd_ray.messages import (
     Floats,
     Ints,
     ProbeSet,
-    SampledSignal,
     ScoredRollout,
     TrainBatch,
 )
@@ -113,9 +112,7 @@ def _batch(rows: Sequence[Row], weights: Mapping[str, Floats]) -> TrainBatch:
         branch_S=np.concatenate([row.branch_S for row in rows]),
         position_TU=_positions(rows),
         response_ids_T=np.concatenate([row.scored.rollout.response_ids_N for row in rows]),
-        logp_T=np.concatenate([row.scored.rollout.logp_N for row in rows])
-        if isinstance(signal, SampledSignal)
-        else np.zeros(0, np.float32),
+        logp_T=np.concatenate([row.scored.rollout.logp_N for row in rows]),
         weight_T=np.concatenate([weights[row.name] for row in rows]),
         signal=signal,
         window_Q=window_Q,

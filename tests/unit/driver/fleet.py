@@ -190,6 +190,7 @@ class FakeLearner:
                 loss=1.0,
                 loss_opd=1.0,
                 loss_traj=0.0,
+                rollout_kl=0.01,
                 grad_norm=1.0,
                 lr=1.0,
                 num_tokens=1,

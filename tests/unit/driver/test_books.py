@@ -50,6 +50,7 @@ def metrics(step: int, **changes: float) -> Metrics:
         loss=1.5,
         loss_opd=1.0,
         loss_traj=0.5,
+        rollout_kl=0.01,
         grad_norm=2.0,
         lr=1e-3,
         num_tokens=100,

@@ -39,7 +39,7 @@ def test_windows_beside_a_rollout_have_the_gradient_of_separate_forwards(
     student_folder, name, saving
 ):
     model = make(student_folder, gradient_checkpointing=saving)
-    together = gradients(model, *in_one_forward(ROWS[name], num_chunks=4))
+    together = gradients(model, *in_one_forward(ROWS[name]))
     apart = [gradients(model, *inputs) for inputs in one_by_one(ROWS[name])]
     assert together.keys() == dict(model.named_parameters()).keys()
     for name_, gradient in together.items():

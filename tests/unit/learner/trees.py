@@ -8,7 +8,7 @@ from torch import Tensor
 from tests.tiny import VOCAB
 
 TEACHER_WIDTH = 64
-Inputs = tuple[Tensor | int, ...]
+Inputs = tuple[Tensor | None, ...]
 K = 3  # ids of a target
 
 
@@ -46,7 +46,7 @@ class Row:
         return torch.randn(len(self.response), TEACHER_WIDTH, generator=rng)
 
 
-def in_one_forward(rows: list[Row], *, num_chunks: int = 1) -> Inputs:
+def in_one_forward(rows: list[Row]) -> Inputs:
     """All rollouts and windows, one behind the other."""
     ids, segments = list[int](), list[tuple[int, int, int]]()
     trained, behind, window = list[int](), list[int](), list[int]()
@@ -71,11 +71,11 @@ def in_one_forward(rows: list[Row], *, num_chunks: int = 1) -> Inputs:
         *torch.tensor(segments).unbind(1),
         torch.tensor(trained + behind),
         torch.tensor([y for row in rows for y in row.response]),
+        torch.zeros(0),
         torch.ones(num_trained),
         torch.tensor(window).long(),
         ids_QK,
         weights_QK,
-        num_chunks,
         torch.cat([row.teacher_hidden() for row in rows]),
     )
 
@@ -97,9 +97,9 @@ def one_by_one(rows: list[Row]) -> list[Inputs]:
                     torch.arange(len(prefix) - 1, len(ids)),
                     torch.zeros(0).long(),
                     torch.zeros(0),
+                    torch.zeros(0),
                     torch.arange(len(window.tokens)),
                     *window.targets(),
-                    1,
                     torch.zeros(0, TEACHER_WIDTH),
                 )
             )

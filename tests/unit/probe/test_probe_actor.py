@@ -8,7 +8,7 @@ import torch
 from topd_ray.config import ProbeConfig
 from topd_ray.engines.protocols import Generation, GenerationRequest, NamedArray
 from topd_ray.errors import TopdError
-from topd_ray.messages import ProbeSet, HIGH, LOW, PAD, CandidateSet, Ints
+from topd_ray.messages import HIGH, LOW, PAD, CandidateSet, Ints, ProbeSet
 from topd_ray.probe import ProbeActor, continue_from
 from topd_ray.weights.buckets import WeightBucket, in_buckets
 from topd_ray.weights.tensors import input_embedding

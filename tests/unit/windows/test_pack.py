@@ -94,17 +94,29 @@ def test_a_top_k_signal_keeps_ids_and_log_probabilities_together() -> None:
     assert isinstance(batch.signal, TopkSignal)
     assert batch.signal.ids_NM[:, 0].tolist() == [9] * 5 + [8] * 3
     assert batch.signal.logq_NM[:, 1].tolist() == [-9] * 5 + [-8] * 3
-    assert batch.logp_T.shape == (0,)
 
 
-def test_a_sampled_signal_comes_with_the_samplers_log_probabilities() -> None:
-    one = scored("a", length=4, logp_N=np.array([-1, -2, -3, -4], np.float32))
+def test_a_sampled_signal_is_that_of_the_sampled_tokens_alone() -> None:
     signal = SampledSignal(logq_N=np.array([-5, -6, -7, -8], np.float32))
-    ((batch,), (empty,)) = packed([dataclasses.replace(one, signal=signal)], num_ranks=2)
+    one = dataclasses.replace(scored("a", length=4), signal=signal)
+    ((batch,), (empty,)) = packed([one], num_ranks=2)
     assert isinstance(batch.signal, SampledSignal)
     assert batch.signal.logq_N.tolist() == [-5, -6, -7, -8]
-    assert batch.logp_T.tolist() == [-1, -2, -3, -4]
     assert isinstance(empty.signal, SampledSignal)
+
+
+def test_the_samplers_log_probabilities_come_along_where_the_student_sampled() -> None:
+    logp = {"a": [-1.0, -2.0, -3.0], "b": [-4.0, -5.0]}
+    rollouts = [
+        scored(name, length=len(values), logp_N=np.array(values, np.float32))
+        for name, values in logp.items()
+    ]
+    ((batch,),) = packed(rollouts)
+    assert batch.logp_T.tolist() == [-1, -2, -3, -4, -5]
+    given = [scored(name, logp_N=np.zeros(0, np.float32)) for name in logp]
+    ((batch,),) = packed(given)
+    assert batch.logp_T.shape == (0,)
+    assert len(batch.response_ids_T) == 10
 
 
 def test_signals_of_two_kinds_are_refused() -> None:
