@@ -1,0 +1,237 @@
+"""What each actor did when: a trace to look at, busy shares, and what idle actors waited for.
+
+Every call of an actor leaves one `Work`, timed where it was done. Three things are made of them:
+a Chrome trace (ui.perfetto.dev opens it), a file of the same events that grows while a run goes on,
+and a step's shares of time by `busy_and_waits`, where every idle second has one name.
+"""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+STEP = "step"
+"""Idle because nothing of the step was there to wait for: the optimizer and the refit."""
+QUEUE = "queue"
+"""Idle although the next chunk was under way and nobody worked on it."""
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """One call of an actor, or one chunk of a streaming call."""
+
+    actor: str
+    """`kind[index]`, as the driver names it."""
+    what: str
+    """Name of the method: the stage that the chunk goes through."""
+    step: int
+    chunk: int | None
+    """Place in the learner's queue, unique within the step; None where the work is of no chunk."""
+    began_s: float
+    """Epoch seconds, read in the actor."""
+    ended_s: float
+    num_tokens: int = 0
+
+    @property
+    def kind(self) -> str:
+        """`teacher` of `teacher[3]`."""
+        return _kind(self.actor)
+
+
+def busy_and_waits(
+    works: Iterable[Work], *, began_s: float, ended_s: float, actors: Collection[str] = ()
+) -> dict[str, float]:
+    """`busy/<kind>_frac` and `wait/<kind>_on_<stage>_frac`: shares of wall time x actors of a kind.
+
+    For each kind they add up to 1. A gap before the work on a chunk is charged to the stage that
+    this chunk was going through meanwhile; before the chunk was begun, to what its first actor was
+    busy with; else to `queue` once it was begun and to `step` before. All other gaps are charged
+    to `step`. Works may reach beyond the window (with staleness they do); what lies outside is not
+    counted. `actors` names those that may have had no work at all.
+    Raises ValueError where the window is empty.
+    """
+    if ended_s <= began_s:
+        raise ValueError(f"window of {ended_s - began_s:g} s: ended_s must come after began_s")
+    books = _Books(works)
+    names = sorted({*actors, *books.of_actor})
+    num_actors = Counter(_kind(actor) for actor in names)
+    shares: dict[str, float] = defaultdict(float)
+    for actor in names:
+        kind = _kind(actor)
+        shares[f"busy/{kind}_frac"] += 0.0  # named even where it never worked
+        for reason, first_s, last_s in books.day(actor, began_s, ended_s):
+            label = f"wait/{kind}_on_{reason}_frac" if reason else f"busy/{kind}_frac"
+            shares[label] += (last_s - first_s) / (ended_s - began_s) / num_actors[kind]
+    return dict(shares)
+
+
+def _kind(actor: str) -> str:
+    return actor.partition("[")[0]
+
+
+Span = tuple[float, float]
+Named = tuple[str, float, float]
+
+
+class _Books:
+    """Works by actor and by chunk, each in order of beginning."""
+
+    def __init__(self, works: Iterable[Work]) -> None:
+        self.of_actor: dict[str, list[Work]] = defaultdict(list)
+        self._of_chunk: dict[tuple[int, int], list[Work]] = defaultdict(list)
+        for work in sorted(works, key=lambda one: (one.began_s, one.ended_s)):
+            self.of_actor[work.actor].append(work)
+            if work.chunk is not None:
+                self._of_chunk[work.step, work.chunk].append(work)
+
+    def day(self, actor: str, began_s: float, ended_s: float) -> Iterator[Named]:
+        """The window cut into spans; an empty name where the actor is busy, else the reason."""
+        now = began_s
+        for work in self.of_actor.get(actor, ()):
+            first, last = max(work.began_s, now), min(work.ended_s, ended_s)
+            if first >= ended_s:  # begun in the next step; it still says what the gap was for
+                yield from self._reasons(work, (now, ended_s))
+                return
+            if first > now:
+                yield from self._reasons(work, (now, first))
+                now = first
+            if last > now:
+                yield "", now, last
+                now = last
+        if now < ended_s:
+            yield STEP, now, ended_s
+
+    def _reasons(self, work: Work, gap: Span) -> Iterator[Named]:
+        """The gap before `work`, cut where its chunk went from one stage to the next."""
+        same = [] if work.chunk is None else self._of_chunk[work.step, work.chunk]
+        earlier = [one for one in same if one.began_s < work.began_s and one.what != work.what]
+        if not earlier:
+            yield STEP, *gap
+            return
+        start_s = earlier[0].began_s
+        before = [one for one in self.of_actor[earlier[0].actor] if one.began_s < start_s]
+        yield from _covered(before, (gap[0], min(gap[1], start_s)), otherwise=STEP)
+        yield from _covered(earlier, (max(gap[0], start_s), gap[1]), otherwise=QUEUE)
+
+
+def _covered(works: Sequence[Work], gap: Span, *, otherwise: str) -> Iterator[Named]:
+    """`gap` cut at the works' edges, each piece named after the work there that began last."""
+    if gap[1] <= gap[0]:
+        return
+    inside = [one for one in works if one.ended_s > gap[0] and one.began_s < gap[1]]
+    edges = {edge for one in inside for edge in (one.began_s, one.ended_s)}
+    cuts = sorted({*gap, *(edge for edge in edges if gap[0] < edge < gap[1])})
+    for first, last in pairwise(cuts):
+        there = [one for one in inside if one.began_s <= first and one.ended_s >= last]
+        name = max(there, key=lambda one: one.began_s).what if there else otherwise
+        yield name, first, last
+
+
+def chrome_trace(works: Iterable[Work]) -> dict[str, Any]:
+    """Chrome trace JSON, one row an actor (a second one where its calls overlap); open in Perfetto.
+
+    Times are epoch microseconds.
+    """
+    return {"traceEvents": list(_Rows().events(works)), "displayTimeUnit": "ms"}
+
+
+class _Rows:
+    """Gives every actor its row; a row once given stays."""
+
+    def __init__(self, process: int = 1) -> None:
+        self._process = process
+        self._rows: dict[str, list[tuple[int, float]]] = defaultdict(list)
+        self._count = 0
+
+    def events(self, works: Iterable[Work]) -> Iterator[Event]:
+        """One complete event a work, and a name for each row before its first."""
+        for work in sorted(works, key=lambda one: one.began_s):
+            rows = self._rows[work.actor]
+            free = next((i for i, (_, end_s) in enumerate(rows) if end_s <= work.began_s), None)
+            if free is None:
+                free = len(rows)
+                self._count += 1
+                rows.append((self._count, work.ended_s))
+                yield from self._named(work.actor + "'" * free)
+            row = rows[free][0]
+            rows[free] = row, work.ended_s
+            yield self._event(work, row)
+
+    def _named(self, name: str) -> Iterator[Event]:
+        at = {"ph": "M", "pid": self._process, "tid": self._count}
+        yield {"name": "thread_name", **at, "args": {"name": name}}
+        yield {"name": "thread_sort_index", **at, "args": {"sort_index": self._count}}
+
+    def _event(self, work: Work, row: int) -> Event:
+        return {
+            "name": work.what if work.chunk is None else f"{work.what} {work.chunk}",
+            "cat": work.kind,
+            "ph": "X",
+            "ts": round(work.began_s * 1e6),
+            "dur": max(1, round((work.ended_s - work.began_s) * 1e6)),
+            "pid": self._process,
+            "tid": row,
+            "args": {"step": work.step, "chunk": work.chunk, "tokens": work.num_tokens},
+        }
+
+
+class TraceWriter:
+    """A trace file that grows with the run.
+
+    An event a line. Once closed it is valid JSON; after a crash it lacks the last bracket, which
+    Chrome's array format allows. A file that is there is gone on with: a resumed session is a
+    process of its own in it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        kept = _whole_events(path)
+        self._rows = _Rows(process=1 + max((event["pid"] for event in kept), default=0))
+        self._file: TextIO = path.open("w", encoding="utf-8")
+        self._file.write("[")
+        self._separator = "\n"
+        self._write(kept)
+
+    def add(self, works: Iterable[Work]) -> None:
+        """Append the works of a step."""
+        self._write(self._rows.events(works))
+
+    def close(self) -> None:
+        """Close the array."""
+        self._file.write("\n]\n")
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _write(self, events: Iterable[Event]) -> None:
+        for event in events:
+            self._file.write(self._separator + json.dumps(event))
+            self._separator = ",\n"
+        self._file.flush()
+
+
+def _whole_events(path: Path) -> list[Event]:
+    """Events of a trace that may have been cut anywhere."""
+    if not path.is_file():
+        return []
+    events: list[Event] = []
+    for line in path.read_text(encoding="utf-8").splitlines()[1:]:
+        try:
+            events.append(json.loads(line.rstrip().removesuffix(",")))
+        except ValueError:  # the closing bracket, or a line that a crash cut short
+            break
+    return events
