@@ -56,10 +56,12 @@ class Size:
 
     @property
     def actors(self) -> int:
+        """Of all kinds."""
         return self.engines + self.teachers + self.probers + self.ranks
 
     @property
     def config(self) -> Config:
+        """A run of this size."""
         return parse_config(
             {
                 "prompts": {"path": "none", "per_step": self.prompts},
@@ -84,6 +86,7 @@ class FakeRollout:
         self._chunk, self._samples = chunk, samples
 
     def roll_out(self, prompts: Sequence[Prompt], *, policy_version: int) -> Iterator[Any]:
+        """Alternate chunks and their receipts."""
         names = [rollout_id(one, sample) for one in prompts for sample in range(self._samples)]
         for first in range(0, len(names), self._chunk):
             chunk = tuple(names[first : first + self._chunk])
@@ -101,6 +104,7 @@ class FakeTeacher:
     """Every rollout has the paper's number of candidates."""
 
     def score(self, chunk: tuple[str, ...]) -> tuple[Any, Any, ScoreReceipt]:
+        """Names in place of scored rollouts and candidates."""
         count = NUM_CANDIDATES * len(chunk)
         receipt = ScoreReceipt(num_tokens=1, num_candidates=count, loss_sum=0.0, busy_s=0.0)
         return chunk, chunk, receipt
@@ -110,6 +114,7 @@ class FakeProber:
     """A distance a candidate."""
 
     def probe(self, chunk: tuple[str, ...], _: Any) -> tuple[Any, ProbeReceipt]:
+        """Names in place of probes."""
         distances = tuple(float(d) for d in np.linspace(0, 1, NUM_CANDIDATES * len(chunk)))
         return chunk, ProbeReceipt(
             distances=distances,
@@ -127,9 +132,11 @@ class FakeLearner:
         self._steps = 0
 
     def accumulate(self, *_: Any) -> LearnReceipt:
+        """Nothing to learn."""
         return LearnReceipt(sums=LossSums(num_tokens=1), num_divergent=0, busy_s=0.0)
 
     def step(self) -> StepReport:
+        """The next version."""
         self._steps += 1
         return StepReport(
             step=self._steps,
@@ -210,7 +217,7 @@ def rate(driver: Driver, rollouts: int) -> Ratio:
 
 
 def growth() -> tuple[float, float]:
-    """Bytes of Python objects, and resident bytes, a rollout: over 100,000 after the first tenth."""
+    """Bytes of Python objects and resident bytes, a rollout, after the first tenth of them."""
     driver = Driver(LARGE)
     tracemalloc.start()
     driver.go(ROLLOUTS_IN_ALL // 10)
@@ -279,8 +286,8 @@ def main() -> None:
             setting=f"Pipeline, Ledger and Caller over {LARGE.actors} actors that answer at once, "
             f"{LARGE.prompts * 4} rollouts a step in chunks of {LARGE.chunk}, {NUM_CANDIDATES} "
             "distances a rollout; a message is a call or a chunk, answered; seconds are CPU time "
-            f"of the driver's process. The paper's step: {messages} messages in {step_s:.1f} s (OPD "
-            "by the roofline on 4 x H100, the shortest step), at the rate over Ray",
+            f"of the driver's process. The paper's step: {messages} messages in {step_s:.1f} s "
+            "(OPD by the roofline on 4 x H100, the shortest step), at the rate over Ray",
             details=[
                 {"actors": f"{LARGE.actors}, in the driver's process", "messages/s": str(alone)},
                 {"actors": f"{SMALL.actors}, Ray processes", "messages/s": str(real)},
