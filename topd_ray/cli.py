@@ -38,6 +38,30 @@ def check(config: ConfigFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    gpus: Annotated[
+        str | None, typer.Option(help="Comma-separated, e.g. 4,8,16; by default as configured")
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option("--from", help="A traced run whose rates are taken; by default the roofline"),
+    ] = None,
+    weak: Annotated[
+        bool, typer.Option(help="Prompts a step grow with the GPUs, from the first number on")
+    ] = False,
+) -> None:
+    """Predict step time, busy shares and the bottleneck: the real driver over simulated actors."""
+    from topd_ray.config import load_config
+
+    loaded = load_config(config, overrides)
+    from topd_ray.driver.simulate import command
+
+    command.plan(loaded, gpus=gpus, run=run, weak=weak)
+
+
+@app.command()
 def train(config: ConfigFile, overrides: Overrides = None) -> None:
     """Train a student; leaves a run folder."""
     from topd_ray.config import load_config

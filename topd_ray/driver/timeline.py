@@ -22,7 +22,7 @@ QUEUE = "queue"
 Event = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Work:
     """One call of an actor, or one chunk of a streaming call."""
 
@@ -177,8 +177,31 @@ class _Rows:
             "dur": max(1, round((work.ended_s - work.began_s) * 1e6)),
             "pid": self._process,
             "tid": row,
-            "args": {"step": work.step, "chunk": work.chunk, "tokens": work.num_tokens},
+            "args": {
+                "actor": work.actor,
+                "what": work.what,
+                "step": work.step,
+                "chunk": work.chunk,
+                "tokens": work.num_tokens,
+            },
         }
+
+
+def read_trace(path: Path) -> list[Work]:
+    """The works of a trace file, of all its sessions, to the microsecond."""
+    return [
+        Work(
+            actor=event["args"]["actor"],
+            what=event["args"]["what"],
+            step=event["args"]["step"],
+            chunk=event["args"]["chunk"],
+            began_s=event["ts"] / 1e6,
+            ended_s=(event["ts"] + event["dur"]) / 1e6,
+            num_tokens=event["args"]["tokens"],
+        )
+        for event in _whole_events(path)
+        if event["ph"] == "X"
+    ]
 
 
 class TraceWriter:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from topd_ray.driver.timeline import TraceWriter, Work, busy_and_waits, chrome_trace
+from topd_ray.driver.timeline import TraceWriter, Work, busy_and_waits, chrome_trace, read_trace
 
 
 def work(actor: str, what: str, chunk: int | None, began_s: float, ended_s: float) -> Work:
@@ -106,7 +106,13 @@ def test_a_trace_has_a_named_row_an_actor_and_a_second_one_where_calls_overlap()
     assert spans.keys() == {"rollout[0]", "teacher[0]", "teacher[0]'"}
     assert spans["teacher[0]"]["name"] == "continue_from 1"
     assert (spans["teacher[0]"]["ts"], spans["teacher[0]"]["dur"]) == (2_000_000, 3_000_000)
-    assert spans["teacher[0]'"]["args"] == {"step": 1, "chunk": 2, "tokens": 0}
+    assert spans["teacher[0]'"]["args"] == {
+        "actor": "teacher[0]",
+        "what": "score",
+        "step": 1,
+        "chunk": 2,
+        "tokens": 0,
+    }
 
 
 def test_a_trace_file_is_json_once_closed_and_goes_on_after_a_crash(tmp_path: Path) -> None:
@@ -129,3 +135,13 @@ def test_a_trace_without_works_is_json_too(tmp_path: Path) -> None:
     with TraceWriter(tmp_path / "trace.json"):
         pass
     assert json.loads((tmp_path / "trace.json").read_text()) == []
+
+
+def test_a_trace_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    works = [
+        Work("rollout[0]", "roll_out", 3, 1, 1.5, 2.25, num_tokens=70),
+        Work("learner[1]", "step", 3, None, 4.0, 4.5),
+    ]
+    with TraceWriter(tmp_path / "trace.json") as trace:
+        trace.add(works)
+    assert read_trace(tmp_path / "trace.json") == works

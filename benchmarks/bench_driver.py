@@ -1,0 +1,303 @@
+"""Claim `driver_rate`: what the driver itself costs, with actors that answer at once.
+
+The real Pipeline, Ledger and Caller over 64 actors of four kinds. First in one process, where what
+is timed is the driver alone; then over Ray actors, where a message also crosses processes. Calls a
+step at the paper's sizes come from the same fakes, its seconds from the roofline.
+"""
+
+import asyncio
+import gc
+import time
+import tracemalloc
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import ray
+from measure import Claim, Ratio, save
+
+from topd_ray.config import Config, load_config, parse_config
+from topd_ray.driver.calls import Caller
+from topd_ray.driver.inline import InlineActor
+from topd_ray.driver.ledger import Ledger
+from topd_ray.driver.pipeline import Pipeline
+from topd_ray.driver.receipts import LearnReceipt, ProbeReceipt, RolloutReceipt, ScoreReceipt
+from topd_ray.driver.simulate.roofline import Hardware, assumed_workload, roofline_rates
+from topd_ray.driver.simulate.simulation import simulate
+from topd_ray.driver.spawn import Fleet
+from topd_ray.messages import LossSums, Prompt, StepReport
+from topd_ray.rollout.actor import rollout_id
+from topd_ray.windows import RecentDistances
+
+PAPER = Path("configs/qwen3-30b-a3b-to-4b-4xh100.yaml")
+RUNS = 5
+ROLLOUTS_A_RUN = 10_000
+ROLLOUTS_IN_ALL = 100_000
+NUM_CANDIDATES = 218
+"""Of a rollout, in the paper."""
+GOAL = 0.05
+FLAT_BYTES = 8.0
+"""A rollout: less than one pointer kept of each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Actors of each kind and what a step brings."""
+
+    engines: int
+    teachers: int
+    probers: int
+    ranks: int
+    prompts: int
+    chunk: int
+
+    @property
+    def actors(self) -> int:
+        """Of all kinds."""
+        return self.engines + self.teachers + self.probers + self.ranks
+
+    @property
+    def config(self) -> Config:
+        """A run of this size."""
+        return parse_config(
+            {
+                "prompts": {"path": "none", "per_step": self.prompts},
+                "teacher": {"model": "none", "num_engines": self.teachers},
+                "learner": {"model": "none", "num_ranks": self.ranks},
+                "rollout": {"num_engines": self.engines, "chunk_size": self.chunk},
+                "probe": {"num_workers": self.probers},
+                "cluster": {"max_chunks_in_flight": 2 * self.engines},
+            },
+            source="bench_driver",
+        )
+
+
+LARGE = Size(engines=16, teachers=16, probers=16, ranks=16, prompts=64, chunk=16)
+SMALL = Size(engines=2, teachers=2, probers=2, ranks=2, prompts=8, chunk=4)
+
+
+class FakeRollout:
+    """Sends its chunks at once."""
+
+    def __init__(self, chunk: int, samples: int) -> None:
+        self._chunk, self._samples = chunk, samples
+
+    def roll_out(self, prompts: Sequence[Prompt], *, policy_version: int) -> Iterator[Any]:
+        """Alternate chunks and their receipts."""
+        names = [rollout_id(one, sample) for one in prompts for sample in range(self._samples)]
+        for first in range(0, len(names), self._chunk):
+            chunk = tuple(names[first : first + self._chunk])
+            yield chunk
+            yield RolloutReceipt(
+                rollout_ids=chunk,
+                policy_version=policy_version,
+                num_tokens=len(chunk),
+                num_truncated=0,
+                busy_s=0.0,
+            )
+
+
+class FakeTeacher:
+    """Every rollout has the paper's number of candidates."""
+
+    def score(self, chunk: tuple[str, ...]) -> tuple[Any, Any, ScoreReceipt]:
+        """Names in place of scored rollouts and candidates."""
+        count = NUM_CANDIDATES * len(chunk)
+        receipt = ScoreReceipt(num_tokens=1, num_candidates=count, loss_sum=0.0, busy_s=0.0)
+        return chunk, chunk, receipt
+
+
+class FakeProber:
+    """A distance a candidate."""
+
+    def probe(self, chunk: tuple[str, ...], _: Any) -> tuple[Any, ProbeReceipt]:
+        """Names in place of probes."""
+        distances = tuple(float(d) for d in np.linspace(0, 1, NUM_CANDIDATES * len(chunk)))
+        return chunk, ProbeReceipt(
+            distances=distances,
+            line_distances=distances,
+            num_unconverged=0,
+            num_tokens=1,
+            busy_s=0.0,
+        )
+
+
+class FakeLearner:
+    """Counts its steps."""
+
+    def __init__(self) -> None:
+        self._steps = 0
+
+    def accumulate(self, *_: Any) -> LearnReceipt:
+        """Nothing to learn."""
+        return LearnReceipt(sums=LossSums(num_tokens=1), num_divergent=0, busy_s=0.0)
+
+    def step(self) -> StepReport:
+        """The next version."""
+        self._steps += 1
+        return StepReport(
+            step=self._steps,
+            policy_version=self._steps,
+            loss=0.0,
+            loss_opd=0.0,
+            loss_traj=0.0,
+            grad_norm=0.0,
+            lr=0.0,
+            num_tokens=1,
+            num_window_positions=0,
+            skipped=False,
+        )
+
+
+def fleet(size: Size, *, over_ray: bool) -> Fleet:
+    """Handles of fakes, in this process or in actors of their own."""
+
+    def actors(worker: type, count: int, *arguments: int) -> list[Any]:
+        if over_ray:
+            remote = ray.remote(num_cpus=0.01)(worker)
+            return [remote.remote(*arguments) for _ in range(count)]
+        return [InlineActor(worker(*arguments)) for _ in range(count)]
+
+    samples = size.config.rollout.samples_per_prompt
+    return Fleet(
+        rollouts=actors(FakeRollout, size.engines, size.chunk, samples),
+        teachers=actors(FakeTeacher, size.teachers),
+        probers=actors(FakeProber, size.probers),
+        learners=actors(FakeLearner, size.ranks),
+    )
+
+
+class Driver:
+    """A pipeline over fakes that goes on from where it was left."""
+
+    def __init__(self, size: Size, *, over_ray: bool = False) -> None:
+        self._size, self._steps = size, 0
+        self._pipeline = Pipeline(
+            size.config,
+            fleet(size, over_ray=over_ray),
+            Caller(start_deadline_s=60.0, call_deadline_s=60.0),
+            Ledger(),
+            RecentDistances(size.config.windows.divergence),
+        )
+        self.num_messages = 0
+
+    def go(self, rollouts: int) -> None:
+        """So many rollouts, in whole steps."""
+        asyncio.run(self._go(rollouts))
+
+    async def _go(self, rollouts: int) -> None:
+        a_step = self._size.prompts * self._size.config.rollout.samples_per_prompt
+        for _ in range(-(-rollouts // a_step)):
+            first = self._steps * self._size.prompts
+            prompts = [_prompt(first + index) for index in range(self._size.prompts)]
+            _, books = await self._pipeline.run_step(prompts, policy_version=self._steps)
+            learned = sum(len(ranks) for ranks in books.learned)
+            self.num_messages += len(books.rollouts) + len(books.scores) + len(books.probes)
+            self.num_messages += learned + self._size.ranks
+            self._steps += 1
+
+
+def _prompt(position: int) -> Prompt:
+    ids_P = np.zeros(0, dtype=np.int32)
+    return Prompt(prompt_id=f"{position:08d}", position=position, token_ids_P=ids_P, answer=None)
+
+
+def rate(driver: Driver, rollouts: int) -> Ratio:
+    """Messages per second of the driver's own CPU time, in runs after one that warms up."""
+    driver.go(rollouts // 10)
+    values = []
+    for _ in range(RUNS):
+        before, start = driver.num_messages, time.process_time()
+        driver.go(rollouts)
+        values.append((driver.num_messages - before) / (time.process_time() - start))
+    return Ratio(tuple(values))
+
+
+def growth() -> tuple[float, float]:
+    """Bytes of Python objects and resident bytes, a rollout, after the first tenth of them."""
+    driver = Driver(LARGE)
+    tracemalloc.start()
+    driver.go(ROLLOUTS_IN_ALL // 10)
+    objects, resident = _held()
+    driver.go(ROLLOUTS_IN_ALL - ROLLOUTS_IN_ALL // 10)
+    later = _held()
+    tracemalloc.stop()
+    counted = ROLLOUTS_IN_ALL * 0.9
+    return (later[0] - objects) / counted, (later[1] - resident) / counted
+
+
+def _held() -> tuple[int, int]:
+    gc.collect()
+    return tracemalloc.get_traced_memory()[0], psutil.Process().memory_info().rss
+
+
+def paper_step() -> tuple[float, int]:
+    """Seconds of the paper's OPD step by the roofline, and messages of its TOPD step.
+
+    The shorter step and the greater number of messages: the driver's worst case.
+    """
+    opd = load_config(PAPER, ["run.method=opd"])
+    rates, workload = roofline_rates(opd, Hardware()), assumed_workload(opd)
+    config = load_config(PAPER)
+    size = Size(
+        engines=config.rollout.num_engines,
+        teachers=config.teacher.num_engines,
+        probers=config.num_probe_workers,
+        ranks=config.learner.num_ranks,
+        prompts=config.prompts.per_step,
+        chunk=config.rollout.chunk_size,
+    )
+    driver = Driver(size)
+    driver.go(1)
+    return simulate(opd, rates, workload, cores=64).step_s, driver.num_messages
+
+
+def over_ray() -> Ratio:
+    """Messages a second between a driver and actors in processes of their own."""
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="warning")
+    try:
+        return rate(Driver(SMALL, over_ray=True), 640)
+    finally:
+        ray.shutdown()
+
+
+def main() -> None:
+    """Measure and leave the claim."""
+    alone, objects_resident = rate(Driver(LARGE), ROLLOUTS_A_RUN), growth()
+    real = over_ray()
+    step_s, messages = paper_step()
+    share = messages / real.median / step_s
+    objects, resident = objects_resident
+    flat = objects < FLAT_BYTES
+    large = LARGE.ranks + 3
+    save(
+        Claim(
+            name="driver_rate",
+            claim=f"driver: messages/s with fake engines, {LARGE.actors} actors; memory flat over "
+            f"{ROLLOUTS_IN_ALL:,} rollouts",
+            against="the paper's step",
+            goal=f"driver <= {GOAL:.0%} of a step at the paper's sizes; memory flat",
+            figure=f"{alone} messages/s of driver CPU; {share:.3%} of a step; "
+            f"{objects:+.2f} bytes of objects a rollout",
+            met=share <= GOAL and flat,
+            setting=f"Pipeline, Ledger and Caller over {LARGE.actors} actors that answer at once, "
+            f"{LARGE.prompts * 4} rollouts a step in chunks of {LARGE.chunk}, {NUM_CANDIDATES} "
+            "distances a rollout; a message is a call or a chunk, answered; seconds are CPU time "
+            f"of the driver's process. The paper's step: {messages} messages in {step_s:.1f} s "
+            "(OPD by the roofline on 4 x H100, the shortest step), at the rate over Ray",
+            details=[
+                {"actors": f"{LARGE.actors}, in the driver's process", "messages/s": str(alone)},
+                {"actors": f"{SMALL.actors}, Ray processes", "messages/s": str(real)},
+            ],
+            words=f"Over {ROLLOUTS_IN_ALL:,} rollouts, after the first tenth: {objects:+.2f} bytes "
+            f"of Python objects and {resident:+.1f} resident bytes a rollout. With {LARGE.ranks} "
+            f"ranks a chunk is {large} messages: each rank is asked for each chunk.",
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

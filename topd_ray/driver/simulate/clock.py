@@ -1,0 +1,44 @@
+"""An event loop whose time passes only when all tasks wait, and then at once."""
+
+import asyncio
+import selectors
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from topd_ray.errors import TopdError
+
+T = TypeVar("T")
+
+
+def run_in_virtual_time(work: Coroutine[Any, Any, T]) -> T:
+    """What the coroutine returns. Raises TopdError where everything waits for nothing."""
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        return runner.run(work)
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """`time()` starts at 0 and jumps to the next timer."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        super().__init__(_Leaping(self))
+
+    def time(self) -> float:
+        """Virtual seconds since the loop was made."""
+        return self.now_s
+
+
+class _Leaping(selectors.DefaultSelector):
+    """Where a loop would sleep, its clock is put forward."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = super().select(0)
+        if timeout is None and not ready:
+            raise TopdError("simulation: every actor waits and nothing is left to come")
+        if timeout and not ready:
+            self._loop.now_s += timeout
+        return ready
