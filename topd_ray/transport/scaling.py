@@ -5,6 +5,7 @@ a side and writes nothing of its size.
 Axes: W windows, K rows (student), L columns (teacher).
 """
 
+import math
 from dataclasses import dataclass, fields
 from typing import Self
 
@@ -142,7 +143,7 @@ class _Fit:
     def converged(self) -> Bool[Tensor, "W"]:
         """Whose columns are right to rounding, as fractions of a token's weight."""
         error_W = (self.column_mass() / self.col_WL - 1).abs().amax(1)
-        return error_W <= torch.finfo(error_W.dtype).eps ** _TOLERANCE_POWER
+        return error_W <= math.pow(torch.finfo(error_W.dtype).eps, _TOLERANCE_POWER)
 
     def newton_step(self) -> None:
         """Move log v to the maximum of a quadratic model of the dual, where u is the best for v.
@@ -173,7 +174,7 @@ def _updated(old_WN: Tensor, exact_WN: Tensor, relaxation: float) -> Tensor:
 
 
 def _within_range(scaling_WN: Tensor) -> Tensor:
-    largest = torch.finfo(scaling_WN.dtype).max ** 0.45
+    largest = math.pow(torch.finfo(scaling_WN.dtype).max, 0.45)
     return scaling_WN.clamp(1 / largest, largest)
 
 

@@ -104,7 +104,8 @@ def _alike(problem: TransportProblem) -> Iterator[tuple[Tensor, int, int]]:
     sizes_2W = torch.stack([problem.num_rows_W, problem.num_cols_W]).to(device)
     order_W = sizes_2W.amax(0).argsort(stable=True)
     chunk = max(1, _CHUNK_ELEMENTS // max(1, num_rows * num_cols))
-    for part_W in order_W.split(chunk) if num_windows else ():
+    for start in range(0, num_windows, chunk):
+        part_W = order_W[start : start + chunk]
         rows, cols = sizes_2W[:, part_W].amax(1).tolist()
         yield part_W, rows, cols
 
