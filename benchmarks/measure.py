@@ -94,6 +94,11 @@ class Claim:
     """Where the goal is missed: what was tried, what the profile says, what the floor is."""
 
 
+def _has_gpu() -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.cuda.is_available())
+
+
 def save(claim: Claim) -> None:
     """Print the claim and leave it, with hardware, commit and command, for RESULTS.md."""
     code, dirty = commit()
@@ -106,7 +111,7 @@ def save(claim: Claim) -> None:
         "dirty": dirty,
         "date": datetime.now(UTC).date().isoformat(),
     }
-    path = CLAIMS / f"{claim.name}.json"
+    path = CLAIMS / f"{claim.name}{'.gpu' if _has_gpu() else ''}.json"
     path.write_text(json.dumps(record, indent=2, default=float) + "\n", encoding="utf-8")
     verdict = {True: "met", False: "MISSED", None: "not measured here"}[claim.met]
     print(f"{claim.claim} / {claim.against}: {claim.figure} (goal {claim.goal}: {verdict})")

@@ -114,7 +114,38 @@ def _end_early(bucket: WeightBucket) -> WeightBucket:
     return replace(bucket, is_last=True)
 
 
-@pytest.mark.parametrize("alter", [_flip_a_bit, _rename, _reshape, _retype, _end_early])
+def _swap_two_bytes(bucket: WeightBucket) -> WeightBucket:
+    """What a sum of bytes would not see."""
+    (name, array), *rest = bucket.arrays
+    altered = array.copy()
+    flat = altered.view(np.uint8).reshape(-1)
+    first, other = 0, int(np.flatnonzero(flat != flat[0])[0])
+    flat[[first, other]] = flat[[other, first]]
+    return replace(bucket, arrays=((name, altered), *rest))
+
+
+def _swap_two_weights(bucket: WeightBucket) -> WeightBucket:
+    return replace(bucket, arrays=bucket.arrays[::-1])
+
+
+def _swap_two_names(bucket: WeightBucket) -> WeightBucket:
+    (one, first), (other, second) = bucket.arrays
+    return replace(bucket, arrays=((other, first), (one, second)))
+
+
+@pytest.mark.parametrize(
+    "alter",
+    [
+        _flip_a_bit,
+        _swap_two_bytes,
+        _swap_two_weights,
+        _swap_two_names,
+        _rename,
+        _reshape,
+        _retype,
+        _end_early,
+    ],
+)
 def test_an_altered_bucket_is_refused_before_anything_of_it_is_yielded(weights, alter):
     first, second, last = sent(weights)
     assert refused([first, alter(second), last], "bucket 1 .*checksum") == ["embed"]

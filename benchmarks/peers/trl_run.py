@@ -1,0 +1,159 @@
+"""TRL's on-policy distillation, step by step; runs in an environment of its own.
+
+    python trl_run.py SPEC.json
+
+Prints one line of JSON an optimizer step: tokens trained, seconds since the last step's end, loss.
+`benchmarks/bench_peers.py` writes the spec and reads the lines; nothing of topd_ray is imported.
+"""
+
+import json
+import logging
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers.trainer_callback import TrainerState
+
+
+class Meter(TrainerCallback):
+    """Tokens and seconds of each optimizer step, from end to end so that nothing is left out."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self._since = time.perf_counter()
+        self._busy = time.process_time()
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """The first step starts here."""
+        self._since = time.perf_counter()
+
+    def on_step_end(self, _args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
+        """Print the step; its loss comes with `on_log`, right after."""
+        now = time.perf_counter()
+        line = {"step": state.global_step, "tokens": self.tokens, "wall_s": now - self._since}
+        print(json.dumps(line | {"cpu_s": time.process_time() - self._busy}), flush=True)
+        self.tokens, self._since, self._busy = 0, now, time.process_time()
+
+    def on_log(self, _args: Any, state: TrainerState, *_: Any, **other: Any) -> None:
+        """The loss of the step that has just ended."""
+        loss = (other.get("logs") or {}).get("loss")
+        if loss is not None:
+            print(json.dumps({"step": state.global_step, "loss": float(loss)}), flush=True)
+
+
+def main() -> None:
+    """Train as the spec says."""
+    spec = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    torch.set_num_threads(spec["threads"])
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    meter = Meter()
+    with tempfile.TemporaryDirectory() as out:
+        make = {"distillation": distillation, "gkd": gkd}[spec["trainer"]]
+        make(spec, meter, out).train()
+
+
+def common(spec: dict[str, Any], out: str) -> dict[str, Any]:
+    """Float32, activations kept, nothing saved, evaluated or reported."""
+    return {
+        "output_dir": out,
+        "max_steps": spec["steps"],
+        "per_device_train_batch_size": spec["micro_batch"],
+        "gradient_accumulation_steps": spec["rollouts"] // spec["micro_batch"],
+        "learning_rate": spec["lr"],
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 1.0,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "use_cpu": True,
+        "temperature": 1.0,
+        "beta": 1.0,  # both: KL(student || teacher) over the whole vocabulary
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "seed": spec["seed"],
+    }
+
+
+def distillation(spec: dict[str, Any], meter: Meter, out: str) -> Any:
+    """`trl.DistillationTrainer`: one generation a step, tiled head, always on-policy."""
+    from trl import DistillationConfig, DistillationTrainer
+
+    class Counted(DistillationTrainer):
+        def _generate_single_turn(self, *given: Any, **named: Any) -> Any:
+            completions = super()._generate_single_turn(*given, **named)
+            meter.tokens += sum(map(len, completions))
+            return completions
+
+    config = DistillationConfig(
+        max_completion_length=spec["max_tokens"], shuffle_dataset=False, **common(spec, out)
+    )
+    student, teacher, tokenizer = load(spec)
+    return Counted(
+        model=student,
+        teacher_model=teacher,
+        args=config,
+        train_dataset=Dataset.from_list([{"prompt": turns} for turns in prompts(spec)]),
+        processing_class=tokenizer,
+        callbacks=[meter],
+    )
+
+
+def gkd(spec: dict[str, Any], meter: Meter, out: str) -> Any:
+    """`trl.experimental.gkd.GKDTrainer` with lambda 1: a generation a micro-batch, full logits."""
+    from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+    class Counted(GKDTrainer):
+        @staticmethod
+        def generate_on_policy_outputs(*given: Any, **named: Any) -> Any:
+            outputs = GKDTrainer.generate_on_policy_outputs(*given, **named)
+            meter.tokens += int((outputs[2] != -100).sum())
+            return outputs
+
+    config = GKDConfig(
+        max_new_tokens=spec["max_tokens"],
+        max_length=spec["max_prompt_tokens"] + spec["max_tokens"],
+        lmbda=1.0,
+        seq_kd=False,
+        **common(spec, out),
+    )
+    student, teacher, tokenizer = load(spec)
+    answered = [[*turns, {"role": "assistant", "content": "."}] for turns in prompts(spec)]
+    return Counted(
+        model=student,
+        teacher_model=teacher,
+        args=config,
+        train_dataset=Dataset.from_list([{"messages": turns} for turns in answered]),
+        processing_class=tokenizer,
+        callbacks=[meter],
+    )
+
+
+def load(spec: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """Student, teacher, and the tokenizer that generation pads on the left."""
+    models = [
+        AutoModelForCausalLM.from_pretrained(spec[role], dtype=torch.float32)
+        for role in ("student", "teacher")
+    ]
+    tokenizer = AutoTokenizer.from_pretrained(spec["student"], padding_side="left")
+    return models[0], models[1], tokenizer
+
+
+def prompts(spec: dict[str, Any]) -> list[list[dict[str, str]]]:
+    """Turns of every rollout, in order: each prompt `samples` times in a row, as ours does."""
+    lines = Path(spec["prompts"]).read_text(encoding="utf-8").splitlines()
+    needed = spec["steps"] * spec["rollouts"] // spec["samples"]
+    rows = [json.loads(line)["messages"] for line in lines[:needed]]
+    return [turns for turns in rows for _ in range(spec["samples"])]
+
+
+if __name__ == "__main__":
+    main()
