@@ -24,7 +24,14 @@ from topd_ray.driver.calls import Caller
 from topd_ray.driver.inline import InlineActor
 from topd_ray.driver.ledger import Ledger
 from topd_ray.driver.pipeline import Pipeline
-from topd_ray.driver.receipts import LearnReceipt, ProbeReceipt, RolloutReceipt, ScoreReceipt
+from topd_ray.driver.receipts import (
+    ContinueReceipt,
+    LearnReceipt,
+    ProbeReceipt,
+    RolloutReceipt,
+    ScoreReceipt,
+    Span,
+)
 from topd_ray.driver.simulate.roofline import Hardware, assumed_workload, roofline_rates
 from topd_ray.driver.simulate.simulation import simulate
 from topd_ray.driver.spawn import Fleet
@@ -79,6 +86,9 @@ LARGE = Size(engines=16, teachers=16, probers=16, ranks=16, prompts=64, chunk=16
 SMALL = Size(engines=2, teachers=2, probers=2, ranks=2, prompts=8, chunk=4)
 
 
+NO_TIME = Span(0.0, 0.0)
+
+
 class FakeRollout:
     """Sends its chunks at once."""
 
@@ -96,7 +106,7 @@ class FakeRollout:
                 policy_version=policy_version,
                 num_tokens=len(chunk),
                 num_truncated=0,
-                busy_s=0.0,
+                span=NO_TIME,
             )
 
 
@@ -106,22 +116,28 @@ class FakeTeacher:
     def score(self, chunk: tuple[str, ...]) -> tuple[Any, Any, ScoreReceipt]:
         """Names in place of scored rollouts and candidates."""
         count = NUM_CANDIDATES * len(chunk)
-        receipt = ScoreReceipt(num_tokens=1, num_candidates=count, loss_sum=0.0, busy_s=0.0)
+        receipt = ScoreReceipt(num_tokens=1, num_candidates=count, loss_sum=0.0, span=NO_TIME)
         return chunk, chunk, receipt
+
+    def continue_from(self, chunk: tuple[str, ...]) -> tuple[Any, ContinueReceipt]:
+        """Names in place of windows."""
+        receipt = ContinueReceipt(
+            num_tokens=1, num_prefix_tokens=1, num_cached_tokens=1, span=NO_TIME
+        )
+        return chunk, receipt
 
 
 class FakeProber:
     """A distance a candidate."""
 
-    def probe(self, chunk: tuple[str, ...], _: Any) -> tuple[Any, ProbeReceipt]:
+    def probe(self, chunk: tuple[str, ...], *_: Any) -> tuple[Any, ProbeReceipt]:
         """Names in place of probes."""
         distances = tuple(float(d) for d in np.linspace(0, 1, NUM_CANDIDATES * len(chunk)))
         return chunk, ProbeReceipt(
             distances=distances,
             line_distances=distances,
             num_unconverged=0,
-            num_tokens=1,
-            busy_s=0.0,
+            span=NO_TIME,
         )
 
 
@@ -133,7 +149,7 @@ class FakeLearner:
 
     def accumulate(self, *_: Any) -> LearnReceipt:
         """Nothing to learn."""
-        return LearnReceipt(sums=LossSums(num_tokens=1), num_divergent=0, busy_s=0.0)
+        return LearnReceipt(sums=LossSums(num_tokens=1), num_divergent=0, span=NO_TIME)
 
     def step(self) -> StepReport:
         """The next version."""
@@ -144,6 +160,7 @@ class FakeLearner:
             loss=0.0,
             loss_opd=0.0,
             loss_traj=0.0,
+            rollout_kl=0.0,
             grad_norm=0.0,
             lr=0.0,
             num_tokens=1,
@@ -193,9 +210,11 @@ class Driver:
         for _ in range(-(-rollouts // a_step)):
             first = self._steps * self._size.prompts
             prompts = [_prompt(first + index) for index in range(self._size.prompts)]
-            _, books = await self._pipeline.run_step(prompts, policy_version=self._steps)
+            step = self._pipeline.begin(prompts, step=self._steps, policy_version=self._steps)
+            _, books = await self._pipeline.finish(step)
             learned = sum(len(ranks) for ranks in books.learned)
-            self.num_messages += len(books.rollouts) + len(books.scores) + len(books.probes)
+            self.num_messages += len(books.rollouts) + len(books.scores)
+            self.num_messages += len(books.continued) + len(books.probes)
             self.num_messages += learned + self._size.ranks
             self._steps += 1
 

@@ -56,7 +56,7 @@ async def in_turn_steps(session: Session) -> tuple[list[Step], list[Step]]:
         update={"objective": session.config.objective.model_copy(update={"lambda_traj": 0.0})}
     )
     opd, topd = list[Step](), list[Step]()
-    for _ in range(int(__import__("os").environ.get("PAIRS", MIN_PAIRS)) + 1):
+    for _ in range(MIN_PAIRS + 1):
         opd += await session.steps(opd_config, 1)
         topd += await session.steps(session.config, 1)
     return opd[1:], topd[1:]
@@ -66,28 +66,31 @@ def report(opd: list[Step], topd: list[Step], *, own: bool, goal: float) -> None
     """The ratio, and where each kind of step spends its seconds."""
     ratio = Ratio(tuple(b.wall_s / a.wall_s for a, b in zip(opd, topd, strict=True)))
     where = "own" if own else "shared"
-    last = topd[-1].metrics
+    whose = "cores of their own" if own else "the same cores"
     save(
         Claim(
             name=f"price_{where}_cores",
-            claim=f"whole step, TOPD / OPD, teacher and student on {'cores of their own' if own else 'the same cores'}",
+            claim=f"whole step, TOPD / OPD, teacher and student on {whose}",
             against=f"the paper's {PAPER}",
             goal=f"<= {goal:.2f}",
             figure=str(ratio),
             met=ratio.median <= goal,
-            setting=(
-                f"{last['rollout/num']:.0f} rollouts of {last['rollout/mean_tokens']:.0f} tokens on average, "
-                f"{last['candidates/num']:.0f} candidates ({last['candidates/num'] / last['rollout/num_tokens']:.2%}), K = 50; "
-                f"random Qwen3, teacher {TEACHER.parameters_a_token / STUDENT.parameters_a_token:.2f} x the student's "
-                "operations a token; vLLM, Ray, DeepSpeed, one thread an actor; steps in turn on one fleet, the same rollouts in both"
-                + (
-                    "; rollout and learner pinned to core 0, teacher and prober to core 1"
-                    if own
-                    else ""
-                )
-            ),
+            setting=setting(topd[-1].metrics, own=own),
             details=[row("OPD", opd), row("TOPD", topd)],
         )
+    )
+
+
+def setting(last: dict[str, float], *, own: bool) -> str:
+    """What a step was."""
+    share = last["candidates/num"] / last["rollout/num_tokens"]
+    cost = TEACHER.parameters_a_token / STUDENT.parameters_a_token
+    pinned = "; rollout and learner pinned to core 0, teacher and prober to core 1" if own else ""
+    return (
+        f"{last['rollout/num']:.0f} rollouts of {last['rollout/mean_tokens']:.0f} tokens on "
+        f"average, {last['candidates/num']:.0f} candidates ({share:.2%}), K = 50; random Qwen3, "
+        f"teacher {cost:.2f} x the student's operations a token; vLLM, Ray, DeepSpeed, one thread "
+        f"an actor; steps in turn on one fleet, the same rollouts in both{pinned}"
     )
 
 

@@ -233,8 +233,11 @@ def test_probes_cost_what_their_engine_has_to_do() -> None:
     opd = simulate(config(run={"method": "opd"}), chosen, EVEN, cores=8, steps=2)
     topd = simulate(config(), chosen, EVEN, cores=8, steps=2)
     assert opd.step_s == pytest.approx(4 * 0.2)
+    # the teacher scores and continues, then the last chunk's transport is left
+    assert topd.step_s == pytest.approx(4 * (0.2 + 5 * 0.1) + 2 * 0.05)
+    own = simulate(config(probe={"engine": {"cpus": 1}}), chosen, EVEN, cores=8, steps=2)
     a_probe_s = 0.2 + 5 * 0.1 + 2 * 0.05  # its own engine reads the prefixes first
-    assert topd.step_s == pytest.approx(0.2 + 4 * a_probe_s)
+    assert own.step_s == pytest.approx(0.2 + 4 * a_probe_s)
     assert topd.bottleneck == "prober"
 
 

@@ -163,7 +163,8 @@ def _continue(
     what = _decoding(calls)
     if not calls[what]:
         return Decode(step_s=0.0)
-    slots, rows, seconds = config.probe.engine.max_num_seqs, list[list[float]](), list[float]()
+    engine = config.dedicated or config.teacher.engine
+    slots, rows, seconds = engine.max_num_seqs, list[list[float]](), list[float]()
     read_s = 0.0
     if what == "probe":
         response = statistics.mean(workload.quantiles)

@@ -114,7 +114,7 @@ def _neighbours(split: Split, whole: int, amount: int) -> list[Split]:
 
 
 def _gpus_a_teacher(config: Config) -> int:
-    return round(config.teacher.engine.gpus + (config.probe.engine.gpus if config.probes else 0))
+    return round(config.teacher.engine.gpus + (config.dedicated.gpus if config.dedicated else 0))
 
 
 def _with_split(config: Config, split: Split) -> Config:

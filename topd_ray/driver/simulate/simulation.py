@@ -1,6 +1,7 @@
 """Steps of a run in virtual time: the real pipeline, simulated actors, predicted seconds."""
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,9 @@ import numpy as np
 from topd_ray.config import Config
 from topd_ray.driver.calls import Caller
 from topd_ray.driver.ledger import Ledger
+from topd_ray.driver.open_step import OpenStep
 from topd_ray.driver.pipeline import Pipeline
+from topd_ray.driver.refit import Refit
 from topd_ray.driver.simulate.clock import run_in_virtual_time
 from topd_ray.driver.simulate.handles import SimulatedActor
 from topd_ray.driver.simulate.machine import Device
@@ -68,23 +71,32 @@ def simulate(
 async def _steps(world: World, cores: int, steps: int) -> Prediction:
     fleet = _fleet(world, cores)
     deadline_s = world.config.cluster.call_deadline_s
+    caller = Caller(start_deadline_s=deadline_s, call_deadline_s=deadline_s)
     pipeline = Pipeline(
         world.config,
         fleet,
-        Caller(start_deadline_s=deadline_s, call_deadline_s=deadline_s),
+        caller,
         Ledger(),
         RecentDistances(world.config.windows.divergence),
     )
+    refit = Refit(fleet, caller)
     now_s = asyncio.get_running_loop().time
     began_s, tokens = 0.0, 0
-    for step in range(steps + 1):
-        if step == 1:
+    per_step, begun = world.config.prompts.per_step, deque[OpenStep]()
+    ahead = world.config.rollout.max_staleness
+    warm_up = 1 + ahead  # steps until as many are under way as ever will be
+    for done in range(steps + warm_up):
+        if done == warm_up:
             began_s, tokens = now_s(), 0
-        per_step = world.config.prompts.per_step
-        prompts = [_prompt(step * per_step + i) for i in range(per_step)]
-        _, books = await pipeline.run_step(prompts, policy_version=step)
+        for number in range(done + len(begun), done + 1 + ahead):
+            prompts = [_prompt(number * per_step + i) for i in range(per_step)]
+            begun.append(pipeline.begin(prompts, step=number, policy_version=done))
+        _, books = await pipeline.finish(begun.popleft())
         tokens += sum(one.num_tokens for one in books.rollouts)
-        await _refit(fleet, step)
+        await refit.done()
+        await refit.publish(done + 1)
+    for left in begun:
+        left.abandon()
     works = tuple(one for one in world.works if one.ended_s > began_s)
     shares = busy_and_waits(works, began_s=began_s, ended_s=now_s())
     return Prediction(
@@ -97,13 +109,6 @@ async def _steps(world: World, cores: int, steps: int) -> Prediction:
         },
         works=works,
     )
-
-
-async def _refit(fleet: Fleet, step: int) -> None:
-    """As the run does it: all ranks gather, then every engine takes."""
-    streams = [actor.publish.options(num_returns="streaming").remote() for actor in fleet.learners]
-    buckets = [[await one async for one in stream] for stream in streams]
-    await asyncio.gather(*(actor.update.remote(step, *buckets[0]) for actor in fleet.rollouts))
 
 
 def _prompt(position: int) -> Prompt:
@@ -143,7 +148,7 @@ def _devices(config: Config, cores: int) -> dict[str, list[Device]]:
         "learner": [config.learner.gpus] * config.learner.num_ranks,
         "rollout": [config.rollout.engine.gpus] * config.rollout.num_engines,
         "teacher": [config.teacher.engine.gpus] * config.teacher.num_engines,
-        "prober": [config.probe.engine.gpus] * config.num_probe_workers,
+        "prober": [_probe_gpus(config)] * config.num_probe_workers,
     }
     host, gpus = Device(cores), list[tuple[float, Device]]()
     return {
@@ -164,12 +169,16 @@ def _placed(share: float, host: Device, gpus: list[tuple[float, Device]]) -> Dev
     return device
 
 
+def _probe_gpus(config: Config) -> float:
+    return config.dedicated.gpus if config.dedicated else 0.0
+
+
 def num_gpus(config: Config) -> float:
     """GPUs of all actors of the config."""
     asked: Sequence[tuple[int, float]] = (
         (config.rollout.num_engines, config.rollout.engine.gpus),
         (config.teacher.num_engines, config.teacher.engine.gpus),
-        (config.num_probe_workers, config.probe.engine.gpus),
+        (config.num_probe_workers, _probe_gpus(config)),
         (config.learner.num_ranks, config.learner.gpus),
     )
     return sum(count * gpus for count, gpus in asked)

@@ -12,7 +12,15 @@ from typing import Any
 
 from topd_ray.candidates.select import num_to_pick
 from topd_ray.config import Config
-from topd_ray.driver.receipts import LearnReceipt, ProbeReceipt, RolloutReceipt, ScoreReceipt
+from topd_ray.driver.receipts import (
+    ContinueReceipt,
+    LearnReceipt,
+    ProbeReceipt,
+    ResampleReceipt,
+    RolloutReceipt,
+    ScoreReceipt,
+    Span,
+)
 from topd_ray.driver.simulate.machine import Device, Engine
 from topd_ray.driver.simulate.rates import Decode, Rates, Workload, continuous_batching
 from topd_ray.driver.timeline import Work
@@ -111,19 +119,20 @@ class SimulatedRollout:
                     yield receipt
                     began_s, chunk = _now_s(), []
 
-    async def resample(self, found: Payload, **_: Any) -> tuple[Payload, float]:
+    async def resample(self, found: Payload, **_: Any) -> tuple[Payload, ResampleReceipt]:
         """D3 `resample`."""
         began_s, decode = _now_s(), self._world.rates.roll_out
         slots = self._world.config.rollout.engine.max_num_seqs
         with self._world.working(self._name, "resample"):
             await self._device.work(_windows_s(self._world, decode, found, slots))
-        return found, _now_s() - began_s
+        return found, ResampleReceipt(span=Span(began_s, _now_s()))
 
-    async def update(self, *_: Any) -> float:
+    async def update(self, *_: Any) -> Span:
         """Take new weights."""
+        began_s = _now_s()
         with self._world.working(self._name, "update"):
             await self._device.work(self._world.rates.update_s)
-        return self._world.rates.update_s
+        return Span(began_s, _now_s())
 
     def _receipt(
         self, chunk: Sequence[Piece], policy_version: int, began_s: float
@@ -136,12 +145,12 @@ class SimulatedRollout:
             policy_version=policy_version,
             num_tokens=num_tokens,
             num_truncated=sum(one.num_tokens == longest for one in chunk),
-            busy_s=_now_s() - began_s,
+            span=Span(began_s, _now_s()),
         )
 
 
 class SimulatedTeacher:
-    """`TeacherWorker`."""
+    """`TeacherWorker`: it scores, and continues from what it scored unless probe workers do."""
 
     def __init__(self, world: World, index: int, device: Device) -> None:
         self._world, self._name, self._engine = world, f"teacher[{index}]", Engine(device)
@@ -150,38 +159,62 @@ class SimulatedTeacher:
         """Scored rollouts, candidates."""
         began_s, num_tokens = _now_s(), sum(one.num_tokens for one in rollouts)
         with self._world.working(self._name, "score", num_tokens):
-            await self._engine.work(self._world.rates.score.seconds([o.length for o in rollouts]))
+            seconds = self._world.rates.score.seconds([one.length for one in rollouts])
+            await self._engine.work(seconds)
         receipt = ScoreReceipt(
             num_tokens=num_tokens,
             num_candidates=sum(one.num_candidates for one in rollouts),
             loss_sum=0.0,
-            busy_s=_now_s() - began_s,
+            span=Span(began_s, _now_s()),
         )
         return rollouts, rollouts, receipt
 
+    async def continue_from(self, found: Payload) -> tuple[Payload, ContinueReceipt]:
+        """The teacher's windows, whose prefixes are in its cache; scoring goes first."""
+        return await _continued(self._world, self._name, self._engine, found, read_s=0.0)
+
 
 class SimulatedProber:
-    """`ProbeWorker` with a teacher engine of its own, which has not seen the rollouts' prefixes."""
+    """`ProbeWorker`. An engine of its own has not seen the rollouts' prefixes."""
 
     def __init__(self, world: World, index: int, device: Device) -> None:
         self._world, self._name, self._engine = world, f"prober[{index}]", Engine(device)
 
+    async def continue_from(self, found: Payload) -> tuple[Payload, ContinueReceipt]:
+        """The teacher's windows, each rollout read once."""
+        read_s = self._world.rates.score.seconds([one.length for one in found])
+        return await _continued(self._world, self._name, self._engine, found, read_s=read_s)
+
     async def probe(self, found: Payload, *_: Any) -> tuple[Payload, ProbeReceipt]:
-        """Continuations, and transport between them."""
+        """Transport between continuations."""
         began_s, rates = _now_s(), self._world.rates
         windows = sum(one.num_candidates for one in found)
-        num_tokens = round(windows * self._world.workload.window_tokens)
-        with self._world.working(self._name, "probe", num_tokens):
-            seconds = rates.score.seconds([one.length for one in found])
-            seconds += rates.transport_call_s + rates.transport_s * windows
-            await self._engine.work(seconds + continuing_s(self._world, found))
+        with self._world.working(self._name, "probe"):
+            await self._engine.work(rates.transport_call_s + rates.transport_s * windows)
         return found, ProbeReceipt(
             distances=(0.5,) * windows,
             line_distances=(0.5,) * windows,
             num_unconverged=0,
-            num_tokens=num_tokens,
-            busy_s=_now_s() - began_s,
+            span=Span(began_s, _now_s()),
         )
+
+
+async def _continued(
+    world: World, actor: str, engine: Engine, found: Payload, *, read_s: float
+) -> tuple[Payload, ContinueReceipt]:
+    began_s = _now_s()
+    num_tokens = round(sum(one.num_candidates for one in found) * world.workload.window_tokens)
+    slots = (world.config.dedicated or world.config.teacher.engine).max_num_seqs
+    with world.working(actor, "continue_from", num_tokens):
+        decode_s = _windows_s(world, world.rates.continue_from, found, slots)
+        seconds = read_s + world.rates.continue_call_s + decode_s
+        await engine.work(seconds, urgent=False)
+    return found, ContinueReceipt(
+        num_tokens=num_tokens,
+        num_prefix_tokens=0,
+        num_cached_tokens=0,
+        span=Span(began_s, _now_s()),
+    )
 
 
 class SimulatedLearner:
@@ -203,7 +236,7 @@ class SimulatedLearner:
         if config.learner.zero_stage >= 2:
             await self._meeting.wait()
         return LearnReceipt(
-            sums=LossSums(num_tokens=num_tokens), num_divergent=0, busy_s=_now_s() - began_s
+            sums=LossSums(num_tokens=num_tokens), num_divergent=0, span=Span(began_s, _now_s())
         )
 
     async def step(self) -> StepReport:
@@ -219,6 +252,7 @@ class SimulatedLearner:
             loss=0.0,
             loss_opd=0.0,
             loss_traj=0.0,
+            rollout_kl=0.0,
             grad_norm=0.0,
             lr=0.0,
             num_tokens=0,
@@ -241,12 +275,6 @@ class SimulatedLearner:
         config = self._world.config
         branches = config.probe.student == "resample" and config.objective.lambda_traj > 0
         return piece.length + (config.probe.window * piece.num_candidates if branches else 0)
-
-
-def continuing_s(world: World, found: Payload) -> float:
-    """The teacher's continuations of a chunk's candidates, whose prefixes are in its cache."""
-    decode, slots = world.rates.continue_from, world.config.probe.engine.max_num_seqs
-    return world.rates.continue_call_s + _windows_s(world, decode, found, slots)
 
 
 def _windows_s(world: World, decode: Decode, found: Payload, slots: int) -> float:
