@@ -110,8 +110,7 @@ def rollout_kl(logp_T: Float[Tensor, "T"], sampled_logp_T: Float[Tensor, "S"]) -
     if not len(sampled_logp_T):
         return torch.zeros((), dtype=torch.float64, device=logp_T.device)
     moved_T = logp_T.double() - sampled_logp_T.double()
-    mismatch: Tensor = (moved_T.expm1() - moved_T).sum()
-    return mismatch
+    return (moved_T.expm1() - moved_T).sum()
 
 
 def target_entropy(
@@ -119,7 +118,8 @@ def target_entropy(
 ) -> Float[Tensor, ""]:
     """Sum over Q in nats, float64: what cross entropy has more than KL(target || student)."""
     _, distribution_QK = aggregate_targets(target_ids_QK, target_weights_QK.double())
-    return torch.special.entr(distribution_QK).sum()
+    entropy: Tensor = torch.special.entr(distribution_QK).sum()
+    return entropy
 
 
 def aggregate_targets(
