@@ -68,12 +68,12 @@ def make_batch(
         **_segments(lengths, resampled),
         position_TU=np.array(trained + behind, np.int32),
         response_ids_T=rng.integers(0, len(VOCAB), len(trained)).astype(np.int32),
-        logp_T=-4.0 - rng.random(len(trained), dtype=np.float32),
         weight_T=rng.choice([0.0, 0.5, 1.0], len(trained), p=[0.1, 0.2, 0.7]).astype(np.float32),
         signal=_signal(signal, len(trained), rng),
         window_Q=np.array(windows, np.int32),
         target_ids_QK=target_ids_QK,
         target_weights_QK=rng.dirichlet(np.ones(5), len(windows)).astype(np.float32),
+        logp_T=-4.0 - rng.random(len(trained), dtype=np.float32),
     )
 
 

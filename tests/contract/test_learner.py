@@ -233,6 +233,8 @@ def test_the_report_counts_and_divides_by_response_tokens(learner):
     assert report.loss_opd == pytest.approx(sum(s.opd for s in sums) / report.num_tokens)
     assert report.loss_traj == pytest.approx(sum(s.traj for s in sums) / report.num_tokens)
     assert report.loss == pytest.approx(report.loss_opd + 0.3 * report.loss_traj)
+    assert report.rollout_kl == pytest.approx(sum(s.rollout_kl for s in sums) / report.num_tokens)
+    assert report.rollout_kl > 0
     assert (report.step, report.policy_version) == (1, 1)
 
 

@@ -110,8 +110,7 @@ def rollout_kl(logp_T: Float[Tensor, "T"], sampled_logp_T: Float[Tensor, "S"]) -
     if not len(sampled_logp_T):
         return torch.zeros((), dtype=torch.float64, device=logp_T.device)
     moved_T = logp_T.double() - sampled_logp_T.double()
-    mismatch: Tensor = (moved_T.expm1() - moved_T).sum()
-    return mismatch
+    return (moved_T.expm1() - moved_T).sum()
 
 
 def target_entropy(
