@@ -169,7 +169,7 @@ class _Fit:
 
 def _updated(old_WN: Tensor, exact_WN: Tensor, relaxation: float) -> Tensor:
     if relaxation != 1.0:
-        exact_WN = (exact_WN / old_WN).pow_(relaxation).mul_(old_WN)
+        exact_WN = (exact_WN / old_WN).log_().mul_(relaxation).exp_().mul_(old_WN)
     return _within_range(exact_WN)
 
 

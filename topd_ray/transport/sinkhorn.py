@@ -114,8 +114,8 @@ def _solve_chunk(
     cost_WKL: Tensor, row_WK: Tensor, col_WL: Tensor, epsilon: float, max_iter: int
 ) -> tuple[Tensor, Tensor]:
     """Plans before rounding, with the lower bound on the exact cost that their potentials give."""
-    outside_WKL = (row_WK == 0)[:, :, None] | (col_WL == 0)[:, None, :]
-    open_WKL = cost_WKL.masked_fill(outside_WKL, math.inf)
+    open_WKL = cost_WKL + _closed(row_WK)[:, :, None]
+    open_WKL.add_(_closed(col_WL)[:, None, :])
     if epsilon >= LOG_DOMAIN_EPSILON:
         start_WK = open_WKL.amin(2).masked_fill(row_WK == 0, 0.0)
         num_halvings = max(0, math.ceil(math.log2(_FIRST_EPSILON / epsilon)))
@@ -155,6 +155,11 @@ def _dual_bound(open_WKL: Tensor, potential_WK: Tensor, row_WK: Tensor, col_WL: 
     """<f, a> + <c-transform of f, b>: whatever f is, no plan costs less."""
     transform_WL = (open_WKL - potential_WK[:, :, None]).amin(1).masked_fill(col_WL == 0, 0.0)
     return (potential_WK * row_WK).sum(1) + (transform_WL * col_WL).sum(1)
+
+
+def _closed(weight_WN: Tensor) -> Tensor:
+    """What bars mass from padding when added to its cost."""
+    return torch.zeros_like(weight_WN).masked_fill_(weight_WN == 0, math.inf)
 
 
 def _check_range(cost_WKL: Tensor) -> None:
