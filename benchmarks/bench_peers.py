@@ -3,9 +3,10 @@
     .venv/bin/python benchmarks/bench_peers.py
 
 TRL runs in an environment of its own (`benchmarks/.peers-venv`, made at first use from
-`benchmarks/peers/requirements.txt`); ours is `topd train` with its Ray, vLLM and DeepSpeed actors.
+`benchmarks/peers/requirements.txt`). All systems are started, then do a step each in turn.
 """
 
+import asyncio
 import hashlib
 import json
 import os
@@ -13,27 +14,31 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import venv
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from measure import Claim, Ratio, save
+from measure import MIN_PAIRS, Claim, Ratio, save
 from peers.pair import make_pair
+from session import ENGINE, Session, in_session, session_config
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 WORLD = ROOT / "topd_ray" / "toy" / "world"
 PEERS = HERE / ".peers-venv"
 REQUIREMENTS = HERE / "peers" / "requirements.txt"
+TITLES = {"distillation": "TRL 1.16 DistillationTrainer", "gkd": "TRL 1.16 GKDTrainer"}
 THREADS = 2
-LR = 1e-3
+LR = 1e-12
+"""All train the student they were given, for as long as it is timed."""
 SAMPLES = 4
-WARM_STEPS = 3
+WARM_UP = 2
 MAX_PROMPT_TOKENS = 64
-RUN_DEADLINE_S = 400.0
-PEER_TRAINERS = {"distillation": "TRL 1.16 DistillationTrainer", "gkd": "TRL 1.16 GKDTrainer"}
+STEP_DEADLINE_S = 300.0
 GOAL = 3.0
 
 
@@ -47,15 +52,8 @@ class Setting:
     rollouts: int
     """A step; `SAMPLES` of each prompt."""
     max_tokens: int
-    steps: int
-    """Timed ones, after `WARM_STEPS` others."""
-    rounds: int
-    """How often all systems run in turn."""
-
-    @property
-    def all_steps(self) -> int:
-        """Timed or not."""
-        return self.steps + WARM_STEPS
+    threads: int
+    """Of each of our three actors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,26 +61,28 @@ class Step:
     """One optimizer step of one system."""
 
     tokens: int
+    """Of responses, trained on."""
     wall_s: float
     loss: float
 
     @property
     def rate(self) -> float:
-        """Response tokens trained a second."""
+        """Tokens a second."""
         return self.tokens / self.wall_s
 
 
-Runs = dict[str, list[list[Step]]]
-"""System -> round -> all its steps; the warm ones too."""
+Steps = Mapping[str, list[Step]]
+"""By system; the first of each, then those timed in turn."""
 
 
 def main() -> None:
     """Install, run everything in turn, claim."""
     install()
     with tempfile.TemporaryDirectory() as made:
-        results = [(setting, run_in_turn(setting, Path(made))) for setting in settings(Path(made))]
-    for trainer, title in PEER_TRAINERS.items():
-        save(claim(trainer, title, results))
+        folder = Path(made)
+        results = [(one, run_in_turn(one, folder)) for one in settings(folder)]
+    for trainer in TITLES:
+        save(claim(trainer, results))
 
 
 def settings(folder: Path) -> list[Setting]:
@@ -90,22 +90,20 @@ def settings(folder: Path) -> list[Setting]:
     student, teacher = make_pair(WORLD / "student", folder / "pair")
     return [
         Setting(
-            name="toy world (0.28 M and 0.77 M)",
+            name="toy world, 0.28 M and 0.77 M",
             student=WORLD / "student",
             teacher=WORLD / "teacher",
             rollouts=64,
             max_tokens=224,
-            steps=6,
-            rounds=2,
+            threads=1,
         ),
         Setting(
-            name="random pair (23 M and 63 M)",
+            name="random pair, 23 M and 63 M",
             student=student,
             teacher=teacher,
             rollouts=16,
             max_tokens=512,
-            steps=5,
-            rounds=1,
+            threads=1,
         ),
     ]
 
@@ -123,155 +121,195 @@ def install() -> None:
     stamp.write_text(digest, encoding="utf-8")
 
 
-def run_in_turn(setting: Setting, folder: Path) -> Runs:
-    """Ours, then each of TRL's trainers; `setting.rounds` times."""
-    prompts = folder / "prompts.jsonl"
+def run_in_turn(setting: Setting, folder: Path) -> Steps:
+    """Ours, TRL's one, TRL's other, ours, …"""
+    prompts = folder / "prompts-of-a-step.jsonl"
     lines = (WORLD / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    needed = setting.all_steps * setting.rollouts // SAMPLES
-    prompts.write_text("".join(lines[:needed]), encoding="utf-8")
-    runs: Runs = {name: [] for name in ("ours", *PEER_TRAINERS)}
-    for turn in range(setting.rounds):
-        runs["ours"].append(ours(setting, prompts, folder / f"runs-{turn}"))
-        for trainer in PEER_TRAINERS:
-            runs[trainer].append(theirs(setting, prompts, folder, trainer))
-        for name, rounds in runs.items():
-            print(f"{setting.name}, {name}: {spread(rates(rounds[-1:]))} tokens/s", flush=True)
-    return runs
+    prompts.write_text("".join(lines[: setting.rollouts // SAMPLES]), encoding="utf-8")
+    peers = {name: Peer(setting, prompts, folder, name) for name in TITLES}
+
+    async def steps_in_turn(session: Session) -> Steps:
+        steps: dict[str, list[Step]] = {name: [] for name in ("ours", *TITLES)}
+        for turn in range(WARM_UP + MIN_PAIRS):
+            steps["ours"].append(await our_step(session))
+            for name, peer in peers.items():
+                steps[name].append(await asyncio.to_thread(peer.step))
+            rates = ", ".join(f"{name} {done[-1].rate:.0f}" for name, done in steps.items())
+            print(f"{setting.name}, turn {turn}: {rates} tokens/s", flush=True)
+        return steps
+
+    try:
+        steps: Steps = in_session(our_config(setting, prompts, folder), steps_in_turn, cores=None)
+    finally:
+        for peer in peers.values():
+            peer.close()
+    return steps
 
 
-def ours(setting: Setting, prompts: Path, root: Path) -> list[Step]:
-    """`topd train` with run.method=opd, read from metrics.jsonl."""
-    overrides = {
-        "run.root": root,
-        "run.name": "opd",
-        "run.steps": setting.all_steps,
-        "run.checkpoint_every": setting.all_steps,
-        "prompts.path": prompts,
-        "prompts.per_step": setting.rollouts // SAMPLES,
-        "rollout.samples_per_prompt": SAMPLES,
-        "rollout.max_response_tokens": setting.max_tokens,
-        "rollout.chunk_size": max(setting.rollouts // 4, 1),
-        "teacher.model": setting.teacher,
-        "learner.model": setting.student,
-        "learner.lr": LR,
-        "evaluation.path": "null",
-    }
-    topd = Path(sys.executable).parent / "topd"
-    config = ROOT / "configs" / "toy" / "opd.yaml"
-    run([topd, "train", config, *(f"{key}={value}" for key, value in overrides.items())], root)
-    rows = read_lines((root / "opd" / "metrics.jsonl").read_text(encoding="utf-8"))
-    return [
-        Step(tokens=row["rollout/num_tokens"], wall_s=row["step/wall_s"], loss=row["loss/opd"])
-        for row in rows
-    ]
+def our_config(setting: Setting, prompts: Path, folder: Path) -> Any:
+    """A plain OPD run, as `topd train` would make it of run.method=opd."""
+    engine = ENGINE | {"cpus": setting.threads, "max_num_seqs": setting.rollouts}
+    return session_config(
+        folder,
+        {
+            "run": {"root": str(folder), "name": setting.student.name, "method": "opd"},
+            "prompts": {
+                "path": str(prompts),
+                "per_step": setting.rollouts // SAMPLES,
+                "max_tokens": MAX_PROMPT_TOKENS,
+            },
+            "rollout": {
+                "engine": engine,
+                "samples_per_prompt": SAMPLES,
+                "max_response_tokens": setting.max_tokens,
+                "chunk_size": max(setting.rollouts // 4, 1),
+            },
+            "teacher": {"model": str(setting.teacher), "engine": engine},
+            "learner": {
+                "model": str(setting.student),
+                "dtype": "float32",
+                "lr": LR,
+                "cpus": setting.threads,
+            },
+        },
+    )
 
 
-def theirs(setting: Setting, prompts: Path, folder: Path, trainer: str) -> list[Step]:
-    """`peers/trl_run.py` in its own environment; all rollouts of a step in one micro-batch."""
-    spec = {
-        "trainer": trainer,
-        "student": str(setting.student),
-        "teacher": str(setting.teacher),
-        "prompts": str(prompts),
-        "threads": THREADS,
-        "steps": setting.all_steps,
-        "rollouts": setting.rollouts,
-        "samples": SAMPLES,
-        "micro_batch": setting.rollouts,
-        "lr": LR,
-        "max_tokens": setting.max_tokens,
-        "max_prompt_tokens": MAX_PROMPT_TOKENS,
-        "seed": 0,
-    }
-    path = folder / "spec.json"
-    path.write_text(json.dumps(spec), encoding="utf-8")
-    command = [PEERS / "bin" / "python", HERE / "peers" / "trl_run.py", path]
-    rows = read_lines(run(command, folder))
-    losses = {row["step"]: row["loss"] for row in rows if "loss" in row}
-    return [
-        Step(tokens=row["tokens"], wall_s=row["wall_s"], loss=losses[row["step"]])
-        for row in rows
-        if "tokens" in row
-    ]
+async def our_step(session: Session) -> Step:
+    """From the first request of its rollouts until the rollout engine has the new weights."""
+    began = time.perf_counter()
+    (done,) = await session.steps(session.config, 1)
+    return Step(
+        tokens=int(done.metrics["learner/num_tokens"]),
+        wall_s=time.perf_counter() - began,
+        loss=done.metrics["loss/opd"],
+    )
 
 
-def run(command: Iterable[Any], folder: Path) -> str:
-    """Standard output; on failure what it said, and out."""
-    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
-    folder.mkdir(parents=True, exist_ok=True)
-    said = folder / "stderr.txt"
-    with said.open("w", encoding="utf-8") as errors:
-        ended = subprocess.run(
-            [str(part) for part in command],
-            cwd=ROOT,
-            env=environment,
+class Peer:
+    """One of TRL's trainers in a process of its own, at rest between steps."""
+
+    def __init__(self, setting: Setting, prompts: Path, folder: Path, trainer: str) -> None:
+        """All rollouts of a step are one micro-batch: fewer and larger matrix products."""
+        spec = {
+            "trainer": trainer,
+            "student": str(setting.student),
+            "teacher": str(setting.teacher),
+            "prompts": str(prompts),
+            "threads": THREADS,
+            "rollouts": setting.rollouts,
+            "samples": SAMPLES,
+            "micro_batch": setting.rollouts,
+            "lr": LR,
+            "max_tokens": setting.max_tokens,
+            "max_prompt_tokens": MAX_PROMPT_TOKENS,
+            "seed": 0,
+        }
+        path = folder / f"{trainer}.json"
+        path.write_text(json.dumps(spec), encoding="utf-8")
+        self._said = (folder / f"{trainer}.txt").open("w+", encoding="utf-8")
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        self._process = subprocess.Popen(
+            [PEERS / "bin" / "python", HERE / "peers" / "trl_run.py", path],
+            env=environment | {"OMP_NUM_THREADS": str(THREADS)},
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=errors,
+            stderr=self._said,
             text=True,
-            timeout=RUN_DEADLINE_S,
         )
-    if ended.returncode:
-        raise SystemExit(f"{ended.stdout[-2000:]}\n{said.read_text(encoding='utf-8')[-4000:]}")
-    return ended.stdout
+
+    def step(self) -> Step:
+        """Let one go; SystemExit with what it said where it ended or took too long."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        watch = threading.Timer(STEP_DEADLINE_S, self._process.kill)
+        watch.start()
+        try:
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
+            for line in self._process.stdout:  # TRL prints lines of its own
+                if line.startswith('{"tokens"'):
+                    row = json.loads(line)
+                    return Step(tokens=row["tokens"], wall_s=row["wall_s"], loss=row["loss"])
+        finally:
+            watch.cancel()
+        self._said.seek(0)
+        sys.exit(f"TRL ended or took over {STEP_DEADLINE_S:.0f} s: {self._said.read()[-4000:]}")
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+        self._said.close()
 
 
-def read_lines(text: str) -> list[dict[str, Any]]:
-    """The lines that are JSON objects; TRL prints others between them."""
-    return [json.loads(line) for line in text.splitlines() if line.startswith('{"')]
-
-
-def rates(rounds: list[list[Step]]) -> list[float]:
-    """Tokens a second of the timed steps."""
-    return [step.rate for steps in rounds for step in steps[WARM_STEPS:]]
-
-
-def spread(values: list[float]) -> str:
-    """Median and range."""
-    return f"{statistics.median(values):.0f} [{min(values):.0f}, {max(values):.0f}]"
-
-
-def claim(trainer: str, title: str, results: list[tuple[Setting, Runs]]) -> Claim:
-    """Step against step of the same place in the same round."""
+def claim(trainer: str, results: list[tuple[Setting, Steps]]) -> Claim:
+    """A pair is one turn."""
     ratios = {
         setting.name: Ratio(
-            tuple(a / b for a, b in zip(rates(runs["ours"]), rates(runs[trainer]), strict=True))
+            tuple(
+                ours.rate / theirs.rate
+                for ours, theirs in zip(timed(steps["ours"]), timed(steps[trainer]), strict=True)
+            )
         )
-        for setting, runs in results
+        for setting, steps in results
     }
-    names = ("ours", trainer)
     return Claim(
         name=f"peers_trl_{trainer}",
-        claim="OPD tokens/s",
-        against=title,
+        claim="OPD tokens/s, two cores",
+        against=TITLES[trainer],
         goal=f">= {GOAL:g} x",
-        figure="; ".join(f"{name}: {ratio} x" for name, ratio in ratios.items()),
+        figure="; ".join(f"{ratio} x ({name})" for name, ratio in ratios.items()),
         met=all(ratio.median >= GOAL for ratio in ratios.values()),
-        setting=SETTING.format(warm=WARM_STEPS, threads=THREADS),
-        details=[row(setting, name, runs[name]) for setting, runs in results for name in names],
+        setting=SETTING,
+        details=[
+            row(setting, name, steps[name])
+            for setting, steps in results
+            for name in ("ours", trainer)
+        ],
+        words=WORDS[trainer],
     )
 
 
 SETTING = (
-    "Response tokens trained over wall seconds, end of step to end of step, after {warm} warm "
-    "steps; a pair is the step of the same place in runs made in turn. Same models, prompts, "
-    "samples a prompt, limits, temperature 1, float32, reverse KL over the whole vocabulary, one "
-    "update a step, no evaluation, no checkpoints. TRL has {threads} threads; ours is "
-    "`topd train configs/toy/opd.yaml`: rollout engine, teacher and learner as actors of one "
-    "thread each on the same two cores, staleness 0."
+    f"Response tokens trained over wall seconds of a step, from its first request for a rollout "
+    f"until the next could start with the new weights; all systems running, a step each in turn, "
+    f"{WARM_UP} warm-up turns. Same models, prompts, {SAMPLES} samples a prompt, limits, "
+    "temperature 1, float32, reverse KL over the whole vocabulary, one update a step, no "
+    "evaluation, no checkpoints, activations kept; the learning rate is next to nothing, so that "
+    f"all go on sampling from the same student. TRL has {THREADS} threads and all rollouts in one "
+    "micro-batch; ours has a rollout engine, a teacher and a learner as Ray actors of one thread "
+    "each on the same two cores, staleness 0."
 )
+WORDS = {
+    "distillation": (
+        "TRL generates with transformers here: its vLLM mode wants vLLM <= 0.31, and refreshes the "
+        "weights with `load_weights`, which on CPU leaves the repacked linear layers as they were."
+    ),
+    "gkd": (
+        "The loss that GKDTrainer prints is divided by the number of tokens of the *dataset's* "
+        "answers (here two a prompt), not of those it sampled, so it is larger by the quotient of "
+        "the two; clipping hides that in the update."
+    ),
+}
 
 
-def row(setting: Setting, system: str, rounds: list[list[Step]]) -> dict[str, Any]:
+def timed(steps: list[Step]) -> list[Step]:
+    """Without the warm-up."""
+    return steps[WARM_UP:]
+
+
+def row(setting: Setting, system: str, steps: list[Step]) -> dict[str, Any]:
     """A line of the table."""
-    timed = [step for steps in rounds for step in steps[WARM_STEPS:]]
+    rates = [step.rate for step in timed(steps)]
     return {
         "models": setting.name,
-        "system": PEER_TRAINERS.get(system, system),
+        "system": TITLES.get(system, system),
         "rollouts a step": setting.rollouts,
-        "mean response tokens": statistics.mean(step.tokens for step in timed) / setting.rollouts,
+        "mean response tokens": statistics.mean(s.tokens for s in timed(steps)) / setting.rollouts,
         "limit": setting.max_tokens,
-        "tokens/s, median [range]": spread(rates(rounds)),
-        "loss of step 1": rounds[0][0].loss,
+        "tokens/s": f"{statistics.median(rates):.0f} [{min(rates):.0f}, {max(rates):.0f}]",
+        "mean loss": statistics.mean(step.loss for step in steps),
     }
 
 

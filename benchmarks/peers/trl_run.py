@@ -1,9 +1,10 @@
-"""TRL's on-policy distillation, step by step; runs in an environment of its own.
+"""TRL's on-policy distillation, one step when asked; runs in an environment of its own.
 
     python trl_run.py SPEC.json
 
-Prints one line of JSON an optimizer step: tokens trained, seconds since the last step's end, loss.
-`benchmarks/bench_peers.py` writes the spec and reads the lines; nothing of topd_ray is imported.
+A line on standard input lets one optimizer step go; each answers with a line of JSON: tokens
+trained, wall and CPU seconds, loss. `benchmarks/bench_peers.py` writes the spec and asks; nothing
+of topd_ray is imported.
 """
 
 import json
@@ -18,33 +19,38 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-from transformers.trainer_callback import TrainerState
 
 
 class Meter(TrainerCallback):
-    """Tokens and seconds of each optimizer step, from end to end so that nothing is left out."""
+    """Waits for leave before a step, which generates, scores and updates; then says what it took.
+
+    Left out of the seconds: reading the prompts, and TRL's own log.
+    """
 
     def __init__(self) -> None:
         self.tokens = 0
-        self._since = time.perf_counter()
-        self._busy = time.process_time()
+        self._line: dict[str, Any] = {}
+        self._since, self._busy = 0.0, 0.0
 
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """The first step starts here."""
-        self._since = time.perf_counter()
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        """Wait for a line; the end of input is the end of the run."""
+        if not sys.stdin.readline():
+            sys.exit(0)
+        self.tokens = 0
+        self._since, self._busy = time.perf_counter(), time.process_time()
 
-    def on_step_end(self, _args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
-        """Print the step; its loss comes with `on_log`, right after."""
-        now = time.perf_counter()
-        line = {"step": state.global_step, "tokens": self.tokens, "wall_s": now - self._since}
-        print(json.dumps(line | {"cpu_s": time.process_time() - self._busy}), flush=True)
-        self.tokens, self._since, self._busy = 0, now, time.process_time()
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Weights are updated, gradients cleared."""
+        self._line = {
+            "tokens": self.tokens,
+            "wall_s": time.perf_counter() - self._since,
+            "cpu_s": time.process_time() - self._busy,
+        }
 
-    def on_log(self, _args: Any, state: TrainerState, *_: Any, **other: Any) -> None:
-        """The loss of the step that has just ended."""
-        loss = (other.get("logs") or {}).get("loss")
-        if loss is not None:
-            print(json.dumps({"step": state.global_step, "loss": float(loss)}), flush=True)
+    def on_log(self, *_: Any, logs: dict[str, Any], **__: Any) -> None:
+        """Right after, with the loss."""
+        if "loss" in logs:
+            print(json.dumps(self._line | {"loss": float(logs["loss"])}), flush=True)
 
 
 def main() -> None:
@@ -63,7 +69,7 @@ def common(spec: dict[str, Any], out: str) -> dict[str, Any]:
     """Float32, activations kept, nothing saved, evaluated or reported."""
     return {
         "output_dir": out,
-        "max_steps": spec["steps"],
+        "max_steps": 10**6,
         "per_device_train_batch_size": spec["micro_batch"],
         "gradient_accumulation_steps": spec["rollouts"] // spec["micro_batch"],
         "learning_rate": spec["lr"],
@@ -148,10 +154,10 @@ def load(spec: dict[str, Any]) -> tuple[Any, Any, Any]:
 
 
 def prompts(spec: dict[str, Any]) -> list[list[dict[str, str]]]:
-    """Turns of every rollout, in order: each prompt `samples` times in a row, as ours does."""
+    """Turns of every rollout of a step: each prompt `samples` times. All steps have the same."""
     lines = Path(spec["prompts"]).read_text(encoding="utf-8").splitlines()
-    needed = spec["steps"] * spec["rollouts"] // spec["samples"]
-    rows = [json.loads(line)["messages"] for line in lines[:needed]]
+    rows = [json.loads(line)["messages"] for line in lines]
+    assert len(rows) * spec["samples"] == spec["rollouts"], "the file holds the prompts of one step"
     return [turns for turns in rows for _ in range(spec["samples"])]
 
 
