@@ -33,6 +33,8 @@ class Tree:
     layout: Layout
     given_LD: Tensor
     """Of what predicts a token of the response or of a window."""
+    trunk: int
+    """Tokens of the rollout; its windows, of K - 1 tokens each, come behind."""
     branches: list[int]
 
 
@@ -53,6 +55,7 @@ def make_tree(num_tokens: int) -> Tree:
             torch.tensor([0, *branches], device=DEVICE),
         ),
         given_LD=given_LD.to(DEVICE),
+        trunk=trunk,
         branches=branches,
     )
 
@@ -91,13 +94,14 @@ def together(student: Any, tree: Tree) -> float:
 
 def rollout_alone(student: Any, tree: Tree) -> float:
     """Without its windows."""
-    trunk = tree.layout.segments[0].own
+    trunk = slice(0, tree.trunk)
     return apart(student, tree.ids_L[trunk], tree.given_LD[trunk])
 
 
 def window_alone(student: Any, tree: Tree, w: int) -> float:
     """Behind its whole prefix; only the window's own states have a gradient."""
-    own = tree.layout.segments[w + 1].own
+    start = tree.trunk + w * (K - 1)
+    own = slice(start, start + K - 1)
     ids_L = torch.cat([tree.ids_L[: tree.branches[w]], tree.ids_L[own]])
     return apart(student, ids_L, tree.given_LD[own])
 
