@@ -104,11 +104,12 @@ def learner(request, student_folder) -> Iterator[LearnerActor]:
 def assert_close(got: Weights, want: Weights) -> None:
     """AdamW moves a weight by up to lr = 2e-5 a step, whatever the size of its gradient.
 
-    A gradient near AdamW's eps (1e-8) is rounding, and moves its weight by a share of that.
+    A gradient near AdamW's eps (1e-8) is rounding, and moves its weight by a share of that: up to a
+    tenth, where ranks and the oracle add up in another order.
     """
     assert got.keys() == want.keys()
     for name, array in want.items():
-        np.testing.assert_allclose(got[name], array, rtol=0, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(got[name], array, rtol=0, atol=2e-6, err_msg=name)
 
 
 def assert_identical(got: Weights, want: Weights) -> None:

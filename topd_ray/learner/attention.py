@@ -45,12 +45,6 @@ def packed_attention(
         raise _refusal(module, f"attends with {', '.join(extras)}")
     if _slides(module) != (sliding_window is not None):
         raise _refusal(module, f"has a layer with sliding_window={sliding_window} unlike its type")
-    if sliding_window is not None and layout.has_windows:
-        raise _refusal(
-            module,
-            f"sets sliding_window={sliding_window}; set probe.student=rollout, since "
-            "windows beside a rollout need full attention in every layer",
-        )
     reach = sliding_window if sliding_window and sliding_window < layout.longest else None
     if query.is_cuda:
         out_THLD = _compiled_flex()(

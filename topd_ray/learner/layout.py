@@ -11,13 +11,18 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
+_RUN_TOKENS = 128
+"""Windows of one trunk are run together up to here: fewer would leave the kernel waiting for its
+next call, more would look at much that only some of them see."""
+
 
 @dataclass(frozen=True, slots=True)
-class Segment:
-    """Tokens that see themselves causally, and all of `before`: a window's prefix."""
+class Run:
+    """Tokens that attend in one call: a rollout, or windows of one trunk that follow each other."""
 
     own: slice
     before: slice | None
+    """The tokens of the trunk that any of the windows sees."""
 
 
 class Layout:
@@ -40,17 +45,13 @@ class Layout:
         self._trunk_L = trunk_S[self._segment_L]
         end_S = start_S[trunk_S] + branch_S
         self._end_L = torch.where(branch_S > 0, end_S, 0)[self._segment_L]
-        self.place_L: Int[Tensor, L] = index_L + (branch_S - start_S)[self._segment_L]
+        self.place_L = index_L + (branch_S - start_S)[self._segment_L]
         """Position ids: a window goes on where its branch ends."""
         self.longest = int(self.place_L.max()) + 1
         """Most tokens that any token sees, itself included, if no layer looks less far."""
-        self.segments = _segments(length_S.tolist(), trunk_S.tolist(), branch_S.tolist())
+        self.runs = _runs(length_S.tolist(), trunk_S.tolist(), branch_S.tolist())
+        self._masks: dict[tuple[int, int | None], Tensor] = {}
         self._blocks: dict[int | None, BlockMask] = {}
-
-    @property
-    def has_windows(self) -> bool:
-        """Whether any segment hangs off another."""
-        return any(segment.before for segment in self.segments)
 
     def sees(
         self, query: Int[Tensor, "..."], key: Int[Tensor, "..."], reach: int | None = None
@@ -64,6 +65,19 @@ class Layout:
         if reach is None:
             return own | before
         return (own | before) & (self.place_L[query] - self.place_L[key] < reach)
+
+    def mask(self, run: Run, reach: int | None, dtype: torch.dtype) -> Tensor | None:
+        """`sees` as what is added to the scores of a run; None where plain causality says it."""
+        if run.before is None and reach is None:
+            return None
+        if (run.own.start, reach) not in self._masks:
+            index_L = torch.arange(len(self.place_L))
+            query_M = index_L[run.own]
+            key_BM = torch.cat([index_L[run.before], query_M]) if run.before else query_M
+            seen = self.sees(query_M[:, None], key_BM, reach)
+            mask = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, -torch.inf)
+            self._masks[run.own.start, reach] = mask[None, None]
+        return self._masks[run.own.start, reach]
 
     def blocks(self, reach: int | None = None) -> BlockMask:
         """`sees`, as flex attention wants to know it."""
@@ -80,15 +94,26 @@ class Layout:
         return self._blocks[reach]
 
 
-def _segments(lengths: list[int], trunks: list[int], branches: list[int]) -> tuple[Segment, ...]:
+def _runs(lengths: list[int], trunks: list[int], branches: list[int]) -> tuple[Run, ...]:
     starts = [0, *accumulate(lengths)]
-    return tuple(
-        Segment(
-            own=slice(starts[s], starts[s + 1]),
-            before=slice(starts[trunk], starts[trunk] + branch) if branch else None,
-        )
-        for s, (trunk, branch) in enumerate(zip(trunks, branches, strict=True))
-    )
+    runs: list[Run] = []
+    for s, (trunk, branch) in enumerate(zip(trunks, branches, strict=True)):
+        own, first = slice(starts[s], starts[s + 1]), starts[trunk]
+        before = slice(first, first + branch) if branch else None
+        last = runs[-1] if runs else None
+        if (
+            before
+            and last
+            and last.before
+            and last.before.start == first
+            and own.stop - last.own.start <= _RUN_TOKENS
+        ):
+            own = slice(last.own.start, own.stop)
+            before = slice(first, max(before.stop, last.before.stop))
+            runs[-1] = Run(own=own, before=before)
+        else:
+            runs.append(Run(own=own, before=before))
+    return tuple(runs)
 
 
-__all__ = ["Layout", "Segment"]
+__all__ = ["Layout", "Run"]

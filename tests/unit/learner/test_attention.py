@@ -82,8 +82,9 @@ def test_bfloat16_is_off_by_its_own_rounding_alone() -> None:
     assert all(grad.isfinite().all() for grad in torch.autograd.grad(got.sum(), inputs))
 
 
-def test_a_sliding_window_reaches_over_the_last_tokens_of_a_rollout() -> None:
-    layout = make_layout(*ROLLOUTS)
+@pytest.mark.parametrize("segments", [TREE, ROLLOUTS, LONG])
+def test_a_sliding_window_reaches_over_the_last_tokens_alone(segments) -> None:
+    layout = make_layout(*segments)
     inputs = heads(layout, num=2, shared=1, dtype=torch.float32)
     got, _ = packed_attention(
         Layer(SLIDING), *inputs, None, scaling=SCALE, layout=layout, sliding_window=4
@@ -138,7 +139,6 @@ def test_the_gpu_computes_what_the_cpu_does(segments, num, shared) -> None:
         (FULL, {"softcap": 30.0}, "attends with softcap"),
         (FULL, {"sliding_window": 4}, "sliding_window=4 unlike"),
         (SLIDING, {}, "sliding_window=None unlike"),
-        (SLIDING, {"sliding_window": 4}, "sliding_window=4; set probe.student=rollout"),
     ],
 )
 def test_what_would_be_computed_differently_is_refused(config, call, words) -> None:

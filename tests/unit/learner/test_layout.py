@@ -95,3 +95,16 @@ def test_a_short_reach_counts_places_not_distance_in_the_sequence() -> None:
         ".......1.1.",
         ".........11",
     ]
+
+
+def test_windows_of_one_trunk_run_together_up_to_a_size() -> None:
+    layout = make_layout((90, 0, 0), (50, 0, 20), (50, 0, 80), (50, 0, 10), (9, 4, 0), (5, 4, 3))
+    assert [(run.own.start, run.own.stop) for run in layout.runs] == [
+        (0, 90),
+        (90, 190),
+        (190, 240),
+        (240, 249),
+        (249, 254),
+    ]
+    before = [run.before for run in layout.runs]
+    assert before == [None, slice(0, 80), slice(0, 10), None, slice(240, 243)]
