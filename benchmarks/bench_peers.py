@@ -63,6 +63,8 @@ class Step:
     tokens: int
     """Of responses, trained on."""
     wall_s: float
+    cpu_s: float
+    """Of all its processes."""
     loss: float
 
     @property
@@ -163,6 +165,7 @@ def our_config(setting: Setting, prompts: Path, folder: Path) -> Any:
                 "samples_per_prompt": SAMPLES,
                 "max_response_tokens": setting.max_tokens,
                 "chunk_size": max(setting.rollouts // 4, 1),
+                "num_top": 1,  # likely ids are for picking candidates, and OPD has none
             },
             "teacher": {"model": str(setting.teacher), "engine": engine},
             "learner": {
@@ -177,13 +180,23 @@ def our_config(setting: Setting, prompts: Path, folder: Path) -> Any:
 
 async def our_step(session: Session) -> Step:
     """From the first request of its rollouts until the rollout engine has the new weights."""
-    began = time.perf_counter()
+    busy_s, began = await cpu_seconds(session), time.perf_counter()
     (done,) = await session.steps(session.config, 1)
+    wall_s = time.perf_counter() - began
     return Step(
         tokens=int(done.metrics["learner/num_tokens"]),
-        wall_s=time.perf_counter() - began,
+        wall_s=wall_s,
+        cpu_s=await cpu_seconds(session) - busy_s,
         loss=done.metrics["loss/opd"],
     )
+
+
+async def cpu_seconds(session: Session) -> float:
+    """Of the driver and all actors, since they began."""
+    fleet = session.fleet
+    actors = [*fleet.rollouts, *fleet.teachers, *fleet.probers, *fleet.learners]
+    seconds = [await actor.__ray_call__.remote(lambda _: time.process_time()) for actor in actors]
+    return time.process_time() + sum(seconds)
 
 
 class Peer:
@@ -230,7 +243,7 @@ class Peer:
             for line in self._process.stdout:  # TRL prints lines of its own
                 if line.startswith('{"tokens"'):
                     row = json.loads(line)
-                    return Step(tokens=row["tokens"], wall_s=row["wall_s"], loss=row["loss"])
+                    return Step(**row)
         finally:
             watch.cancel()
         self._said.seek(0)
@@ -281,16 +294,22 @@ SETTING = (
     "micro-batch; ours has a rollout engine, a teacher and a learner as Ray actors of one thread "
     "each on the same two cores, staleness 0."
 )
+PROFILE = (
+    "On the toy world all systems spend most of their time in Python, once a decoding step for all "
+    "sequences, and about as many processor seconds a token (table): responses are about equally "
+    "long and decoded all at once, so continuous batching has nothing to fill, and what is left to "
+    "win is that three actors work on two cores. Where lengths are spread, TRL decodes every row, "
+    "and trains every row's padding, until the longest is done. "
+)
 WORDS = {
-    "distillation": (
-        "TRL generates with transformers here: its vLLM mode wants vLLM <= 0.31, and refreshes the "
-        "weights with `load_weights`, which on CPU leaves the repacked linear layers as they were."
-    ),
-    "gkd": (
-        "The loss that GKDTrainer prints is divided by the number of tokens of the *dataset's* "
-        "answers (here two a prompt), not of those it sampled, so it is larger by the quotient of "
-        "the two; clipping hides that in the update."
-    ),
+    "distillation": PROFILE
+    + "TRL generates with transformers: its vLLM mode asks for vLLM 0.22 to 0.31 and refreshes the "
+    "weights with `load_weights`, which on a CPU does not reach linear layers once vLLM has "
+    "repacked them (read in its code, not run).",
+    "gkd": PROFILE
+    + "The loss that GKDTrainer prints is divided by the number of tokens of the *dataset's* "
+    "answers (here two a prompt), not of those it sampled, so it is larger by the quotient of "
+    "the two; clipping hides that in the update.",
 }
 
 
@@ -309,6 +328,8 @@ def row(setting: Setting, system: str, steps: list[Step]) -> dict[str, Any]:
         "mean response tokens": statistics.mean(s.tokens for s in timed(steps)) / setting.rollouts,
         "limit": setting.max_tokens,
         "tokens/s": f"{statistics.median(rates):.0f} [{min(rates):.0f}, {max(rates):.0f}]",
+        "CPU s a 1,000 tokens": 1000
+        * statistics.median(step.cpu_s / step.tokens for step in timed(steps)),
         "mean loss": statistics.mean(step.loss for step in steps),
     }
 

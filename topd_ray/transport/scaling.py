@@ -1,4 +1,4 @@
-"""Kernel and marginals -> the two scalings that fit them, for many windows at once.
+"""Kernel and marginals -> the plan that scaling the kernel fits to them, for many windows at once.
 
 The plan is diag(u) kernel diag(v); u and v are what is iterated, so an update reads the kernel once
 a side and writes nothing of its size.
@@ -35,33 +35,32 @@ _TOLERANCE_POWER = 0.75
 _DAMPING_ROUNDINGS = 10
 
 
-def fit_scalings(
+def fit_plan(
     kernel_WKL: Float[Tensor, "W K L"],
     row_WK: Float[Tensor, "W K"],
     col_WL: Float[Tensor, "W L"],
     *,
     num_halvings: int,
     max_iter: int,
-) -> tuple[Float[Tensor, "W K"], Float[Tensor, "W L"]]:
-    """u and v such that diag(u) kernel diag(v) has these marginals: rows exactly, columns nearly.
+) -> tuple[Float[Tensor, "W K L"], Float[Tensor, "W K"]]:
+    """The plan diag(u) kernel ** (2 ** num_halvings) diag(v) with these marginals, and log u.
 
-    The kernel lies in [0, 1] and is 0 in padding, where u and v come out as 1. It is approached
-    from its root at `num_halvings` doublings of epsilon; then come at most `max_iter` updates and
-    Newton steps. A window leaves the batch once its columns are right to rounding. u and v are kept
-    where no product overflows; a window that needs more does not converge.
+    Rows come out exact, columns nearly. The kernel lies in [0, 1], is 0 in padding and belongs to
+    epsilon * 2 ** num_halvings: squaring a plan halves epsilon, keeps what its scalings have learnt
+    and, unlike a kernel, never vanishes where there is mass. Then come at most `max_iter` updates
+    and Newton steps; a window leaves the batch once its columns are right to rounding.
     """
-    roots = [kernel_WKL]
+    log_WK = torch.zeros_like(row_WK)
     for _ in range(num_halvings):
-        roots.append(roots[-1].sqrt())
-    u_WK, v_WL = torch.ones_like(row_WK), torch.ones_like(col_WL)
-    for root_WKL in reversed(roots[1:]):
-        fit = _Fit.start(root_WKL, row_WK, col_WL, u_WK, v_WL)
+        fit = _Fit.start(kernel_WKL, row_WK, col_WL)
         fit.relax(_NUM_ANNEALED)
-        u_WK, v_WL = fit.u_WK.square(), fit.v_WL.square()
-    fit = _Fit.start(kernel_WKL, row_WK, col_WL, u_WK, v_WL)
+        kernel_WKL = fit.plan().square_()
+        log_WK = 2 * (log_WK + fit.u_WK.log())
+    fit = _Fit.start(kernel_WKL, row_WK, col_WL)
     fit.relax(min(max_iter, NUM_RELAXED))
     fit.v_WL = _newton(fit, max_iter - NUM_RELAXED)
-    return fit.update_rows(), fit.v_WL
+    fit.update_rows()
+    return fit.plan(), log_WK + fit.u_WK.log()
 
 
 def _newton(fit: "_Fit", max_steps: int) -> Tensor:
@@ -97,10 +96,8 @@ class _Fit:
     v_WL: Tensor
 
     @classmethod
-    def start(
-        cls, kernel_WKL: Tensor, row_WK: Tensor, col_WL: Tensor, u_WK: Tensor, v_WL: Tensor
-    ) -> Self:
-        """A fit that goes on from these scalings."""
+    def start(cls, kernel_WKL: Tensor, row_WK: Tensor, col_WL: Tensor) -> Self:
+        """A fit of which nothing is known yet."""
         no_row_WK, no_col_WL = (row_WK == 0).to(row_WK), (col_WL == 0).to(col_WL)
         return cls(
             kernel_WKL=kernel_WKL,
@@ -109,13 +106,17 @@ class _Fit:
             col_WL=col_WL + no_col_WL,
             no_row_WK=no_row_WK,
             no_col_WL=no_col_WL,
-            u_WK=_within_range(u_WK),
-            v_WL=_within_range(v_WL),
+            u_WK=torch.ones_like(row_WK),
+            v_WL=torch.ones_like(col_WL),
         )
 
     def only(self, keep_W: Bool[Tensor, "W"]) -> "_Fit":
         """The same fit with fewer windows."""
         return _Fit(*(getattr(self, each.name)[keep_W] for each in fields(self)))
+
+    def plan(self) -> Tensor:
+        """What kernel and scalings make."""
+        return (self.u_WK[:, :, None] * self.kernel_WKL).mul_(self.v_WL[:, None, :])
 
     def relax(self, num_updates: int) -> None:
         """Alternating updates; Thibault, Chizat, Dossal and Papadakis (2017) over-relax them."""
@@ -148,13 +149,12 @@ class _Fit:
     def newton_step(self) -> None:
         """Move log v to the maximum of a quadratic model of the dual, where u is the best for v.
 
-        Cuturi and Peyre, "A smoothed dual approach for variational Wasserstein problems" (2016):
-        the Hessian is diag(columns) - P^T diag(1 / rows) P. Adding a constant to log v changes
-        nothing, hence the outer product that pins it.
+        Brauer, Clason, Lorenz and Wirth, "A Sinkhorn-Newton method for entropic optimal transport"
+        (2017), with u eliminated: the Hessian is diag(columns) - P^T diag(1 / rows) P. Adding a
+        constant to log v changes nothing, hence the outer product that pins it.
         """
         mass_WL, weight_WL = self.column_mass(), self.col_WL - self.no_col_WL
-        half_WKL = (self.u_WK * self.row_WK.rsqrt())[:, :, None] * self.kernel_WKL
-        half_WKL.mul_(self.v_WL[:, None, :])
+        half_WKL = self.plan().mul_(self.row_WK.rsqrt()[:, :, None])
         hessian_WLL = weight_WL[:, :, None] * weight_WL[:, None, :]
         hessian_WLL.baddbmm_(half_WKL.transpose(1, 2), half_WKL, alpha=-1)
         damping = 1 + _DAMPING_ROUNDINGS * torch.finfo(mass_WL.dtype).eps
@@ -162,6 +162,7 @@ class _Fit:
         factor_WLL, failed_W = torch.linalg.cholesky_ex(hessian_WLL)
         missing_WL = self.col_WL - mass_WL
         step_WL = torch.cholesky_solve(missing_WL[:, :, None], factor_WLL)[:, :, 0]
+        # Not seen where rows are exact; a plain update then, and the window is not lost.
         step_WL = torch.where(failed_W[:, None] > 0, missing_WL / mass_WL, step_WL)
         shrink_W1 = _LONGEST_STEP / step_WL.abs().amax(1, keepdim=True).clamp_min(_LONGEST_STEP)
         self.v_WL = _within_range(self.v_WL * (step_WL * shrink_W1).exp_())

@@ -96,6 +96,22 @@ def test_the_chunk_size_changes_nothing(chunk):
     torch.testing.assert_close(parts_WKL, whole_WKL, atol=1e-6, rtol=0)
 
 
+def test_many_distinct_tokens_and_few_cost_the_same_in_one_window():
+    """Few share one product of all; many are multiplied window by window."""
+    rng = torch.Generator().manual_seed(2)
+    table_VD = torch.randn(500, 16, generator=rng)
+    few_WK, many_WK = torch.arange(4).repeat(40, 1), torch.randperm(160, generator=rng).view(40, 4)
+    many_WK[0] = few_WK[0]
+    sizes = torch.full((40,), 4), torch.full((40,), 4)
+    few_WKK = continuation_cost(few_WK, few_WK.flip(1), *sizes, table_VD)
+    many_WKK = continuation_cost(many_WK, many_WK.flip(1), *sizes, table_VD)
+    torch.testing.assert_close(many_WKK[0], few_WKK[0], atol=1e-6, rtol=0)
+    expected_KK = torch.tensor(
+        slow_cost(many_WK[39].tolist(), many_WK[39].tolist()[::-1], table_VD)
+    )
+    torch.testing.assert_close(many_WKK[39], expected_KK, atol=2e-6, rtol=0)
+
+
 def test_a_non_finite_row_spoils_only_the_windows_that_use_it():
     table_VD = table_of()
     table_VD[7] = torch.inf

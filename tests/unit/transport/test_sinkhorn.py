@@ -6,11 +6,13 @@ import numpy as np
 import ot
 import pytest
 import torch
+from geomloss import ot as geomloss_ot
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from topd_ray.transport import TransportPlan, TransportProblem, exact, sinkhorn
+from topd_ray.transport.solution import marginal_error
 
 EPSILON = 0.05
 
@@ -48,17 +50,31 @@ def test_any_plan_is_feasible_and_lies_between_its_lower_bound_and_the_entropic_
 
 
 @pytest.mark.parametrize("substituted", [0.0, 0.3, 0.9])
-def test_the_default_iterations_bring_d_ot_within_a_thousandth_of_convergence(
-    window_costs, full, substituted
-):
+@pytest.mark.parametrize("epsilon", [0.2, 0.05, 0.02, 0.005, 0.001])
+def test_by_default_d_ot_is_right_to_single_precision(window_costs, full, substituted, epsilon):
     cost_WKK = window_costs(12, substituted=substituted)
-    quick, reference = sinkhorn(full(cost_WKK.float())), sinkhorn(full(cost_WKK), max_iter=3000)
-    assert reference.marginal_error_W.max() < 1e-6
+    quick = sinkhorn(full(cost_WKK.float()), epsilon=epsilon)
+    reference = sinkhorn(full(cost_WKK), epsilon=epsilon, max_iter=400)
+    # A float64 plan of this form with these marginals is the optimum: nothing else has to be asked.
+    assert reference.marginal_error_W.max() < 1e-12
     assert quick.converged_W.all()
-    assert quick.marginal_error_W.max() < 1e-4
-    torch.testing.assert_close(quick.cost_W.double(), reference.cost_W, atol=1e-3, rtol=0)
+    # Columns are right to 6e-6 of 1 / 50, rows to the rounding of a sum of 50.
+    assert quick.marginal_error_W.max() < 4e-7
+    # Moving 4e-7 of mass at each of 50 columns costs 2 at most.
+    torch.testing.assert_close(quick.cost_W.double(), reference.cost_W, atol=4e-5, rtol=0)
     bound_W = quick.dual_bound_W.double()
-    torch.testing.assert_close(bound_W, reference.dual_bound_W, atol=5e-3, rtol=0)
+    torch.testing.assert_close(bound_W, reference.dual_bound_W, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("highest", [0.0, 0.5, 2.0])
+def test_costs_that_are_all_or_nothing_do_not_overflow(full, highest):
+    rng = torch.Generator().manual_seed(0)
+    cost_WKL = highest * (torch.rand(200, 12, 9, generator=rng) < 0.5)
+    for epsilon in (0.05, 0.03, 0.029, 0.002):
+        problem = full(cost_WKL)
+        plan = sinkhorn(problem, epsilon=epsilon)
+        assert_feasible(plan, problem)
+        assert plan.converged_W.all()
 
 
 @pytest.mark.parametrize("k", [1, 7, 50])
@@ -83,6 +99,34 @@ def test_a_converged_plan_is_the_one_pot_finds(full, k, length):
         np.testing.assert_allclose(plan.plan_WKL[window].numpy(), oracle_KL, atol=1e-9)
 
 
+def test_a_plan_that_epsilon_was_halved_for_is_the_one_pot_finds_in_the_log_domain(full):
+    cost_WKK = 0.3 * random_costs(4, 5, 5, seed=5)
+    plan = sinkhorn(full(cost_WKK), epsilon=0.02)
+    weight_K = np.full(5, 1 / 5)
+    for window in range(4):
+        oracle_KK = ot.sinkhorn(
+            weight_K,
+            weight_K,
+            cost_WKK[window].numpy(),
+            0.02,
+            method="sinkhorn_log",
+            numItermax=20_000,
+            stopThr=1e-12,
+        )
+        np.testing.assert_allclose(plan.plan_WKL[window].numpy(), oracle_KK, atol=1e-8)
+
+
+def test_a_converged_plan_is_the_one_geomloss_goes_to(full):
+    cost_WKL = random_costs(6, 9, 7, seed=4)
+    problem = full(cost_WKL)
+    row_WK, col_WL = problem.marginals()
+    official = geomloss_ot.solve_batch(cost_WKL, reg=0.2, a=row_WK, b=col_WL, max_iter=2000)
+    error = float(marginal_error(official.plan, row_WK, col_WL).max())
+    assert error < 1e-3  # it anneals down to the last iteration, so its marginals lag
+    plan_WKL = sinkhorn(problem, epsilon=0.2).plan_WKL
+    torch.testing.assert_close(plan_WKL, official.plan, atol=10 * error, rtol=0)
+
+
 def test_swapping_student_and_teacher_transposes_the_plan(full):
     cost_WKL = random_costs(8, 7, 11, seed=1)
     plan = sinkhorn(full(cost_WKL), epsilon=0.1, max_iter=1000)
@@ -90,10 +134,10 @@ def test_swapping_student_and_teacher_transposes_the_plan(full):
     torch.testing.assert_close(swapped.plan_WKL.transpose(1, 2), plan.plan_WKL, atol=1e-9, rtol=0)
 
 
-def test_swapping_changes_the_default_fp32_d_ot_by_less_than_a_thousandth(window_costs, full):
+def test_swapping_changes_the_default_fp32_d_ot_by_rounding_only(window_costs, full):
     cost_WKK = window_costs(12).float()
     swapped = sinkhorn(full(cost_WKK.transpose(1, 2)))
-    torch.testing.assert_close(swapped.cost_W, sinkhorn(full(cost_WKK)).cost_W, atol=1e-3, rtol=0)
+    torch.testing.assert_close(swapped.cost_W, sinkhorn(full(cost_WKK)).cost_W, atol=4e-5, rtol=0)
 
 
 def test_permuting_tokens_permutes_the_plan(window_costs, full):
@@ -139,4 +183,3 @@ def test_too_few_iterations_are_reported_not_hidden(window_costs, full):
     assert not hasty.converged_W.any()
     assert (hasty.marginal_error_W > 1e-3).all()
     assert_feasible(hasty, problem)
-    assert not sinkhorn(problem, epsilon=1e-3).converged_W.any()  # sharper takes longer
