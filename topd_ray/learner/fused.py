@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from topd_ray.learner.loss import Positions, Recipe, block_sums, target_entropy
-from topd_ray.learner.teacher import WholeTeacher
+from topd_ray.learner.teacher import Teacher, WholeTeacher
 
 _CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**30}
 """Of a chunk's logits in float32. Each chunk reads the head and adds to its gradient once, which
@@ -113,11 +113,13 @@ def _sums_and_slopes(
     slope_TUD = torch.empty_like(hidden_TUD) if wanted[0] else None
     precise = torch.promote_types(head_VD.dtype, torch.float32)  # many chunks add up in it
     slope_VD = torch.zeros_like(head_VD, dtype=precise) if wanted[1] else None
+    # rooms are kept from chunk to chunk: fresh memory costs a CPU more than what is put there
     room_CV = hidden_TUD.new_empty(min(cut.chunk, len(hidden_TUD)), len(head_VD))
+    teacher_room_CV = _teacher_room(positions.teacher, cut)
     for first, last in _cuts(0, len(hidden_TUD), cut.chunk):
         hidden_CD = hidden_TUD[first:last]
         logits_CV = torch.mm(hidden_CD, head_VD.T, out=room_CV[: last - first])
-        teacher_logits_TV = _teacher_logits(positions, first, last)
+        teacher_logits_TV = _teacher_logits(positions.teacher, first, last, teacher_room_CV)
         for start, stop in _cuts(first, last, cut.block):
             windows = slice(bisect_left(window_at, start), bisect_left(window_at, stop))
             rows = slice(start - first, stop - first)
@@ -143,11 +145,19 @@ def _cuts(first: int, last: int, size: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + size, last)
 
 
-def _teacher_logits(positions: Positions, first: int, last: int) -> Tensor | None:
-    teacher = positions.teacher
+def _teacher_room(teacher: Teacher, cut: Tiles) -> Tensor | None:
     if not isinstance(teacher, WholeTeacher):
         return None
-    return teacher.hidden_TE[first:last].to(teacher.head_VE.dtype) @ teacher.head_VE.T
+    return teacher.head_VE.new_empty(min(cut.chunk, len(teacher.hidden_TE)), len(teacher.head_VE))
+
+
+def _teacher_logits(
+    teacher: Teacher, first: int, last: int, room_CV: Tensor | None
+) -> Tensor | None:
+    if not isinstance(teacher, WholeTeacher) or room_CV is None:
+        return None
+    hidden_TE = teacher.hidden_TE[first:last].to(teacher.head_VE.dtype)
+    return torch.mm(hidden_TE, teacher.head_VE.T, out=room_CV[: len(hidden_TE)])
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -286,6 +286,7 @@ def test_batches_do_not_depend_on_the_order_of_what_comes_in(
         assert np.array_equal(one.target_weights_QK, other.target_weights_QK)
 
 
+@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 30), min_size=1, max_size=12),
     budget=st.integers(1, 80),
