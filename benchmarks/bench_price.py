@@ -18,7 +18,7 @@ from world import STUDENT, TEACHER
 PAPER = 1.41
 SECTIONS: dict[str, Any] = {
     "prompts": {"path": "", "per_step": 12, "max_tokens": 32},
-    "rollout": {"samples_per_prompt": 4, "max_response_tokens": 640, "chunk_size": 4},
+    "rollout": {"samples_per_prompt": 4, "max_response_tokens": 1024, "chunk_size": 4},
     "windows": {"token_budget": 4096},
     "cluster": {"object_store_gib": 0.5, "max_chunks_in_flight": 12},
 }
@@ -56,9 +56,9 @@ async def in_turn_steps(session: Session) -> tuple[list[Step], list[Step]]:
         update={"objective": session.config.objective.model_copy(update={"lambda_traj": 0.0})}
     )
     opd, topd = list[Step](), list[Step]()
-    for _ in range(MIN_PAIRS + 1):
-        opd += await session.steps(opd_config, 1)
-        topd += await session.steps(session.config, 1)
+    for names in range(MIN_PAIRS + 1):
+        opd += await session.steps(opd_config, 1, names=names)
+        topd += await session.steps(session.config, 1, names=names)
     return opd[1:], topd[1:]
 
 

@@ -2,14 +2,15 @@
 
 A process a run would pay twenty seconds of start for each reading, and drift between them. Here the
 same engines do the same prompts under one pipeline and then under another; with a learning rate of
-next to nothing the student stays what it is, so both see the same rollouts, token for token.
+next to nothing the student stays what it is, so where `names` are alike, both see the same
+rollouts, token for token.
 """
 
 import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,8 @@ class Step:
 
     wall_s: float
     books: StepBooks
+    works: list[Work]
+    """Of the step, and of the refit before it."""
     metrics: dict[str, float]
 
 
@@ -83,15 +86,14 @@ class Session:
     refit: Refit
     prompts: list[Prompt]
     policy_version: int = 0
-    works: list[Work] = field(default_factory=list)
 
     def pipeline(self, config: Config) -> Pipeline:
         """The driver's own, for a variant of the config that needs no other actors."""
         recent = RecentDistances(config.windows.divergence, [LINE] * 100)
         return Pipeline(config, self.fleet, self.caller, Ledger(), recent)
 
-    async def steps(self, config: Config, count: int) -> list[Step]:
-        """So many steps of one kind, each on the same prompts, as `run.py` drives them."""
+    async def steps(self, config: Config, count: int, *, names: int) -> list[Step]:
+        """So many steps of one kind, as `run.py` drives them; `names` decides what is drawn."""
         pipeline, begun, done = self.pipeline(config), [], list[Step]()
         first, last_ended_s = self.policy_version, time.time()
         for _ in range(count):
@@ -99,7 +101,9 @@ class Session:
             for number in range(self.policy_version + len(begun), min(ahead, first + count)):
                 begun.append(
                     pipeline.begin(
-                        self._prompts_of(number), step=number, policy_version=self.policy_version
+                        self._prompts_of(names + number - first),
+                        step=number,
+                        policy_version=self.policy_version,
                     )
                 )
             report, books = await pipeline.finish(begun.pop(0))
@@ -110,15 +114,13 @@ class Session:
             metrics = step_metrics(report, books, update_s=update_s) | busy_and_waits(
                 books.works + refitted, began_s=began_s, ended_s=last_ended_s
             )
-            self.works += books.works + refitted
-            done.append(Step(last_ended_s - began_s, books, dict(metrics)))
+            works = books.works + refitted
+            done.append(Step(last_ended_s - began_s, books, works, dict(metrics)))
         await self.refit.done()
         return done
 
     def _prompts_of(self, number: int) -> list[Prompt]:
-        """The same problems for each step, under names of their own."""
-        from dataclasses import replace
-
+        """The same problems for each step, under names of their own: their draws differ."""
         size = len(self.prompts)
         return [
             replace(prompt, position=number * size + index)

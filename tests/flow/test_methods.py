@@ -189,10 +189,10 @@ def test_only_the_rewrites_that_are_wanted_are_trained_on(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tiny teacher knows no answers, so being right is decided by the length of a response."""
-    from topd_ray.driver.workers import probe
+    from topd_ray.driver.workers import decoder
 
-    monkeypatch.setattr(probe, "extract_boxed", lambda text: str(len(text.split()) % 2))
-    monkeypatch.setattr(probe, "same_answer", lambda predicted, _: predicted == "1")
+    monkeypatch.setattr(decoder, "extract_boxed", lambda text: str(len(text.split()) % 2))
+    monkeypatch.setattr(decoder, "same_answer", lambda predicted, _: predicted == "1")
     run = bench.run("pass", run={"method": "trd"}, rewrite={"keep": "pass"})
     dropped = run.summary["num_dropped_rollouts"]
     assert set(dropped) == {"rewrite is wrong"}

@@ -1,0 +1,126 @@
+"""The cost model against real runs: rates fitted on one kind of step, others predicted and timed.
+
+    .venv/bin/python benchmarks/bench_plan.py
+
+All steps on one fleet of real actors that share two cores. What is predicted differs from what was
+fitted in method, staleness, and how many prompts a step has.
+"""
+
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from bench_price import sections
+from bench_staleness import at_staleness
+from measure import MIN_PAIRS, Claim, save
+from session import Session, Step, in_session, session_config
+
+from topd_ray.config import Config
+from topd_ray.driver.simulate.fit import fit
+from topd_ray.driver.simulate.simulation import simulate
+
+GOAL = 0.15
+CORES = 2
+PROMPT_TOKENS = 14
+BLOCK = MIN_PAIRS + 1
+"""Steps a kind; the first is a warm-up (and of a stale kind the last, with nothing beside it)."""
+
+
+def main() -> None:
+    """Time every kind, fit the first, predict the others."""
+    with tempfile.TemporaryDirectory() as folder:
+        fields = sections(Path(folder))
+        fields["rollout"]["max_staleness"] = 1
+        config = session_config(Path(folder), fields)
+        timed = in_session(config, time_all, cores=None)
+    report(kinds(config), timed)
+
+
+def kinds(config: Config) -> dict[str, Config]:
+    """The fitted one first."""
+    fresh = at_staleness(config, 0)
+    plain = {"objective": fresh.objective.model_copy(update={"lambda_traj": 0.0})}
+    return {
+        "TOPD": fresh,
+        "OPD": fresh.model_copy(update=plain),
+        "TOPD, one step ahead": config,
+        "OPD, one step ahead": config.model_copy(update=plain),
+        "TOPD, half the prompts": halved(fresh),
+        "OPD, half the prompts": halved(fresh.model_copy(update=plain)),
+    }
+
+
+def halved(config: Config) -> Config:
+    """Half the prompts a step."""
+    prompts = config.prompts.model_copy(update={"per_step": config.prompts.per_step // 2})
+    return config.model_copy(update={"prompts": prompts})
+
+
+async def time_all(session: Session) -> dict[str, list[Step]]:
+    """Blocks of each kind, on rollouts of their own."""
+    prompts = session.prompts
+    timed = {}
+    for place, (name, config) in enumerate(kinds(session.config).items()):
+        session.prompts = prompts[: config.prompts.per_step]
+        timed[name] = await session.steps(config, BLOCK + 1, names=place * (BLOCK + 1))
+    return timed
+
+
+def report(configs: dict[str, Config], timed: dict[str, list[Step]]) -> None:
+    """Errors of the predictions; the fitted kind is shown, and not counted."""
+    base = timed["TOPD"]
+    fitted = fit(
+        configs["TOPD"],
+        [work for step in base for work in step.works],
+        [step.wall_s for step in base[1:-1]],
+        cores=CORES,
+        prompt_tokens=PROMPT_TOKENS,
+    )
+    rows, errors = [], []
+    for name, steps in timed.items():
+        measured = [step.wall_s for step in steps[1:-1]]
+        real_s = statistics.median(measured)
+        predicted = simulate(configs[name], fitted.rates, fitted.workload, cores=CORES)
+        error = predicted.step_s / real_s - 1
+        errors.append(error)
+        rows.append(row(name, measured, predicted.step_s, error, fit=name == "TOPD"))
+    worst = max(errors[1:], key=abs)
+    save(
+        Claim(
+            name="plan_accuracy",
+            claim="`topd plan`, predicted seconds of a step",
+            against="real runs",
+            goal=f"within {GOAL:.0%}",
+            figure=f"worst of {len(errors) - 1}: {worst:+.0%}; mean {mean_of(errors[1:]):.0%}",
+            met=abs(worst) <= GOAL,
+            setting=(
+                f"real fleet on {CORES} cores that all actors share, random Qwen3; rates fitted on "
+                f"{BLOCK - 1} steps of TOPD, {BLOCK - 1} steps of each kind timed, median"
+            ),
+            details=rows,
+        )
+    )
+
+
+def mean_of(errors: list[float]) -> float:
+    """Of their sizes."""
+    return statistics.mean(map(abs, errors))
+
+
+def row(
+    name: str, measured: list[float], predicted_s: float, error: float, *, fit: bool
+) -> dict[str, Any]:
+    """A line of the table."""
+    return {
+        "step": name,
+        "measured, s": round(statistics.median(measured), 2),
+        "lowest": round(min(measured), 2),
+        "highest": round(max(measured), 2),
+        "predicted, s": round(predicted_s, 2),
+        "error": "(fitted)" if fit else f"{error:+.1%}",
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""One step ahead: what it gains where engines and learner have cores of their own, what it costs.
+
+    .venv/bin/python benchmarks/bench_staleness.py
+
+Tokens a second over steps of `rollout.max_staleness` 1 and 0 in turn on one fleet; then the demo
+trained both ways, on equally many rollouts, from several seeds: accuracy on problems of `dev`,
+which are in nobody's training.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from bench_price import sections
+from measure import MIN_PAIRS, Claim, Ratio, save
+from session import Session, Step, in_session, session_config
+
+from topd_ray.config import Config
+from topd_ray.studies.statistics import t_interval
+
+ROOT = Path(__file__).parents[1]
+TOPD = Path(sys.executable).parent / "topd"
+GOAL = 1.3
+BLOCK = 5
+"""Steps a reading; of them the first has nothing ahead, the last nothing beside it: not counted."""
+OWN_CORES = {"rollout": 0, "learner": 1, "teacher": 1, "prober": 1}
+SEEDS = (0, 1, 2)
+PROBLEMS = 500
+RUN_DEADLINE_S = 600
+
+
+def main() -> None:
+    """Speed, then accuracy."""
+    with tempfile.TemporaryDirectory() as folder:
+        fields = sections(Path(folder))
+        fields["rollout"]["max_staleness"] = 1
+        config = session_config(Path(folder), fields)
+        fresh, stale = in_session(config, in_turn_blocks, cores=OWN_CORES)
+    report_speed(fresh, stale)
+    with tempfile.TemporaryDirectory() as folder:
+        report_accuracy([trained(Path(folder), seed) for seed in SEEDS])
+
+
+def at_staleness(config: Config, steps: int) -> Config:
+    """The same run, so many steps ahead."""
+    return config.model_copy(
+        update={"rollout": config.rollout.model_copy(update={"max_staleness": steps})}
+    )
+
+
+async def in_turn_blocks(session: Session) -> tuple[list[list[Step]], list[list[Step]]]:
+    """Blocks of fresh steps and of stale ones; one step of warm-up."""
+    await session.steps(at_staleness(session.config, 0), 1, names=0)
+    fresh, stale = list[list[Step]](), list[list[Step]]()
+    for pair in range(MIN_PAIRS):
+        for staleness, blocks in ((0, fresh), (1, stale)):
+            config = at_staleness(session.config, staleness)
+            steps = await session.steps(config, BLOCK, names=1 + pair * BLOCK)
+            blocks.append(steps[1:-1])
+    return fresh, stale
+
+
+def rate(block: list[Step]) -> float:
+    """Rollout tokens a second."""
+    tokens = sum(step.metrics["rollout/num_tokens"] for step in block)
+    return tokens / sum(step.wall_s for step in block)
+
+
+def report_speed(fresh: list[list[Step]], stale: list[list[Step]]) -> None:
+    """The ratio of rates, and how busy who was."""
+    ratio = Ratio(tuple(rate(b) / rate(a) for a, b in zip(fresh, stale, strict=True)))
+    save(
+        Claim(
+            name="staleness",
+            claim="tokens/s at staleness 1",
+            against="staleness 0",
+            goal=f">= {GOAL}x",
+            figure=f"{ratio}",
+            met=ratio.median >= GOAL,
+            setting=(
+                "TOPD on random Qwen3 (see the price of TOPD), rollout engine on core 0, teacher, "
+                f"prober and learner on core 1; blocks of {BLOCK} steps in turn on one fleet, the "
+                "first and last of each block not counted"
+            ),
+            details=[row(0, fresh), row(1, stale)],
+        )
+    )
+
+
+def row(staleness: int, blocks: list[list[Step]]) -> dict[str, Any]:
+    """Means over all counted steps."""
+    steps = [step for block in blocks for step in block]
+
+    def average(name: str) -> float:
+        return sum(step.metrics.get(name, 0.0) for step in steps) / len(steps)
+
+    return {
+        "staleness": staleness,
+        "tokens/s": round(rate(steps)),
+        "step, s": round(sum(step.wall_s for step in steps) / len(steps), 2),
+        "rollout busy": f"{average('busy/rollout_frac'):.0%}",
+        "teacher busy": f"{average('busy/teacher_frac'):.0%}",
+        "learner busy": f"{average('busy/learner_frac'):.0%}",
+        "rollout KL, nats a token": average("learner/rollout_kl"),
+    }
+
+
+def trained(folder: Path, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Summaries of the demo at staleness 0 and 1."""
+    return _demo(folder, seed, 0), _demo(folder, seed, 1)
+
+
+def _demo(folder: Path, seed: int, staleness: int) -> dict[str, Any]:
+    name = f"seed-{seed}-staleness-{staleness}"
+    overrides = [
+        f"run.root={folder}",
+        f"run.name={name}",
+        f"run.seed={seed}",
+        f"rollout.max_staleness={staleness}",
+        "evaluation.path=topd_ray/toy/world/dev.jsonl",
+        f"evaluation.num_problems={PROBLEMS}",
+        # no step begins beyond a checkpoint that is not yet written
+        "run.checkpoint_every=40",
+    ]
+    command = [TOPD, "train", ROOT / "configs" / "local-toy.yaml", *overrides]
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        subprocess.run(command, cwd=ROOT, check=True, timeout=RUN_DEADLINE_S, stdout=nowhere)
+    summary: dict[str, Any] = json.loads((folder / name / "summary.json").read_text())
+    return summary
+
+
+def report_accuracy(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+    """Whether the interval of the difference, over seeds, holds 0."""
+    difference = t_interval(
+        [100 * (stale["accuracy_after"] - fresh["accuracy_after"]) for fresh, stale in pairs]
+    )
+    save(
+        Claim(
+            name="staleness_accuracy",
+            claim="accuracy at staleness 1, equally many rollouts",
+            against="staleness 0",
+            goal="within the interval",
+            figure=f"{difference.value:+.1f} points [{difference.low:.1f}, {difference.high:.1f}]",
+            met=difference.low <= 0 <= difference.high,
+            setting=(
+                f"the demo, 40 steps of 64 rollouts, {len(SEEDS)} seeds, accuracy on {PROBLEMS} "
+                "dev problems, greedy; points, 95 % interval of the paired difference (t)"
+            ),
+            details=[
+                {
+                    "seed": seed,
+                    "before, %": 100 * a["accuracy_before"],
+                    "staleness 0, %": 100 * a["accuracy_after"],
+                    "staleness 1, %": 100 * b["accuracy_after"],
+                    "tokens 0": a["trained_tokens"],
+                    "tokens 1": b["trained_tokens"],
+                }
+                for seed, (a, b) in zip(SEEDS, pairs, strict=True)
+            ],
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
