@@ -200,10 +200,11 @@ class Driver:
             RecentDistances(size.config.windows.divergence),
         )
         self.num_messages = 0
+        self._runner = asyncio.Runner()  # one loop: who waits in the pools' queues is bound to it
 
     def go(self, rollouts: int) -> None:
         """So many rollouts, in whole steps."""
-        asyncio.run(self._go(rollouts))
+        self._runner.run(self._go(rollouts))
 
     async def _go(self, rollouts: int) -> None:
         a_step = self._size.prompts * self._size.config.rollout.samples_per_prompt
