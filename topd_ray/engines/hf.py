@@ -13,7 +13,7 @@ from topd_ray.engines.hf_decoding import Decoding
 from topd_ray.engines.hf_slots import longest_extensions
 from topd_ray.engines.model_folder import Shapes, eos_ids, weight_shapes
 from topd_ray.engines.protocols import Generation, GenerationRequest, NamedArray
-from topd_ray.engines.tensors import to_torch
+from topd_ray.engines.tensors import seen_as_torch
 from topd_ray.errors import TopdError, UserError
 
 
@@ -91,7 +91,7 @@ def replace_weights(model: Any, weights: Iterable[NamedArray], shapes: Shapes) -
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, array in whole:
-            parameters[name].copy_(to_torch(array))
+            parameters[name].copy_(seen_as_torch(array))
 
 
 __all__ = ["HfGeneration", "batches", "load_model", "refuse_windowed_attention", "replace_weights"]

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from topd_ray.engines.protocols import NamedArray
-from topd_ray.engines.tensors import to_torch
+from topd_ray.engines.tensors import seen_as_torch
 from topd_ray.errors import TopdError
 
 SCORING = "score:"
@@ -29,12 +29,9 @@ class WorkerExtension:
 
     def receive_weights(self, weights: Sequence[NamedArray]) -> None:
         """Replace the weights in place."""
-        self.reload_weights(weights_iterator=((name, to_torch(array)) for name, array in weights))
+        self.reload_weights(weights_iterator=((n, seen_as_torch(array)) for n, array in weights))
         if self.model_config.hf_text_config.tie_word_embeddings:
-            # A tied head is sent no weight, so vLLM 0.32 leaves the copy that it repacks on CPU
-            # as it was: without this, new embeddings would be read out with the old ones.
-            head = self.model_runner.get_model().lm_head
-            head.quant_method.process_weights_after_loading(head)
+            _repack_head(self.model_runner.get_model())
 
     def keep_states(self) -> None:
         """From now on keep the hidden states of scoring requests; called once, at start."""
@@ -112,6 +109,20 @@ class KeptStates:
         """Forget these requests."""
         for request_id in request_ids:
             self._pieces.pop(request_id, None)
+
+
+def _repack_head(model: Any) -> None:
+    """A tied head is sent no weight, so vLLM 0.32 leaves the copy that it repacks on CPU as it was.
+
+    Without this, new embeddings would be read out with the old ones. The embedding was repacked a
+    moment ago, though nothing multiplies with it: the head takes that copy over.
+    """
+    head = model.lm_head
+    for layer in model.modules():
+        if layer is not head and getattr(layer, "weight", None) is head.weight:
+            if hasattr(layer, "cpu_linear"):
+                head.cpu_linear = layer.cpu_linear
+            return
 
 
 def _computed(scheduled: Any) -> Iterator[tuple[str, int]]:

@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.torch import save_file
 
 from topd_ray.engines.protocols import NamedArray
-from topd_ray.engines.tensors import to_torch
+from topd_ray.engines.tensors import seen_as_torch
 
 _SHARD_BYTES = 5 * 10**9
 _COPIED = {".json", ".jinja", ".model", ".txt"}  # config, tokenizer, chat template, generation
@@ -48,7 +48,7 @@ def _write_weights(weights: Iterable[NamedArray], folder: Path, max_shard_bytes:
     """The shards, and their index where there are several; returns the dtypes met."""
     shards, total, dtypes = list[list[str]](), 0, set[str]()
     for shard in _shards(weights, max_shard_bytes):
-        tensors = {name: to_torch(array) for name, array in shard}
+        tensors = {name: seen_as_torch(array) for name, array in shard}
         save_file(tensors, folder / _part(len(shards)), metadata={"format": "pt"})
         shards.append(list(tensors))
         total += sum(array.nbytes for _, array in shard)
