@@ -32,6 +32,7 @@ from topd_ray.driver.receipts import (
     ScoreReceipt,
     Span,
 )
+from topd_ray.driver.revival import Revival
 from topd_ray.driver.simulate.roofline import Hardware, assumed_workload, roofline_rates
 from topd_ray.driver.simulate.simulation import simulate
 from topd_ray.driver.spawn import Fleet
@@ -95,9 +96,12 @@ class FakeRollout:
     def __init__(self, chunk: int, samples: int) -> None:
         self._chunk, self._samples = chunk, samples
 
-    def roll_out(self, prompts: Sequence[Prompt], *, policy_version: int) -> Iterator[Any]:
+    def roll_out(
+        self, prompts: Sequence[Prompt], *, policy_version: int, done: frozenset[str]
+    ) -> Iterator[Any]:
         """Alternate chunks and their receipts."""
         names = [rollout_id(one, sample) for one in prompts for sample in range(self._samples)]
+        names = [name for name in names if name not in done]
         for first in range(0, len(names), self._chunk):
             chunk = tuple(names[first : first + self._chunk])
             yield chunk
@@ -192,12 +196,15 @@ class Driver:
 
     def __init__(self, size: Size, *, over_ray: bool = False) -> None:
         self._size, self._steps = size, 0
+        actors = fleet(size, over_ray=over_ray)
+        caller = Caller(start_deadline_s=60.0, call_deadline_s=60.0)
         self._pipeline = Pipeline(
             size.config,
-            fleet(size, over_ray=over_ray),
-            Caller(start_deadline_s=60.0, call_deadline_s=60.0),
+            actors,
+            caller,
             Ledger(),
             RecentDistances(size.config.windows.divergence),
+            Revival.none(actors, caller),
         )
         self.num_messages = 0
         self._runner = asyncio.Runner()  # one loop: who waits in the pools' queues is bound to it

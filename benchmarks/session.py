@@ -25,6 +25,7 @@ from topd_ray.driver.metrics import step_metrics
 from topd_ray.driver.open_step import StepBooks
 from topd_ray.driver.pipeline import Pipeline
 from topd_ray.driver.refit import Refit
+from topd_ray.driver.revival import Revival
 from topd_ray.driver.spawn import Fleet, connected, spawn
 from topd_ray.driver.timeline import Work, busy_and_waits
 from topd_ray.messages import Prompt
@@ -90,7 +91,8 @@ class Session:
     def pipeline(self, config: Config) -> Pipeline:
         """The driver's own, for a variant of the config that needs no other actors."""
         recent = RecentDistances(config.windows.divergence, [LINE] * 100)
-        return Pipeline(config, self.fleet, self.caller, Ledger(), recent)
+        revival = Revival.none(self.fleet, self.caller)
+        return Pipeline(config, self.fleet, self.caller, Ledger(), recent, revival)
 
     async def steps(self, config: Config, count: int, *, names: int) -> list[Step]:
         """So many steps of one kind, as `run.py` drives them; `names` decides what is drawn."""

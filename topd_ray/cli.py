@@ -62,24 +62,33 @@ def plan(
 
 
 @app.command()
-def train(config: ConfigFile, overrides: Overrides = None) -> None:
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run where its folder is there already")
+    ] = False,
+) -> None:
     """Train a student; leaves a run folder."""
     from topd_ray.config import load_config
 
     loaded = load_config(config, overrides)
     from topd_ray.driver import run
 
-    run.train(loaded)
+    run.train(loaded, resume_if_there=resume)
 
 
 @app.command()
 def resume(
     folder: Annotated[Path, typer.Argument(help="A run folder, e.g. runs/demo")],
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Which one, e.g. step_20; by default the newest")
+    ] = None,
 ) -> None:
-    """Continue a run from its newest checkpoint."""
+    """Continue a run from a checkpoint."""
     from topd_ray.driver import run
 
-    run.resume(folder)
+    run.resume(folder, checkpoint)
 
 
 @app.command()

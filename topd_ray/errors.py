@@ -24,5 +24,9 @@ class ActorFailedError(TopdError):
     """An actor died or raised; the message names the actor, the call and the cause."""
 
 
+class ActorDiedError(ActorFailedError):
+    """The process of an actor is gone, and what it owed can be asked of another."""
+
+
 class NonFiniteLossError(TopdError):
     """Too many optimizer steps in a row had a loss or gradient that is not a finite number."""

@@ -1,16 +1,12 @@
-import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests.flow.conftest import BIN, ROOT, Run, Setting, topd
+from tests.flow.conftest import Run, Setting, topd
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(500)]
 
@@ -95,30 +91,6 @@ def test_the_run_repeats_and_a_killed_one_resumes_as_if_nothing_had_happened(
     assert first.summary["accuracy_after"] == whole.summary["accuracy_after"]
     assert [event["event"] for event in first.events].count("resumed") == 1
     assert same_weights(first.path / "export", whole.path / "export")
-
-
-def test_a_run_whose_engine_is_killed_says_who_died_and_can_be_resumed(
-    setting: Setting, whole: Run
-) -> None:
-    run = setting.run("killed")
-    process = subprocess.Popen(
-        [BIN / "topd", "train", setting.file, "run.name=killed", "run.checkpoint_every=1"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    kill_when((run.path / "checkpoints" / "latest").exists, process.pid, "ray::RolloutWorker")
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 1, output
-    assert "rollout[0] died in" in output
-    assert f"topd resume {run.path}" in output
-    assert "Traceback" not in output
-    assert "failed" in [event["event"] for event in run.events]
-
-    done = topd("resume", run.path)
-    assert done.code == 0, done.output
-    assert losses(run) == losses(whole)
 
 
 def test_a_finished_run_is_not_resumed_and_its_name_not_taken(setting: Setting, whole: Run) -> None:
@@ -212,24 +184,6 @@ def test_the_config_in_the_run_folder_is_the_resolved_one(setting: Setting, whol
     assert resolved["run"]["name"] == "whole"
     assert resolved["rollout"]["num_top"] == setting.values["rollout"]["num_top"]
     assert topd("check", whole.path / "config.yaml").code == 0
-
-
-def kill_when(ready: Callable[[], bool], parent: int, name: str) -> None:
-    """SIGKILL the process `name` below `parent` as soon as `ready` says so."""
-    deadline = time.monotonic() + 200
-    while not ready():
-        assert time.monotonic() < deadline, f"{name}: the moment to kill it never came"
-        time.sleep(0.05)
-    children = psutil.Process(parent).children(recursive=True)
-    (victim,) = [child for child in children if command(child).startswith(name)]
-    victim.kill()
-
-
-def command(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.NoSuchProcess:  # ended since it was listed
-        return ""
 
 
 def same_weights(one: Path, other: Path) -> bool:

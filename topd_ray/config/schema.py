@@ -41,6 +41,8 @@ class RunConfig(Section):
     """Steps between checkpoints; the last step is always one."""
     keep_checkpoints: PositiveInt = 2
     """Newest checkpoints kept."""
+    keep_every: NonNegativeInt = 0
+    """Besides them, those of every so many steps are kept for good; 0: none."""
     trace: bool = False
     """Write `trace.json`: every call of every actor on a time line, for ui.perfetto.dev."""
     wandb_project: str | None = None
@@ -271,7 +273,12 @@ class ClusterConfig(Section):
     start_deadline_s: PositiveFloat = 600.0
     """Longest wait for an actor to load its model."""
     call_deadline_s: PositiveFloat = 1800.0
-    """Longest wait for one call of an actor; then the run stops and names who owed what."""
+    """Longest wait for one call of an actor; then it counts as lost."""
+    max_failures: NonNegativeInt = 3
+    """Actors lost (dead, or silent beyond their deadline) that a session survives: an engine or a
+    probe worker is replaced, with a learner rank the run goes back to its newest checkpoint."""
+    grace_s: PositiveFloat = 120.0
+    """After SIGTERM, the longest that the steps under way may take until the last checkpoint."""
     max_chunks_in_flight: PositiveInt = 8
     """Chunks between rollout and learner at one time."""
     placement: Literal["actors", "inline"] = "actors"

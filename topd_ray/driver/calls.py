@@ -6,7 +6,7 @@ from typing import Any
 
 from ray.exceptions import RayActorError, RayTaskError
 
-from topd_ray.errors import ActorFailedError, DeadlineError, TopdError
+from topd_ray.errors import ActorDiedError, ActorFailedError, DeadlineError, TopdError
 
 
 class Caller:
@@ -49,7 +49,7 @@ async def _within(deadline_s: float, field: str, who: str, what: str, ref: Await
             f"{who} failed in {what}: {type(cause).__name__}: {cause}\n{error}"
         ) from None
     except RayActorError as error:
-        raise ActorFailedError(f"{who} died in {what}: {error}") from None
+        raise ActorDiedError(f"{who} died in {what}: {error}") from None
 
 
 async def _awaited(ref: Awaitable[Any]) -> Any:

@@ -1,15 +1,30 @@
-"""A checkpoint: learner shards and the driver's books, whole or not there at all."""
+"""A checkpoint: learner shards and the driver's books, whole or not there at all.
 
+    written aside -> flushed to disk, a checksum of each file -> moved into place -> `latest` moves
+
+Up to the last move `latest` names the checkpoint before, and that one is not touched.
+"""
+
+import asyncio
 import json
+import os
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from topd_ray.driver.calls import Caller
 from topd_ray.driver.folder import RunFolder, write_json, write_whole
 from topd_ray.errors import UserError
+
+MANIFEST = "manifest.json"
+_DRIVER = "driver.json"
+_READERS = 4
+_PIECE_BYTES = 2**24
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,44 +43,134 @@ async def save_checkpoint(
     step: int,
     driver: dict[str, Any],
     keep: int,
+    keep_every: int,
 ) -> Path:
-    """Write aside, move into place, then point `latest` at it, then drop the oldest."""
+    """Save, then drop all but the newest `keep` and every `keep_every`-th step's (0: none)."""
     target = folder.checkpoints / f"step_{step}"
     aside = folder.checkpoints / f".step_{step}.partial"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    await caller.all(
-        [
-            caller.call(f"learner[{rank}]", "save", actor.save.remote(aside))
-            for rank, actor in enumerate(learners)
-        ]
-    )
-    write_json(aside / "driver.json", driver)
-    shutil.rmtree(target, ignore_errors=True)
+    try:
+        await caller.all(
+            [
+                caller.call(f"learner[{rank}]", "save", actor.save.remote(aside))
+                for rank, actor in enumerate(learners)
+            ]
+        )
+        write_json(aside / _DRIVER, driver)
+        await asyncio.to_thread(seal, aside)
+    except BaseException:  # a full disk, a dead rank: what is there is no checkpoint
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    shutil.rmtree(target, ignore_errors=True)  # of an earlier, abandoned line; not the latest
     aside.rename(target)
-    write_whole(folder.checkpoints / "latest", target.name + "\n")
-    for old in _finished(folder)[:-keep]:
-        shutil.rmtree(old)
+    _flush(folder.checkpoints)
+    _point(folder, target.name)
+    past = [path for path in _finished(folder) if _step(path) <= step]
+    for old in past[:-keep]:
+        if not keep_every or _step(old) % keep_every:
+            shutil.rmtree(old)
     return target
 
 
-def latest_checkpoint(folder: RunFolder) -> Checkpoint | None:
-    """What `latest` points at; None where the run never got to a checkpoint."""
+def open_checkpoint(folder: RunFolder, name: str | None = None) -> Checkpoint | None:
+    """`name` (`step_20`), or what `latest` names; None where the run never got to a checkpoint.
+
+    From here on `latest` names it. Raises UserError where it is not whole, and says which one is.
+    """
     pointer = folder.checkpoints / "latest"
-    if not pointer.is_file():
+    if name is None and not pointer.is_file():
         return None
-    path = folder.checkpoints / pointer.read_text(encoding="utf-8").strip()
+    there = [path.name for path in _finished(folder)]
+    if name is not None and name not in there:
+        raise UserError(f"--checkpoint {name}: {folder.path} has {', '.join(there) or 'none'}")
+    path = folder.checkpoints / (name or pointer.read_text(encoding="utf-8").strip())
+    broken = fault(path)
+    if broken is not None:
+        raise UserError(f"{path}: {broken}; {_way_on(folder, path)}")
+    driver = json.loads((path / _DRIVER).read_text(encoding="utf-8"))
+    if name is not None:
+        _point(folder, name)
+    return Checkpoint(path, driver)
+
+
+def seal(path: Path) -> None:
+    """Flush every file of a folder to disk, and write down what is in it."""
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    with ThreadPoolExecutor(_READERS) as pool:
+        sums = list(pool.map(_flushed_sum, files))
+    names = [file.relative_to(path).as_posix() for file in files]
+    facts = [
+        {"bytes": file.stat().st_size, "xxh3_128": digest}
+        for file, digest in zip(files, sums, strict=True)
+    ]
+    write_json(path / MANIFEST, dict(zip(names, facts, strict=True)))
+    for below in [*path.rglob("*"), path]:
+        if below.is_dir():
+            _flush(below)
+
+
+def fault(path: Path) -> str | None:
+    """What is wrong with a checkpoint folder; None where every byte is as it was written."""
     try:
-        return Checkpoint(path, json.loads((path / "driver.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{pointer}: points at {path.name}, which cannot be read ({error}); "
-            "put the name of another checkpoint folder into it"
-        ) from None
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        entries = [(path / name, int(of["bytes"]), of["xxh3_128"]) for name, of in manifest.items()]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return f"{MANIFEST} cannot be read ({type(error).__name__}: {error})"
+    if path / _DRIVER not in (file for file, *_ in entries):
+        return f"{MANIFEST} does not name {_DRIVER}"
+    for file, num_bytes, _ in entries:
+        size = file.stat().st_size if file.is_file() else None
+        if size != num_bytes:
+            there = "is missing" if size is None else f"has {size:,} bytes"
+            return f"{file.name} {there}, {num_bytes:,} were written"
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = pool.map(_sum, [file for file, *_ in entries])
+        for (file, _, written), digest in zip(entries, found, strict=True):
+            if digest != written:
+                return f"{file.name} has checksum {digest[:12]}, {written[:12]} was written"
+    return None
+
+
+def _way_on(folder: RunFolder, broken: Path) -> str:
+    whole = [path for path in _finished(folder) if path != broken and fault(path) is None]
+    if not whole:
+        return "no other checkpoint of this run is whole; start it anew under another run.name"
+    return f"`topd resume {folder.path} --checkpoint {whole[-1].name}` goes on from one that is"
 
 
 def _finished(folder: RunFolder) -> list[Path]:
     """Checkpoint folders, oldest first."""
-    return sorted(
-        folder.checkpoints.glob("step_*"), key=lambda path: int(path.name.removeprefix("step_"))
-    )
+    return sorted(folder.checkpoints.glob("step_*"), key=_step)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step_"))
+
+
+def _point(folder: RunFolder, name: str) -> None:
+    write_whole(folder.checkpoints / "latest", name + "\n")
+    _flush(folder.checkpoints)
+
+
+def _flushed_sum(file: Path) -> str:
+    _flush(file)
+    return _sum(file)
+
+
+def _sum(file: Path) -> str:
+    """128 bits against accidents, not against enemies."""
+    digest = xxhash.xxh3_128()
+    with file.open("rb") as data:
+        while piece := data.read(_PIECE_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """To disk: a file's bytes, or a folder's names."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

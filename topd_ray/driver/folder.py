@@ -1,7 +1,11 @@
 """The run folder: what lies where, and how a file gets there whole."""
 
+import fcntl
 import json
 import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,7 @@ class RunFolder:
     @classmethod
     def create(cls, config: Config) -> "RunFolder":
         """A new folder holding the resolved config. Raises UserError where a run is in the way."""
-        folder = cls(Path(config.run.root).absolute() / config.run.name)
+        folder = cls.of(config)
         if folder.config.exists():
             raise UserError(
                 f"{folder.path}: a run of this name exists; continue it with "
@@ -30,12 +34,34 @@ class RunFolder:
         return folder
 
     @classmethod
+    def of(cls, config: Config) -> "RunFolder":
+        """Where the run of a config lies or will lie."""
+        return cls(Path(config.run.root).absolute() / config.run.name)
+
+    @classmethod
     def existing(cls, path: Path) -> tuple["RunFolder", Config]:
         """A folder that `create` made, and its config."""
         folder = cls(path.absolute())
         if not folder.config.is_file():
             raise UserError(f"{path}: no run folder (no config.yaml in it)")
         return folder, load_config(folder.config)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else works on this run. Raises UserError where somebody does."""
+        with (self.path / ".lock").open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                raise UserError(
+                    f"{self.path}: {file.read().strip() or 'another process'} works on this run; "
+                    "wait for it, or end it first"
+                ) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            yield
 
     @property
     def config(self) -> Path:

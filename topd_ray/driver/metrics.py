@@ -84,13 +84,9 @@ class MetricsLog:
 
     def __init__(self, config: Config, folder: RunFolder, *, last_step: int) -> None:
         """Steps after `last_step` were logged by a session that died before their checkpoint."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._wandb = _open_wandb(config)
-        _forget_after(folder.metrics, last_step)
-        self._metrics = folder.metrics.open("a", encoding="utf-8")
+        self._folder, self._wandb = folder, _open_wandb(config)
         self._events = folder.events.open("a", encoding="utf-8")
-        self._tensorboard = SummaryWriter(str(folder.tensorboard), purge_step=last_step + 1)
+        self._open(last_step)
 
     def log(self, metrics: Mapping[str, float | int]) -> None:
         """One step's numbers; `step` is among them."""
@@ -105,6 +101,19 @@ class MetricsLog:
         """Something worth finding again: a drop, a skip, a checkpoint."""
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         _write_line(self._events, {"at": at, "event": kind, **details})
+
+    def go_back(self, last_step: int) -> None:
+        """Forget the steps after `last_step`: they will be done again."""
+        self._metrics.close()
+        self._tensorboard.close()
+        self._open(last_step)
+
+    def _open(self, last_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        _forget_after(self._folder.metrics, last_step)
+        self._metrics = self._folder.metrics.open("a", encoding="utf-8")
+        self._tensorboard = SummaryWriter(str(self._folder.tensorboard), purge_step=last_step + 1)
 
     def __enter__(self) -> Self:
         return self

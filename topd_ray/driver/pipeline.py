@@ -24,6 +24,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from topd_ray.config import Config
@@ -31,8 +32,9 @@ from topd_ray.driver.calls import Caller
 from topd_ray.driver.ledger import Ledger, Stage
 from topd_ray.driver.open_step import Chunk, OpenStep, StepBooks
 from topd_ray.driver.pool import Pool
-from topd_ray.driver.receipts import RewriteReceipt, RolloutReceipt, Span
-from topd_ray.driver.spawn import Fleet
+from topd_ray.driver.receipts import RolloutReceipt, Span
+from topd_ray.driver.revival import LOST, Revival
+from topd_ray.driver.spawn import Fleet, holder
 from topd_ray.errors import ActorFailedError, TopdError
 from topd_ray.messages import Prompt, StepReport
 from topd_ray.rollout.actor import rollout_id
@@ -43,9 +45,15 @@ class Pipeline:
     """Runs steps over a fleet."""
 
     def __init__(
-        self, config: Config, fleet: Fleet, caller: Caller, ledger: Ledger, recent: RecentDistances
+        self,
+        config: Config,
+        fleet: Fleet,
+        caller: Caller,
+        ledger: Ledger,
+        recent: RecentDistances,
+        revival: Revival,
     ) -> None:
-        self._config, self._fleet, self._caller = config, fleet, caller
+        self._config, self._fleet, self._caller, self._revival = config, fleet, caller, revival
         self._ledger, self._recent = ledger, recent
         self._teachers = Pool("teacher", fleet.teachers)
         self._probers = Pool("prober", fleet.probers)
@@ -71,15 +79,16 @@ class Pipeline:
         )
         self._ledger.dispatch(opened.rollout_ids)
         shares = _dealt(prompts, len(self._fleet.rollouts))
-        streams = [
-            self._started(engine, share, policy_version, opened.room_per_engine)
+        asks = [
+            _Ask(self._fleet.rollouts[engine], share, policy_version, opened.room_per_engine)
             for engine, share in enumerate(shares)
         ]
+        streams = [ask.send() for ask in asks]
 
         async def followed() -> None:
             async with _tasks() as group:
-                for engine, (stream, share) in enumerate(zip(streams, shares, strict=True)):
-                    group.create_task(self._stream(group, opened, engine, stream, share))
+                for engine, (ask, stream) in enumerate(zip(asks, streams, strict=True)):
+                    group.create_task(self._stream(group, opened, engine, ask, stream))
 
         opened.task = asyncio.ensure_future(followed())
         return opened
@@ -104,42 +113,37 @@ class Pipeline:
         self._recent.add(d for one in books.probes for d in one.line_distances)
         return report, books
 
-    def _started(
-        self, engine: int, prompts: Sequence[Prompt], policy_version: int, room: int
-    ) -> Any:
-        """The stream of one engine's chunks."""
-        return (
-            self._fleet.rollouts[engine]
-            .roll_out.options(
-                num_returns="streaming",
-                _generator_backpressure_num_objects=2 * (room + 1),
-            )
-            .remote(prompts, policy_version=policy_version)
-        )
-
     async def _stream(
         self,
         group: asyncio.TaskGroup,
         step: OpenStep,
         engine: int,
+        ask: "_Ask",
         stream: Any,
-        prompts: Sequence[Prompt],
     ) -> None:
         """Follow one rollout engine; each chunk it finishes becomes a task of its own."""
-        room = asyncio.Semaphore(step.room_per_engine)
-        async for index, payload, receipt in self._chunks(stream, f"rollout[{engine}]"):
-            self._ledger.advance(receipt.rollout_ids, Stage.ROLLED_OUT)
-            await room.acquire()
-            chunk = Chunk(step.turn(index, engine), engine, payload, receipt.rollout_ids, receipt)
-            step.note(f"rollout[{engine}]", "roll_out", chunk, receipt.span, receipt.num_tokens)
-            task = group.create_task(self._follow(step, chunk, prompts))
-            task.add_done_callback(lambda _: room.release())
+        who, room, index = f"rollout[{engine}]", asyncio.Semaphore(step.room_per_engine), 0
+        while True:
+            try:
+                async for payload, receipt in self._chunks(stream, who):
+                    ask.done.update(receipt.rollout_ids)
+                    self._ledger.advance(receipt.rollout_ids, Stage.ROLLED_OUT)
+                    await room.acquire()
+                    turn, index = step.turn(index, engine), index + 1
+                    chunk = Chunk(turn, engine, payload, receipt.rollout_ids, receipt)
+                    step.note(who, "roll_out", chunk, receipt.span, receipt.num_tokens)
+                    task = group.create_task(self._follow(step, chunk, ask.prompts))
+                    task.add_done_callback(lambda _: room.release())
+                return
+            except LOST as error:
+                if self._config.rollout.max_staleness:
+                    raise  # its queue held weights and prompts of several versions, in order
+                await self._revival.revive(ask.actor, ask.handle, error)
+                stream = ask.send()
 
-    async def _chunks(
-        self, stream: Any, who: str
-    ) -> AsyncIterator[tuple[int, Any, RolloutReceipt]]:
+    async def _chunks(self, stream: Any, who: str) -> AsyncIterator[tuple[Any, RolloutReceipt]]:
         """Pairs of payload reference and receipt from a streaming generator."""
-        references, index = aiter(stream), 0
+        references = aiter(stream)
         while True:
             try:
                 payload = await self._caller.call(who, "roll_out", anext(references))
@@ -150,8 +154,7 @@ class Pipeline:
             except StopAsyncIteration:  # a lone last reference carries the generator's error
                 await self._caller.call(who, "roll_out", payload)
                 raise ActorFailedError(f"{who} sent a chunk without its receipt") from None
-            yield index, payload, await self._caller.call(who, "roll_out", receipt)
-            index += 1
+            yield payload, await self._caller.call(who, "roll_out", receipt)
 
     async def _follow(self, step: OpenStep, chunk: Chunk, prompts: Sequence[Prompt]) -> None:
         """Rewrite, score, probe (each where the method asks for it), wait for the turn, learn."""
@@ -173,10 +176,12 @@ class Pipeline:
     async def _rewrite(self, step: OpenStep, chunk: Chunk, prompts: Sequence[Prompt]) -> None:
         """The teacher's rewrites take the rollouts' place; unwanted outcomes are dropped."""
         async with self._writers.free() as (who, writer):
-            chunk.payload, receipt = writer.rewrite.options(num_returns=2).remote(
-                chunk.payload, prompts
+            chunk.payload, rewrite = await self._revival.asked(
+                who,
+                writer,
+                "rewrite",
+                lambda on: on.rewrite.options(num_returns=2).remote(chunk.payload, prompts),
             )
-            rewrite: RewriteReceipt = await self._caller.call(who, "rewrite", receipt)
         step.note(who, "rewrite", chunk, rewrite.span, rewrite.num_tokens)
         chunk.rewrite = rewrite
         self._ledger.advance(chunk.names, Stage.REWRITTEN)
@@ -188,8 +193,12 @@ class Pipeline:
     async def _look_at(self, step: OpenStep, chunk: Chunk) -> tuple[Any, Any]:
         """References of the scored rollouts and of their probes (None without)."""
         async with self._teachers.free() as (who, teacher):
-            scored, found, receipt = teacher.score.options(num_returns=3).remote(chunk.payload)
-            chunk.score = await self._caller.call(who, "score", receipt)
+            scored, found, chunk.score = await self._revival.asked(
+                who,
+                teacher,
+                "score",
+                lambda on: on.score.options(num_returns=3).remote(chunk.payload),
+            )
         step.note(who, "score", chunk, chunk.score.span, chunk.score.num_tokens)
         self._ledger.advance(chunk.names, Stage.SCORED)
         if not self._config.probes:
@@ -211,20 +220,27 @@ class Pipeline:
         if self._config.probe.student != "resample":
             return None
         who, engine = f"rollout[{chunk.engine}]", self._fleet.rollouts[chunk.engine]
-        fresh, receipt = engine.resample.options(num_returns=2).remote(
-            found, policy_version=chunk.rollout.policy_version
+        version = chunk.rollout.policy_version
+        fresh, receipt = await self._revival.asked(
+            who,
+            engine,
+            "resample",
+            lambda on: on.resample.options(num_returns=2).remote(found, policy_version=version),
         )
-        span = (await self._caller.call(who, "resample", receipt)).span
-        step.note(who, "resample", chunk, span)
+        step.note(who, "resample", chunk, receipt.span)
         return fresh
 
     async def _continued(
         self, step: OpenStep, chunk: Chunk, who: str, decoder: Any, found: Any
     ) -> Any:
         """Reference of the teacher's continuations."""
-        windows, receipt = decoder.continue_from.options(num_returns=2).remote(found)
-        chunk.continued = await self._caller.call(who, "continue_from", receipt)
-        receipt = chunk.continued
+        windows, receipt = await self._revival.asked(
+            who,
+            decoder,
+            "continue_from",
+            lambda on: on.continue_from.options(num_returns=2).remote(found),
+        )
+        chunk.continued = receipt
         step.note(who, "continue_from", chunk, receipt.span, receipt.num_tokens)
         return windows
 
@@ -239,9 +255,14 @@ class Pipeline:
         fresh: Any,
     ) -> Any:
         """Reference of the probes."""
-        probes, receipt = prober.probe.options(num_returns=2).remote(found, windows, fresh)
-        chunk.probe = await self._caller.call(who, "probe", receipt)
-        step.note(who, "probe", chunk, chunk.probe.span)
+        probes, receipt = await self._revival.asked(
+            who,
+            prober,
+            "probe",
+            lambda on: on.probe.options(num_returns=2).remote(found, windows, fresh),
+        )
+        chunk.probe = receipt
+        step.note(who, "probe", chunk, receipt.span)
         return probes
 
     async def _optimize(self, step: OpenStep) -> StepReport:
@@ -267,6 +288,30 @@ class Pipeline:
         return [
             -(-len(share) * samples // size) for share in _dealt(prompts, len(self._fleet.rollouts))
         ]
+
+
+@dataclass(slots=True)
+class _Ask:
+    """The share of a step that one rollout engine was asked for, to ask again where it is lost."""
+
+    actor: Any
+    prompts: Sequence[Prompt]
+    policy_version: int
+    room: int
+    handle: Any = None
+    """Who was asked last."""
+    done: set[str] = field(default_factory=set)
+    """Rollouts that have come."""
+
+    def send(self) -> Any:
+        """The stream of chunks of what has not come yet."""
+        self.handle = holder(self.actor)
+        streaming = self.handle.roll_out.options(
+            num_returns="streaming", _generator_backpressure_num_objects=2 * (self.room + 1)
+        )
+        return streaming.remote(
+            self.prompts, policy_version=self.policy_version, done=frozenset(self.done)
+        )
 
 
 def _dealt(prompts: Sequence[Prompt], num_engines: int) -> list[list[Prompt]]:

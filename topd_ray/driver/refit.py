@@ -1,13 +1,21 @@
 """New weights, from the learner to everything that decodes or reads with them."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from topd_ray.driver.calls import Caller
 from topd_ray.driver.receipts import Span
-from topd_ray.driver.spawn import Fleet
+from topd_ray.driver.spawn import Fleet, holder
 from topd_ray.driver.timeline import Work
+from topd_ray.errors import ActorDiedError, DeadlineError, TopdError
+
+Revive = Callable[[Any, Any, TopdError], Awaitable[None]]
+"""Actor, who had its place, what befell them; returns when somebody else has it."""
+
+
+async def _give_up(_actor: Any, _handle: Any, error: TopdError) -> None:
+    raise error
 
 
 class Refit:
@@ -19,7 +27,10 @@ class Refit:
 
     def __init__(self, fleet: Fleet, caller: Caller) -> None:
         self._fleet, self._caller = fleet, caller
-        self._pending: list[Any] = []
+        self.revive: Revive = _give_up
+        self._pending: list[tuple[str, Any, Any, Any]] = []  # name, actor, its handle, reference
+        self._newest: tuple[int, Sequence[Any]] | None = None
+        self._followed: tuple[int, Sequence[Any]] | None = None
         self._version, self._began_s, self._works = 0, 0.0, list[Work]()
 
     async def publish(self, policy_version: int, *, to_teachers: bool = False) -> None:
@@ -45,8 +56,14 @@ class Refit:
             self._work(f"learner[{rank}]", "publish", published)
             for rank in range(len(self._fleet.learners))
         ]
+        self._newest = policy_version, buckets
         self._pending = [
-            (f"rollout[{index}]", actor.update.remote(policy_version, *buckets))
+            (
+                f"rollout[{index}]",
+                actor,
+                holder(actor),
+                actor.update.remote(policy_version, *buckets),
+            )
             for index, actor in enumerate(self._fleet.rollouts)
         ]
         if to_teachers:
@@ -60,18 +77,39 @@ class Refit:
         pending, self._pending = self._pending, []
         if not pending:
             return 0.0, []
-        spans: list[Span] = await self._caller.all(
-            [self._caller.call(who, "update", reference) for who, reference in pending]
-        )
+        spans: list[Span] = await self._caller.all([self._taken(*one) for one in pending])
         works = self._works + [
-            self._work(who, "update", span) for (who, _), span in zip(pending, spans, strict=True)
+            self._work(one[0], "update", span) for one, span in zip(pending, spans, strict=True)
         ]
         return sum(work.ended_s - work.began_s for work in works), works
 
+    async def bring(self, member: Any) -> None:
+        """The newest weights, to one that has just been started from the student's folder."""
+        is_student = member.name.startswith("rollout")
+        held = self._newest if is_student else self._followed
+        if held is not None:
+            version, buckets = held
+            await self._caller.call(member.name, "update", member.update.remote(version, *buckets))
+
+    async def _taken(self, who: str, actor: Any, handle: Any, reference: Any) -> Span:
+        began_s = time.time()
+        try:
+            span: Span = await self._caller.call(who, "update", reference)
+        except (ActorDiedError, DeadlineError) as error:
+            await self.revive(actor, handle, error)  # which brings the weights
+            return Span.since(began_s)
+        return span
+
     async def _follow(self, policy_version: int, buckets: Sequence[Any]) -> None:
+        self._followed = policy_version, buckets
         await self._caller.all(
             [
-                self._caller.call(who, "update", actor.update.remote(policy_version, *buckets))
+                self._taken(
+                    who,
+                    actor,
+                    holder(actor),
+                    actor.update.remote(policy_version, *buckets),
+                )
                 for who, actor in self._fleet.teaching()
             ]
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 from topd_ray.config import Config
 from topd_ray.driver.calls import Caller
-from topd_ray.driver.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
+from topd_ray.driver.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
 from topd_ray.driver.data import load_problems, load_source
 from topd_ray.driver.display import Display
 from topd_ray.driver.exam import ask
@@ -24,7 +24,9 @@ from topd_ray.driver.open_step import OpenStep, StepBooks
 from topd_ray.driver.pipeline import Pipeline
 from topd_ray.driver.preflight import check_models
 from topd_ray.driver.refit import Refit
+from topd_ray.driver.revival import LOST, Budget, Revival
 from topd_ray.driver.spawn import Fleet, connected, spawn
+from topd_ray.driver.stop import Stop
 from topd_ray.driver.timeline import TraceWriter, Work, busy_and_waits
 from topd_ray.driver.totals import Totals
 from topd_ray.errors import NonFiniteLossError, TopdError, UserError
@@ -36,24 +38,34 @@ from topd_ray.windows import RecentDistances
 Summary = dict[str, Any]
 
 
-def train(config: Config) -> Summary:
-    """Start a new run; returns what summary.json says. Raises UserError before anything starts."""
+def train(config: Config, *, resume_if_there: bool = False) -> Summary | None:
+    """Start a new run; returns what summary.json says, None where SIGTERM ended it before that.
+
+    With `resume_if_there` a run of this name and config is continued, and a finished one left as it
+    is: a job that is submitted again. Raises UserError before anything starts.
+    """
     started = time.perf_counter()
+    path = RunFolder.of(config).path
+    if resume_if_there and RunFolder(path).config.is_file():
+        folder, old = RunFolder.existing(path)
+        if old != config:
+            raise UserError(f"{path}: holds a run of another config; choose another run.name")
+        return None if folder.summary.is_file() else resume(path)
     data = _load_data(config, cursor=0)
     with connected(config):
         return _Run(config, RunFolder.create(config), data, None, started=started).go()
 
 
-def resume(path: Path) -> Summary:
-    """Continue a run from its newest checkpoint (from its start where there is none)."""
+def resume(path: Path, checkpoint: str | None = None) -> Summary | None:
+    """Continue a run from a checkpoint, by default its newest (its start where there is none)."""
     started = time.perf_counter()
     folder, config = RunFolder.existing(path)
     if folder.summary.is_file():
         raise UserError(f"{folder.path}: this run is finished (summary.json); nothing to resume")
-    checkpoint = latest_checkpoint(folder)
-    data = _load_data(config, cursor=int(checkpoint.driver["cursor"]) if checkpoint else 0)
+    found = open_checkpoint(folder, checkpoint)
+    data = _load_data(config, cursor=0)
     with connected(config):
-        return _Run(config, folder, data, checkpoint, started=started).go()
+        return _Run(config, folder, data, found, started=started).go()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,19 +106,12 @@ class _Run:
         started: float,
     ) -> None:
         """`started`: reading of the performance counter when the command began."""
-        self._started = started
-        self._config, self._folder, self._checkpoint = config, folder, checkpoint
+        self._started, self._config, self._folder = started, config, folder
         self._source, self._dropped, self._problems = data.source, data.dropped, data.problems
-        state = checkpoint.driver if checkpoint else None
-        self._step = int(state["step"]) if state else 0
-        self._ledger = Ledger.restored(state["ledger"]) if state else Ledger()
-        self._recent = RecentDistances(
-            config.windows.divergence, state["recent_distances"] if state else ()
-        )
-        self._totals = Totals(**state["totals"]) if state else Totals()
-        self._before = Accuracy(**state["before"]) if state and state["before"] else None
-        self._skipped_in_a_row = 0
-        self._last_ended_s, self._earlier_works = 0.0, list[Work]()
+        self._take_up(checkpoint)
+        self._earlier_s = self._totals.wall_s
+        self._budget = Budget(config.cluster.max_failures)
+        self._stop = Stop(config.cluster.grace_s)
         self._num_items = len(data.source) * config.prompts.epochs
         self._total_steps = config.run.steps or math.ceil(self._num_items / config.prompts.per_step)
         self._caller = Caller(
@@ -114,9 +119,25 @@ class _Run:
             call_deadline_s=config.cluster.call_deadline_s,
         )
 
-    def go(self) -> Summary:
+    def _take_up(self, checkpoint: Checkpoint | None) -> None:
+        """Be where a checkpoint says, or at the start."""
+        self._checkpoint = checkpoint
+        state = checkpoint.driver if checkpoint else None
+        self._step = int(state["step"]) if state else 0
+        self._source.go_to(int(state["cursor"]) if state else 0)
+        self._ledger = Ledger.restored(state["ledger"]) if state else Ledger()
+        self._recent = RecentDistances(
+            self._config.windows.divergence, state["recent_distances"] if state else ()
+        )
+        self._totals = Totals(**state["totals"]) if state else Totals()
+        self._before = Accuracy(**state["before"]) if state and state["before"] else None
+        self._skipped_in_a_row = 0
+        self._last_ended_s, self._earlier_works = 0.0, list[Work]()
+
+    def go(self) -> Summary | None:
         title = f"{self._config.run.method} {self._config.run.name}"
         with ExitStack() as stack:
+            stack.enter_context(self._folder.locked())
             self._memory = stack.enter_context(PeakMemory())
             self._log = stack.enter_context(
                 MetricsLog(self._config, self._folder, last_step=self._step)
@@ -136,7 +157,7 @@ class _Run:
                 f"{self._total_steps} steps; run folder {self._folder.path}"
             )
             try:
-                before, after = asyncio.run(self._session())
+                accuracies = asyncio.run(self._sessions())
             except TopdError as error:
                 self._log.event("failed", step=self._step, error=str(error))
                 self._display.say(
@@ -144,12 +165,42 @@ class _Run:
                     "from the newest checkpoint"
                 )
                 raise
-            summary = self._summary(before, after)
+            if accuracies is None:
+                self._say_stopped()
+                return None
+            summary = self._summary(*accuracies)
             write_json(self._folder.summary, summary)
             self._display.summary(summary)
             return summary
 
-    async def _session(self) -> tuple[Accuracy, Accuracy]:
+    def _say_stopped(self) -> None:
+        kept = open_checkpoint(self._folder)
+        where = kept.path.name if kept else "its start"
+        self._log.event("stopped", step=self._step, checkpoint=where)
+        self._display.say(
+            f"stopped by SIGTERM after step {self._step}; `topd resume {self._folder.path}` goes "
+            f"on from {where}"
+        )
+
+    async def _sessions(self) -> tuple[Accuracy, Accuracy] | None:
+        """Sessions until one ends; accuracy before and after training, None where it was stopped.
+
+        What no single actor can make good ends a session, and the next one starts from the newest
+        checkpoint.
+        """
+        self._stop.listen(lambda: self._display.say(self._stop.notice))
+        while True:
+            try:
+                return await self._stop.unless_late(self._session())
+            except LOST as error:
+                await self._budget.spend(error)
+                reason = str(error).splitlines()[0]
+                self._take_up(open_checkpoint(self._folder))
+                self._log.go_back(self._step)
+                self._log.event("went_back", step=self._step, error=reason)
+                self._display.say(f"{reason}; going back to step {self._step}")
+
+    async def _session(self) -> tuple[Accuracy, Accuracy] | None:
         self._display.say("starting actors")
         fleet = await self._timed(
             "start", spawn(self._config, self._folder, self._caller, total_steps=self._total_steps)
@@ -159,29 +210,36 @@ class _Run:
         finally:
             fleet.kill()
 
-    async def _train(self, fleet: Fleet) -> tuple[Accuracy, Accuracy]:
+    async def _train(self, fleet: Fleet) -> tuple[Accuracy, Accuracy] | None:
         refit = Refit(fleet, self._caller)
+        revival = Revival(self._caller, refit, self._budget, self._log.event)
         if self._checkpoint:
             await self._restore(fleet, refit, self._checkpoint.path)
         self._display.say("actors ready")
         if self._before is None:
-            self._before = await self._evaluate(fleet, "before training")
-        pipeline = Pipeline(self._config, fleet, self._caller, self._ledger, self._recent)
+            self._before = await self._evaluate(fleet, revival, "before training")
+        pipeline = Pipeline(self._config, fleet, self._caller, self._ledger, self._recent, revival)
         begun = deque[_Begun]()
         self._last_ended_s = time.time()
         try:
-            while self._step < self._total_steps:
-                self._begin_steps(pipeline, fleet, begun)
+            while begun or (self._step < self._total_steps and not self._stop.asked):
+                if not self._stop.asked:
+                    self._begin_steps(pipeline, fleet, revival, begun)
                 await self._finish_step(pipeline, fleet, refit, begun)
         finally:
             for one in begun:
                 one.step.abandon()
         await refit.done()
-        after = await self._evaluate(fleet, "after training")
+        if self._step < self._total_steps:
+            await self._save(fleet)
+            return None
+        after = await self._evaluate(fleet, revival, "after training")
         await self._ranks(fleet, "export", self._folder.export)
         return self._before, after
 
-    def _begin_steps(self, pipeline: Pipeline, fleet: Fleet, begun: deque[_Begun]) -> None:
+    def _begin_steps(
+        self, pipeline: Pipeline, fleet: Fleet, revival: Revival, begun: deque[_Begun]
+    ) -> None:
         """The next step, and as many ahead of it as may be stale.
 
         None beyond the next checkpoint: its rollouts would be of weights that nobody kept, and a
@@ -193,7 +251,7 @@ class _Run:
         for number in range(self._step + len(begun), min(ahead, checkpoint, self._total_steps)):
             prompts = self._source.take(self._num_prompts())
             step = pipeline.begin(prompts, step=number, policy_version=self._step)
-            answers = self._evaluated_beside(fleet) if number == self._step else None
+            answers = self._evaluated_beside(fleet, revival) if number == self._step else None
             begun.append(_Begun(step, [prompt.prompt_id for prompt in prompts], answers))
 
     def _num_prompts(self) -> int:
@@ -202,12 +260,12 @@ class _Run:
             count = min(count, self._num_items - self._source.cursor)
         return count
 
-    def _evaluated_beside(self, fleet: Fleet) -> asyncio.Task[Accuracy] | None:
+    def _evaluated_beside(self, fleet: Fleet, revival: Revival) -> asyncio.Task[Accuracy] | None:
         """The engines answer when their rollouts are out, while the step goes on without."""
         every = self._config.evaluation.every
         if not every or not self._step or self._step % every:
             return None
-        return asyncio.ensure_future(ask(fleet, self._caller, self._problems))
+        return asyncio.ensure_future(ask(fleet, revival, self._problems))
 
     async def _finish_step(
         self, pipeline: Pipeline, fleet: Fleet, refit: Refit, begun: deque[_Begun]
@@ -245,6 +303,7 @@ class _Run:
             actors=fleet.names(),
         )
         metrics["step/wall_s"] = self._last_ended_s - began_s
+        metrics["cluster/num_failures"] = self._budget.spent
         self._earlier_works = works  # a step that was begun ahead reaches back into this one
         self._totals.add_step(metrics)
         self._log.log(metrics)
@@ -287,6 +346,7 @@ class _Run:
             self._caller,
             step=self._step,
             keep=self._config.run.keep_checkpoints,
+            keep_every=self._config.run.keep_every,
             driver={
                 "step": self._step,
                 "cursor": self._source.cursor,
@@ -301,11 +361,11 @@ class _Run:
     @property
     def _wall_s(self) -> float:
         """Seconds of this session and of those before it, up to their checkpoints."""
-        return self._totals.wall_s + time.perf_counter() - self._started
+        return self._earlier_s + time.perf_counter() - self._started
 
-    async def _evaluate(self, fleet: Fleet, when: str) -> Accuracy:
+    async def _evaluate(self, fleet: Fleet, revival: Revival, when: str) -> Accuracy:
         start = time.perf_counter()
-        accuracy = await ask(fleet, self._caller, self._problems)
+        accuracy = await ask(fleet, revival, self._problems)
         self._totals.add_seconds("evaluation", time.perf_counter() - start)
         return self._note(accuracy, when)
 
@@ -354,6 +414,7 @@ class _Run:
             "num_candidates": totals.num_candidates,
             "num_divergent": totals.num_divergent,
             "num_skipped_steps": totals.skipped_steps,
+            "num_failures": self._budget.spent,
             "stage_s": {stage: round(seconds, 3) for stage, seconds in totals.stage_s.items()},
         }
 

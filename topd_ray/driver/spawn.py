@@ -1,9 +1,10 @@
 """Plain worker classes -> Ray actors, placed by the numbers in the config."""
 
+import asyncio
 import math
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,31 @@ _TEACHER_CALLS = 64
 """Calls that a teacher works on at once; its engine decides what goes first. Beyond any number of
 chunks in flight that makes sense, since a thread that waits costs nothing."""
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "0"}
+
+
+class Member:
+    """A Ray actor that can be replaced: calls go to whoever has its place now."""
+
+    def __init__(
+        self, name: str, start: Callable[[], Any], end: Callable[[Any], None] = ray.kill
+    ) -> None:
+        """`name`: as errors and metrics say it, `teacher[0]`."""
+        self.name, self._start, self._end = name, start, end
+        self.handle = start()
+        self.lock = asyncio.Lock()
+
+    def __getattr__(self, what: str) -> Any:
+        return getattr(self.handle, what)
+
+    def replace(self) -> None:
+        """Another process, which is not ready yet; the old one is ended if it still lives."""
+        self._end(self.handle)
+        self.handle = self._start()
+
+
+def holder(actor: Any) -> Any:
+    """Who has the place of an actor now."""
+    return actor.handle if isinstance(actor, Member) else actor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +82,7 @@ class Fleet:
             if isinstance(actor, InlineActor):
                 actor.kill()
             else:
-                ray.kill(actor)
+                ray.kill(actor.handle)
 
 
 @contextmanager
@@ -127,24 +153,27 @@ async def spawn(config: Config, folder: RunFolder, caller: Caller, *, total_step
 def _fleet(config: Config, folder: RunFolder, total_steps: int) -> Fleet:
     inline = config.cluster.placement == "inline"
 
-    def actor(worker: type, place: Place, **arguments: Any) -> Any:
+    def actor(name: str, worker: type, place: Place, **arguments: Any) -> Any:
         if inline:
             return InlineActor(worker(config, **arguments))
-        return _remote(worker, place).remote(config, **arguments)
+        return Member(name, lambda: _remote(worker, place).remote(config, **arguments))
 
     return Fleet(
         rollouts=[
-            actor(RolloutWorker, config.rollout.engine) for _ in range(config.rollout.num_engines)
+            actor(f"rollout[{index}]", RolloutWorker, config.rollout.engine)
+            for index in range(config.rollout.num_engines)
         ],
         teachers=[
-            actor(TeacherWorker, config.teacher.engine) for _ in range(config.teacher.num_engines)
+            actor(f"teacher[{index}]", TeacherWorker, config.teacher.engine)
+            for index in range(config.teacher.num_engines)
         ],
         probers=[
-            actor(ProbeWorker, config.dedicated or config.probe)
-            for _ in range(config.num_probe_workers)
+            actor(f"prober[{index}]", ProbeWorker, config.dedicated or config.probe)
+            for index in range(config.num_probe_workers)
         ],
         learners=[
             actor(
+                f"learner[{rank}]",
                 LearnerWorker,
                 config.learner,
                 rank=rank,

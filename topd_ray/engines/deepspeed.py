@@ -20,16 +20,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from topd_ray.engines.protocols import NamedArray, OptimizerOutcome
-from topd_ray.errors import TopdError
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
 import deepspeed  # reads DS_ACCELERATOR
 import deepspeed.comm as dist
 
+from topd_ray.engines.deepspeed_state import AdamState
+
 _BUCKET_ELEMENTS = 2**26  # of a reduction; DeepSpeed's 5e8 allocates gigabytes for any model
 _WHOLE_ELEMENTS = 10_000  # ZeRO 3 leaves a smaller weight (norms, biases) whole on every rank
-_TAG = "shards"  # folder inside a checkpoint
+_TAG = "learner"  # folder inside a checkpoint
 
 
 class DeepSpeedTraining:
@@ -77,6 +78,11 @@ class DeepSpeedTraining:
             ),
         )
         self._engine.enable_backward_allreduce = self._zero_stage > 0  # 0: see _step_whole
+        self._state = AdamState(
+            self._engine,
+            {n: p for n, p in trained.named_parameters() if p.requires_grad},
+            zero_stage=self._zero_stage,
+        )
 
     def accumulate(self, *inputs: Any) -> tuple[float, ...]:
         """See `TrainingEngine`. Tensors are moved to the engine's device."""
@@ -117,20 +123,16 @@ class DeepSpeedTraining:
 
     def save(self, directory: Path) -> None:
         """See `TrainingEngine`. Every rank must call it, on a file system that all share."""
-        self._engine.save_checkpoint(
-            str(directory),
-            tag=_TAG,
-            client_state={"num_updates": self._num_updates},
-            save_latest=False,
-            exclude_frozen_parameters=True,
+        self._state.save(
+            directory / _TAG,
+            num_updates=self._num_updates,
+            rank=self._rank,
+            world_size=self._world_size,
         )
 
     def load(self, directory: Path) -> None:
-        """See `TrainingEngine`. Raises TopdError where there is nothing to read."""
-        if not (directory / _TAG).is_dir():
-            raise TopdError(f"{directory}: no learner checkpoint (folder {_TAG}) there")
-        _, state = self._engine.load_checkpoint(str(directory), tag=_TAG)
-        self._num_updates = state["num_updates"]
+        """See `TrainingEngine`. Whatever number of ranks and ZeRO stage wrote it."""
+        self._num_updates = self._state.load(directory / _TAG)
 
     def close(self) -> None:
         """See `TrainingEngine`."""

@@ -34,6 +34,10 @@ class PromptSource:
         """Position that the next take starts with."""
         return self._cursor
 
+    def go_to(self, cursor: int) -> None:
+        """Take from this position on, whatever was taken before."""
+        self._cursor = cursor
+
     def take(self, num_prompts: int) -> list[Prompt]:
         """The next `num_prompts` positions."""
         if num_prompts < 0:

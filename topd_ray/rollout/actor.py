@@ -24,12 +24,14 @@ class RolloutActor:
         self._policy_version = 0
 
     def roll_out(
-        self, prompts: Sequence[Prompt], *, policy_version: int
+        self, prompts: Sequence[Prompt], *, policy_version: int, done: frozenset[str] = frozenset()
     ) -> Iterator[list[Rollout]]:
         """Yield `chunk_size` rollouts at a time as they finish, shortest waits first.
 
         A prompt that brought its response is not decoded, and comes before those that are. The
-        same prompts under the same weights give the same chunks. Raises TopdError where something
+        same prompts under the same weights give the same chunks, and with the rollouts of the
+        first of them in `done` (another engine's, that died) the others: all are decoded again, for
+        who ends when is a matter of company. Raises TopdError where something
         is to be decoded and the engine holds other weights than `policy_version`: a stale sample is
         never passed off as new.
         """
@@ -50,7 +52,8 @@ class RolloutActor:
                 for answer in finished
             ),
         )
-        while chunk := list(islice(rollouts, self._config.chunk_size)):
+        missing = (rollout for rollout in rollouts if rollout.rollout_id not in done)
+        while chunk := list(islice(missing, self._config.chunk_size)):
             yield chunk
 
     def resample(

@@ -54,9 +54,10 @@ class FakeRollout:
         return tuple(f"{policy_version}:{name}" for name in chunk), asyncio.ensure_future(receipt())
 
     async def _roll_out(
-        self, prompts: Sequence[Prompt], *, policy_version: int
+        self, prompts: Sequence[Prompt], *, policy_version: int, done: frozenset[str]
     ) -> AsyncIterator[Any]:
-        names = [rollout_id(p, s) for p in prompts for s in range(self.samples)]
+        every = [rollout_id(p, s) for p in prompts for s in range(self.samples)]
+        names = [name for name in every if name not in done]
         async with self.one_at_a_time:
             self.rolled_out.clear()
             async for item in self._chunks(names, policy_version):

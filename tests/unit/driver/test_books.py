@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from topd_ray.config import Config, parse_config
-from topd_ray.driver.checkpoint import latest_checkpoint
+from topd_ray.driver.checkpoint import open_checkpoint
 from topd_ray.driver.display import Display
 from topd_ray.driver.folder import RunFolder, write_json, write_whole
 from topd_ray.driver.metrics import Metrics, MetricsLog, step_metrics
@@ -136,11 +136,11 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_a_pointer_to_a_lost_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
     folder = RunFolder.create(config(tmp_path))
-    assert latest_checkpoint(folder) is None
+    assert open_checkpoint(folder) is None
     folder.checkpoints.mkdir()
     (folder.checkpoints / "latest").write_text("step_7\n")
-    with pytest.raises(UserError, match="step_7, which cannot be read"):
-        latest_checkpoint(folder)
+    with pytest.raises(UserError, match=r"step_7: manifest\.json cannot be read.*no other"):
+        open_checkpoint(folder)
 
 
 def test_totals_survive_a_checkpoint() -> None:

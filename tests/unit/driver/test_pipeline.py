@@ -14,6 +14,7 @@ from topd_ray.driver.calls import Caller
 from topd_ray.driver.ledger import Ledger
 from topd_ray.driver.open_step import OpenStep, StepBooks
 from topd_ray.driver.pipeline import Pipeline
+from topd_ray.driver.revival import Revival
 from topd_ray.driver.spawn import Fleet
 from topd_ray.errors import DeadlineError, TopdError
 from topd_ray.windows import RecentDistances
@@ -47,12 +48,14 @@ def run(
 ) -> list[StepBooks]:
     chosen = config(sections, **cluster)
     ledger = Ledger()
+    caller = Caller(start_deadline_s=deadline_s, call_deadline_s=deadline_s)
     pipeline = Pipeline(
         chosen,
         fakes,
-        Caller(start_deadline_s=deadline_s, call_deadline_s=deadline_s),
+        caller,
         ledger,
         recent or RecentDistances(chosen.windows.divergence),
+        Revival.none(fakes, caller),
     )
 
     async def go() -> list[StepBooks]:

@@ -13,6 +13,7 @@ from topd_ray.driver.ledger import Ledger
 from topd_ray.driver.open_step import OpenStep
 from topd_ray.driver.pipeline import Pipeline
 from topd_ray.driver.refit import Refit
+from topd_ray.driver.revival import Revival
 from topd_ray.driver.simulate.clock import run_in_virtual_time
 from topd_ray.driver.simulate.handles import SimulatedActor
 from topd_ray.driver.simulate.machine import Device
@@ -72,14 +73,15 @@ async def _steps(world: World, cores: int, steps: int) -> Prediction:
     fleet = _fleet(world, cores)
     deadline_s = world.config.cluster.call_deadline_s
     caller = Caller(start_deadline_s=deadline_s, call_deadline_s=deadline_s)
+    refit = Refit(fleet, caller)
     pipeline = Pipeline(
         world.config,
         fleet,
         caller,
         Ledger(),
         RecentDistances(world.config.windows.divergence),
+        Revival.none(fleet, caller),
     )
-    refit = Refit(fleet, caller)
     now_s = asyncio.get_running_loop().time
     began_s, tokens = 0.0, 0
     per_step, begun = world.config.prompts.per_step, deque[OpenStep]()

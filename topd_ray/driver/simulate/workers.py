@@ -92,7 +92,7 @@ class SimulatedRollout:
         self._world, self._name, self._device = world, f"rollout[{index}]", device
 
     async def roll_out(
-        self, prompts: Sequence[Prompt], *, policy_version: int
+        self, prompts: Sequence[Prompt], *, policy_version: int, **_: Any
     ) -> AsyncIterator[Any]:
         """Alternate chunks and their receipts, the shortest rollouts first."""
         config, rates = self._world.config.rollout, self._world.rates

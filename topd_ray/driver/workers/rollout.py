@@ -37,11 +37,11 @@ class RolloutWorker:
         """Return once the engine is loaded."""
 
     def roll_out(
-        self, prompts: Sequence[Prompt], *, policy_version: int
+        self, prompts: Sequence[Prompt], *, policy_version: int, done: frozenset[str] = frozenset()
     ) -> Iterator[list[Rollout] | RolloutReceipt]:
-        """Alternate chunks and their receipts."""
+        """Alternate chunks and their receipts; rollouts in `done` are in no chunk."""
         began_s = time.time()
-        for chunk in self._actor.roll_out(prompts, policy_version=policy_version):
+        for chunk in self._actor.roll_out(prompts, policy_version=policy_version, done=done):
             span = Span.since(began_s)
             yield chunk
             yield RolloutReceipt(
