@@ -133,7 +133,7 @@ def run_in_turn(setting: Setting, folder: Path) -> Steps:
     async def steps_in_turn(session: Session) -> Steps:
         steps: dict[str, list[Step]] = {name: [] for name in ("ours", *TITLES)}
         for turn in range(WARM_UP + MIN_PAIRS):
-            steps["ours"].append(await our_step(session))
+            steps["ours"].append(await our_step(session, turn))
             for name, peer in peers.items():
                 steps[name].append(await asyncio.to_thread(peer.step))
             rates = ", ".join(f"{name} {done[-1].rate:.0f}" for name, done in steps.items())
@@ -178,10 +178,10 @@ def our_config(setting: Setting, prompts: Path, folder: Path) -> Any:
     )
 
 
-async def our_step(session: Session) -> Step:
+async def our_step(session: Session, turn: int) -> Step:
     """From the first request of its rollouts until the rollout engine has the new weights."""
     busy_s, began = await cpu_seconds(session), time.perf_counter()
-    (done,) = await session.steps(session.config, 1)
+    (done,) = await session.steps(session.config, 1, names=turn)
     wall_s = time.perf_counter() - began
     return Step(
         tokens=int(done.metrics["learner/num_tokens"]),

@@ -11,7 +11,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from measure import Claim, Ratio, save
+from measure import MIN_PAIRS, Claim, Ratio, save
 from session import Session, Step, in_session, session_config
 from world import STUDENT, TEACHER
 
@@ -23,8 +23,6 @@ SECTIONS: dict[str, Any] = {
     "cluster": {"object_store_gib": 0.5, "max_chunks_in_flight": 12},
 }
 OWN_CORES = {"rollout": 0, "learner": 0, "teacher": 1, "prober": 1}
-PAIRS = 9
-"""More than elsewhere: a step is long, and its wall time noisy."""
 STAGES = ("roll_out", "score", "continue_from", "probe", "accumulate", "step", "publish", "update")
 
 
@@ -60,7 +58,7 @@ async def in_turn_steps(session: Session) -> tuple[list[Step], list[Step]]:
         update={"objective": session.config.objective.model_copy(update={"lambda_traj": 0.0})}
     )
     opd, topd = list[Step](), list[Step]()
-    for names in range(PAIRS + 1):
+    for names in range(MIN_PAIRS + 1):
         opd += await session.steps(opd_config, 1, names=names)
         topd += await session.steps(session.config, 1, names=names)
     return opd[1:], topd[1:]

@@ -66,8 +66,16 @@ ROWS = (
     Row("packing_padding", "bench_tree", "padding", "padded rows", "<= 5 %"),
     Row("refit", "bench_weights", "refit of a rollout engine", "save + load from disk", ">= 5x"),
     Row("staleness", "bench_staleness", "tokens/s at staleness 1", "staleness 0", ">= 1.3x"),
+    Row(
+        "staleness_accuracy",
+        "bench_staleness",
+        "accuracy at staleness 1, equally many rollouts",
+        "staleness 0",
+        "within the interval",
+    ),
     Row("driver_rate", "bench_driver", "driver, share of a paper's step", "64 actors", "<= 5 %"),
     Row("plan_accuracy", "bench_plan", "`topd plan`, step time", "real runs", "within 15 %"),
+    Row("scaling", "bench_scaling", "prediction for 4 to 256 GPUs", "4 GPUs, linear", "none"),
     Row(
         "start", "bench_start", "`topd train` to first rollout", "starts one by one", "in parallel"
     ),

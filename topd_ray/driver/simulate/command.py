@@ -32,18 +32,22 @@ def plan(config: Config, *, gpus: str | None, run: Path | None, weak: bool) -> N
     if wanted and not num_gpus(config):
         raise UserError(f"--gpus {gpus}: this config asks for no GPU; leave the option out")
     if wanted:
-        rows = [
-            best_placement(
-                grown(config, number / wanted[0]) if weak else config,
-                rates_of,
-                workload,
-                gpus=number,
-            )
-            for number in wanted
-        ]
+        rows = scaled(config, rates_of, workload, wanted, weak=weak)
     else:
         rows = [as_configured(config, rates_of, workload, cores=cores)]
     _print(config, rows, source)
+
+
+def scaled(
+    config: Config, rates_of: RatesOf, workload: Workload, gpus: Sequence[int], *, weak: bool
+) -> list[Placed]:
+    """The best placement for each number; `weak`: as many more prompts a step as there are GPUs."""
+    return [
+        best_placement(
+            grown(config, number / gpus[0]) if weak else config, rates_of, workload, gpus=number
+        )
+        for number in gpus
+    ]
 
 
 def grown(config: Config, times: float) -> Config:

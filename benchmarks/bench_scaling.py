@@ -1,0 +1,74 @@
+"""A prediction, measured by nobody: the paper's models on 4 to 256 GPUs.
+
+.venv/bin/python benchmarks/bench_scaling.py
+"""
+
+from pathlib import Path
+from typing import Any
+
+from measure import Claim, save
+
+from topd_ray.config import load_config
+from topd_ray.driver.simulate.command import scaled
+from topd_ray.driver.simulate.placement import Placed
+from topd_ray.driver.simulate.roofline import Hardware, assumed_workload, roofline_rates
+
+PAPER = Path(__file__).parents[1] / "configs" / "qwen3-30b-a3b-to-4b-4xh100.yaml"
+STRONG = (4, 8, 16, 32, 64, 128, 256)
+WEAK = (4, 8, 16, 32, 64)
+"""With as many more prompts a step; the simulated messages grow alike, so it ends earlier."""
+
+
+def main() -> None:
+    """The scaling table of the paper's models."""
+    hardware = Hardware()
+    methods = {
+        "TOPD": load_config(PAPER),
+        "TOPD, one step ahead": load_config(PAPER, ["rollout.max_staleness=1"]),
+        "OPD": load_config(PAPER, ["run.method=opd"]),
+    }
+    rows = []
+    for weak, numbers in ((False, STRONG), (True, WEAK)):
+        for name, config in methods.items():
+            workload = assumed_workload(config)
+            placed = scaled(
+                config, lambda one: roofline_rates(one, hardware), workload, numbers, weak=weak
+            )
+            rows += [row(name, one, placed[0]) for one in placed[1 if weak else 0 :]]
+            print(*rows[-len(numbers) :], sep="\n", flush=True)
+    save(
+        Claim(
+            name="scaling",
+            claim="**prediction**: Qwen3-30B-A3B into Qwen3-4B, tokens/s on 4 to 256 GPUs",
+            against="4 GPUs, linear",
+            goal="none",
+            figure="see the table",
+            met=None,
+            setting=(
+                f"`topd plan`: the real driver over simulated actors, rates by the roofline of "
+                f"{hardware.name}, the best placement for each number of GPUs; first the paper's "
+                "prompts a step, then as many more as there are GPUs. Nothing of it was measured"
+            ),
+            details=rows,
+        )
+    )
+
+
+def row(name: str, placed: Placed, first: Placed) -> dict[str, Any]:
+    """A line of the table."""
+    predicted, base = placed.prediction, first.prediction
+    linear = base.tokens_per_s * placed.gpus / first.gpus
+    return {
+        "step": name,
+        "GPUs": f"{placed.gpus:g}",
+        "prompts a step": placed.config.prompts.per_step,
+        "placement": placed.placement,
+        "step, s": round(predicted.step_s, 1),
+        "tokens/s": round(predicted.tokens_per_s),
+        "of linear": f"{predicted.tokens_per_s / linear:.0%}",
+        "bottleneck": predicted.bottleneck,
+    }
+
+
+if __name__ == "__main__":
+    main()
