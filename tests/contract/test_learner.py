@@ -63,7 +63,13 @@ def wide_students(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
 
 
 @pytest.fixture(scope="module")
-def two_ranks(wide_students, tmp_path_factory) -> TwoRanks:
+def ranks_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two ranks leave their checkpoints."""
+    return tmp_path_factory.mktemp("two_ranks")
+
+
+@pytest.fixture(scope="module")
+def two_ranks(wide_students, ranks_folder) -> TwoRanks:
     return run_two_ranks(
         {
             f"{stage}{tied}{signal}": (
@@ -73,7 +79,7 @@ def two_ranks(wide_students, tmp_path_factory) -> TwoRanks:
             )
             for stage, tied, signal in CASES
         },
-        tmp_path_factory.mktemp("two_ranks"),
+        ranks_folder,
     )
 
 
@@ -156,6 +162,23 @@ def test_a_checkpoint_continues_bit_for_bit(two_ranks, stage, tied, signal):
     outcome = two_ranks[f"{stage}{tied}{signal}"][0]
     assert outcome.reports[3] == outcome.reports[2]
     assert_identical(outcome.after_third_again, outcome.after_third)
+
+
+@two_rank_cases
+def test_one_rank_of_another_zero_stage_goes_on_where_two_were(
+    two_ranks, ranks_folder, wide_students, stage, tied, signal
+):
+    outcome = two_ranks[f"{stage}{tied}{signal}"][0]
+    config = learner_config(zero_stage=(stage + 1) % len(STAGES), gradient_checkpointing=True)
+    alone = open_learner(config, wide_students[tied], port=free_ports(1)[0], signal=signal)
+    try:
+        alone.load(ranks_folder / f"checkpoint-{stage}{tied}{signal}")
+        report = take_step(alone, [one for rank in step_batches(2, signal) for one in rank])
+        assert report.loss == pytest.approx(outcome.reports[2].loss, rel=1e-5)
+        assert report.lr == outcome.reports[2].lr
+        assert_close(held_weights(alone), outcome.after_third)
+    finally:
+        alone.close()
 
 
 @two_rank_cases
