@@ -24,6 +24,9 @@ Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Name = Annotated[str, Field(min_length=1)]
 
 
+Solver = Literal["scaling", "geomloss", "exact"]
+
+
 class RunConfig(Section):
     """What the run is called, how long it lasts, and what it leaves behind."""
 
@@ -152,8 +155,9 @@ class ProbeConfig(Section):
     """D4. 0 is greedy."""
     teacher_top_p: Fraction = 1.0
     """D4. Nucleus of the teacher's continuation when the temperature is above 0."""
-    solver: Literal["sinkhorn", "exact"] = "sinkhorn"
-    """D6. `sinkhorn` (GeomLoss, entropic) or `exact` (assignment / EMD, on the CPU)."""
+    solver: Solver = "scaling"
+    """D6. Entropic plans, in the scaling domain or by GeomLoss (the same plan, slower), or `exact`
+    ones (assignment / EMD, on the CPU)."""
     epsilon: PositiveFloat = 0.05
     """D6. Entropic blur in units of the ground cost (1 - cos, so 0..2)."""
 

@@ -156,7 +156,7 @@ class ProbeActor:
         problem = TransportProblem(cost_WKK, num_student_W, num_teacher_W)
         if self._config.solver == "exact":
             return exact(problem)
-        return sinkhorn(problem, epsilon=self._config.epsilon)
+        return sinkhorn(problem, epsilon=self._config.epsilon, way=self._config.solver)
 
 
 def _embedding(config: ProbeConfig, folder: Path, student_folder: Path | None) -> torch.Tensor:

@@ -8,6 +8,7 @@ import numpy as np
 
 from topd_ray.candidates import find_candidates
 from topd_ray.config import Config, ProbeConfig
+from topd_ray.config.schema import Solver
 from topd_ray.driver.data import load_source
 from topd_ray.engines.open import open_generation, open_teacher
 from topd_ray.engines.protocols import GenerationEngine, TeacherEngine
@@ -116,7 +117,7 @@ class Lab:
         *,
         student_ids: Sequence[Ints] | None = None,
         window: int | None = None,
-        solver: Literal["sinkhorn", "exact"] | None = None,
+        solver: Solver | None = None,
         epsilon: float | None = None,
         embedding: Literal["teacher", "student"] | None = None,
     ) -> list[ProbeSet]:

@@ -96,7 +96,7 @@ def _settings(
     again = partial(lab.probe_again, candidates, probes)
     yield "exact transport", partial(again, solver="exact")
     for epsilon in settings.epsilons:
-        yield f"epsilon {epsilon:g}", partial(again, solver="sinkhorn", epsilon=epsilon)
+        yield f"epsilon {epsilon:g}", partial(again, solver="scaling", epsilon=epsilon)
     for window in settings.windows:
         yield f"K {window}", partial(again, window=window)
     yield "teacher's embeddings", partial(again, embedding="teacher")

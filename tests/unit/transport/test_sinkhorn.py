@@ -66,6 +66,33 @@ def test_by_default_d_ot_is_right_to_single_precision(window_costs, full, substi
     torch.testing.assert_close(bound_W, reference.dual_bound_W, atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("substituted", [0.0, 0.3, 0.9])
+@pytest.mark.parametrize("epsilon", [0.2, 0.05])
+def test_by_geomloss_the_plan_is_the_same_to_its_accuracy(window_costs, full, substituted, epsilon):
+    problem = full(window_costs(12, substituted=substituted).float())
+    plan = sinkhorn(problem, epsilon=epsilon, way="geomloss")
+    other = sinkhorn(problem, epsilon=epsilon)
+    assert plan.converged_W.all()
+    assert_feasible(plan, problem)
+    assert plan.marginal_error_W.max() < 5e-5
+    torch.testing.assert_close(plan.cost_W, other.cost_W, atol=1e-3, rtol=0)
+    torch.testing.assert_close(plan.dual_bound_W, other.dual_bound_W, atol=5e-3, rtol=0)
+
+
+def test_by_geomloss_a_window_does_not_depend_on_its_batch_or_padding(window_costs, full):
+    cost_WKK = window_costs(6, k=20).float()
+    together = sinkhorn(full(cost_WKK), way="geomloss")
+    padded_WLL = torch.nn.functional.pad(cost_WKK, (0, 30, 0, 30))
+    size_W = torch.full((6,), 20)
+    padded = sinkhorn(TransportProblem(padded_WLL, size_W, size_W), way="geomloss")
+    torch.testing.assert_close(padded.cost_W, together.cost_W, atol=1e-5, rtol=0)
+    for window in range(6):
+        alone = sinkhorn(full(cost_WKK[window : window + 1]), way="geomloss")
+        torch.testing.assert_close(
+            alone.cost_W, together.cost_W[window : window + 1], atol=1e-5, rtol=0
+        )
+
+
 @pytest.mark.parametrize("highest", [0.0, 0.5, 2.0])
 def test_costs_that_are_all_or_nothing_do_not_overflow(full, highest):
     rng = torch.Generator().manual_seed(0)
