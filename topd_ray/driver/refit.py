@@ -40,6 +40,7 @@ class Refit:
         has them on return.
         """
         await self.done()
+        self._newest = None  # gone from the object store before the next ones come
         self._version, self._began_s = policy_version, time.time()
         streams = [
             actor.publish.options(num_returns="streaming").remote()

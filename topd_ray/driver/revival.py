@@ -29,7 +29,7 @@ class Budget:
         """Count a failure and wait, twice as long as the time before; raises it at the end."""
         if self.spent >= self._most:
             raise error
-        pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**self.spent)
+        pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(self.spent, 10))
         self.spent += 1
         await asyncio.sleep(pause_s)
 

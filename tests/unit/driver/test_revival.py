@@ -16,31 +16,28 @@ from ray.exceptions import RayActorError
 from tests.make import prompt
 from tests.unit.driver.fleet import Method, fleet
 from tests.unit.driver.test_pipeline import config, random_delays
-from topd_ray.driver import revival
 from topd_ray.driver.calls import Caller
 from topd_ray.driver.ledger import Ledger
 from topd_ray.driver.pipeline import Pipeline
 from topd_ray.driver.refit import Refit
 from topd_ray.driver.revival import Budget, Revival
+from topd_ray.driver.simulate.clock import run_in_virtual_time
 from topd_ray.driver.spawn import Fleet, Member
 from topd_ray.errors import ActorDiedError, TopdError
 from topd_ray.windows import RecentDistances
 
 NUM_RETURNS = {"score": 3, "continue_from": 2, "probe": 2}
 NUM_PROMPTS, SAMPLES = 5, 2
-Dies = Callable[[], bool]
-
-
-@pytest.fixture(autouse=True)
-def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(revival, "_FIRST_PAUSE_S", 0.0)
+DEAD, SILENT = "dead", "silent"
+Dies = Callable[[], str]
+"""What becomes of an actor at this call: nothing (""), or one of the two."""
 
 
 class Mortal:
-    """A fake in a process that ends when `dies` says so; whatever is asked afterwards fails."""
+    """A fake in a process that ends when `dies` says so, or falls silent; then it never answers."""
 
     def __init__(self, fake: Any, dies: Dies) -> None:
-        self._fake, self._dies, self._dead = fake, dies, False
+        self._fake, self._dies, self._fate = fake, dies, ""
         self.ready = Method(lambda: asyncio.sleep(0))
 
     def __getattr__(self, what: str) -> Method:
@@ -50,7 +47,7 @@ class Mortal:
 
     def _called(self, what: str, arguments: Any, named: Any) -> Any:
         if self._lost():
-            return (None,) * (NUM_RETURNS[what] - 1) + (_lost(),)
+            return (None,) * (NUM_RETURNS[what] - 1) + (_lost(self._fate),)
         return getattr(self._fake, what).remote(*arguments, **named)
 
     async def _streamed(self, arguments: Any, named: Any) -> AsyncIterator[Any]:
@@ -58,16 +55,18 @@ class Mortal:
         async for item in items:
             if self._lost():
                 await items.aclose()  # nothing of a dead process holds up the one in its place
-                yield _lost()
+                yield _lost(self._fate)
                 return
             yield item
 
     def _lost(self) -> bool:
-        self._dead = self._dead or self._dies()
-        return self._dead
+        self._fate = self._fate or self._dies()
+        return bool(self._fate)
 
 
-async def _lost() -> Any:
+async def _lost(fate: str) -> Any:
+    if fate == SILENT:
+        await asyncio.Event().wait()
     raise RayActorError
 
 
@@ -99,11 +98,11 @@ def train(fakes: Fleet, *, steps: int, most: int, notes: list[str], **rollout: A
             prompts = [prompt(NUM_PROMPTS * number + i) for i in range(NUM_PROMPTS)]
             await pipeline.finish(pipeline.begin(prompts, step=number, policy_version=number))
 
-    asyncio.run(asyncio.wait_for(go(), 30))
+    run_in_virtual_time(go())
     return ledger
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     share=st.floats(0.0, 0.3),
@@ -121,14 +120,16 @@ def test_whoever_dies_each_rollout_is_learned_once_and_in_the_order_of_a_run_wit
         return fakes.learners[0].taken, fakes.learners[0].lines
 
     rng = random.Random(seed)
-    assert order(lambda: rng.random() < share) == order(lambda: False)
+    fates = [DEAD, SILENT]
+    struck = order(lambda: rng.choice(fates) if rng.random() < share else "")
+    assert struck == order(lambda: "")
 
 
 @pytest.mark.parametrize("deaths", [1, 3])
 def test_deaths_are_counted_and_the_budget_ends(deaths: int) -> None:
-    left = iter([True] * deaths)
+    left = iter([DEAD] * deaths)
     notes = list[str]()
-    fakes = mortal(fleet(random_delays(0)), lambda: next(left, False))
+    fakes = mortal(fleet(random_delays(0)), lambda: next(left, ""))
     if deaths > 2:
         with pytest.raises(ActorDiedError, match=r"rollout\[0\] died in roll_out"):
             train(fakes, steps=1, most=2, notes=notes)
@@ -139,8 +140,8 @@ def test_deaths_are_counted_and_the_budget_ends(deaths: int) -> None:
 
 def test_a_dead_rollout_engine_that_was_ahead_is_not_replaced() -> None:
     """Its queue held prompts of several policy versions; the run goes back to its checkpoint."""
-    left = iter([True])
-    fakes = mortal(fleet(random_delays(0)), lambda: next(left, False))
+    left = iter([DEAD])
+    fakes = mortal(fleet(random_delays(0)), lambda: next(left, ""))
     with pytest.raises(ActorDiedError, match=r"rollout\[0\]"):
         train(fakes, steps=1, most=2, notes=[], max_staleness=1)
 
@@ -174,7 +175,7 @@ def test_a_death_fails_several_calls_and_is_one() -> None:
             )
         )
 
-    assert asyncio.run(go()) == [(1,), (1,), (1,)]
+    assert run_in_virtual_time(go()) == [(1,), (1,), (1,)]
     assert started == [0, 1]
 
 
