@@ -14,7 +14,7 @@ from topd_ray.driver.simulate.placement import Placed
 from topd_ray.driver.simulate.roofline import Hardware, assumed_workload, roofline_rates
 
 PAPER = Path(__file__).parents[1] / "configs" / "qwen3-30b-a3b-to-4b-4xh100.yaml"
-GPUS = (4, 8, 16, 32, 64, 128, 256)
+GPUS = (4, 8, 16, 32, 64, 256)
 BATCH = ["prompts.per_step=32", "rollout.chunk_size=8", "cluster.max_chunks_in_flight=32"]
 """128 rollouts a step: the paper's 4 keep no more than 4 GPUs busy."""
 
