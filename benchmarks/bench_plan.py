@@ -3,8 +3,7 @@
     .venv/bin/python benchmarks/bench_plan.py
 
 All steps on one fleet of real actors that share two cores. What is predicted differs from what was
-fitted in method, staleness, and how many prompts a step has. The same steps tell the transport's
-share. Responses differ in length from step
+fitted in method, staleness, and how many prompts a step has. Responses differ in length from step
 to step, so seconds are compared by the thousand tokens.
 """
 
@@ -13,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench_price import busy_s, sections
+from bench_price import sections
 from bench_staleness import at_staleness
 from measure import MIN_PAIRS, Claim, save
 from session import Session, Step, in_session, session_config
@@ -25,6 +24,11 @@ from topd_ray.driver.simulate.simulation import simulate
 GOAL = 0.15
 CORES = 2
 PROMPT_TOKENS = 14
+WORDS = (
+    "The model shares cores evenly among the actors at work. It knows neither the caches that they "
+    "take from each other, nor the operating system's scheduler, nor Ray's own processes; what of "
+    "that the fitted kind had is in its rates, and is not the same where other actors overlap."
+)
 BLOCK = MIN_PAIRS + 1
 """Steps a kind; the first is a warm-up (and of a stale kind the last, with nothing beside it)."""
 
@@ -37,7 +41,6 @@ def main() -> None:
         config = session_config(Path(folder), fields)
         timed = in_session(config, time_all, cores=None)
     report(kinds(config), timed)
-    report_transport(timed["TOPD"][1:])
 
 
 def kinds(config: Config) -> dict[str, Config]:
@@ -102,25 +105,7 @@ def report(configs: dict[str, Config], timed: dict[str, list[Step]]) -> None:
                 f"{BLOCK - 1} steps of TOPD, {BLOCK - 1} steps of each kind timed, median"
             ),
             details=rows,
-        )
-    )
-
-
-def report_transport(topd: list[Step]) -> None:
-    """Seconds of the probe workers, who make ground costs and plans, in a step."""
-    shares = [busy_s([step], "probe") / step.wall_s for step in topd]
-    candidates = sum(step.metrics["candidates/num"] for step in topd) / len(topd)
-    save(
-        Claim(
-            name="ot_cost_share",
-            claim="OT + cost matrix, share of a step",
-            against="the step's wall time",
-            goal="<= 1 %",
-            figure=f"{statistics.median(shares):.2%} [{min(shares):.2%}, {max(shares):.2%}]",
-            met=statistics.median(shares) <= 0.01,
-            setting=f"the probe workers' calls in {len(topd)} TOPD steps, "
-            f"{candidates:.0f} windows of up to 50 tokens a step, one thread; most of it lies "
-            "beside the rollouts. The models are toys: with larger ones the share is smaller",
+            words=WORDS,
         )
     )
 

@@ -52,7 +52,7 @@ ROWS = (
     Row("loss_time", "bench_loss", "loss: time", "full-logits PyTorch", "no worse"),
     Row("loss_liger", "bench_loss", "loss: time", "Liger's fused linear JSD", "if it runs"),
     Row("ot_speed", "bench_ot", "OT windows/s, K = 50", "geomloss as it comes", ">= 5x"),
-    Row("ot_cost_share", "bench_plan", "OT + cost matrix", "a step", "<= 1 %"),
+    Row("ot_cost_share", "bench_transport_share", "OT + cost matrix", "a step", "<= 1 %"),
     Row(
         "prefix_cache",
         "bench_prefix",
