@@ -11,6 +11,13 @@ from bench_price import busy_s, sections
 from measure import MIN_PAIRS, Claim, save
 from session import Session, Step, in_session, session_config
 
+WORDS = (
+    "The models are toys of about 1 M parameters; the windows cost as much beside any model, but "
+    "for wider embeddings. None of it but the last chunk's is waited for: it lies beside the "
+    "rollouts. Tried: transport in the scaling domain (sixty times GeomLoss as it comes), and one "
+    "product of a rollout's distinct tokens for all its cost matrices where that is less work."
+)
+
 
 def main() -> None:
     """Steps on one fleet that shares the cores; the first is a warm-up."""
@@ -39,6 +46,7 @@ def report_transport(topd: list[Step]) -> None:
             setting=f"the probe workers' calls in {len(topd)} TOPD steps, "
             f"{candidates:.0f} windows of up to 50 tokens a step, one thread; most of it lies "
             "beside the rollouts. The models are toys: with larger ones the share is smaller",
+            words=WORDS,
         )
     )
 
