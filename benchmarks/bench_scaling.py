@@ -1,4 +1,4 @@
-"""A prediction, measured by nobody: the paper's models on 4 to 256 GPUs.
+"""A prediction, measured by nobody: the paper's models on 4 to 64 GPUs.
 
 .venv/bin/python benchmarks/bench_scaling.py
 """
@@ -14,7 +14,7 @@ from topd_ray.driver.simulate.placement import Placed
 from topd_ray.driver.simulate.roofline import Hardware, assumed_workload, roofline_rates
 
 PAPER = Path(__file__).parents[1] / "configs" / "qwen3-30b-a3b-to-4b-4xh100.yaml"
-GPUS = (4, 8, 16, 32, 64, 256)
+GPUS = (4, 8, 16, 32, 64)
 BATCH = ["prompts.per_step=32", "rollout.chunk_size=8", "cluster.max_chunks_in_flight=32"]
 """128 rollouts a step: the paper's 4 keep no more than 4 GPUs busy."""
 
@@ -43,7 +43,7 @@ def main() -> None:
     save(
         Claim(
             name="scaling",
-            claim="**prediction**: Qwen3-30B-A3B into Qwen3-4B, tokens/s on 4 to 256 GPUs",
+            claim="**prediction**: Qwen3-30B-A3B into Qwen3-4B, tokens/s on 4 to 64 GPUs",
             against="4 GPUs, linear",
             goal="none",
             figure="see the table",
