@@ -75,7 +75,7 @@ ROWS = (
     ),
     Row("driver_rate", "bench_driver", "driver, share of a paper's step", "64 actors", "<= 5 %"),
     Row("plan_accuracy", "bench_plan", "`topd plan`, step time", "real runs", "within 15 %"),
-    Row("scaling", "bench_scaling", "prediction for 4 to 64 GPUs", "4 GPUs, linear", "none"),
+    Row("scaling", "bench_scaling", "prediction for 4 to 256 GPUs", "4 GPUs, linear", "to 256"),
     Row(
         "start", "bench_start", "`topd train` to first rollout", "starts one by one", "in parallel"
     ),
