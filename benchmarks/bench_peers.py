@@ -154,7 +154,7 @@ def our_config(setting: Setting, prompts: Path, folder: Path) -> Any:
     return session_config(
         folder,
         {
-            "run": {"root": str(folder), "name": setting.student.name, "method": "opd"},
+            "run": {"root": str(folder), "name": setting.student.parent.name, "method": "opd"},
             "prompts": {
                 "path": str(prompts),
                 "per_step": setting.rollouts // SAMPLES,

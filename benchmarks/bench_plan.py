@@ -24,6 +24,11 @@ from topd_ray.driver.simulate.simulation import simulate
 GOAL = 0.15
 CORES = 2
 PROMPT_TOKENS = 14
+WORDS = (
+    "The model shares cores evenly among the actors at work. It knows neither the caches that they "
+    "take from each other, nor the operating system's scheduler, nor Ray's own processes; what of "
+    "that the fitted kind had is in its rates, and is not the same where other actors overlap."
+)
 BLOCK = MIN_PAIRS + 1
 """Steps a kind; the first is a warm-up (and of a stale kind the last, with nothing beside it)."""
 
@@ -100,6 +105,7 @@ def report(configs: dict[str, Config], timed: dict[str, list[Step]]) -> None:
                 f"{BLOCK - 1} steps of TOPD, {BLOCK - 1} steps of each kind timed, median"
             ),
             details=rows,
+            words=WORDS,
         )
     )
 

@@ -33,8 +33,6 @@ def main() -> None:
             config = session_config(Path(folder), sections(Path(folder)))
             opd, topd = in_session(config, in_turn_steps, cores=cores)
         report(opd, topd, own=cores is not None, goal=goal)
-        if cores is not None:
-            report_transport(topd)
 
 
 def sections(folder: Path) -> dict[str, Any]:
@@ -79,25 +77,6 @@ def report(opd: list[Step], topd: list[Step], *, own: bool, goal: float) -> None
             met=ratio.median <= goal,
             setting=setting(topd[-1].metrics, own=own),
             details=[row("OPD", opd), row("TOPD", topd)],
-        )
-    )
-
-
-def report_transport(topd: list[Step]) -> None:
-    """Seconds of the probe workers, who make ground costs and plans, in a step."""
-    shares = [busy_s([step], "probe") / step.wall_s for step in topd]
-    candidates = sum(step.metrics["candidates/num"] for step in topd) / len(topd)
-    save(
-        Claim(
-            name="ot_cost_share",
-            claim="OT + cost matrix, share of a step",
-            against="the step's wall time",
-            goal="<= 1 %",
-            figure=f"{median(shares):.2%} [{min(shares):.2%}, {max(shares):.2%}]",
-            met=median(shares) <= 0.01,
-            setting=f"the probe workers' calls in {len(topd)} TOPD steps of the price above, "
-            f"{candidates:.0f} windows of up to 50 tokens a step, one core; most of it lies beside "
-            "the rollouts. The models are toys: with larger ones the share is smaller",
         )
     )
 

@@ -52,7 +52,7 @@ ROWS = (
     Row("loss_time", "bench_loss", "loss: time", "full-logits PyTorch", "no worse"),
     Row("loss_liger", "bench_loss", "loss: time", "Liger's fused linear JSD", "if it runs"),
     Row("ot_speed", "bench_ot", "OT windows/s, K = 50", "geomloss as it comes", ">= 5x"),
-    Row("ot_cost_share", "bench_ot", "OT + cost matrix", "a step", "<= 1 %"),
+    Row("ot_cost_share", "bench_transport_share", "OT + cost matrix", "a step", "<= 1 %"),
     Row(
         "prefix_cache",
         "bench_prefix",
@@ -75,7 +75,7 @@ ROWS = (
     ),
     Row("driver_rate", "bench_driver", "driver, share of a paper's step", "64 actors", "<= 5 %"),
     Row("plan_accuracy", "bench_plan", "`topd plan`, step time", "real runs", "within 15 %"),
-    Row("scaling", "bench_scaling", "prediction for 4 to 256 GPUs", "4 GPUs, linear", "none"),
+    Row("scaling", "bench_scaling", "prediction for 4 to 256 GPUs", "4 GPUs, linear", "to 256"),
     Row(
         "start", "bench_start", "`topd train` to first rollout", "starts one by one", "in parallel"
     ),

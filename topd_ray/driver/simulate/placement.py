@@ -16,6 +16,7 @@ from topd_ray.errors import UserError
 
 RatesOf = Callable[[Config], Rates]
 _SEARCH_STEPS = 2
+_FINENESS = 64
 _CORES_A_GPU = 12
 _ROLLOUT_SHARE = 0.35
 """Of a GPU that a learner rank shares with a rollout engine, as in the paper's config here."""
@@ -58,9 +59,11 @@ def as_configured(config: Config, rates_of: RatesOf, workload: Workload, *, core
 def best_placement(config: Config, rates_of: RatesOf, workload: Workload, *, gpus: int) -> Placed:
     """The best split found of so many GPUs. Raises UserError where they are too few."""
     whole = _gpus_a_teacher(config)
+    teachers = max(1, gpus // (4 * whole))
+    others = gpus - teachers * whole
     splits = [
-        Split(rollouts=gpus - whole, teachers=1, ranks=gpus - whole, colocated=True),
-        Split(rollouts=gpus - whole - gpus // 4, teachers=1, ranks=gpus // 4),
+        Split(rollouts=others, teachers=teachers, ranks=others, colocated=True),
+        Split(rollouts=others - gpus // 4, teachers=teachers, ranks=gpus // 4),
     ]
     started = [one for one in splits if min(one.rollouts, one.teachers, one.ranks) > 0]
     if not started:
@@ -80,10 +83,13 @@ def best_placement(config: Config, rates_of: RatesOf, workload: Workload, *, gpu
 
 
 def _improved(split: Split, whole: int, gpus: int, tried: Callable[[Split, int], Placed]) -> Split:
-    """Move GPUs between roles while a step gets shorter; by smaller and smaller numbers."""
+    """Move GPUs between roles while a step gets shorter; by smaller and smaller numbers.
+
+    To a sixty-fourth of them: a finer split moves a step by less than the rates are known.
+    """
     best, best_s = split, tried(split, _SEARCH_STEPS).prediction.step_s
     amount = max(1, gpus // 8)
-    while amount:
+    while amount >= max(1, gpus // _FINENESS):
         for moved in _neighbours(best, whole, amount):
             seconds = tried(moved, _SEARCH_STEPS).prediction.step_s
             if seconds < best_s:

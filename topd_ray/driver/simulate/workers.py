@@ -228,10 +228,13 @@ class SimulatedLearner:
         config, began_s = self._world.config, _now_s()
         ranks = config.learner.num_ranks
         order = sorted(scored, key=lambda one: (-self._row(one), one.name))
-        shares = [[self._row(one) for one in order[rank::ranks]] for rank in range(ranks)]
-        batches = max(_num_batches(share, config.windows.token_budget) for share in shares)
-        num_tokens = sum(one.num_tokens for one in order[self._rank :: ranks])
-        seconds = self._world.rates.learn.seconds(shares[self._rank], calls=batches)
+        # Rank 0's row is the longest at every place, and next-fit needs no fewer batches for it.
+        fullest = [self._row(one) for one in order[::ranks]]
+        batches = _num_batches(fullest, config.windows.token_budget)
+        own = order[self._rank :: ranks]
+        num_tokens = sum(one.num_tokens for one in own)
+        rows = [self._row(one) for one in own]
+        seconds = self._world.rates.learn.seconds(rows, calls=batches)
         await self._work("accumulate", seconds, num_tokens)
         if config.learner.zero_stage >= 2:
             await self._meeting.wait()
