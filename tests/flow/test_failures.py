@@ -200,6 +200,7 @@ def test_a_job_whose_driver_died_goes_on_when_it_is_submitted_again(
     again: Any = ("train", "--resume", setting.file, "run.name=again")
     with started(*again) as process:
         wait_until(has_steps(run, 3), process)
+        process.send_signal(signal.SIGSTOP)  # or it would be done before it is asked
         refused = topd("resume", run.path)
         assert refused.code == 2
         assert f"process {process.pid} on " in refused.output.replace("\n", "")
