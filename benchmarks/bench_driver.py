@@ -110,6 +110,7 @@ class FakeRollout:
                 policy_version=policy_version,
                 num_tokens=len(chunk),
                 num_truncated=0,
+                entropy_sum=1.0,
                 span=NO_TIME,
             )
 
@@ -155,7 +156,7 @@ class FakeLearner:
         """Nothing to learn."""
         return LearnReceipt(sums=LossSums(num_tokens=1), num_divergent=0, span=NO_TIME)
 
-    def step(self) -> StepReport:
+    def step(self, **_: bool) -> StepReport:
         """The next version."""
         self._steps += 1
         return StepReport(

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.runs import Run, Setting
+
 # Toy-size tensors: more threads only get in each other's way, and in that of the engines.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -23,3 +25,16 @@ def student_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny import make_model
 
     return make_model(tmp_path_factory.mktemp("student"), hidden=32, layers=2, seed=2, tied=True)
+
+
+@pytest.fixture(scope="session")
+def setting(
+    tmp_path_factory: pytest.TempPathFactory, student_folder: Path, teacher_folder: Path
+) -> Setting:
+    return Setting(tmp_path_factory.mktemp("flow"), student_folder, teacher_folder)
+
+
+@pytest.fixture(scope="session")
+def whole(setting: Setting) -> Run:
+    """The run that others are compared with: 4 steps of TOPD on vLLM and DeepSpeed."""
+    return setting.train("whole")

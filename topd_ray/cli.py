@@ -92,6 +92,16 @@ def resume(
 
 
 @app.command()
+def replay(
+    dump: Annotated[Path, typer.Argument(help="A folder dumps/step_N of a run")],
+) -> None:
+    """Do a skipped step again, rollout by rollout."""
+    from topd_ray.driver import replay
+
+    replay.replay(dump)
+
+
+@app.command()
 def generate(
     config: ConfigFile,
     out: Annotated[Path, typer.Option(help="JSONL file; rows that are there are kept")],

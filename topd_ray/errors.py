@@ -28,5 +28,9 @@ class ActorDiedError(ActorFailedError):
     """The process of an actor is gone, and what it owed can be asked of another."""
 
 
-class NonFiniteLossError(TopdError):
-    """Too many optimizer steps in a row had a loss or gradient that is not a finite number."""
+class LostObjectError(TopdError):
+    """What an actor had answered went with the machine that held it; only a checkpoint is left."""
+
+
+class BadStepsError(TopdError):
+    """The updates of too many steps in a row could not be trusted (`health`)."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.flow.conftest import ROOT, read_jsonl, topd
+from tests.runs import ROOT, read_jsonl, topd
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(500)]
 STUDENT = ROOT / "topd_ray" / "toy" / "world" / "student"

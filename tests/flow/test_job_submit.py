@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.flow.conftest import BIN, ROOT, Run, Setting
+from tests.runs import BIN, ROOT, Run, Setting
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(600)]
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from tests.contract import oracle
 from tests.contract.backends import THIRD_PARTY, engine_config
-from tests.flow.conftest import Run
+from tests.runs import Run
 from topd_ray.config import RolloutConfig
 from topd_ray.engines.open import open_generation
 from topd_ray.rollout import RolloutActor

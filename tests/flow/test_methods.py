@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests.flow.conftest import Run, Setting, topd
+from tests.runs import Run, Setting, topd
 from topd_ray.config import parse_config
 from topd_ray.driver import run as driver
 from topd_ray.driver.folder import RunFolder

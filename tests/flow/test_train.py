@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests.flow.conftest import Run, Setting, topd
+from tests.runs import Run, Setting, topd
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(500)]
 
@@ -78,7 +78,7 @@ def test_every_probed_window_is_on_record(whole: Run) -> None:
 def test_the_run_repeats_and_a_killed_one_resumes_as_if_nothing_had_happened(
     setting: Setting, whole: Run
 ) -> None:
-    first = setting.train("first-half", "run.steps=4", "learner.max_skipped_steps=1")
+    first = setting.train("first-half", "run.steps=4", "health.max_bad_steps=1")
     assert losses(first) == losses(whole)
 
     # As after a kill between step 3 and its checkpoint: the newest checkpoint is that of step 2.

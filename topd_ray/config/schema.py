@@ -238,8 +238,6 @@ class LearnerConfig(Section):
     """Global gradient norm is clipped here (paper: 1)."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more compute."""
-    max_skipped_steps: PositiveInt = 3
-    """The run stops after so many non-finite steps in a row."""
     cpus: NonNegativeFloat = 1.0
     """Logical CPUs that Ray sets aside for one rank."""
     gpus: NonNegativeFloat = 0.0
@@ -264,6 +262,23 @@ class EvaluationConfig(Section):
     """By default `rollout.max_response_tokens`."""
     every: NonNegativeInt = 0
     """Also evaluate every so many steps; 0 only before and after."""
+
+
+class HealthConfig(Section):
+    """When a step's update is not to be trusted: it is skipped, and what it was made of is kept in
+    `dumps/` for `topd replay`. A loss or gradient that is not finite always is one."""
+
+    max_bad_steps: PositiveInt = 3
+    """The run stops after so many of them in a row."""
+    max_rollout_kl: PositiveFloat = 1.0
+    """Nats a token between the policy that sampled and the one that is trained. On-policy it is
+    rounding; more says that an engine holds other weights than it should."""
+    min_entropy: NonNegativeFloat = 1e-4
+    """Mean -log p of the sampled tokens, in nats: below it the student has collapsed."""
+    max_truncated: Fraction | None = None
+    """Share of a step's rollouts that were cut at the token limit, from which on the step is bad;
+    1: only where all were. None: only a metric, since limits below the usual length are common
+    (paper: a limit of 8000, and rollouts of 9688 tokens on average)."""
 
 
 class ClusterConfig(Section):
@@ -305,6 +320,7 @@ class Config(Section):
     learner: LearnerConfig
     weights: WeightsConfig = WeightsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    health: HealthConfig = HealthConfig()
     cluster: ClusterConfig = ClusterConfig()
 
     @property

@@ -84,11 +84,24 @@ def open_checkpoint(folder: RunFolder, name: str | None = None) -> Checkpoint | 
     there = [path.name for path in _finished(folder)]
     if name is not None and name not in there:
         raise UserError(f"--checkpoint {name}: {folder.path} has {', '.join(there) or 'none'}")
-    path = folder.checkpoints / (name or pointer.read_text(encoding="utf-8").strip())
+    newest = pointer.read_bytes().decode("utf-8", "replace").strip() if name is None else name
+    if newest not in there:
+        way = (
+            f"`topd resume {folder.path} --checkpoint {there[-1]}` goes on from one that is there"
+            if there
+            else "start the run anew under another run.name"
+        )
+        raise UserError(
+            f"{pointer}: names {newest[:40]!r}, there is {', '.join(there) or 'none'}; {way}"
+        )
+    path = folder.checkpoints / newest
     broken = fault(path)
     if broken is not None:
         raise UserError(f"{path}: {broken}; {_way_on(folder, path)}")
-    driver = json.loads((path / _DRIVER).read_text(encoding="utf-8"))
+    try:
+        driver = json.loads((path / _DRIVER).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path / _DRIVER}: no JSON ({error}); {_way_on(folder, path)}") from None
     if name is not None:
         _point(folder, name)
     return Checkpoint(path, driver)

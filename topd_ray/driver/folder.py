@@ -94,6 +94,16 @@ class RunFolder:
         return self.path / "windows"
 
     @property
+    def dumps(self) -> Path:
+        """`step_N/` of steps whose update was skipped, for `topd replay`."""
+        return self.path / "dumps"
+
+    @property
+    def logs(self) -> Path:
+        """What each actor wrote on stdout and stderr."""
+        return self.path / "logs"
+
+    @property
     def checkpoints(self) -> Path:
         """`step_N/` folders and `latest`."""
         return self.path / "checkpoints"

@@ -46,6 +46,7 @@ def step_metrics(report: StepReport, books: StepBooks, *, update_s: float) -> Me
         "rollout/num": num_rollouts,
         "rollout/num_tokens": rollout_tokens,
         "rollout/mean_tokens": rollout_tokens / num_rollouts,
+        "rollout/entropy": sum(one.entropy_sum for one in books.rollouts) / rollout_tokens,
         "rollout/truncated_frac": sum(one.num_truncated for one in books.rollouts) / num_rollouts,
         "rollout/busy_s": sum(one.span.busy_s for one in books.rollouts),
         "rollout/staleness": report.step - 1 - oldest,

@@ -31,8 +31,12 @@ class StepBooks:
     probes: list[ProbeReceipt] = field(default_factory=list)
     learned: list[list[LearnReceipt]] = field(default_factory=list)
     """One list of ranks a chunk."""
+    learned_ids: list[tuple[str, ...]] = field(default_factory=list)
+    """Rollouts of each of those chunks."""
     works: list[Work] = field(default_factory=list)
     """Every call of every actor."""
+    complaints: list[str] = field(default_factory=list)
+    """Why its update was skipped."""
 
 
 @dataclass(slots=True)
@@ -142,6 +146,11 @@ class OpenStep:
         if self._may_learn and self._threshold is None and complete:
             self._threshold = self._first_line()
 
+    @property
+    def threshold(self) -> float | None:
+        """The verdict's line; None before it is known."""
+        return self._threshold
+
     def chunks(self) -> list[Chunk]:
         """All chunks, in the learner's order; only when the step is done."""
         if len(self._judged) != len(self._turns):
@@ -158,6 +167,7 @@ class OpenStep:
             continued=[one.continued for one in chunks if one.continued is not None],
             probes=[one.probe for one in chunks if one.probe is not None],
             learned=[one.learned for one in chunks if one.learned],
+            learned_ids=[one.names for one in chunks if one.learned],
             works=self._works,
         )
 

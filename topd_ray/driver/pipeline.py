@@ -29,6 +29,7 @@ from typing import Any
 
 from topd_ray.config import Config
 from topd_ray.driver.calls import Caller
+from topd_ray.driver.health import complaints
 from topd_ray.driver.ledger import Ledger, Stage
 from topd_ray.driver.open_step import Chunk, OpenStep, StepBooks
 from topd_ray.driver.pool import Pool
@@ -96,7 +97,8 @@ class Pipeline:
     async def finish(self, step: OpenStep) -> tuple[StepReport, StepBooks]:
         """Let a begun step learn, and update the student. Steps are finished in order.
 
-        Any failure ends the step with a named error.
+        A step whose receipts give reason for complaint updates nothing (`health`). Any failure ends
+        it with a named error.
         """
         await step.let_learn(self._recent.threshold())
         assert step.task is not None
@@ -107,8 +109,9 @@ class Pipeline:
                 f"({dict(self._ledger.dropped)} so far); nothing to learn from: loosen rewrite.keep"
                 ", or raise prompts.per_step"
             )
-        report = await self._optimize(step)
         books = step.books()
+        books.complaints = complaints(self._config, books)
+        report = await self._optimize(step, skip=bool(books.complaints))
         self._ledger.close_step(step.rollout_ids)
         self._recent.add(d for one in books.probes for d in one.line_distances)
         return report, books
@@ -265,9 +268,9 @@ class Pipeline:
         step.note(who, "probe", chunk, receipt.span)
         return probes
 
-    async def _optimize(self, step: OpenStep) -> StepReport:
+    async def _optimize(self, step: OpenStep, *, skip: bool) -> StepReport:
         began_s = time.time()
-        started = [actor.step.remote() for actor in self._fleet.learners]
+        started = [actor.step.remote(skip=skip) for actor in self._fleet.learners]
         report: StepReport = (await self._ranks("step", started))[0]
         for rank in range(len(self._fleet.learners)):
             step.note(f"learner[{rank}]", "step", None, Span.since(began_s))

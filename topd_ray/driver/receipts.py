@@ -32,6 +32,8 @@ class RolloutReceipt:
     policy_version: int
     num_tokens: int
     num_truncated: int
+    entropy_sum: float
+    """-log p of every sampled token, in nats: its mean estimates the policy's entropy."""
     span: Span
 
 

@@ -83,7 +83,12 @@ class Revival:
             if actor.handle is not handle:
                 return
             await self._budget.spend(error)
-            self._note("replaced", actor=actor.name, error=str(error).splitlines()[0])
+            self._note(
+                "replaced",
+                actor=actor.name,
+                error=str(error).splitlines()[0],
+                last_calls=self._caller.last(actor.name),
+            )
             actor.replace()
             await self._caller.start(actor.name, "ready", actor.ready.remote())
             await self._refit.bring(actor)

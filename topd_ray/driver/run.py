@@ -2,11 +2,11 @@
 
 import asyncio
 import math
+import shutil
 import time
 from collections import deque
-from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +15,28 @@ from topd_ray.driver.calls import Caller
 from topd_ray.driver.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
 from topd_ray.driver.data import load_problems, load_source
 from topd_ray.driver.display import Display
+from topd_ray.driver.dump import STUDENT, BadStep, write_step
 from topd_ray.driver.exam import ask
 from topd_ray.driver.folder import RunFolder, write_json
-from topd_ray.driver.ledger import Ledger
+from topd_ray.driver.health import suspects
 from topd_ray.driver.memory import PeakMemory
 from topd_ray.driver.metrics import MetricsLog, step_metrics
 from topd_ray.driver.open_step import OpenStep, StepBooks
 from topd_ray.driver.pipeline import Pipeline
+from topd_ray.driver.place import Place
 from topd_ray.driver.preflight import check_models
 from topd_ray.driver.refit import Refit
 from topd_ray.driver.revival import LOST, Budget, Revival
 from topd_ray.driver.spawn import Fleet, connected, spawn
 from topd_ray.driver.stop import Stop
 from topd_ray.driver.timeline import TraceWriter, Work, busy_and_waits
-from topd_ray.driver.totals import Totals
-from topd_ray.errors import NonFiniteLossError, TopdError, UserError
+from topd_ray.errors import BadStepsError, LostObjectError, TopdError, UserError
 from topd_ray.evaluation import Accuracy
 from topd_ray.messages import Prompt, StepReport
 from topd_ray.prompts import DroppedPrompt, PromptSource
-from topd_ray.windows import RecentDistances
 
 Summary = dict[str, Any]
+_KEPT_DUMPS = 3
 
 
 def train(config: Config, *, resume_if_there: bool = False) -> Summary | None:
@@ -121,17 +122,12 @@ class _Run:
 
     def _take_up(self, checkpoint: Checkpoint | None) -> None:
         """Be where a checkpoint says, or at the start."""
-        self._checkpoint = checkpoint
-        state = checkpoint.driver if checkpoint else None
-        self._step = int(state["step"]) if state else 0
-        self._source.go_to(int(state["cursor"]) if state else 0)
-        self._ledger = Ledger.restored(state["ledger"]) if state else Ledger()
-        self._recent = RecentDistances(
-            self._config.windows.divergence, state["recent_distances"] if state else ()
-        )
-        self._totals = Totals(**state["totals"]) if state else Totals()
-        self._before = Accuracy(**state["before"]) if state and state["before"] else None
-        self._skipped_in_a_row = 0
+        place = Place.of(self._config, checkpoint)
+        self._checkpoint, self._step = checkpoint, place.step
+        self._source.go_to(place.cursor)
+        self._ledger, self._recent = place.ledger, place.recent
+        self._totals, self._before = place.totals, place.before
+        self._bad_in_a_row = 0
         self._last_ended_s, self._earlier_works = 0.0, list[Work]()
 
     def go(self) -> Summary | None:
@@ -192,12 +188,14 @@ class _Run:
         while True:
             try:
                 return await self._stop.unless_late(self._session())
-            except LOST as error:
+            except (*LOST, LostObjectError) as error:
                 await self._budget.spend(error)
                 reason = str(error).splitlines()[0]
                 self._take_up(open_checkpoint(self._folder))
                 self._log.go_back(self._step)
-                self._log.event("went_back", step=self._step, error=reason)
+                ranks = [f"learner[{rank}]" for rank in range(self._config.learner.num_ranks)]
+                last_calls = {who: self._caller.last(who) for who in ranks}
+                self._log.event("went_back", step=self._step, error=reason, last_calls=last_calls)
                 self._display.say(f"{reason}; going back to step {self._step}")
 
     async def _session(self) -> tuple[Accuracy, Accuracy] | None:
@@ -281,7 +279,7 @@ class _Run:
             follow = self._config.teacher.follow_every
             await refit.publish(self._step, to_teachers=follow > 0 and self._step % follow == 0)
         self._book(report, books, fleet, refitted, update_s)
-        self._stop_if_it_keeps_failing(report.skipped, one.prompt_ids)
+        await self._look_after(report, books, one, fleet)
         if self._step % self._config.run.checkpoint_every == 0 or self._step == self._total_steps:
             await self._timed("checkpoint", self._save(fleet))
 
@@ -311,17 +309,43 @@ class _Run:
         if self._trace:
             self._trace.add(works)
 
-    def _stop_if_it_keeps_failing(self, skipped: bool, prompt_ids: Sequence[str]) -> None:
-        self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
-        if not skipped:
+    async def _look_after(
+        self, report: StepReport, books: StepBooks, begun: _Begun, fleet: Fleet
+    ) -> None:
+        """A skipped step is kept for `topd replay`; after too many in a row the run stops."""
+        self._bad_in_a_row = self._bad_in_a_row + 1 if report.skipped else 0
+        if not report.skipped:
             return
-        self._log.event("step_skipped", step=self._step, prompt_ids=list(prompt_ids))
-        if self._skipped_in_a_row >= self._config.learner.max_skipped_steps:
-            raise NonFiniteLossError(
-                f"step {self._step}: loss or gradient not finite in {self._skipped_in_a_row} steps "
-                f"in a row (learner.max_skipped_steps); last prompts {list(prompt_ids)[:5]}; "
-                "lower learner.lr, or look at these prompts"
+        why = books.complaints or ["gradient is not finite"]
+        bad = BadStep(
+            step=report.step,
+            complaints=why,
+            suspects=suspects(books),
+            threshold=begun.step.threshold,
+        )
+        dump = await self._dumped(bad, begun.step, fleet)
+        self._log.event("step_skipped", **asdict(bad), prompt_ids=begun.prompt_ids, dump=dump.name)
+        self._display.say(f"step {report.step} skipped: {why[0]}; `topd replay {dump}`")
+        if self._bad_in_a_row >= self._config.health.max_bad_steps:
+            raise BadStepsError(
+                f"step {report.step}: {'; '.join(why)}; the {self._bad_in_a_row}. bad step in a "
+                f"row (health.max_bad_steps); rollouts {bad.suspects[:5]} of prompts "
+                f"{begun.prompt_ids[:5]}; `topd replay {dump}` does the step again, rollout by "
+                "rollout. Lower learner.lr, look at these prompts, or move the limit"
             )
+
+    async def _dumped(self, bad: BadStep, step: OpenStep, fleet: Fleet) -> Path:
+        """Rollouts and weights of a step; the newest few of such folders stay."""
+        folder = self._folder.dumps / f"step_{bad.step}"
+        payloads = [chunk.payload for chunk in step.chunks() if chunk.names]
+        kept = fleet.learners[0].dump.remote(folder, *payloads)
+        await self._caller.call("learner[0]", "dump", kept)
+        await self._ranks(fleet, "export", folder / STUDENT)
+        await asyncio.to_thread(write_step, folder, bad)
+        by_age = sorted(self._folder.dumps.glob("step_*"), key=lambda path: path.stat().st_mtime)
+        for old in by_age[:-_KEPT_DUMPS]:
+            shutil.rmtree(old)
+        return folder
 
     @property
     def _engines_decode_next(self) -> bool:
@@ -339,7 +363,14 @@ class _Run:
         self._display.say(f"resumed from {path.name}")
 
     async def _save(self, fleet: Fleet) -> None:
-        before = self._before
+        place = Place(
+            recent=self._recent,
+            step=self._step,
+            cursor=self._source.cursor,
+            ledger=self._ledger,
+            totals=replace(self._totals, wall_s=self._wall_s),
+            before=self._before,
+        )
         path = await save_checkpoint(
             self._folder,
             fleet.learners,
@@ -347,14 +378,7 @@ class _Run:
             step=self._step,
             keep=self._config.run.keep_checkpoints,
             keep_every=self._config.run.keep_every,
-            driver={
-                "step": self._step,
-                "cursor": self._source.cursor,
-                "ledger": self._ledger.state(),
-                "recent_distances": self._recent.values,
-                "totals": self._totals.state() | {"wall_s": self._wall_s},
-                "before": None if before is None else asdict(before),
-            },
+            driver=place.state(),
         )
         self._log.event("checkpoint", step=self._step, path=path.name)
 

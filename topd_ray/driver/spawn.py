@@ -156,7 +156,8 @@ def _fleet(config: Config, folder: RunFolder, total_steps: int) -> Fleet:
     def actor(name: str, worker: type, place: Place, **arguments: Any) -> Any:
         if inline:
             return InlineActor(worker(config, **arguments))
-        return Member(name, lambda: _remote(worker, place).remote(config, **arguments))
+        log = folder.logs / f"{name}.log"
+        return Member(name, lambda: _remote(worker, place).remote(config, log=log, **arguments))
 
     return Fleet(
         rollouts=[

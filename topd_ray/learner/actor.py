@@ -131,11 +131,12 @@ class LearnerActor:
         self._sums, self._num_batches = self._sums + sums, self._num_batches + 1
         return sums
 
-    def step(self) -> StepReport:
+    def step(self, *, skip: bool = False) -> StepReport:
         """Update the weights; the same report on every rank.
 
-        Where the losses or the gradient are not finite, neither weights nor optimizer nor learning
-        rate move, and the report says `skipped`. Raises TopdError where no rank trained a token.
+        With `skip`, and where the losses or the gradient are not finite, neither weights nor
+        optimizer nor learning rate move, and the report says `skipped`. Raises TopdError where no
+        rank trained a token.
         """
         opd, traj, rollout_kl, *counts = self._engine.all_sum(
             [
@@ -152,7 +153,7 @@ class LearnerActor:
                 f"step {self._step + 1}: no response token on any rank; accumulate a batch first"
             )
         finite = math.isfinite(opd) and math.isfinite(traj)
-        outcome = self._engine.step(normaliser=num_tokens, skip=not finite)
+        outcome = self._engine.step(normaliser=num_tokens, skip=skip or not finite)
         self._step, self._num_batches, self._sums = self._step + 1, 0, LossSums()
         return StepReport(
             step=self._step,

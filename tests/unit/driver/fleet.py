@@ -77,6 +77,7 @@ class FakeRollout:
                     policy_version=policy_version,
                     num_tokens=10 * len(chunk),
                     num_truncated=0,
+                    entropy_sum=1.0,
                     span=NO_TIME,
                 )
             )
@@ -182,7 +183,7 @@ class FakeLearner:
 
         return asyncio.ensure_future(receipt())
 
-    def _step(self) -> Any:
+    def _step(self, **_: bool) -> Any:
         self.steps += 1
         return _done(
             StepReport(

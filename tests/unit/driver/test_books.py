@@ -64,6 +64,7 @@ def metrics(step: int, **changes: float) -> Metrics:
                 policy_version=step - 1,
                 num_tokens=100,
                 num_truncated=1,
+                entropy_sum=1.0,
                 span=Span(10.0, 12.0),
             )
         ],
@@ -139,7 +140,7 @@ def test_a_pointer_to_a_lost_checkpoint_is_refused_by_name(tmp_path: Path) -> No
     assert open_checkpoint(folder) is None
     folder.checkpoints.mkdir()
     (folder.checkpoints / "latest").write_text("step_7\n")
-    with pytest.raises(UserError, match=r"step_7: manifest\.json cannot be read.*no other"):
+    with pytest.raises(UserError, match=r"latest: names 'step_7', there is none"):
         open_checkpoint(folder)
 
 

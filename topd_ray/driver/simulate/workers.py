@@ -145,6 +145,7 @@ class SimulatedRollout:
             policy_version=policy_version,
             num_tokens=num_tokens,
             num_truncated=sum(one.num_tokens == longest for one in chunk),
+            entropy_sum=float(num_tokens),
             span=Span(began_s, _now_s()),
         )
 
@@ -242,7 +243,7 @@ class SimulatedLearner:
             sums=LossSums(num_tokens=num_tokens), num_divergent=0, span=Span(began_s, _now_s())
         )
 
-    async def step(self) -> StepReport:
+    async def step(self, *, skip: bool) -> StepReport:
         """The optimizer."""
         await self._meeting.wait()
         await self._work("step", self._world.rates.step_s)
@@ -260,7 +261,7 @@ class SimulatedLearner:
             lr=0.0,
             num_tokens=0,
             num_window_positions=0,
-            skipped=False,
+            skipped=skip,
         )
 
     async def publish(self) -> AsyncIterator[str]:

@@ -8,22 +8,31 @@ from pathlib import Path
 import ray
 
 from topd_ray.config import Config
+from topd_ray.driver.dump import write_rollouts
 from topd_ray.driver.receipts import LearnReceipt, Span
 from topd_ray.driver.recorder import WindowRecorder
+from topd_ray.driver.workers.base import Worker
 from topd_ray.learner import LearnerActor
-from topd_ray.messages import LossSums, ProbeSet, ScoredRollout, StepReport
+from topd_ray.messages import LossSums, ProbeSet, Rollout, ScoredRollout, StepReport
 from topd_ray.weights.buckets import WeightBucket
 from topd_ray.weights.folder import resolve_model
 from topd_ray.weights.tensors import output_head
 from topd_ray.windows import divergent, pack
 
 
-class LearnerWorker:
+class LearnerWorker(Worker):
     """Holds one learner rank."""
 
     def __init__(
-        self, config: Config, *, rank: int, total_steps: int, windows_folder: Path | None
+        self,
+        config: Config,
+        *,
+        rank: int,
+        total_steps: int,
+        windows_folder: Path | None,
+        log: Path | None = None,
     ) -> None:
+        super().__init__(log)
         self._config, self._rank, self._total_steps = config, rank, total_steps
         self._recorder = WindowRecorder(windows_folder) if windows_folder and rank == 0 else None
         self._learner: LearnerActor | None = None
@@ -79,9 +88,9 @@ class LearnerWorker:
             span=Span.since(began_s),
         )
 
-    def step(self) -> StepReport:
+    def step(self, *, skip: bool = False) -> StepReport:
         """Update the weights with what was accumulated; every rank must be called."""
-        report = self._rank_actor.step()
+        report = self._rank_actor.step(skip=skip)
         if self._recorder:
             self._recorder.write(report.step)
         return report
@@ -110,6 +119,10 @@ class LearnerWorker:
     def export(self, folder: Path) -> None:
         """Write the student as a Hugging Face folder (rank 0; every rank must be called)."""
         self._rank_actor.export(folder)
+
+    def dump(self, folder: Path, *chunks: Sequence[Rollout]) -> None:
+        """Keep a step's rollouts for `topd replay`; rank 0 alone is called."""
+        write_rollouts(folder, [rollout for chunk in chunks for rollout in chunk])
 
     def close(self) -> None:
         """Leave the process group."""

@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from topd_ray.config import Config
 from topd_ray.driver.receipts import ContinueReceipt, ProbeReceipt, RewriteReceipt, Span
+from topd_ray.driver.workers.base import Worker
 from topd_ray.driver.workers.decoder import TeacherDecoder
 from topd_ray.engines.open import open_generation
 from topd_ray.messages import HIGH, CandidateSet, Ints, ProbeSet, Prompt, Rollout
@@ -14,10 +16,11 @@ from topd_ray.weights.folder import resolve_model
 from topd_ray.windows import line_group
 
 
-class ProbeWorker:
+class ProbeWorker(Worker):
     """Solves transport on the CPU; holds a teacher engine where `probe.engine` is a section."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, log: Path | None = None) -> None:
+        super().__init__(log)
         folder = resolve_model(config.teacher_model)
         self._line_group = line_group(config.windows.divergence)
         self._engine = None

@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from topd_ray.config import Config
 from topd_ray.driver.receipts import ResampleReceipt, RolloutReceipt, Span
+from topd_ray.driver.workers.base import Worker
 from topd_ray.engines.open import open_generation
 from topd_ray.evaluation import Accuracy, ask
 from topd_ray.messages import CandidateSet, Ints, Prompt, Rollout
@@ -13,10 +15,11 @@ from topd_ray.weights.buckets import WeightBucket
 from topd_ray.weights.folder import resolve_model
 
 
-class RolloutWorker:
+class RolloutWorker(Worker):
     """Holds one student rollout engine."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, log: Path | None = None) -> None:
+        super().__init__(log)
         self._config = config
         self._folder = resolve_model(config.learner.model)
         self._actor = RolloutActor(
@@ -49,6 +52,7 @@ class RolloutWorker:
                 policy_version=policy_version,
                 num_tokens=sum(len(rollout.response_ids_N) for rollout in chunk),
                 num_truncated=sum(rollout.finish_reason == "length" for rollout in chunk),
+                entropy_sum=-sum(float(rollout.logp_N.sum()) for rollout in chunk),
                 span=span,
             )
             began_s = time.time()

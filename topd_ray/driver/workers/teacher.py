@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from topd_ray.candidates import find_candidates
 from topd_ray.config import Config
 from topd_ray.driver.receipts import ContinueReceipt, RewriteReceipt, ScoreReceipt, Span
+from topd_ray.driver.workers.base import Worker
 from topd_ray.driver.workers.decoder import TeacherDecoder
 from topd_ray.engines.open import open_teacher
 from topd_ray.messages import HIGH, LOW, CandidateSet, Ints, Prompt, Rollout, ScoredRollout
@@ -17,10 +19,11 @@ from topd_ray.weights.folder import resolve_model
 from topd_ray.windows import line_group
 
 
-class TeacherWorker:
+class TeacherWorker(Worker):
     """Holds one teacher engine. Its methods may be called from several threads at once."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, log: Path | None = None) -> None:
+        super().__init__(log)
         folder = resolve_model(config.teacher_model)
         self._config = config
         self._engine = open_teacher(

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 DEADLINE_S = 400
 
@@ -114,16 +113,3 @@ class Setting:
 
     def run(self, name: str) -> Run:
         return Run(self.folder / "runs" / name)
-
-
-@pytest.fixture(scope="session")
-def setting(
-    tmp_path_factory: pytest.TempPathFactory, student_folder: Path, teacher_folder: Path
-) -> Setting:
-    return Setting(tmp_path_factory.mktemp("flow"), student_folder, teacher_folder)
-
-
-@pytest.fixture(scope="session")
-def whole(setting: Setting) -> Run:
-    """The run that others are compared with: 4 steps of TOPD on vLLM and DeepSpeed."""
-    return setting.train("whole")

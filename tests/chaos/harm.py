@@ -1,0 +1,118 @@
+"""Commands under way, and what is done to them: signals to real processes."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from tests.runs import BIN, ROOT, Run
+
+DEADLINE_S = 240
+Started = subprocess.Popen[str]
+
+
+@contextmanager
+def started(*args: str | Path) -> Iterator[Started]:
+    """`topd …` under way, in a process group of its own, which ends with the block."""
+    process = subprocess.Popen(
+        [BIN / "topd", *map(str, args)],
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "200"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        kill_all(process.pid)
+        process.wait(DEADLINE_S)
+
+
+def kill_all(parent: int) -> None:
+    """What a machine does that goes away: nobody below `parent` gets to say anything."""
+    if psutil.pid_exists(parent):
+        for child in [*below(parent), psutil.Process(parent)]:
+            signalled(child, signal.SIGKILL)
+
+
+def below(parent: int) -> list[psutil.Process]:
+    return psutil.Process(parent).children(recursive=True)
+
+
+def signalled(process: psutil.Process, what: signal.Signals) -> None:
+    try:
+        process.send_signal(what)
+    except psutil.NoSuchProcess:
+        return
+
+
+def wait_until(ready: Callable[[], bool], process: Started, *, every_s: float = 0.02) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not ready():
+        assert process.poll() is None, f"ended too early: {process.communicate()[0]}"
+        assert time.monotonic() < deadline, "the moment never came"
+        time.sleep(every_s)
+
+
+def workers(process: Started, kind: str) -> list[psutil.Process]:
+    """The living actors of a class."""
+    return [one for one in below(process.pid) if command(one).startswith(f"ray::{kind}")]
+
+
+def strike(process: Started, kind: str, what: signal.Signals = signal.SIGKILL) -> int:
+    """Send a signal to the actor of a class; its process."""
+    (victim,) = workers(process, kind)
+    signalled(victim, what)
+    return victim.pid
+
+
+def command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # ended since it was listed
+        return ""
+
+
+def has_steps(run: Run, count: int) -> Callable[[], bool]:
+    return lambda: num_steps(run) >= count
+
+
+def num_steps(run: Run) -> int:
+    """Steps that are in the metrics."""
+    metrics = run.path / "metrics.jsonl"
+    return len(metrics.read_text().splitlines()) if metrics.is_file() else 0
+
+
+def ended(process: Started) -> str:
+    output, _ = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 0, output
+    return output
+
+
+def losses(run: Run) -> list[tuple[float, float]]:
+    return [(line["loss/opd"], line["loss/traj"]) for line in run.metrics]
+
+
+def happened(run: Run) -> list[str]:
+    return [event["event"] for event in run.events]
+
+
+def assert_same(run: Run, whole: Run) -> None:
+    """Losses, accuracy, counts and the exported bytes."""
+    assert losses(run) == losses(whole)
+    counted: tuple[str, ...] = (
+        "accuracy_before",
+        "accuracy_after",
+        "num_rollouts",
+        "num_divergent",
+    )
+    assert [run.summary[key] for key in counted] == [whole.summary[key] for key in counted]
+    one, other = (path / "export" / "model.safetensors" for path in (run.path, whole.path))
+    assert one.read_bytes() == other.read_bytes()

@@ -1,0 +1,316 @@
+"""Files that nobody should have written: an error for people, never a traceback or a hang.
+
+A few of each in `make test`; `make fuzz` asks for ten thousand (TOPD_FUZZ).
+"""
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from tests.make import rollout
+from topd_ray.config import load_config
+from topd_ray.driver.checkpoint import MANIFEST, open_checkpoint, seal
+from topd_ray.driver.data import load_source
+from topd_ray.driver.dump import BadStep, read_dump, write_rollouts, write_step
+from topd_ray.driver.folder import RunFolder
+from topd_ray.driver.place import Place
+from topd_ray.driver.plan import make_plan
+from topd_ray.errors import UserError
+from topd_ray.weights.folder import check_folder, read_facts, tensor_facts
+
+ROOT = Path(__file__).parents[2]
+CASES = int(os.environ.get("TOPD_FUZZ", "300"))
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+def fuzzed(share: float) -> Callable[[Any], Any]:
+    """So many of all cases, five seconds each at most, found failures not shrunk for minutes."""
+    return settings(
+        max_examples=max(10, round(CASES * share)),
+        deadline=5000,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.explicit, Phase.generate, Phase.shrink),
+        database=None,
+    )
+
+
+def refused_or(work: Callable[[], Any], name: str) -> Any:
+    """What `work` returns, or None where it raises an error that names the file."""
+    try:
+        return work()
+    except UserError as error:
+        refusal = error
+    assert name in str(refusal)
+    assert refusal.exit_code == 2
+    return None
+
+
+@st.composite
+def damage(draw: st.DrawFn) -> Callable[[bytes], bytes]:
+    """Bytes cut off, flipped, doubled, put in, taken out, or swapped, at a few places."""
+    kinds = st.sampled_from(["cut", "flip", "double", "put", "take", "swap"])
+    wounds = draw(
+        st.lists(
+            st.tuples(kinds, st.floats(0, 1), st.floats(0, 1), st.binary(max_size=12)),
+            min_size=1,
+            max_size=4,
+        )
+    )
+
+    def wound(data: bytes) -> bytes:
+        for kind, first, second, new in wounds:
+            a, b = sorted((int(first * len(data)), int(second * len(data))))
+            match kind:
+                case "cut":
+                    data = data[:a]
+                case "flip":
+                    data = data[:a] + bytes(x ^ 0x55 for x in data[a : a + 3]) + data[a + 3 :]
+                case "double":
+                    data = data[:b] + data[a:b] + data[b:]
+                case "put":
+                    data = data[:a] + new + data[a:]
+                case "take":
+                    data = data[:a] + data[b:]
+                case _:
+                    middle = (a + b) // 2
+                    data = data[:a] + data[middle:b] + data[a:middle] + data[b:]
+        return data
+
+    return wound
+
+
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(10**20), 10**20),
+    st.floats(),
+    st.text(max_size=20),
+    st.lists(st.integers(), max_size=3),
+    st.dictionaries(st.text(max_size=5), st.integers(), max_size=3),
+)
+
+
+def leaves(values: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Paths of everything in a tree, the root left out."""
+    items = (
+        values.items()
+        if isinstance(values, dict)
+        else enumerate(values)
+        if isinstance(values, list)
+        else ()
+    )
+    return [one for key, value in items for one in [(*path, key), *leaves(value, (*path, key))]]
+
+
+@st.composite
+def odd_values(draw: st.DrawFn, values: Any) -> Any:
+    """The same tree with odd things in a few places."""
+    changed = copy.deepcopy(values)
+    for _ in range(draw(st.integers(1, 3))):
+        *way, last = draw(st.sampled_from(leaves(changed)))
+        place = changed
+        for key in way:
+            place = place[key]
+        if draw(st.booleans()) or isinstance(place, list):
+            place[last] = draw(ODD)
+        else:
+            place[draw(st.text(max_size=8))] = place.pop(last)
+    return changed
+
+
+@fuzzed(0.2)
+@given(file=st.sampled_from(CONFIGS), wound=damage())
+def test_a_config_of_damaged_text(
+    file: Path, wound: Callable[[bytes], bytes], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    damaged = tmp_path_factory.getbasetemp() / "damaged.yaml"
+    damaged.write_bytes(wound(file.read_bytes()))
+    refused_or(lambda: load_config(damaged), damaged.name)
+
+
+@fuzzed(0.2)
+@given(data=st.data(), file=st.sampled_from([f for f in CONFIGS if "studies" not in str(f)]))
+def test_a_config_of_odd_values(
+    data: st.DataObject, file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    odd = data.draw(odd_values(yaml.safe_load(file.read_text())))
+    changed = tmp_path_factory.getbasetemp() / "odd.yaml"
+    changed.write_text(yaml.safe_dump(odd), encoding="utf-8")
+    config = refused_or(lambda: load_config(changed), changed.name)
+    if config is not None:
+        make_plan(config)
+
+
+ROWS: list[dict[str, Any]] = [
+    {"prompt": "w1 w2 3", "answer": "5", "id": "a"},
+    {"messages": [{"role": "user", "content": "w3 \u00e9\U0001f600"}], "answer": 7},
+    {"conversations": [{"from": "human", "value": "w4"}, {"from": "gpt", "value": "5"}]},
+    {"prompt": "w7 4", "reference": "w2", "response": "w3"},
+]
+
+
+@pytest.fixture(scope="module")
+def run_config(student_folder: Path, teacher_folder: Path) -> Any:
+    def made(prompts: Path) -> Any:
+        return load_config(
+            ROOT / "configs" / "local-toy.yaml",
+            [
+                f"prompts.path={prompts}",
+                f"learner.model={student_folder}",
+                f"teacher.model={teacher_folder}",
+            ],
+        )
+
+    return made
+
+
+def read_prompts(run_config: Any, file: Path, student: Path, teacher: Path) -> None:
+    config = run_config(file)
+    found = refused_or(
+        lambda: load_source(config, student=student, teacher=teacher, cursor=0), file.name
+    )
+    if found is not None:
+        source, _ = found
+        assert all(len(one.token_ids_P) for one in source.take(3))
+
+
+@fuzzed(0.15)
+@given(wound=damage())
+def test_prompts_of_damaged_text(
+    wound: Callable[[bytes], bytes],
+    run_config: Any,
+    student_folder: Path,
+    teacher_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "damaged.jsonl"
+    file.write_bytes(wound("\n".join(map(json.dumps, ROWS)).encode()))
+    read_prompts(run_config, file, student_folder, teacher_folder)
+
+
+@fuzzed(0.15)
+@given(rows=odd_values(ROWS))
+def test_prompts_of_odd_values(
+    rows: Any,
+    run_config: Any,
+    student_folder: Path,
+    teacher_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "odd.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    read_prompts(run_config, file, student_folder, teacher_folder)
+
+
+@fuzzed(0.05)
+@given(wound=damage())
+def test_prompts_of_damaged_parquet(
+    wound: Callable[[bytes], bytes],
+    run_config: Any,
+    student_folder: Path,
+    teacher_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "damaged.parquet"
+    rows = [{"prompt": f"w{i}", "answer": str(i)} for i in range(5)]
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    file.write_bytes(wound(file.read_bytes()))
+    read_prompts(run_config, file, student_folder, teacher_folder)
+
+
+DRIVER: dict[str, Any] = {
+    "step": 2,
+    "cursor": 8,
+    "ledger": {"num_dispatched": 16, "num_consumed": 15, "dropped": {"rewrite is wrong": 1}},
+    "recent_distances": [0.25, 0.5],
+    "totals": {"student_tokens": 100, "stage_s": {"rollout": 1.5}},
+    "before": {"num_problems": 4, "num_right": 2, "num_truncated": 0},
+}
+
+
+def make_checkpoint(folder: RunFolder, driver: Any, *, step: int = 2) -> Path:
+    path = folder.checkpoints / f"step_{step}"
+    (path / "learner").mkdir(parents=True)
+    (path / "driver.json").write_text(json.dumps(driver))
+    (path / "learner" / "shard.bin").write_bytes(bytes(range(200)))
+    seal(path)
+    (folder.checkpoints / "latest").write_text(f"step_{step}\n")
+    return path
+
+
+@fuzzed(0.1)
+@given(
+    wound=damage(),
+    name=st.sampled_from(["driver.json", MANIFEST, "learner/shard.bin", "../latest"]),
+)
+def test_a_checkpoint_of_damaged_files(
+    wound: Callable[[bytes], bytes], name: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = RunFolder(tmp_path_factory.getbasetemp() / "damaged-run")
+    shutil.rmtree(folder.path, ignore_errors=True)
+    path = make_checkpoint(folder, DRIVER)
+    whole = (path / name).read_bytes()
+    damaged = wound(whole)
+    (path / name).write_bytes(damaged)
+    found = refused_or(lambda: open_checkpoint(folder), folder.path.name)
+    if name in ("driver.json", "learner/shard.bin"):
+        assert (found is None) == (damaged != whole)
+
+
+@fuzzed(0.1)
+@given(driver=odd_values(DRIVER))
+def test_a_checkpoint_of_odd_values_whose_checksums_are_right(
+    driver: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = RunFolder(tmp_path_factory.getbasetemp() / "odd-run")
+    shutil.rmtree(folder.path, ignore_errors=True)
+    make_checkpoint(folder, driver)
+    config = load_config(ROOT / "configs" / "local-toy.yaml")
+    found = refused_or(lambda: open_checkpoint(folder), folder.path.name)
+    if found is not None:
+        refused_or(lambda: Place.of(config, found), folder.path.name)
+
+
+@fuzzed(0.02)
+@given(wound=damage(), name=st.sampled_from(["step.json", "rollouts.safetensors"]))
+def test_a_damaged_dump(
+    wound: Callable[[bytes], bytes], name: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "damaged-dump"
+    write_rollouts(folder, [rollout()])
+    write_step(folder, BadStep(step=1, complaints=["x"], suspects=["a"], threshold=0.5))
+    (folder / name).write_bytes(wound((folder / name).read_bytes()))
+    refused_or(lambda: read_dump(folder), folder.name)
+
+
+@fuzzed(0.03)
+@given(wound=damage(), name=st.sampled_from(["config.json", "model.safetensors"]))
+def test_a_damaged_model_folder(
+    wound: Callable[[bytes], bytes],
+    name: str,
+    student_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "damaged-model"
+    shutil.copytree(student_folder, folder, dirs_exist_ok=True)
+    data = (student_folder / name).read_bytes()
+    head = 4000  # of the weights, only the header is read before anything starts
+    (folder / name).write_bytes(wound(data[:head]) + data[head:])
+
+    def read() -> None:
+        check_folder(folder, role="learner.model")
+        read_facts(folder)
+        tensor_facts(folder)
+
+    refused_or(read, folder.name)

@@ -1,0 +1,114 @@
+"""A step's receipts, and what gives reason for complaint."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.make import rollout
+from topd_ray.config import Config
+from topd_ray.driver.dump import BadStep, read_dump, write_rollouts, write_step
+from topd_ray.driver.health import complaints, suspects
+from topd_ray.driver.open_step import StepBooks
+from topd_ray.driver.receipts import LearnReceipt, RolloutReceipt, Span
+from topd_ray.errors import UserError
+from topd_ray.messages import LossSums
+
+NO_TIME = Span(0.0, 0.0)
+
+
+def config(**sections: Any) -> Config:
+    base: dict[str, Any] = {
+        "prompts": {"path": "x"},
+        "learner": {"model": "s"},
+        "teacher": {"model": "t"},
+    }
+    return Config.model_validate(base | sections)
+
+
+def books(
+    *, opd: float = 1.0, kl: float = 0.0, entropy: float = 1.0, truncated: int = 0
+) -> StepBooks:
+    """Two chunks of two rollouts of five tokens; `opd` is the second's."""
+    names = [("a", "b"), ("c", "d")]
+    return StepBooks(
+        rollouts=[
+            RolloutReceipt(
+                rollout_ids=ids,
+                policy_version=0,
+                num_tokens=10,
+                num_truncated=truncated,
+                entropy_sum=10 * entropy,
+                span=NO_TIME,
+            )
+            for ids in names
+        ],
+        learned=[
+            [
+                LearnReceipt(
+                    sums=LossSums(opd=loss, rollout_kl=10 * kl, num_tokens=10),
+                    num_divergent=0,
+                    span=NO_TIME,
+                )
+            ]
+            for loss in (1.0, opd)
+        ],
+        learned_ids=names,
+    )
+
+
+@pytest.mark.parametrize(
+    ("case", "limits", "words"),
+    [
+        ({}, {}, None),
+        ({"opd": math.nan}, {}, "not finite"),
+        ({"opd": math.inf}, {}, "not finite"),
+        ({"kl": 1.5}, {}, "health.max_rollout_kl=1"),
+        ({"kl": 1.5}, {"max_rollout_kl": 2.0}, None),
+        ({"kl": math.nan}, {}, "health.max_rollout_kl=1"),
+        ({"entropy": 1e-6}, {}, "health.min_entropy=0.0001"),
+        ({"entropy": 1e-6}, {"min_entropy": 0.0}, None),
+        ({"entropy": math.nan}, {}, "health.min_entropy"),
+        ({"truncated": 2}, {}, None),
+        ({"truncated": 2}, {"max_truncated": 1.0}, "100% of the rollouts"),
+        ({"truncated": 1}, {"max_truncated": 1.0}, None),
+        ({"truncated": 1}, {"max_truncated": 0.5}, "50% of the rollouts"),
+    ],
+)
+def test_each_limit_is_drawn_by_its_field(
+    case: dict[str, Any], limits: dict[str, Any], words: str | None
+) -> None:
+    found = complaints(config(health=limits), books(**case))
+    assert bool(found) == (words is not None)
+    assert words is None or words in found[0]
+
+
+def test_given_responses_say_nothing_of_the_policy() -> None:
+    given = config(run={"method": "kd"})
+    assert complaints(given, books(kl=9.0, entropy=0.0)) == []
+    assert complaints(given, books(opd=math.nan)) == ["loss is not finite"]
+
+
+def test_the_chunk_that_is_not_finite_is_named_and_otherwise_all_are() -> None:
+    assert suspects(books(opd=math.nan)) == ["c", "d"]
+    assert suspects(books(kl=9.0)) == ["a", "b", "c", "d"]
+
+
+def test_a_dump_reads_back_to_what_was_written(tmp_path: Path) -> None:
+    given = rollout("g", logp_N=np.zeros(0, np.float32))
+    written = [rollout("a", length=3), rollout("b", length=9), given]
+    step = BadStep(step=7, complaints=["loss is not finite"], suspects=["b"], threshold=None)
+    write_rollouts(tmp_path, written)
+    with pytest.raises(UserError, match="not a dump of a step"):
+        read_dump(tmp_path)
+    write_step(tmp_path, step)
+    found, rollouts = read_dump(tmp_path)
+    assert found == step
+    for one, other in zip(rollouts, written, strict=True):
+        assert one.rollout_id == other.rollout_id
+        assert one.finish_reason == other.finish_reason
+        np.testing.assert_array_equal(one.response_ids_N, other.response_ids_N)
+        np.testing.assert_array_equal(one.top_logp_NM, other.top_logp_NM)
+        assert one.logp_N.shape == other.logp_N.shape
