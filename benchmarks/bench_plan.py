@@ -2,9 +2,10 @@
 
     .venv/bin/python benchmarks/bench_plan.py
 
-All steps on one fleet of real actors that share two cores. What is predicted differs from what was
-fitted in method, staleness, and how many prompts a step has. Responses differ in length from step
-to step, so seconds are compared by the thousand tokens.
+All steps on one fleet of real actors that share two cores, a few of each kind in turn, so that all
+see the same moods of the machine. What is predicted differs from what was fitted in method,
+staleness, and how many prompts a step has. Responses differ in length from step to step, so seconds
+are compared by the thousand tokens.
 """
 
 import statistics
@@ -29,8 +30,9 @@ WORDS = (
     "take from each other, nor the operating system's scheduler, nor Ray's own processes; what of "
     "that the fitted kind had is in its rates, and is not the same where other actors overlap."
 )
-BLOCK = MIN_PAIRS + 1
-"""Steps a kind; the first is a warm-up (and of a stale kind the last, with nothing beside it)."""
+ROUNDS = MIN_PAIRS
+"""Of a block of each kind. Timed is a block's second step: it begins with the refit of the first,
+and in a stale kind has the next one beside it."""
 
 
 def main() -> None:
@@ -64,12 +66,16 @@ def halved(config: Config) -> Config:
 
 
 async def time_all(session: Session) -> dict[str, list[Step]]:
-    """Blocks of each kind, on the same draws where they have as many prompts."""
-    prompts = session.prompts
-    timed = {}
-    for name, config in kinds(session.config).items():
-        session.prompts = prompts[: config.prompts.per_step]
-        timed[name] = await session.steps(config, BLOCK + 1, names=0)
+    """Rounds of blocks, on the same draws where they have as many prompts."""
+    prompts, chosen = session.prompts, kinds(session.config)
+    timed: dict[str, list[Step]] = {name: [] for name in chosen}
+    await session.steps(chosen["TOPD"], 2, names=0)  # a warm-up
+    for number in range(ROUNDS):
+        for name, config in chosen.items():
+            session.prompts = prompts[: config.prompts.per_step]
+            block = 2 + config.rollout.max_staleness
+            steps = await session.steps(config, block, names=3 * (number + 1))
+            timed[name].append(steps[1])
     return timed
 
 
@@ -79,13 +85,13 @@ def report(configs: dict[str, Config], timed: dict[str, list[Step]]) -> None:
     fitted = fit(
         configs["TOPD"],
         [work for step in base for work in step.works],
-        [step.wall_s for step in base[1:-1]],
+        [step.wall_s for step in base],
         cores=CORES,
         prompt_tokens=PROMPT_TOKENS,
     )
     rows, errors = [], []
     for name, steps in timed.items():
-        measured = [seconds_a_thousand(step) for step in steps[1:-1]]
+        measured = [seconds_a_thousand(step) for step in steps]
         predicted = simulate(configs[name], fitted.rates, fitted.workload, cores=CORES)
         predicted_s = 1000 / predicted.tokens_per_s
         error = predicted_s / statistics.median(measured) - 1
@@ -102,7 +108,7 @@ def report(configs: dict[str, Config], timed: dict[str, list[Step]]) -> None:
             met=abs(worst) <= GOAL,
             setting=(
                 f"real fleet on {CORES} cores that all actors share, random Qwen3; rates fitted on "
-                f"{BLOCK - 1} steps of TOPD, {BLOCK - 1} steps of each kind timed, median"
+                f"{ROUNDS} steps of TOPD; {ROUNDS} steps of each kind timed in turn, median"
             ),
             details=rows,
             words=WORDS,

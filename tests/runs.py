@@ -13,6 +13,8 @@ import yaml
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 DEADLINE_S = 400
+PLANTED = "planted-0b5e-not-a-real-key"
+"""In the environment of every run, where tokens belong; nowhere in what a run leaves behind."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ def topd(*args: str | Path) -> Finished:
     done = subprocess.run(
         [BIN / "topd", *map(str, args)],
         cwd=ROOT,
-        env={**os.environ, "COLUMNS": "200"},
+        env={**os.environ, "COLUMNS": "200", "WANDB_API_KEY": PLANTED, "HF_TOKEN": PLANTED},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from topd_ray.errors import TopdError
+from topd_ray.errors import TopdError, printable
 
 app = typer.Typer(
     name="topd",
@@ -232,7 +232,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except TopdError as error:
-        typer.echo(f"topd: {error}", err=True)
+        typer.echo(f"topd: {printable(str(error))}", err=True)
         sys.exit(error.exit_code)
 
 

@@ -4,6 +4,14 @@ Every error is built from one string, so that it survives pickling between actor
 """
 
 
+def printable(text: str) -> str:
+    """Control characters made visible: data and models do not talk to anybody's terminal."""
+    return "".join(
+        one if one in "\n\t" or one.isprintable() else one.encode("unicode_escape").decode()
+        for one in text
+    )
+
+
 class TopdError(Exception):
     """Anything topd_ray raises on purpose; the command line prints the message, no traceback."""
 

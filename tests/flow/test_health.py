@@ -1,12 +1,19 @@
 """Steps that cannot be trusted: skipped, kept, replayed, and in the end the run stops."""
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from tests.runs import ROOT, Setting, topd
+from tests.make import rollout
+from tests.runs import ROOT, Run, Setting, topd
+from tests.tiny import EOS_ID, VOCAB
+from topd_ray.driver.dump import BadStep, write_rollouts, write_step
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(500)]
 
@@ -18,6 +25,20 @@ found = replay(Path(sys.argv[1]))
 print(json.dumps([[one.rollout.rollout_id, one.report.num_tokens, one.report.loss_opd,
                    one.report.loss_traj, one.report.grad_norm] for one in found]))
 """
+
+
+def replayed(dump: Path) -> list[Any]:
+    shown = subprocess.run(
+        [sys.executable, "-c", REPLAY, dump],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert shown.returncode == 0, shown.stderr
+    rows: list[Any] = json.loads(shown.stdout.splitlines()[-1])
+    return rows
 
 
 def test_bad_steps_are_skipped_kept_and_end_the_run_and_a_replay_shows_each_rollout(
@@ -39,17 +60,7 @@ def test_bad_steps_are_skipped_kept_and_end_the_run_and_a_replay_shows_each_roll
     last = run.metrics[-1]
     assert last["learner/skipped"] == 1
 
-    dump = run.path / "dumps" / "step_2"
-    shown = subprocess.run(
-        [sys.executable, "-c", REPLAY, dump],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert shown.returncode == 0, shown.stderr
-    rows = json.loads(shown.stdout.splitlines()[-1])
+    rows = replayed(run.path / "dumps" / "step_2")
     assert sorted(row[0] for row in rows) == sorted(skipped[1]["suspects"])
     num_tokens = sum(row[1] for row in rows)
     assert num_tokens == last["learner/num_tokens"]
@@ -63,3 +74,44 @@ def test_what_is_no_dump_is_refused(setting: Setting) -> None:
     done = topd("replay", setting.folder)
     assert done.code == 2
     assert "not a dump of a step" in done.output.replace("\n", " ")
+
+
+ODD: dict[str, tuple[list[int], str]] = {
+    "EOS at once": ([EOS_ID], "stop"),
+    "one token at the limit": ([20], "length"),
+    "shorter than any window": ([20, 21, EOS_ID], "stop"),
+    "at the limit, no EOS": ([20 + i % 30 for i in range(48)], "length"),
+    "one token again and again": ([30] * 47 + [EOS_ID], "stop"),
+    "special tokens in the middle": ([0, 1, EOS_ID, 5] * 10 + [EOS_ID], "stop"),
+    "the last id of the vocabulary": ([len(VOCAB) - 1] * 12 + [EOS_ID], "stop"),
+}
+
+
+def test_odd_rollouts_go_through_teacher_probe_and_learner(
+    setting: Setting, whole: Run, student_folder: Path
+) -> None:
+    """A dump written by hand: what no sampler can be made to say on purpose."""
+    run = setting.run("odd")
+    dump = run.path / "dumps" / "step_1"
+    dump.mkdir(parents=True)
+    shutil.copy(whole.path / "config.yaml", run.path)
+    shutil.copytree(student_folder, dump / "student")
+    rollouts = [
+        rollout(
+            f"{position:08d}.0",
+            position=position,
+            response_ids_N=np.array(ids, np.int32),
+            logp_N=np.full(len(ids), -2.0, np.float32),
+            top_ids_NM=np.tile(np.arange(8, dtype=np.int32), (len(ids), 1)),
+            top_logp_NM=np.full((len(ids), 8), np.log(1 / 16), np.float32),
+            finish_reason=reason,
+        )
+        for position, (ids, reason) in enumerate(ODD.values())
+    ]
+    write_rollouts(dump, rollouts)
+    write_step(dump, BadStep(step=1, complaints=["odd"], suspects=[], threshold=0.0))
+    rows = replayed(dump)
+    assert [row[1] for row in rows] == [len(ids) for ids, _ in ODD.values()]
+    for name, row in zip(ODD, rows, strict=True):
+        assert np.isfinite(row[2:]).all(), name
+        assert row[2] > 0, name  # another model than the teacher

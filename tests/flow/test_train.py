@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests.runs import Run, Setting, topd
+from tests.runs import PLANTED, Run, Setting, topd
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(500)]
 
@@ -46,6 +46,13 @@ def test_a_run_leaves_the_whole_run_folder(whole: Run) -> None:
     assert set(whole.summary["stage_s"]) >= {"rollout", "teacher", "probe", "learner", "weights"}
     assert [line["step"] for line in whole.metrics] == [1, 2, 3, 4]
     assert (whole.path / "checkpoints" / "latest").read_text() == "step_4\n"
+
+
+def test_no_secret_of_the_environment_is_in_what_a_run_leaves(whole: Run) -> None:
+    files = [path for path in whole.path.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} >= {".yaml", ".jsonl", ".json", ".log", ".parquet"}
+    for path in files:
+        assert PLANTED.encode() not in path.read_bytes(), path
 
 
 def test_the_books_balance(whole: Run) -> None:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from topd_ray.driver.metrics import Metrics
+from topd_ray.errors import printable
 
 _STAGES = {  # stage: (what it handles, count in the metrics)
     "rollout": ("tokens sampled", "rollout/num_tokens"),
@@ -42,7 +43,7 @@ class Display:
     def say(self, text: str) -> None:
         """One line that stays."""
         seconds = time.perf_counter() - self._started
-        self._console.print(f"{seconds:6.1f} s  {text}", soft_wrap=True, markup=False)
+        self._console.print(f"{seconds:6.1f} s  {printable(text)}", soft_wrap=True, markup=False)
 
     def step(self, metrics: Metrics) -> None:
         """Show a finished step."""
