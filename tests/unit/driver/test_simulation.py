@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from topd_ray.config import Config, parse_config
 from topd_ray.driver.simulate.clock import run_in_virtual_time
-from topd_ray.driver.simulate.command import grown
+from topd_ray.driver.simulate.command import grown, scaled
 from topd_ray.driver.simulate.fit import fit, own_seconds
 from topd_ray.driver.simulate.handles import SimulatedActor
 from topd_ray.driver.simulate.machine import Device, Engine
@@ -331,3 +331,20 @@ def test_a_placement_uses_all_gpus_and_more_of_them_do_more_in_the_same_time() -
     assert eight.prediction.tokens_per_s > 1.5 * four.prediction.tokens_per_s
     with pytest.raises(UserError, match="too few"):
         placed(2)
+
+
+def test_more_gpus_than_a_batch_can_use_stay_idle_rather_than_in_the_way() -> None:
+    chosen, hardware = paper(), Hardware()
+    rows = scaled(
+        chosen,
+        lambda one: roofline_rates(one, hardware),
+        assumed_workload(chosen),
+        (4, 8, 16, 32),
+        weak=False,
+    )
+    seconds = [row.prediction.step_s for row in rows]
+    assert seconds == sorted(seconds, reverse=True)
+    assert [row.gpus for row in rows] == [4, 8, 16, 32]
+    last = rows[-1]
+    assert last.num_idle > 0  # four rollouts
+    assert last.described.endswith(f"{last.num_idle} idle")

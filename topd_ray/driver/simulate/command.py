@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -22,6 +23,8 @@ from topd_ray.errors import UserError
 
 _KINDS = ("rollout", "teacher", "prober", "learner")
 """Columns, in the order of the flow."""
+_WORTH = 0.99
+"""Of a step's time: less of a gain is none."""
 
 
 def plan(config: Config, *, gpus: str | None, run: Path | None, weak: bool) -> None:
@@ -41,13 +44,25 @@ def plan(config: Config, *, gpus: str | None, run: Path | None, weak: bool) -> N
 def scaled(
     config: Config, rates_of: RatesOf, workload: Workload, gpus: Sequence[int], *, weak: bool
 ) -> list[Placed]:
-    """The best placement for each number; `weak`: as many more prompts a step as there are GPUs."""
-    return [
-        best_placement(
-            grown(config, number / gpus[0]) if weak else config, rates_of, workload, gpus=number
-        )
-        for number in gpus
-    ]
+    """The best placement found for each number.
+
+    `weak`: as many more prompts a step as there are GPUs. Otherwise more GPUs never take longer:
+    where the search finds nothing faster than fewer of them, the others stay idle.
+    """
+    rows: list[Placed] = []
+    for number in gpus:
+        wanted = grown(config, number / gpus[0]) if weak else config
+        found = best_placement(wanted, rates_of, workload, gpus=number)
+        if rows and not weak and _WORTH * rows[-1].prediction.step_s < found.prediction.step_s:
+            found = with_idle(rows[-1], number)
+        rows.append(found)
+    return rows
+
+
+def with_idle(smaller: Placed, gpus: int) -> Placed:
+    """The placement of a smaller number, where nothing was found for the GPUs beyond it."""
+    idle = round(gpus - smaller.gpus) + smaller.num_idle
+    return replace(smaller, gpus=gpus, num_idle=idle)
 
 
 def grown(config: Config, times: float) -> Config:
@@ -87,7 +102,7 @@ def _print(config: Config, rows: Sequence[Placed], source: str) -> None:
         table.add_row(
             f"{row.gpus:g}",
             str(row.config.prompts.per_step),
-            row.placement,
+            row.described,
             f"{predicted.step_s:,.3g}",
             f"{predicted.tokens_per_s:,.0f}",
             "  ".join(f"{100 * predicted.busy[k]:.0f}" for k in _KINDS if k in predicted.busy),

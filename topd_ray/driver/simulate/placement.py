@@ -46,6 +46,13 @@ class Placed:
     placement: str
     config: Config
     prediction: Prediction
+    num_idle: int = 0
+    """GPUs for which nothing was found to do."""
+
+    @property
+    def described(self) -> str:
+        """For a table."""
+        return self.placement + (f", {self.num_idle} idle" if self.num_idle else "")
 
 
 def as_configured(config: Config, rates_of: RatesOf, workload: Workload, *, cores: int) -> Placed:
