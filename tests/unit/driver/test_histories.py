@@ -141,9 +141,7 @@ class History:
 def test_each_rollout_is_learned_once_and_in_order_and_nobody_waits_for_nobody(
     seed: int, every: int, stale: int, share: float, crashes: int, counts: tuple[int, int, int]
 ) -> None:
-    history = History(
-        random.Random(seed), every=every, stale=stale, share=share, crashes=crashes
-    )
+    history = History(random.Random(seed), every=every, stale=stale, share=share, crashes=crashes)
     history.live(*counts)
     assert history.learned == ROLLOUTS
     ledger = history.place.ledger
