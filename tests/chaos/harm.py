@@ -33,6 +33,8 @@ def started(*args: str | Path) -> Iterator[Started]:
     finally:
         kill_all(process.pid)
         process.wait(DEADLINE_S)
+        assert process.stdout is not None
+        process.stdout.close()
 
 
 def kill_all(parent: int) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.chaos.harm import assert_same
 from tests.runs import Run, Setting, topd
 
-pytestmark = [pytest.mark.engines, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.engines, pytest.mark.chaos, pytest.mark.timeout(500)]
 
 
 def mount(folder: Path, options: str) -> bool:

@@ -62,6 +62,7 @@ def test_with_a_learner_rank_the_run_goes_back_to_its_checkpoint(
     record_property("lost", "none")
 
 
+@pytest.mark.chaos
 def test_a_worker_that_is_silent_beyond_its_deadline_is_replaced(
     setting: Setting, whole: Run, record_property: Record
 ) -> None:
@@ -83,6 +84,7 @@ def test_a_worker_that_is_silent_beyond_its_deadline_is_replaced(
     record_property("lost", "none")
 
 
+@pytest.mark.chaos
 def test_beyond_its_budget_a_run_ends_and_says_who_died_and_how_to_go_on(
     setting: Setting, whole: Run, record_property: Record
 ) -> None:

@@ -19,7 +19,7 @@ from tests.chaos.harm import (
 )
 from tests.runs import Run, Setting
 
-pytestmark = [pytest.mark.engines, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.engines, pytest.mark.chaos, pytest.mark.timeout(600)]
 NODE = {"num_cpus": 1, "object_store_memory": 100_000_000}
 
 
