@@ -80,7 +80,7 @@ def test_a_run_killed_at_many_moments_ends_as_one_that_was_not(
     assert inside > 0
     learned = windows(run)
     names = [rollout for _, rollout, _ in learned]
-    assert len(set(names)) == len(names) == run.summary["num_rollouts"]
+    assert len(set(names)) == len(names)  # (a rollout without a candidate has no window)
     assert learned == windows(unharmed)
     for step, _, version in learned:
         assert step - 1 - (STALE in overrides) <= version <= step - 1
