@@ -156,7 +156,6 @@ async def _with_fleet(
                 config,
                 student=Path(config.learner.model),
                 teacher=Path(config.teacher_model),
-                cursor=0,
             )
             session = Session(
                 config, fleet, caller, Refit(fleet, caller), source.take(config.prompts.per_step)

@@ -1,4 +1,4 @@
-"""`TOPD_CHAOS_RECORD=FILE`: what each test says it did to a run goes there, for table.py."""
+"""What each test says it does to a run, by marker or property: TOPD_CHAOS_RECORD names a file."""
 
 import json
 import os
@@ -18,9 +18,10 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_makereport(item: pytest.Item) -> Any:
     report = (yield).get_result()
     if report.when == "call" or report.skipped or (report.when == "setup" and report.failed):
-        item.config.stash[_ROWS].append(
-            {"test": item.name, "outcome": report.outcome, **dict(report.user_properties)}
-        )
+        row = {"test": item.name, "outcome": report.outcome}
+        if mark := item.get_closest_marker("fault"):
+            row |= {"fault": mark.args[0], **mark.kwargs}
+        item.config.stash[_ROWS].append(row | dict(report.user_properties))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -40,8 +40,9 @@ def main() -> None:
 
 def cells(row: dict[str, Any]) -> list[str]:
     survived = {"passed": "yes", "skipped": "not tried here"}.get(row["outcome"], "**no**")
-    values = {"fault": row["test"], "lost": "" if survived == "yes" else "?"} | row
-    return [str((values | {"survived": survived}).get(name, "")) for name in COLUMNS]
+    lost = {"yes": "none", "**no**": "?"}.get(survived, "")  # survived: the same student, whole
+    values = {"fault": row["test"]} | row | {"survived": survived, "lost": lost}
+    return [str(values.get(name, "")) for name in COLUMNS]
 
 
 if __name__ == "__main__":

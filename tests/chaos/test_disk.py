@@ -3,7 +3,6 @@
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -32,10 +31,10 @@ def small_disk(setting: Setting, whole: Run) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.fault("disk full while a checkpoint is written", injected=1, done_again="2 steps")
 def test_a_full_disk_costs_the_checkpoint_that_did_not_fit_and_nothing_else(
-    setting: Setting, whole: Run, small_disk: Path, record_property: Any
+    setting: Setting, whole: Run, small_disk: Path
 ) -> None:
-    record_property("fault", "disk full while a checkpoint is written")
     run = setting.run("full")
     done = topd("train", setting.file, "run.name=full")
     assert done.code == 1, done.output
@@ -46,7 +45,4 @@ def test_a_full_disk_costs_the_checkpoint_that_did_not_fit_and_nothing_else(
     assert mount(small_disk, "remount,size=100m")
     done = topd("resume", run.path)
     assert done.code == 0, done.output
-    record_property("injected", "1")
-    record_property("done_again", "2 steps")
     assert_same(run, whole)
-    record_property("lost", "none")

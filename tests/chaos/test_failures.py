@@ -20,15 +20,16 @@ from tests.chaos.harm import (
 from tests.runs import Run, Setting, topd
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(500)]
-Record = Any
 
 
+@pytest.mark.fault(
+    "kill -9 of rollout engine, teacher, probe worker in turn",
+    injected=3,
+    done_again="calls under way",
+)
 def test_engines_and_probe_workers_that_are_killed_are_replaced(
-    setting: Setting, whole: Run, record_property: Record
+    setting: Setting, whole: Run
 ) -> None:
-    record_property("fault", "kill -9 of rollout engine, teacher, probe worker in turn")
-    record_property("injected", "3")
-    record_property("done_again", "calls under way")
     run = setting.run("struck")
     with started("train", setting.file, "run.name=struck") as process:
         for step, worker in enumerate(("RolloutWorker", "TeacherWorker", "ProbeWorker"), start=1):
@@ -42,15 +43,12 @@ def test_engines_and_probe_workers_that_are_killed_are_replaced(
         assert (run.path / "logs" / f"{actor}.log").is_file()
     assert run.metrics[-1]["cluster/num_failures"] == run.summary["num_failures"] == 3
     assert_same(run, whole)
-    record_property("lost", "none")
 
 
+@pytest.mark.fault("kill -9 of the learner", injected=1, done_again="1 or 2 steps")
 def test_with_a_learner_rank_the_run_goes_back_to_its_checkpoint(
-    setting: Setting, whole: Run, record_property: Record
+    setting: Setting, whole: Run
 ) -> None:
-    record_property("fault", "kill -9 of the learner")
-    record_property("injected", "1")
-    record_property("done_again", "1 or 2 steps")
     run = setting.run("went-back")
     with started("train", setting.file, "run.name=went-back") as process:
         wait_until(has_steps(run, 3), process)
@@ -59,16 +57,13 @@ def test_with_a_learner_rank_the_run_goes_back_to_its_checkpoint(
     assert "going back to step 2" in output
     assert happened(run).count("went_back") == 1
     assert_same(run, whole)
-    record_property("lost", "none")
 
 
 @pytest.mark.chaos
+@pytest.mark.fault("SIGSTOP of a probe worker", injected=1, done_again="calls under way")
 def test_a_worker_that_is_silent_beyond_its_deadline_is_replaced(
-    setting: Setting, whole: Run, record_property: Record
+    setting: Setting, whole: Run
 ) -> None:
-    record_property("fault", "SIGSTOP of a probe worker")
-    record_property("injected", "1")
-    record_property("done_again", "calls under way")
     run = setting.run("silent")
     overrides = ("run.name=silent", "cluster.call_deadline_s=25")
     with started("train", setting.file, *overrides) as process:
@@ -81,16 +76,17 @@ def test_a_worker_that_is_silent_beyond_its_deadline_is_replaced(
     assert event["actor"] == "prober[0]"
     assert "owed the result of" in event["error"]
     assert_same(run, whole)
-    record_property("lost", "none")
 
 
 @pytest.mark.chaos
+@pytest.mark.fault(
+    "one failure more than cluster.max_failures, then `topd resume`",
+    injected=1,
+    done_again="steps since the checkpoint",
+)
 def test_beyond_its_budget_a_run_ends_and_says_who_died_and_how_to_go_on(
-    setting: Setting, whole: Run, record_property: Record
+    setting: Setting, whole: Run
 ) -> None:
-    record_property("fault", "one failure more than cluster.max_failures, then `topd resume`")
-    record_property("injected", "1")
-    record_property("done_again", "steps since the checkpoint")
     run = setting.run("ended")
     overrides = ("run.name=ended", "run.checkpoint_every=1", "cluster.max_failures=0")
     with started("train", setting.file, *overrides) as process:
@@ -105,15 +101,12 @@ def test_beyond_its_budget_a_run_ends_and_says_who_died_and_how_to_go_on(
     done = topd("resume", run.path)
     assert done.code == 0, done.output
     assert losses(run) == losses(whole)
-    record_property("lost", "none")
 
 
+@pytest.mark.fault("SIGTERM, then `topd resume`", injected=1, done_again="none")
 def test_sigterm_ends_the_step_and_leaves_a_checkpoint_to_resume_from(
-    setting: Setting, whole: Run, record_property: Record
+    setting: Setting, whole: Run
 ) -> None:
-    record_property("fault", "SIGTERM, then `topd resume`")
-    record_property("injected", "1")
-    record_property("done_again", "none")
     run = setting.run("preempted")
     with started("train", setting.file, "run.name=preempted") as process:
         wait_until(has_steps(run, 1), process)
@@ -127,15 +120,14 @@ def test_sigterm_ends_the_step_and_leaves_a_checkpoint_to_resume_from(
     done = topd("resume", run.path)
     assert done.code == 0, done.output
     assert_same(run, whole)
-    record_property("lost", "none")
 
 
+@pytest.mark.fault(
+    "kill -9 of driver and actors, the job submitted again", injected=1, done_again="1 or 2 steps"
+)
 def test_a_job_whose_driver_died_goes_on_when_it_is_submitted_again(
-    setting: Setting, whole: Run, record_property: Record
+    setting: Setting, whole: Run
 ) -> None:
-    record_property("fault", "kill -9 of driver and actors, the job submitted again")
-    record_property("injected", "1")
-    record_property("done_again", "1 or 2 steps")
     run = setting.run("again")
     again: Any = ("train", "--resume", setting.file, "run.name=again")
     with started(*again) as process:
@@ -152,4 +144,3 @@ def test_a_job_whose_driver_died_goes_on_when_it_is_submitted_again(
     other = topd(*again, "learner.lr=1e-4")
     assert other.code == 2
     assert "another config" in other.output
-    record_property("lost", "none")

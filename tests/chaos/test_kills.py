@@ -8,7 +8,15 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tests.chaos.harm import assert_same, ended, kill_all, num_steps, started, wait_until
+from tests.chaos.harm import (
+    assert_same,
+    ended,
+    has_steps,
+    kill_all,
+    num_steps,
+    started,
+    wait_until,
+)
 from tests.runs import Run, Setting
 
 pytestmark = [pytest.mark.engines, pytest.mark.chaos, pytest.mark.timeout(3000)]
@@ -30,7 +38,7 @@ def killed(run: Run, arguments: tuple[str | Path, ...], *, times: int) -> tuple[
                 case 1:
                     wait_until(lambda: bool(writing(run)), process, every_s=0)
                 case _:
-                    wait_until(lambda b=before: num_steps(run) > b, process)  # type: ignore[misc]
+                    wait_until(has_steps(run, before + 1), process)
                     time.sleep(rng.uniform(0, 2))
             assert process.poll() is None, process.communicate()[0]
             kill_all(process.pid)
@@ -85,4 +93,3 @@ def test_a_run_killed_at_many_moments_ends_as_one_that_was_not(
     for step, _, version in learned:
         assert step - 1 - (STALE in overrides) <= version <= step - 1
     assert_same(run, unharmed)
-    record_property("lost", "none")

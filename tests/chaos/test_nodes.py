@@ -69,4 +69,3 @@ def test_nodes_that_go_away_take_nothing_with_them(
     record_property("injected", f"2, with {' and '.join(sorted(gone))}")
     record_property("done_again", f"{events.count('went_back')} times from a checkpoint")
     assert_same(run, whole)
-    record_property("lost", "none")

@@ -79,4 +79,3 @@ def test_a_slow_learner_fills_no_memory(setting: Setting, record_property: Any) 
     record_property("done_again", "none")
     assert abs(growth) < 0.05
     assert run.summary["num_rollouts"] == 8 * STEPS
-    record_property("lost", "none")

@@ -50,7 +50,7 @@ def test_bad_steps_are_skipped_kept_and_end_the_run_and_a_replay_shows_each_roll
     assert done.code == 1, done.output
     message = done.output.replace("\n", " ")
     assert "is below health.min_entropy=50" in message
-    assert "the 2. bad step in a row" in message
+    assert "2 bad steps in a row" in message
     assert "Traceback" not in done.output
     skipped = [event for event in run.events if event["event"] == "step_skipped"]
     assert [event["step"] for event in skipped] == [1, 2]

@@ -31,6 +31,7 @@ from topd_ray.weights.folder import check_folder, read_facts, tensor_facts
 
 ROOT = Path(__file__).parents[2]
 CASES = int(os.environ.get("TOPD_FUZZ", "300"))
+LOCAL = ROOT / "configs" / "local-toy.yaml"
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
 
@@ -161,72 +162,57 @@ ROWS: list[dict[str, Any]] = [
 
 
 @pytest.fixture(scope="module")
-def run_config(student_folder: Path, teacher_folder: Path) -> Any:
-    def made(prompts: Path) -> Any:
-        return load_config(
-            ROOT / "configs" / "local-toy.yaml",
-            [
-                f"prompts.path={prompts}",
-                f"learner.model={student_folder}",
-                f"teacher.model={teacher_folder}",
-            ],
+def read_prompts(student_folder: Path, teacher_folder: Path) -> Callable[[Path], None]:
+    models = [f"learner.model={student_folder}", f"teacher.model={teacher_folder}"]
+
+    def read(file: Path) -> None:
+        config = load_config(LOCAL, [f"prompts.path={file}", *models])
+        found = refused_or(
+            lambda: load_source(config, student=student_folder, teacher=teacher_folder), file.name
         )
+        if found is not None:
+            source, _ = found
+            assert all(len(one.token_ids_P) for one in source.take(3))
 
-    return made
-
-
-def read_prompts(run_config: Any, file: Path, student: Path, teacher: Path) -> None:
-    config = run_config(file)
-    found = refused_or(
-        lambda: load_source(config, student=student, teacher=teacher, cursor=0), file.name
-    )
-    if found is not None:
-        source, _ = found
-        assert all(len(one.token_ids_P) for one in source.take(3))
+    return read
 
 
 @fuzzed(0.15)
 @given(wound=damage())
 def test_prompts_of_damaged_text(
     wound: Callable[[bytes], bytes],
-    run_config: Any,
-    student_folder: Path,
-    teacher_folder: Path,
+    read_prompts: Callable[[Path], None],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     file = tmp_path_factory.getbasetemp() / "damaged.jsonl"
     file.write_bytes(wound("\n".join(map(json.dumps, ROWS)).encode()))
-    read_prompts(run_config, file, student_folder, teacher_folder)
+    read_prompts(file)
 
 
 @fuzzed(0.15)
 @given(rows=odd_values(ROWS))
 def test_prompts_of_odd_values(
     rows: Any,
-    run_config: Any,
-    student_folder: Path,
-    teacher_folder: Path,
+    read_prompts: Callable[[Path], None],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     file = tmp_path_factory.getbasetemp() / "odd.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    read_prompts(run_config, file, student_folder, teacher_folder)
+    read_prompts(file)
 
 
 @fuzzed(0.05)
 @given(wound=damage())
 def test_prompts_of_damaged_parquet(
     wound: Callable[[bytes], bytes],
-    run_config: Any,
-    student_folder: Path,
-    teacher_folder: Path,
+    read_prompts: Callable[[Path], None],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     file = tmp_path_factory.getbasetemp() / "damaged.parquet"
     rows = [{"prompt": f"w{i}", "answer": str(i)} for i in range(5)]
     pq.write_table(pa.Table.from_pylist(rows), file)
     file.write_bytes(wound(file.read_bytes()))
-    read_prompts(run_config, file, student_folder, teacher_folder)
+    read_prompts(file)
 
 
 DRIVER: dict[str, Any] = {
@@ -276,7 +262,7 @@ def test_a_checkpoint_of_odd_values_whose_checksums_are_right(
     folder = RunFolder(tmp_path_factory.getbasetemp() / "odd-run")
     shutil.rmtree(folder.path, ignore_errors=True)
     make_checkpoint(folder, driver)
-    config = load_config(ROOT / "configs" / "local-toy.yaml")
+    config = load_config(LOCAL)
     found = refused_or(lambda: open_checkpoint(folder), folder.path.name)
     if found is not None:
         refused_or(lambda: Place.of(config, found), folder.path.name)

@@ -45,8 +45,13 @@ async def save_checkpoint(
     keep: int,
     keep_every: int,
 ) -> Path:
-    """Save, then drop all but the newest `keep` and every `keep_every`-th step's (0: none)."""
+    """Save, then drop all but the newest `keep` and every `keep_every`-th step's (0: none).
+
+    What `latest` names already is left as it is: there is no moment without it.
+    """
     target = folder.checkpoints / f"step_{step}"
+    if _newest(folder) == target.name:
+        return target
     aside = folder.checkpoints / f".step_{step}.partial"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -78,13 +83,13 @@ def open_checkpoint(folder: RunFolder, name: str | None = None) -> Checkpoint | 
 
     From here on `latest` names it. Raises UserError where it is not whole, and says which one is.
     """
-    pointer = folder.checkpoints / "latest"
+    pointer = _pointer(folder)
     if name is None and not pointer.is_file():
         return None
     there = [path.name for path in _finished(folder)]
     if name is not None and name not in there:
         raise UserError(f"--checkpoint {name}: {folder.path} has {', '.join(there) or 'none'}")
-    newest = pointer.read_bytes().decode("utf-8", "replace").strip() if name is None else name
+    newest = _newest(folder) if name is None else name
     if newest not in there:
         way = (
             f"`topd resume {folder.path} --checkpoint {there[-1]}` goes on from one that is there"
@@ -161,8 +166,18 @@ def _step(path: Path) -> int:
     return int(path.name.removeprefix("step_"))
 
 
+def _pointer(folder: RunFolder) -> Path:
+    return folder.checkpoints / "latest"
+
+
+def _newest(folder: RunFolder) -> str:
+    """What `latest` names; nothing where there is none."""
+    pointer = _pointer(folder)
+    return pointer.read_bytes().decode("utf-8", "replace").strip() if pointer.is_file() else ""
+
+
 def _point(folder: RunFolder, name: str) -> None:
-    write_whole(folder.checkpoints / "latest", name + "\n")
+    write_whole(_pointer(folder), name + "\n")
     _flush(folder.checkpoints)
 
 

@@ -16,9 +16,9 @@ from topd_ray.prompts import (
 
 
 def load_source(
-    config: Config, *, student: Path, teacher: Path, cursor: int
+    config: Config, *, student: Path, teacher: Path
 ) -> tuple[PromptSource, list[DroppedPrompt]]:
-    """Training prompts from `cursor` on, and those that were dropped with the reason.
+    """Training prompts, and those that were dropped with the reason.
 
     `student` and `teacher` are model folders. The prompts bring what the objective needs: the given
     response, the teacher's own prompt.
@@ -31,7 +31,7 @@ def load_source(
         responses=GivenResponses(student) if given else None,
         teacher=_teacher_prompts(config, teacher),
     )
-    return PromptSource(kept, seed=config.run.seed, cursor=cursor), dropped
+    return PromptSource(kept, seed=config.run.seed), dropped
 
 
 def _teacher_prompts(config: Config, teacher: Path) -> TeacherPrompts | None:

@@ -52,7 +52,7 @@ def train(config: Config, *, resume_if_there: bool = False) -> Summary | None:
         if old != config:
             raise UserError(f"{path}: holds a run of another config; choose another run.name")
         return None if folder.summary.is_file() else resume(path)
-    data = _load_data(config, cursor=0)
+    data = _load_data(config)
     with connected(config):
         return _Run(config, RunFolder.create(config), data, None, started=started).go()
 
@@ -64,7 +64,7 @@ def resume(path: Path, checkpoint: str | None = None) -> Summary | None:
     if folder.summary.is_file():
         raise UserError(f"{folder.path}: this run is finished (summary.json); nothing to resume")
     found = open_checkpoint(folder, checkpoint)
-    data = _load_data(config, cursor=0)
+    data = _load_data(config)
     with connected(config):
         return _Run(config, folder, data, found, started=started).go()
 
@@ -78,9 +78,9 @@ class _Data:
     problems: list[Prompt]
 
 
-def _load_data(config: Config, *, cursor: int) -> _Data:
+def _load_data(config: Config) -> _Data:
     student, teacher = check_models(config)
-    source, dropped = load_source(config, student=student, teacher=teacher, cursor=cursor)
+    source, dropped = load_source(config, student=student, teacher=teacher)
     problems = load_problems(config.evaluation, student, max_tokens=config.prompts.max_tokens)
     return _Data(source=source, dropped=dropped, problems=problems)
 
@@ -328,7 +328,7 @@ class _Run:
         self._display.say(f"step {report.step} skipped: {why[0]}; `topd replay {dump}`")
         if self._bad_in_a_row >= self._config.health.max_bad_steps:
             raise BadStepsError(
-                f"step {report.step}: {'; '.join(why)}; the {self._bad_in_a_row}. bad step in a "
+                f"step {report.step}: {'; '.join(why)}; {self._bad_in_a_row} bad steps in a "
                 f"row (health.max_bad_steps); rollouts {bad.suspects[:5]} of prompts "
                 f"{begun.prompt_ids[:5]}; `topd replay {dump}` does the step again, rollout by "
                 "rollout. Lower learner.lr, look at these prompts, or move the limit"

@@ -77,9 +77,12 @@ class AdamState:
     def _whole(self, weight: nn.Parameter, part: str) -> Tensor:
         if self._zero_stage == 0:
             return weight if part == _MASTER else self._optimizer.state[weight][part]
-        if part == _MASTER:
-            return safe_get_full_fp32_param(weight)  # type: ignore[no-any-return]
-        return safe_get_full_optimizer_state(weight, part)  # type: ignore[no-any-return]
+        whole: Tensor = (
+            safe_get_full_fp32_param(weight)
+            if part == _MASTER
+            else safe_get_full_optimizer_state(weight, part)
+        )
+        return whole
 
     def _set(self, weight: nn.Parameter, part: str, value: Tensor) -> None:
         value = value.to(weight.device)

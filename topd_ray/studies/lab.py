@@ -55,7 +55,7 @@ class Lab:
     def prompts(self, count: int) -> list[Prompt]:
         """The first `count` of the run's order, at most one epoch of them."""
         source, _ = load_source(
-            self.config, student=self.student_folder, teacher=self.teacher_folder, cursor=0
+            self.config, student=self.student_folder, teacher=self.teacher_folder
         )
         return source.take(min(count, len(source)))
 

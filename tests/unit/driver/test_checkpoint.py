@@ -65,6 +65,20 @@ def test_the_newest_are_kept_and_every_so_many_for_good(tmp_path: Path) -> None:
     assert names(folder) == ["step_3", "step_6", "step_7", "step_8"]
 
 
+def test_the_newest_one_is_not_written_again(tmp_path: Path) -> None:
+    """SIGTERM right after a checkpoint asks for the same one: it must not be gone for a moment."""
+    folder = RunFolder(tmp_path)
+    save(folder, 1)
+    before = (tmp_path / "checkpoints" / "step_1" / MANIFEST).stat()
+
+    def fails(_: Path) -> None:
+        raise AssertionError("written again")
+
+    save(folder, 1, during=fails)
+    after = (tmp_path / "checkpoints" / "step_1" / MANIFEST).stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
 def test_going_on_from_an_older_one_never_drops_the_one_that_is_written(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     for step in (1, 2, 3):

@@ -52,7 +52,7 @@ def config(path: Path, method: str, **sections: dict[str, Any]) -> Config:
 
 
 def load(config: Config, student: Path, teacher: Path) -> dict[str, Prompt]:
-    source, dropped = load_source(config, student=student, teacher=teacher, cursor=0)
+    source, dropped = load_source(config, student=student, teacher=teacher)
     prompts = {prompt.prompt_id: prompt for prompt in source.take(len(source))}
     assert len(prompts) + len(dropped) == len(ROWS)
     return prompts

@@ -100,7 +100,7 @@ def test_the_rows_are_prompts_of_a_kd_run_token_by_token(
     whole: Path, make_config: MakeConfig, student_folder: Path, teacher_folder: Path
 ) -> None:
     config = make_config(prompts={"path": str(whole), "max_tokens": 16})
-    source, dropped = load_source(config, student=student_folder, teacher=teacher_folder, cursor=0)
+    source, dropped = load_source(config, student=student_folder, teacher=teacher_folder)
     assert dropped == []
     rows = by_id(whole)
     for prompt in source.take(len(source)):
