@@ -21,7 +21,8 @@ COLUMNS = {
 
 
 def main() -> None:
-    rows = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    records = [Path(name).read_text(encoding="utf-8") for name in sys.argv[1:]]
+    rows = [row for record in records for row in json.loads(record)]
     git = ["git", "-C", str(README.parent)]
     commit = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True).strip()
     dirty = subprocess.check_output([*git, "status", "--porcelain", "-uno"], text=True).strip()

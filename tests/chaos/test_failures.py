@@ -9,6 +9,7 @@ import pytest
 from tests.chaos.harm import (
     DEADLINE_S,
     assert_same,
+    below,
     ended,
     happened,
     has_steps,
@@ -20,6 +21,12 @@ from tests.chaos.harm import (
 from tests.runs import Run, Setting, topd
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(500)]
+ACTORS = {
+    "RolloutWorker": "rollout",
+    "TeacherWorker": "teacher",
+    "ProbeWorker": "prober",
+    "LearnerWorker": "learner",
+}
 
 
 @pytest.mark.fault(
@@ -60,21 +67,27 @@ def test_with_a_learner_rank_the_run_goes_back_to_its_checkpoint(
 
 
 @pytest.mark.chaos
-@pytest.mark.fault("SIGSTOP of a probe worker", injected=1, done_again="calls under way")
-def test_a_worker_that_is_silent_beyond_its_deadline_is_replaced(
-    setting: Setting, whole: Run
+@pytest.mark.parametrize(("kind", "name"), ACTORS.items())
+def test_an_actor_that_is_silent_beyond_its_deadline_is_given_up(
+    setting: Setting, whole: Run, kind: str, name: str, record_property: Any
 ) -> None:
-    run = setting.run("silent")
-    overrides = ("run.name=silent", "cluster.call_deadline_s=25")
+    """Wedged, not dead: its process is there, and answers nothing."""
+    what, done_again = "replaced", "calls under way"
+    if name == "learner":
+        what, done_again = "went_back", "steps since the checkpoint"
+    record_property("fault", f"SIGSTOP of {name}[0]")
+    record_property("injected", 1)
+    record_property("done_again", done_again)
+    run = setting.run(f"silent-{name}")
+    overrides = (f"run.name=silent-{name}", "cluster.call_deadline_s=25")
     with started("train", setting.file, *overrides) as process:
         wait_until(has_steps(run, 1), process)
-        stopped = strike(process, "ProbeWorker", signal.SIGSTOP)
-        wait_until(lambda: "replaced" in happened(run), process)
+        stopped = strike(process, kind, signal.SIGSTOP)
+        wait_until(lambda: what in happened(run), process)
         wait_until(lambda: not psutil.pid_exists(stopped), process)
         ended(process)
-    (event,) = [event for event in run.events if event["event"] == "replaced"]
-    assert event["actor"] == "prober[0]"
-    assert "owed the result of" in event["error"]
+    (event,) = [event for event in run.events if event["event"] == what]
+    assert f"{name}[0] owed the result of" in event["error"]
     assert_same(run, whole)
 
 
@@ -117,6 +130,29 @@ def test_sigterm_ends_the_step_and_leaves_a_checkpoint_to_resume_from(
     assert f"topd resume {run.path}" in output
     assert (run.path / "checkpoints" / "latest").read_text() == f"step_{steps}\n"
     assert not (run.path / "summary.json").exists()
+    done = topd("resume", run.path)
+    assert done.code == 0, done.output
+    assert_same(run, whole)
+
+
+@pytest.mark.chaos
+@pytest.mark.fault(
+    "SIGTERM twice, then `topd resume`", injected=1, done_again="steps since the checkpoint"
+)
+def test_a_second_sigterm_ends_it_at_once_and_leaves_nobody_behind(
+    setting: Setting, whole: Run
+) -> None:
+    run = setting.run("hurried")
+    with started("train", setting.file, "run.name=hurried") as process:
+        wait_until(has_steps(run, 3), process)
+        actors = below(process.pid)
+        strike(process, "LearnerWorker", signal.SIGSTOP)  # or it may be done before the second
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: "stopping" in happened(run), process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 128 + signal.SIGTERM
+        _, alive = psutil.wait_procs(actors, timeout=30)
+        assert not alive
     done = topd("resume", run.path)
     assert done.code == 0, done.output
     assert_same(run, whole)

@@ -110,7 +110,7 @@ class _Run:
         self._started, self._config, self._folder = started, config, folder
         self._source, self._dropped, self._problems = data.source, data.dropped, data.problems
         self._take_up(checkpoint)
-        self._earlier_s = self._totals.wall_s
+        self._earlier_s = self._place.totals.wall_s
         self._budget = Budget(config.cluster.max_failures)
         self._stop = Stop(config.cluster.grace_s)
         self._num_items = len(data.source) * config.prompts.epochs
@@ -122,13 +122,14 @@ class _Run:
 
     def _take_up(self, checkpoint: Checkpoint | None) -> None:
         """Be where a checkpoint says, or at the start."""
-        place = Place.of(self._config, checkpoint)
-        self._checkpoint, self._step = checkpoint, place.step
-        self._source.go_to(place.cursor)
-        self._ledger, self._recent = place.ledger, place.recent
-        self._totals, self._before = place.totals, place.before
+        self._checkpoint, self._place = checkpoint, Place.of(self._config, checkpoint)
+        self._source.go_to(self._place.cursor)
         self._bad_in_a_row = 0
         self._last_ended_s, self._earlier_works = 0.0, list[Work]()
+
+    @property
+    def _step(self) -> int:
+        return self._place.step
 
     def go(self) -> Summary | None:
         title = f"{self._config.run.method} {self._config.run.name}"
@@ -169,6 +170,10 @@ class _Run:
             self._display.summary(summary)
             return summary
 
+    def _say_stopping(self) -> None:
+        self._log.event("stopping", step=self._step)
+        self._display.say(self._stop.notice)
+
     def _say_stopped(self) -> None:
         kept = open_checkpoint(self._folder)
         where = kept.path.name if kept else "its start"
@@ -184,7 +189,7 @@ class _Run:
         What no single actor can make good ends a session, and the next one starts from the newest
         checkpoint.
         """
-        self._stop.listen(lambda: self._display.say(self._stop.notice))
+        self._stop.listen(self._say_stopping)
         while True:
             try:
                 return await self._stop.unless_late(self._session())
@@ -214,9 +219,10 @@ class _Run:
         if self._checkpoint:
             await self._restore(fleet, refit, self._checkpoint.path)
         self._display.say("actors ready")
-        if self._before is None:
-            self._before = await self._evaluate(fleet, revival, "before training")
-        pipeline = Pipeline(self._config, fleet, self._caller, self._ledger, self._recent, revival)
+        place = self._place
+        if place.before is None:
+            place.before = await self._evaluate(fleet, revival, "before training")
+        pipeline = Pipeline(self._config, fleet, self._caller, place.ledger, place.recent, revival)
         begun = deque[_Begun]()
         self._last_ended_s = time.time()
         try:
@@ -233,7 +239,7 @@ class _Run:
             return None
         after = await self._evaluate(fleet, revival, "after training")
         await self._ranks(fleet, "export", self._folder.export)
-        return self._before, after
+        return place.before, after
 
     def _begin_steps(
         self, pipeline: Pipeline, fleet: Fleet, revival: Revival, begun: deque[_Begun]
@@ -274,7 +280,7 @@ class _Run:
             accuracy = self._note(await one.answers, f"at step {self._step}")
             self._log.event("evaluated", step=self._step, **asdict(accuracy))
         update_s, refitted = await refit.done()
-        self._step = report.step
+        self._place.step = report.step
         if self._engines_decode_next:
             follow = self._config.teacher.follow_every
             await refit.publish(self._step, to_teachers=follow > 0 and self._step % follow == 0)
@@ -303,7 +309,7 @@ class _Run:
         metrics["step/wall_s"] = self._last_ended_s - began_s
         metrics["cluster/num_failures"] = self._budget.spent
         self._earlier_works = works  # a step that was begun ahead reaches back into this one
-        self._totals.add_step(metrics)
+        self._place.totals.add_step(metrics)
         self._log.log(metrics)
         self._display.step(metrics)
         if self._trace:
@@ -363,14 +369,8 @@ class _Run:
         self._display.say(f"resumed from {path.name}")
 
     async def _save(self, fleet: Fleet) -> None:
-        place = Place(
-            recent=self._recent,
-            step=self._step,
-            cursor=self._source.cursor,
-            ledger=self._ledger,
-            totals=replace(self._totals, wall_s=self._wall_s),
-            before=self._before,
-        )
+        totals = replace(self._place.totals, wall_s=self._wall_s)
+        books = replace(self._place, cursor=self._source.cursor, totals=totals)
         path = await save_checkpoint(
             self._folder,
             fleet.learners,
@@ -378,7 +378,7 @@ class _Run:
             step=self._step,
             keep=self._config.run.keep_checkpoints,
             keep_every=self._config.run.keep_every,
-            driver=place.state(),
+            driver=books.state(),
         )
         self._log.event("checkpoint", step=self._step, path=path.name)
 
@@ -390,7 +390,7 @@ class _Run:
     async def _evaluate(self, fleet: Fleet, revival: Revival, when: str) -> Accuracy:
         start = time.perf_counter()
         accuracy = await ask(fleet, revival, self._problems)
-        self._totals.add_seconds("evaluation", time.perf_counter() - start)
+        self._place.totals.add_seconds("evaluation", time.perf_counter() - start)
         return self._note(accuracy, when)
 
     def _note(self, accuracy: Accuracy, when: str) -> Accuracy:
@@ -413,11 +413,11 @@ class _Run:
     async def _timed(self, stage: str, work: Any) -> Any:
         start = time.perf_counter()
         result = await work
-        self._totals.add_seconds(stage, time.perf_counter() - start)
+        self._place.totals.add_seconds(stage, time.perf_counter() - start)
         return result
 
     def _summary(self, before: Accuracy, after: Accuracy) -> Summary:
-        totals = self._totals
+        totals = self._place.totals
         return {
             "name": self._config.run.name,
             "method": self._config.run.method,
@@ -432,9 +432,9 @@ class _Run:
             "peak_rss_gb": round(self._memory.peak_gb, 3),
             "student_tokens": totals.student_tokens,
             "trained_tokens": totals.trained_tokens,
-            "num_rollouts": self._ledger.num_dispatched,
+            "num_rollouts": self._place.ledger.num_dispatched,
             "num_dropped_prompts": len(self._dropped),
-            "num_dropped_rollouts": dict(self._ledger.dropped),
+            "num_dropped_rollouts": dict(self._place.ledger.dropped),
             "num_candidates": totals.num_candidates,
             "num_divergent": totals.num_divergent,
             "num_skipped_steps": totals.skipped_steps,

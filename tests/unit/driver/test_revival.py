@@ -23,7 +23,7 @@ from topd_ray.driver.refit import Refit
 from topd_ray.driver.revival import Budget, Revival
 from topd_ray.driver.simulate.clock import run_in_virtual_time
 from topd_ray.driver.spawn import Fleet, Member
-from topd_ray.errors import ActorDiedError, TopdError
+from topd_ray.errors import ActorDiedError, DeadlineError, TopdError
 from topd_ray.windows import RecentDistances
 
 NUM_RETURNS = {"score": 3, "continue_from": 2, "probe": 2}
@@ -177,6 +177,40 @@ def test_a_death_fails_several_calls_and_is_one() -> None:
 
     assert run_in_virtual_time(go()) == [(1,), (1,), (1,)]
     assert started == [0, 1]
+
+
+@pytest.mark.parametrize(("loads_s", "comes"), [(50.0, True), (70.0, False)])
+def test_who_compiles_for_longer_than_a_call_may_take_is_not_shot(
+    loads_s: float, comes: bool
+) -> None:
+    """A wait for an actor to load has a deadline of its own."""
+    started = list[int]()
+
+    class Teacher:
+        def __init__(self) -> None:
+            self.number = len(started)
+            started.append(self.number)
+            self.ready = Method(lambda: asyncio.sleep(loads_s))
+            self.score = Method(self._score)
+
+        async def _score(self) -> int:
+            if self.number == 0:
+                raise RayActorError
+            return self.number
+
+    async def go() -> tuple[int, ...]:
+        caller = Caller(start_deadline_s=60.0, call_deadline_s=5.0)
+        nobody = Fleet(rollouts=[], teachers=[], probers=[], learners=[])
+        reviving = Revival(caller, Refit(nobody, caller), Budget(3), lambda *_, **__: None)
+        teacher = Member("teacher[0]", Teacher, end=lambda _: None)
+        return await reviving.asked("teacher[0]", teacher, "score", lambda on: on.score.remote())
+
+    if comes:
+        assert run_in_virtual_time(go()) == (1,)
+        assert started == [0, 1]
+    else:
+        with pytest.raises(DeadlineError, match=r"owed the result of ready for 60 s"):
+            run_in_virtual_time(go())
 
 
 def test_what_an_actor_raises_is_no_death() -> None:
