@@ -1,6 +1,8 @@
 """Real processes are killed, stopped and asked to leave; the student comes out the same."""
 
+import os
 import signal
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -146,11 +148,13 @@ def test_a_second_sigterm_ends_it_at_once_and_leaves_nobody_behind(
     with started("train", setting.file, "run.name=hurried") as process:
         wait_until(has_steps(run, 3), process)
         others = below(process.pid)
-        strike(process, "LearnerWorker", signal.SIGSTOP)  # or it may be done before the second
+        learner = strike(process, "LearnerWorker", signal.SIGSTOP)  # so that it is not done before
         process.send_signal(signal.SIGTERM)
         wait_until(lambda: "stopping" in happened(run), process)
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 128 + signal.SIGTERM
+        with suppress(ProcessLookupError):
+            os.kill(learner, signal.SIGCONT)  # who is stopped cannot leave
         _, alive = psutil.wait_procs(others, timeout=120)  # Ray's own agents take a minute
         assert not alive
     done = topd("resume", run.path)

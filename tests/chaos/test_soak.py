@@ -26,7 +26,6 @@ from tests.chaos.harm import (
 )
 from tests.runs import Run, Setting
 
-ACTORS = ("RolloutWorker", "TeacherWorker", "ProbeWorker", "LearnerWorker")
 MINUTES = float(os.environ.get("TOPD_SOAK_MINUTES", "120"))
 WARM_UP_STEPS = 20
 STOPPED_S, AWAKE_S = 0.45, 0.05
@@ -86,8 +85,7 @@ def test_a_slow_learner_fills_no_memory(setting: Setting, record_property: Any) 
         wait_until(has_steps(run, WARM_UP_STEPS), process)
         here = [psutil.Process(process.pid), *below(process.pid)]
         (learner,) = workers(process, "LearnerWorker")
-        ours = {"driver": here[0]} | {kind: workers(process, kind)[0] for kind in ACTORS}
-        memory: dict[str, list[float]] = {name: [] for name in ours}
+        memory: dict[str, list[float]] = {f"{command(one)[:60]} ({one.pid})": [] for one in here}
         said = deque[str](maxlen=100)  # a pipe that nobody reads fills up
         reader = Thread(target=said.extend, args=(process.stdout,), daemon=True)
         reader.start()
@@ -100,8 +98,8 @@ def test_a_slow_learner_fills_no_memory(setting: Setting, record_property: Any) 
             time.sleep(AWAKE_S)
             if now - looked > EVERY_S:
                 looked = now
-                for name, one in ours.items():
-                    memory[name].append(resident(one))
+                for values, one in zip(memory.values(), here, strict=True):
+                    values.append(resident(one))
         slow_steps = num_steps(run) - WARM_UP_STEPS
         assert not spilled(session_folder(here))
         process.send_signal(signal.SIGTERM)
@@ -112,8 +110,8 @@ def test_a_slow_learner_fills_no_memory(setting: Setting, record_property: Any) 
     growth = whole[-1] / whole[1] - 1
     record_property(
         "injected",
-        f"{MINUTES:g} min, {slow_steps} steps; resident memory of driver and actors {growth:+.1%} "
-        "from the second eighth of the time to the last; no spill",
+        f"{MINUTES:g} min, {slow_steps} steps; resident memory of driver, actors and "
+        f"Ray {growth:+.1%} from the second eighth of the time to the last; no spill",
     )
     record_property("done_again", "none")
     assert abs(growth) < 0.05, {name: medians(values) for name, values in memory.items()}
