@@ -6,30 +6,34 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
 from tests.runs import BIN, ROOT, Run, Setting
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(600)]
+DEADLINE_S = 180
 
 
 @pytest.fixture(scope="module")
 def job_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A head node with a job server; its address."""
-    dashboard, gcs = _free_port(), _free_port()
+    dashboard, agent, gcs = _free_port(), _free_port(), _free_port()
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PATH": _path()}
     start = [
         *(str(BIN / "ray"), "start", "--head", "--dashboard-host=127.0.0.1", "--include-dashboard"),
         *("true", f"--dashboard-port={dashboard}", f"--port={gcs}", "--num-cpus=4", "--block"),
+        f"--dashboard-agent-listen-port={agent}",  # by default one that another Ray here has
         *("--object-store-memory=100000000", f"--temp-dir={_short_folder(tmp_path_factory)}"),
     ]
     head = subprocess.Popen(
         start, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        _wait_for_port(dashboard, head)
-        yield f"http://127.0.0.1:{dashboard}"
+        server = f"http://127.0.0.1:{dashboard}"
+        _wait_for(server, head)
+        yield server
     finally:
         head.terminate()
         head.wait(30)
@@ -92,12 +96,14 @@ def _short_folder(factory: pytest.TempPathFactory) -> Path:
     return factory.mktemp("r")
 
 
-def _wait_for_port(port: int, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + 90
+def _wait_for(server: str, process: "subprocess.Popen[bytes]") -> None:
+    """Until the job server answers: it opens its port sooner."""
+    deadline = time.monotonic() + DEADLINE_S
     while time.monotonic() < deadline:
         assert process.poll() is None, f"ray start ended with {process.returncode}"
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
+        try:
+            with urlopen(f"{server}/api/version", timeout=10):
                 return
-        time.sleep(0.5)
-    raise TimeoutError(f"no job server on port {port} within 90 s")
+        except OSError:
+            time.sleep(0.5)
+    raise TimeoutError(f"no job server at {server} within {DEADLINE_S} s")
