@@ -154,6 +154,24 @@ def test_more_than_the_cache_holds_changes_nothing(engine):
         np.testing.assert_array_equal(got, one)
 
 
+def test_nothing_is_remembered_of_requests_that_are_over(engine, backend):
+    """A run asks for millions of continuations."""
+    if backend != "vllm":
+        pytest.skip("only vLLM's requests have names of their own")
+    sequence = oracle.prompts(17, [100])[0]
+    engine.hidden_states([sequence])
+    answers(engine, probes(sequence))
+    begun = engine.generate(probes(sequence, max_tokens=100))
+    next(begun)
+    del begun
+
+    def known(vllm) -> list[int]:
+        (pieces,) = vllm.engine.collective_rpc(lambda worker: len(worker.kept_states._pieces))
+        return [len(vllm._scoring), pieces]
+
+    assert engine._stepper.do(known) == [0, 0]
+
+
 def test_closing_ends_a_call_under_way(backend, teacher_folder):
     if backend == "vllm":
         pytest.skip("one process holds one vLLM engine; test_stepping closes one under way")

@@ -123,17 +123,19 @@ class _Vllm:
             **GENERATION_OPTIONS,
         )
         self.engine.collective_rpc("keep_states")
-        self._internal: dict[str, str] = {}  # vLLM puts a random tail to an id
+        self._scoring: dict[str, str] = {}  # vLLM's id of a request: ours with a random tail
         self._arrivals = count()  # not the clock: equal readings would leave the order to chance
 
     def add(self, name: str, token_ids: Ints, params: Any, priority: int) -> None:
-        self._internal[name] = self.engine.add_request(
+        internal = self.engine.add_request(
             name,
             tokens_prompt(token_ids),
             params,
             arrival_time=float(next(self._arrivals)),
             priority=priority,
         )
+        if name.startswith(SCORING):
+            self._scoring[name] = internal
 
     def step(self) -> Sequence[Any]:
         return [output for output in self.engine.step() if output.finished]
@@ -141,7 +143,7 @@ class _Vllm:
     def states(self, output: Any, lengths: dict[str, int]) -> tuple[str, Floats]:
         """A finished scoring request's name and its (length, D) states, taken from the worker."""
         name: str = output.request_id
-        arguments = (self._internal.pop(name), lengths[name])
+        arguments = (self._scoring.pop(name), lengths[name])
         taken: NDArray[Any] = self.engine.collective_rpc("take_states", args=arguments)[0]
         if taken.dtype == np.uint16:
             taken = to_torch(taken).float().numpy()
@@ -149,7 +151,7 @@ class _Vllm:
 
     def abort(self, request_ids: Sequence[str]) -> None:
         self.engine.abort_request(list(request_ids))
-        scored = [self._internal.pop(one) for one in request_ids if one in self._internal]
+        scored = [self._scoring.pop(one) for one in request_ids if one in self._scoring]
         self.engine.collective_rpc("drop_states", args=(scored,))
 
     def close(self) -> None:
