@@ -77,7 +77,7 @@ def strike(process: Started, kind: str, what: signal.Signals = signal.SIGKILL) -
 
 def command(process: psutil.Process) -> str:
     try:
-        return " ".join(process.cmdline())
+        return " ".join(process.cmdline()).strip()  # Ray pads a title with blanks
     except psutil.NoSuchProcess:  # ended since it was listed
         return ""
 

@@ -66,6 +66,8 @@ def test_nodes_that_go_away_take_nothing_with_them(
     assert process.returncode == 0, output
     events = happened(run)
     assert events.count("replaced") + events.count("went_back") >= 2
-    record_property("injected", f"2, with {' and '.join(sorted(gone))}")
-    record_property("done_again", f"{events.count('went_back')} times from a checkpoint")
+    record_property(
+        "injected", f"2, with {' and '.join(sorted(name.removeprefix('ray::') for name in gone))}"
+    )
+    record_property("done_again", f"from a checkpoint: {events.count('went_back')} of 2")
     assert_same(run, whole)
