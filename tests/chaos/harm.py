@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.runs import BIN, ROOT, Run
+from tests.runs import BIN, ROOT, Run, topd
 
 DEADLINE_S = 240
 Started = subprocess.Popen[str]
@@ -96,6 +96,11 @@ def ended(process: Started) -> str:
     output, _ = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0, output
     return output
+
+
+def resume(run: Run) -> None:
+    done = topd("resume", run.path)
+    assert done.code == 0, done.output
 
 
 def losses(run: Run) -> list[tuple[float, float]]:

@@ -15,7 +15,7 @@ from tests.chaos.harm import (
     ended,
     happened,
     has_steps,
-    losses,
+    resume,
     started,
     strike,
     wait_until,
@@ -113,9 +113,8 @@ def test_beyond_its_budget_a_run_ends_and_says_who_died_and_how_to_go_on(
     assert f"topd resume {run.path}" in output
     assert "Traceback" not in output
     assert "failed" in happened(run)
-    done = topd("resume", run.path)
-    assert done.code == 0, done.output
-    assert losses(run) == losses(whole)
+    resume(run)
+    assert_same(run, whole)
 
 
 @pytest.mark.fault("SIGTERM, then `topd resume`", injected=1, done_again="none")
@@ -132,8 +131,7 @@ def test_sigterm_ends_the_step_and_leaves_a_checkpoint_to_resume_from(
     assert f"topd resume {run.path}" in output
     assert (run.path / "checkpoints" / "latest").read_text() == f"step_{steps}\n"
     assert not (run.path / "summary.json").exists()
-    done = topd("resume", run.path)
-    assert done.code == 0, done.output
+    resume(run)
     assert_same(run, whole)
 
 
@@ -157,8 +155,7 @@ def test_a_second_sigterm_ends_it_at_once_and_leaves_nobody_behind(
             os.kill(learner, signal.SIGCONT)  # who is stopped cannot leave
         _, alive = psutil.wait_procs(others, timeout=120)  # Ray's own agents take a minute
         assert not alive
-    done = topd("resume", run.path)
-    assert done.code == 0, done.output
+    resume(run)
     assert_same(run, whole)
 
 
