@@ -19,12 +19,15 @@ import psutil
 import ray
 from measure import Claim, Ratio, save
 
+from topd_ray.actors.calls import Caller
+from topd_ray.actors.fleet import Fleet
+from topd_ray.actors.inline import InlineActor
+from topd_ray.actors.replacement import Revival
 from topd_ray.config import Config, load_config, parse_config
-from topd_ray.driver.calls import Caller
-from topd_ray.driver.inline import InlineActor
 from topd_ray.driver.ledger import Ledger
 from topd_ray.driver.pipeline import Pipeline
-from topd_ray.driver.receipts import (
+from topd_ray.messages import LossSums, Prompt, StepReport
+from topd_ray.records.receipts import (
     ContinueReceipt,
     LearnReceipt,
     ProbeReceipt,
@@ -32,12 +35,9 @@ from topd_ray.driver.receipts import (
     ScoreReceipt,
     Span,
 )
-from topd_ray.driver.revival import Revival
-from topd_ray.driver.simulate.roofline import Hardware, assumed_workload, roofline_rates
-from topd_ray.driver.simulate.simulation import simulate
-from topd_ray.driver.spawn import Fleet
-from topd_ray.messages import LossSums, Prompt, StepReport
 from topd_ray.rollout.actor import rollout_id
+from topd_ray.simulate.roofline import Hardware, assumed_workload, roofline_rates
+from topd_ray.simulate.simulation import simulate
 from topd_ray.windows import RecentDistances
 
 PAPER = Path("configs/qwen3-30b-a3b-to-4b-4xh100.yaml")

@@ -19,8 +19,8 @@ from measure import MIN_PAIRS, Claim, save
 from session import Session, Step, in_session, session_config
 
 from topd_ray.config import Config
-from topd_ray.driver.simulate.fit import fit
-from topd_ray.driver.simulate.simulation import simulate
+from topd_ray.simulate.fit import fit
+from topd_ray.simulate.simulation import simulate
 
 GOAL = 0.15
 CORES = 2

@@ -8,10 +8,10 @@ from typing import Any
 
 from measure import Claim, save
 
+from topd_ray.commands.plan import scaled
 from topd_ray.config import load_config
-from topd_ray.driver.simulate.command import scaled
-from topd_ray.driver.simulate.placement import Placed
-from topd_ray.driver.simulate.roofline import Hardware, assumed_workload, roofline_rates
+from topd_ray.simulate.placement import Placed
+from topd_ray.simulate.roofline import Hardware, assumed_workload, roofline_rates
 
 PAPER = Path(__file__).parents[1] / "configs" / "qwen3-30b-a3b-to-4b-4xh100.yaml"
 WORDS = (

@@ -16,11 +16,11 @@ from typing import Any
 import ray
 from measure import Claim, in_turn, save
 
+from topd_ray.actors import LearnerWorker, ProbeWorker, RolloutWorker, TeacherWorker
+from topd_ray.actors.calls import Caller
+from topd_ray.actors.fleet import Fleet, connected, spawn
 from topd_ray.config import Config, load_config
-from topd_ray.driver.calls import Caller
-from topd_ray.driver.folder import RunFolder
-from topd_ray.driver.spawn import Fleet, connected, spawn
-from topd_ray.driver.workers import LearnerWorker, ProbeWorker, RolloutWorker, TeacherWorker
+from topd_ray.records.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "local-toy.yaml"

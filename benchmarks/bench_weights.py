@@ -18,8 +18,8 @@ import torch
 from measure import Claim, in_turn, save
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from topd_ray.actors import LearnerWorker, RolloutWorker
 from topd_ray.config import load_config
-from topd_ray.driver.workers import LearnerWorker, RolloutWorker
 from topd_ray.weights.buckets import in_buckets, open_buckets
 
 ROOT = Path(__file__).parents[1]

@@ -16,19 +16,19 @@ from typing import Any
 
 from world import STUDENT, TEACHER, make_model, make_prompts
 
+from topd_ray.actors.calls import Caller
+from topd_ray.actors.fleet import Fleet, connected, spawn
+from topd_ray.actors.replacement import Revival
 from topd_ray.config import Config, parse_config
-from topd_ray.driver.calls import Caller
-from topd_ray.driver.data import load_source
-from topd_ray.driver.folder import RunFolder
 from topd_ray.driver.ledger import Ledger
-from topd_ray.driver.metrics import step_metrics
-from topd_ray.driver.open_step import StepBooks
 from topd_ray.driver.pipeline import Pipeline
-from topd_ray.driver.refit import Refit
-from topd_ray.driver.revival import Revival
-from topd_ray.driver.spawn import Fleet, connected, spawn
-from topd_ray.driver.timeline import Work, busy_and_waits
+from topd_ray.driver.step import StepBooks
+from topd_ray.driver.weight_sync import Refit
+from topd_ray.inputs.prompts import load_source
 from topd_ray.messages import Prompt
+from topd_ray.records.metrics import step_metrics
+from topd_ray.records.run_folder import RunFolder
+from topd_ray.records.timeline import Work, busy_and_waits
 from topd_ray.windows import RecentDistances
 
 ENGINE = {

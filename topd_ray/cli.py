@@ -27,10 +27,10 @@ Overrides = Annotated[
 @app.command()
 def check(config: ConfigFile, overrides: Overrides = None) -> None:
     """Validate a config and print its plan; starts nothing, needs no GPU."""
+    from topd_ray.commands.check import print_plan
     from topd_ray.config import load_config
-    from topd_ray.driver.plan import make_plan
-    from topd_ray.driver.plan_table import print_plan
-    from topd_ray.driver.preflight import check_what_is_here
+    from topd_ray.inputs.models import check_what_is_here
+    from topd_ray.inputs.resources import make_plan
 
     loaded = load_config(config, overrides)
     notes = check_what_is_here(loaded)
@@ -56,7 +56,7 @@ def plan(
     from topd_ray.config import load_config
 
     loaded = load_config(config, overrides)
-    from topd_ray.driver.simulate import command
+    from topd_ray.commands import plan as command
 
     command.plan(loaded, gpus=gpus, run=run, weak=weak)
 
@@ -73,7 +73,7 @@ def train(
     from topd_ray.config import load_config
 
     loaded = load_config(config, overrides)
-    from topd_ray.driver import run
+    from topd_ray.driver import session as run
 
     run.train(loaded, resume_if_there=resume)
 
@@ -86,7 +86,7 @@ def resume(
     ] = None,
 ) -> None:
     """Continue a run from a checkpoint."""
-    from topd_ray.driver import run
+    from topd_ray.driver import session as run
 
     run.resume(folder, checkpoint)
 
@@ -96,7 +96,7 @@ def replay(
     dump: Annotated[Path, typer.Argument(help="A folder dumps/step_N of a run")],
 ) -> None:
     """Do a skipped step again, rollout by rollout."""
-    from topd_ray.driver import replay
+    from topd_ray.commands import replay
 
     replay.replay(dump)
 
@@ -119,7 +119,7 @@ def generate(
     from topd_ray.config import load_config
 
     loaded = load_config(config, overrides)
-    from topd_ray.driver import generate as command
+    from topd_ray.commands import generate as command
 
     sampling = command.Sampling(temperature=temperature, top_p=top_p, max_tokens=max_tokens)
     command.generate(loaded, out, sampling, num=num)
@@ -169,8 +169,8 @@ def evaluate(
     ] = False,
 ) -> None:
     """Avg@k and Pass@k on contests or problems of one's own, by lm-evaluation-harness."""
-    from topd_ray.driver.evaluate import evaluate_folder
-    from topd_ray.evaluation.names import Sampling
+    from topd_ray.commands.evaluate import evaluate_folder
+    from topd_ray.evaluation.harness.task_names import Sampling
 
     evaluate_folder(
         model,

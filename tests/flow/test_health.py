@@ -13,14 +13,14 @@ import pytest
 from tests.make import rollout
 from tests.runs import ROOT, Run, Setting, topd
 from tests.tiny import EOS_ID, VOCAB
-from topd_ray.driver.dump import BadStep, write_rollouts, write_step
+from topd_ray.records.bad_step import BadStep, write_rollouts, write_step
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(500)]
 
 REPLAY = """
 import json, sys
 from pathlib import Path
-from topd_ray.driver.replay import replay
+from topd_ray.commands.replay import replay
 found = replay(Path(sys.argv[1]))
 print(json.dumps([[one.rollout.rollout_id, one.report.num_tokens, one.report.loss_opd,
                    one.report.loss_traj, one.report.grad_norm] for one in found]))

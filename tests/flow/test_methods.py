@@ -11,8 +11,8 @@ import yaml
 
 from tests.runs import Run, Setting, topd
 from topd_ray.config import parse_config
-from topd_ray.driver import run as driver
-from topd_ray.driver.folder import RunFolder
+from topd_ray.driver import session as driver
+from topd_ray.records.run_folder import RunFolder
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(500)]
 
@@ -189,7 +189,7 @@ def test_only_the_rewrites_that_are_wanted_are_trained_on(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tiny teacher knows no answers, so being right is decided by the length of a response."""
-    from topd_ray.driver.workers import decoder
+    from topd_ray.actors import decoder
 
     monkeypatch.setattr(decoder, "extract_boxed", lambda text: str(len(text.split()) % 2))
     monkeypatch.setattr(decoder, "same_answer", lambda predicted, _: predicted == "1")

@@ -21,13 +21,13 @@ from hypothesis import strategies as st
 from tests.make import rollout
 from topd_ray.config import load_config
 from topd_ray.driver.checkpoint import MANIFEST, open_checkpoint, seal
-from topd_ray.driver.data import load_source
-from topd_ray.driver.dump import BadStep, read_dump, write_rollouts, write_step
-from topd_ray.driver.folder import RunFolder
-from topd_ray.driver.place import Place
-from topd_ray.driver.plan import make_plan
+from topd_ray.driver.state import Place
 from topd_ray.errors import UserError
-from topd_ray.weights.folder import check_folder, read_facts, tensor_facts
+from topd_ray.inputs.prompts import load_source
+from topd_ray.inputs.resources import make_plan
+from topd_ray.models.folder import check_folder, read_facts, tensor_facts
+from topd_ray.records.bad_step import BadStep, read_dump, write_rollouts, write_step
+from topd_ray.records.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 CASES = int(os.environ.get("TOPD_FUZZ", "300"))

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from topd_ray.config import load_config
-from topd_ray.driver.preflight import check_what_is_here
+from topd_ray.inputs.models import check_what_is_here
 
 ROOT = Path(__file__).parents[2]
 TOPD = Path(sys.executable).parent / "topd"

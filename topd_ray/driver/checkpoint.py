@@ -17,9 +17,9 @@ from typing import Any
 
 import xxhash
 
-from topd_ray.driver.calls import Caller
-from topd_ray.driver.folder import RunFolder, write_json, write_whole
+from topd_ray.actors.calls import Caller
 from topd_ray.errors import UserError
+from topd_ray.records.run_folder import RunFolder, write_json, write_whole
 
 MANIFEST = "manifest.json"
 _DRIVER = "driver.json"

@@ -3,7 +3,7 @@
 import math
 
 from topd_ray.config import Config
-from topd_ray.driver.open_step import StepBooks
+from topd_ray.driver.step import StepBooks
 from topd_ray.messages import LossSums
 
 

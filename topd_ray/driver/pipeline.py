@@ -27,17 +27,17 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from topd_ray.actors.calls import Caller
+from topd_ray.actors.fleet import Fleet, holder
+from topd_ray.actors.pool import Pool
+from topd_ray.actors.replacement import LOST, Revival
 from topd_ray.config import Config
-from topd_ray.driver.calls import Caller
 from topd_ray.driver.health import complaints
 from topd_ray.driver.ledger import Ledger, Stage
-from topd_ray.driver.open_step import Chunk, OpenStep, StepBooks
-from topd_ray.driver.pool import Pool
-from topd_ray.driver.receipts import RolloutReceipt, Span
-from topd_ray.driver.revival import LOST, Revival
-from topd_ray.driver.spawn import Fleet, holder
+from topd_ray.driver.step import Chunk, OpenStep, StepBooks
 from topd_ray.errors import ActorFailedError, TopdError
 from topd_ray.messages import Prompt, StepReport
+from topd_ray.records.receipts import RolloutReceipt, Span
 from topd_ray.rollout.actor import rollout_id
 from topd_ray.windows import RecentDistances
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 
-from topd_ray.engines.model_folder import TIED_HEAD, Shapes
 from topd_ray.engines.protocols import GenerationRequest, NamedArray
 from topd_ray.errors import TopdError, UserError
 from topd_ray.messages import Ints
+from topd_ray.models.weight_files import TIED_HEAD, Shapes
 
 
 def check_requests(requests: Sequence[GenerationRequest], max_model_len: int) -> None:

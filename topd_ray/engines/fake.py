@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topd_ray.engines.checks import check_requests, check_sequences
-from topd_ray.engines.model_folder import eos_ids, read_config
 from topd_ray.engines.protocols import Generation, GenerationRequest, NamedArray
 from topd_ray.messages import PAD, Floats, Ints
+from topd_ray.models.weight_files import eos_ids, read_config
 
 EOS_PROBABILITY = 0.05
 """At every position: responses of 20 tokens on average, of any length."""

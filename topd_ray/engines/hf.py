@@ -11,10 +11,10 @@ from topd_ray.config.base import EngineConfig
 from topd_ray.engines.checks import check_requests, whole_weights
 from topd_ray.engines.hf_decoding import Decoding
 from topd_ray.engines.hf_slots import longest_extensions
-from topd_ray.engines.model_folder import Shapes, eos_ids, weight_shapes
 from topd_ray.engines.protocols import Generation, GenerationRequest, NamedArray
 from topd_ray.engines.tensors import seen_as_torch
 from topd_ray.errors import TopdError, UserError
+from topd_ray.models.weight_files import Shapes, eos_ids, weight_shapes
 
 
 class HfGeneration:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from topd_ray.config.base import EngineConfig
 from topd_ray.engines.checks import check_requests, check_sequences, whole_weights
-from topd_ray.engines.model_folder import eos_ids, read_config, weight_shapes
 from topd_ray.engines.protocols import Generation, GenerationRequest, NamedArray
 from topd_ray.engines.stepping import Add, Stepper
 from topd_ray.engines.tensors import to_torch
@@ -31,6 +30,7 @@ from topd_ray.engines.vllm import (
 )
 from topd_ray.engines.vllm_worker import SCORING
 from topd_ray.messages import Floats, Ints
+from topd_ray.models.weight_files import eos_ids, read_config, weight_shapes
 
 FIRST, BEHIND = 0, 1
 """Priorities of scoring and of continuations: whoever waits for a score holds up the learner."""

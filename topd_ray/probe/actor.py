@@ -13,11 +13,11 @@ from topd_ray.config import ProbeConfig
 from topd_ray.engines.tensors import to_torch
 from topd_ray.errors import TopdError
 from topd_ray.messages import PAD, CandidateSet, Flags, Floats, Ints, ProbeSet
+from topd_ray.models.tensors import EMBEDDING_NAMES, input_embedding
 from topd_ray.probe.continuations import ragged
 from topd_ray.probe.cost import continuation_cost
 from topd_ray.transport import TransportPlan, TransportProblem, exact, sinkhorn
 from topd_ray.weights.buckets import WeightBucket, open_buckets
-from topd_ray.weights.tensors import EMBEDDING_NAMES, input_embedding
 
 
 @dataclass(frozen=True, slots=True)

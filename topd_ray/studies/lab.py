@@ -9,10 +9,10 @@ import numpy as np
 from topd_ray.candidates import find_candidates
 from topd_ray.config import Config, ProbeConfig
 from topd_ray.config.schema import Solver
-from topd_ray.driver.data import load_source
 from topd_ray.engines.open import open_generation, open_teacher
 from topd_ray.engines.protocols import GenerationEngine, TeacherEngine
 from topd_ray.errors import UserError
+from topd_ray.inputs.prompts import load_source
 from topd_ray.messages import (
     LOW,
     RANDOM,
@@ -23,10 +23,10 @@ from topd_ray.messages import (
     Rollout,
     ScoredRollout,
 )
+from topd_ray.models.folder import check_folder, resolve_model
 from topd_ray.probe import ProbeActor, continue_from
 from topd_ray.rollout import RolloutActor
 from topd_ray.teacher import TeacherActor
-from topd_ray.weights.folder import check_folder, resolve_model
 
 
 class Lab:

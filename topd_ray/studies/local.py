@@ -13,7 +13,7 @@ from topd_ray.engines.tensors import to_torch
 from topd_ray.learner.divergence import TokenLoss
 from topd_ray.learner.model import DistillationModel, load_student
 from topd_ray.messages import HiddenSignal, LossSums, TrainBatch
-from topd_ray.weights.tensors import output_head
+from topd_ray.models.tensors import output_head
 
 
 class LocalLearner:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
-from topd_ray.driver.folder import write_json, write_whole
+from topd_ray.records.run_folder import write_json, write_whole
 from topd_ray.studies.figures import save_figure
 from topd_ray.studies.provenance import Provenance
 from topd_ray.studies.statistics import Estimate

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from topd_ray.config import Config, dump_config
-from topd_ray.driver.folder import RunFolder, write_whole
 from topd_ray.errors import TopdError
-from topd_ray.weights.folder import resolve_model
+from topd_ray.models.folder import resolve_model
+from topd_ray.records.run_folder import RunFolder, write_whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +100,7 @@ def _prepared(one: PlannedRun) -> Path:
 
 def _carry_out_one(path: Path) -> None:
     """Body of a worker process."""
-    from topd_ray.driver import run
+    from topd_ray.driver import session as run
 
     with (
         _log(RunFolder(path)).open("a", encoding="utf-8") as log,

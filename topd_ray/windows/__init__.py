@@ -5,7 +5,7 @@ micro-batches.
 """
 
 from topd_ray.windows.pack import pack
+from topd_ray.windows.token_weights import token_weights
 from topd_ray.windows.verdict import RecentDistances, divergent, line_group
-from topd_ray.windows.weights import token_weights
 
 __all__ = ["RecentDistances", "divergent", "line_group", "pack", "token_weights"]

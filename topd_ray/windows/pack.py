@@ -20,7 +20,7 @@ from topd_ray.messages import (
 )
 from topd_ray.windows.rows import Row, make_row
 from topd_ray.windows.signals import join_signals, no_signal
-from topd_ray.windows.weights import token_weights
+from topd_ray.windows.token_weights import token_weights
 
 
 def pack(

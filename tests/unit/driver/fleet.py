@@ -8,7 +8,9 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
-from topd_ray.driver.receipts import (
+from topd_ray.actors.fleet import Fleet
+from topd_ray.messages import LossSums, Prompt, StepReport
+from topd_ray.records.receipts import (
     ContinueReceipt,
     LearnReceipt,
     ProbeReceipt,
@@ -18,8 +20,6 @@ from topd_ray.driver.receipts import (
     ScoreReceipt,
     Span,
 )
-from topd_ray.driver.spawn import Fleet
-from topd_ray.messages import LossSums, Prompt, StepReport
 from topd_ray.rollout.actor import rollout_id
 
 NO_TIME = Span(0.0, 0.0)

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from topd_ray.driver.calls import Caller
+from topd_ray.actors.calls import Caller
 from topd_ray.driver.checkpoint import MANIFEST, fault, open_checkpoint, save_checkpoint, seal
-from topd_ray.driver.folder import RunFolder
 from topd_ray.errors import UserError
+from topd_ray.records.run_folder import RunFolder
 
 CALLER = Caller(start_deadline_s=5.0, call_deadline_s=5.0)
 

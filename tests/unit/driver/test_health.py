@@ -9,12 +9,12 @@ import pytest
 
 from tests.make import rollout
 from topd_ray.config import Config
-from topd_ray.driver.dump import BadStep, read_dump, write_rollouts, write_step
 from topd_ray.driver.health import complaints, suspects
-from topd_ray.driver.open_step import StepBooks
-from topd_ray.driver.receipts import LearnReceipt, RolloutReceipt, Span
+from topd_ray.driver.step import StepBooks
 from topd_ray.errors import UserError
 from topd_ray.messages import LossSums
+from topd_ray.records.bad_step import BadStep, read_dump, write_rollouts, write_step
+from topd_ray.records.receipts import LearnReceipt, RolloutReceipt, Span
 
 NO_TIME = Span(0.0, 0.0)
 

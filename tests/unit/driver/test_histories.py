@@ -14,19 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.make import prompt
+from tests.unit.actors.test_replacement import DEAD, SILENT, mortal
 from tests.unit.driver.fleet import FakeLearner, fleet
 from tests.unit.driver.test_pipeline import config, random_delays
-from tests.unit.driver.test_revival import DEAD, SILENT, mortal
+from topd_ray.actors.calls import Caller
+from topd_ray.actors.replacement import LOST, Budget, Revival
 from topd_ray.config import Config
-from topd_ray.driver.calls import Caller
 from topd_ray.driver.checkpoint import Checkpoint
-from topd_ray.driver.open_step import OpenStep
 from topd_ray.driver.pipeline import Pipeline
-from topd_ray.driver.place import Place
-from topd_ray.driver.refit import Refit
-from topd_ray.driver.revival import LOST, Budget, Revival
-from topd_ray.driver.simulate.clock import VirtualLoop, run_in_virtual_time
+from topd_ray.driver.state import Place
+from topd_ray.driver.step import OpenStep
+from topd_ray.driver.weight_sync import Refit
 from topd_ray.rollout.actor import rollout_id
+from topd_ray.simulate.clock import VirtualLoop, run_in_virtual_time
 
 STEPS, PROMPTS = 3, 2
 ROLLOUTS = [rollout_id(prompt(position), 0) for position in range(STEPS * PROMPTS)]

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from tests.make import prompt
 from tests.unit.driver.fleet import Delay, fleet
+from topd_ray.actors.calls import Caller
+from topd_ray.actors.fleet import Fleet
+from topd_ray.actors.replacement import Revival
 from topd_ray.config import Config, parse_config
-from topd_ray.driver.calls import Caller
 from topd_ray.driver.ledger import Ledger
-from topd_ray.driver.open_step import OpenStep, StepBooks
 from topd_ray.driver.pipeline import Pipeline
-from topd_ray.driver.revival import Revival
-from topd_ray.driver.spawn import Fleet
+from topd_ray.driver.step import OpenStep, StepBooks
 from topd_ray.errors import DeadlineError, TopdError
 from topd_ray.windows import RecentDistances
 

@@ -9,9 +9,9 @@ from topd_ray.config import ProbeConfig
 from topd_ray.engines.protocols import Generation, GenerationRequest, NamedArray
 from topd_ray.errors import TopdError
 from topd_ray.messages import HIGH, LOW, PAD, CandidateSet, Ints, ProbeSet
+from topd_ray.models.tensors import input_embedding
 from topd_ray.probe import ProbeActor, continue_from
 from topd_ray.weights.buckets import WeightBucket, in_buckets
-from topd_ray.weights.tensors import input_embedding
 
 
 class Scripted:

@@ -1,0 +1,71 @@
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from topd_ray.actors.inline import InlineActor
+from topd_ray.errors import TopdError
+
+
+class Worker:
+    """Does things and remembers their order."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    def pair(self, value: int) -> tuple[int, str]:
+        self.done.append(f"pair {value}")
+        return value, f"receipt of {value}"
+
+    def count(self, most: int, *, fail_at: int | None = None) -> Iterator[int]:
+        for number in range(most):
+            if number == fail_at:
+                raise TopdError("burst")
+            self.done.append(f"count {number}")
+            yield number
+
+    def close(self) -> None:
+        self.done.append("close")
+
+
+def test_references_of_one_call_are_the_arguments_of_the_next() -> None:
+    async def go() -> tuple[int, str, str]:
+        actor = InlineActor(Worker())
+        payload, receipt = actor.pair.options(num_returns=2).remote(3)
+        again, second = actor.pair.options(num_returns=2).remote(payload)
+        return await again, await receipt, await second
+
+    assert asyncio.run(go()) == (3, "receipt of 3", "receipt of 3")
+
+
+def test_calls_are_done_in_the_order_of_submission_and_streams_to_their_end() -> None:
+    async def go() -> tuple[list[int], list[str]]:
+        worker = Worker()
+        actor = InlineActor(worker)
+        stream = actor.count.options(num_returns="streaming").remote(2)
+        actor.pair.remote(7)
+        numbers = [await reference async for reference in stream]
+        await stream.completed()
+        actor.kill()
+        return numbers, worker.done
+
+    assert asyncio.run(go()) == ([0, 1], ["count 0", "count 1", "pair 7", "close"])
+
+
+def test_an_error_surfaces_where_its_reference_is_awaited() -> None:
+    async def go() -> None:
+        actor = InlineActor(Worker())
+        first, second = actor.pair.options(num_returns=2).remote()
+        with pytest.raises(TypeError, match="value"):
+            await first
+        with pytest.raises(TypeError, match="value"):
+            await second
+        stream = actor.count.options(num_returns="streaming").remote(3, fail_at=1)
+        references = [reference async for reference in stream]
+        assert await references[0] == 0
+        with pytest.raises(TopdError, match="burst"):
+            await references[1]
+        with pytest.raises(TopdError, match="burst"):
+            await stream.completed()
+
+    asyncio.run(go())

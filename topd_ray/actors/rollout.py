@@ -1,0 +1,84 @@
+"""The student's decoder: rollouts, fresh windows, answers to held-out problems."""
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from topd_ray.actors.worker import Worker
+from topd_ray.config import Config
+from topd_ray.engines.open import open_generation
+from topd_ray.evaluation import Accuracy, ask
+from topd_ray.messages import CandidateSet, Ints, Prompt, Rollout
+from topd_ray.models.folder import resolve_model
+from topd_ray.records.receipts import ResampleReceipt, RolloutReceipt, Span
+from topd_ray.rollout import RolloutActor
+from topd_ray.weights.buckets import WeightBucket
+
+
+class RolloutWorker(Worker):
+    """Holds one student rollout engine."""
+
+    def __init__(self, config: Config, *, log: Path | None = None) -> None:
+        super().__init__(log)
+        self._config = config
+        self._folder = resolve_model(config.learner.model)
+        self._actor = RolloutActor(
+            config.rollout,
+            lambda: open_generation(
+                self._folder,
+                config.rollout.engine,
+                max_model_len=config.student_context_tokens,
+                seed=config.run.seed,
+            ),
+            run_seed=config.run.seed,
+        )
+        self._max_answer_tokens = (
+            config.evaluation.max_response_tokens or config.rollout.max_response_tokens
+        )
+
+    def ready(self) -> None:
+        """Return once the engine is loaded."""
+
+    def roll_out(
+        self, prompts: Sequence[Prompt], *, policy_version: int, done: frozenset[str] = frozenset()
+    ) -> Iterator[list[Rollout] | RolloutReceipt]:
+        """Alternate chunks and their receipts; rollouts in `done` are in no chunk."""
+        began_s = time.time()
+        for chunk in self._actor.roll_out(prompts, policy_version=policy_version, done=done):
+            span = Span.since(began_s)
+            yield chunk
+            yield RolloutReceipt(
+                rollout_ids=tuple(rollout.rollout_id for rollout in chunk),
+                policy_version=policy_version,
+                num_tokens=sum(len(rollout.response_ids_N) for rollout in chunk),
+                num_truncated=sum(rollout.finish_reason == "length" for rollout in chunk),
+                entropy_sum=-sum(float(rollout.logp_N.sum()) for rollout in chunk),
+                span=span,
+            )
+            began_s = time.time()
+
+    def resample(
+        self, found: Sequence[CandidateSet], *, policy_version: int
+    ) -> tuple[list[Ints], ResampleReceipt]:
+        """D3 `resample`: fresh windows of every candidate, (W, K) a rollout."""
+        began_s = time.time()
+        fresh = self._actor.resample(
+            found, window=self._config.probe.window, policy_version=policy_version
+        )
+        return fresh, ResampleReceipt(span=Span.since(began_s))
+
+    def update(self, policy_version: int, *buckets: WeightBucket) -> Span:
+        """Take the weights of `policy_version`; when it did."""
+        began_s = time.time()
+        self._actor.update(policy_version, buckets)
+        return Span.since(began_s)
+
+    def evaluate(self, problems: Sequence[Prompt]) -> Accuracy:
+        """Greedy accuracy of the current weights."""
+        return ask(
+            self._actor.engine, problems, folder=self._folder, max_tokens=self._max_answer_tokens
+        )
+
+    def close(self) -> None:
+        """Free the engine."""
+        self._actor.engine.close()

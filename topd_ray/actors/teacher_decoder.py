@@ -1,0 +1,90 @@
+"""What decodes as the teacher: continuations from candidates, and rewrites."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from topd_ray.config import Config
+from topd_ray.contexts import load_forms
+from topd_ray.engines.protocols import GenerationEngine
+from topd_ray.evaluation.answers import extract_boxed, same_answer
+from topd_ray.messages import PAD, CandidateSet, Ints, Prompt, Rollout
+from topd_ray.probe import continue_from
+from topd_ray.records.receipts import ContinueReceipt, RewriteReceipt, Span
+from topd_ray.rewrite import RewriteActor
+
+
+class TeacherDecoder:
+    """A part of the teacher worker, or of a probe worker that has an engine of its own."""
+
+    def __init__(self, config: Config, folder: Path, engine: GenerationEngine) -> None:
+        self._config, self._engine = config, engine
+        self._rewriter = _rewriter(config, folder, engine) if config.rewrites else None
+
+    def continue_from(self, found: Sequence[CandidateSet]) -> tuple[list[Ints], ContinueReceipt]:
+        """The teacher's windows of a chunk's candidates: (W, K) a rollout."""
+        began_s = time.time()
+        continued = continue_from(
+            self._engine, found, self._config.probe, run_seed=self._config.run.seed
+        )
+        return continued.windows, ContinueReceipt(
+            num_tokens=sum(int((ids_WK != PAD).sum()) for ids_WK in continued.windows),
+            num_prefix_tokens=continued.num_prefix_tokens,
+            num_cached_tokens=continued.num_cached_tokens,
+            span=Span.since(began_s),
+        )
+
+    def rewrite(
+        self, rollouts: Sequence[Rollout], prompts: Sequence[Prompt]
+    ) -> tuple[list[Rollout], RewriteReceipt]:
+        """The teacher's rewrites of a chunk; those whose outcome is not wanted are left out."""
+        began_s = time.time()
+        assert self._rewriter is not None, "the config has no rewrites"
+        by_id = {prompt.prompt_id: prompt for prompt in prompts}
+        rewritten = self._rewriter.rewrite(rollouts, by_id)
+        dropped = {
+            attempt.rollout_id: reason
+            for attempt, rewrite in zip(rollouts, rewritten, strict=True)
+            if (reason := self._unwanted(attempt, rewrite, by_id[attempt.prompt_id].answer))
+        }
+        return (
+            [one for one in rewritten if one.rollout_id not in dropped],
+            RewriteReceipt(
+                dropped=tuple(dropped.items()),
+                num_tokens=sum(len(one.response_ids_N) for one in rewritten),
+                span=Span.since(began_s),
+            ),
+        )
+
+    def _unwanted(self, attempt: Rollout, rewrite: Rollout, answer: str | None) -> str | None:
+        """Why `rewrite.keep` leaves a rewrite out; None where it is kept."""
+        keep = self._config.rewrite.keep
+        if keep == "all":
+            return None
+        if answer is None:
+            return "no answer to judge the rewrite by"
+        if not self._is_right(rewrite, answer):
+            return "rewrite is wrong"
+        if keep == "fail_to_pass" and self._is_right(attempt, answer):
+            return "attempt was right"
+        return None
+
+    def _is_right(self, rollout: Rollout, answer: str) -> bool:
+        assert self._rewriter is not None
+        return same_answer(extract_boxed(self._rewriter.decode(rollout.response_ids_N)), answer)
+
+
+def _rewriter(config: Config, folder: Path, engine: GenerationEngine) -> RewriteActor:
+    return RewriteActor(
+        config.rewrite,
+        context=config.objective.context,
+        forms=load_forms(config.prompts.forms),
+        folder=folder,
+        engine=engine,
+        max_prompt_tokens=config.teacher_prompt_tokens,
+        max_reference_tokens=config.prompts.max_reference_tokens,
+        max_response_tokens=(
+            config.rewrite.max_response_tokens or config.rollout.max_response_tokens
+        ),
+        run_seed=config.run.seed,
+    )

@@ -1,0 +1,1 @@
+"""What each `topd` command does, one file a command. No module here imports Ray."""

@@ -1,0 +1,215 @@
+"""`topd eval`: a model or run folder, some tasks of lm-evaluation-harness, one engine here."""
+
+import json
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from topd_ray.config import EngineConfig
+from topd_ray.errors import UserError
+from topd_ray.evaluation.harness.report import Report, make_report, report_table
+from topd_ray.evaluation.harness.task_names import CODE, PROMPT_FILES, Sampling, check_request
+from topd_ray.models.folder import check_folder, read_facts
+from topd_ray.prompts import PromptRecord, read_records, read_rows
+from topd_ray.records.run_folder import RunFolder, write_json, write_whole
+
+TOY_PROBLEMS = Path(str(files("topd_ray"))) / "toy" / "world" / "heldout.jsonl"
+PROMPT_COLUMNS = ("messages", "conversations", "prompt")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Subject:
+    """What is evaluated, and the habits that come with it."""
+
+    name: str
+    model: Path
+    engine: EngineConfig
+    problems: Path | None = None
+    num_problems: int | None = None
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """A task and where its problems come from: a file's rows, or (none) the hub."""
+
+    task: str
+    name: str
+    rows: list[dict[str, Any]] | None
+
+
+def evaluate_folder(
+    path: Path,
+    *,
+    tasks: Sequence[str] = (),
+    problems: Path | None = None,
+    data: Path | None = None,
+    num_problems: int | None = None,
+    sampling: Sampling,
+    backend: str | None = None,
+    out: Path | None = None,
+    unsafe_code: bool = False,
+) -> Report:
+    """Ask, grade, print, and write where `out` says; a run folder brings problems and limits."""
+    if out is not None and not out.absolute().parent.is_dir():
+        raise UserError(f"--out {out}: no such folder {out.absolute().parent}; make it first")
+    if backend not in (None, "vllm", "hf"):
+        raise UserError(f"--backend {backend}: expected vllm or hf")
+    subject = _subject(path, backend)
+    if num_problems is None and not (tasks or problems or data):
+        num_problems = subject.num_problems
+    asked, data = _tasks(subject, tasks, problems, data)
+    check_request(asked, sampling, unsafe_code=unsafe_code)
+    sources = [_source(task, data) for task in asked]
+    report, samples = _ask(subject, sources, sampling, num_problems)
+    Console().print(report_table(report))
+    if out is not None:
+        write_json(out, report.to_json())
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in samples]
+        write_whole(out.with_suffix(".samples.jsonl"), "".join(lines))
+    return report
+
+
+def _ask(
+    subject: _Subject, sources: Sequence[_Source], sampling: Sampling, num_problems: int | None
+) -> tuple[Report, list[dict[str, Any]]]:
+    """One task after another on one engine, which opens when all problems are at hand."""
+    from topd_ray.engines.open import open_generation
+    from topd_ray.evaluation.harness.model import EngineModel, LastingEngine
+    from topd_ray.evaluation.harness.run import answer_task, load_task
+
+    wanted = replace(sampling, max_tokens=sampling.max_tokens or subject.max_tokens)
+    loaded = [load_task(source.task, wanted, source.rows) for source in sources]
+    lasting = LastingEngine(
+        lambda length: open_generation(subject.model, subject.engine, max_model_len=length),
+        context=read_facts(subject.model).max_position_embeddings,
+    )
+    with closing(lasting):
+        answered = [
+            answer_task(
+                task,
+                EngineModel(
+                    lasting,
+                    subject.model,
+                    seed=sampling.seed,
+                    chat=source.task not in CODE,
+                    may_shorten=sampling.max_tokens is None,
+                ),
+                name=source.task,
+                source=source.name,
+                seed=sampling.seed,
+                num_problems=num_problems,
+            )
+            for task, source in zip(loaded, sources, strict=True)
+        ]
+    report = make_report(
+        answered, model=subject.name, backend=subject.engine.backend, seed=sampling.seed
+    )
+    return report, [row for one in answered for row in one.samples]
+
+
+def _subject(path: Path, backend: str | None) -> _Subject:
+    if not (path / "config.yaml").is_file():
+        check_folder(path, role="model")
+        engine = _default_engine(path)
+        return _Subject(
+            name=str(path),
+            model=path,
+            engine=engine.model_copy(update={"backend": backend or engine.backend}),
+        )
+    folder, config = RunFolder.existing(path)
+    check_folder(folder.export, role=f"the model that run {path} trained")
+    engine, held_out = config.rollout.engine, config.evaluation
+    return _Subject(
+        name=str(path),
+        model=folder.export,
+        # The context is sized by what is asked, which a run of its own need not have foreseen.
+        engine=engine.model_copy(
+            update={"backend": backend or engine.backend, "max_model_len": None}
+        ),
+        problems=Path(held_out.path) if held_out.path else None,
+        num_problems=held_out.num_problems,
+        max_tokens=held_out.max_response_tokens or config.rollout.max_response_tokens,
+    )
+
+
+def _default_engine(folder: Path) -> EngineConfig:
+    """A model of its own has no config: as it was stored, compiled where that pays."""
+    import torch
+
+    return EngineConfig(
+        dtype="float32" if read_facts(folder).dtype == "float32" else "bfloat16",
+        enforce_eager=not torch.cuda.is_available(),
+    )
+
+
+def _tasks(
+    subject: _Subject, tasks: Sequence[str], problems: Path | None, data: Path | None
+) -> tuple[tuple[str, ...], Path | None]:
+    """The tasks, and the file that the one task's problems are in, if it is a file."""
+    if problems is not None:
+        if tasks or data is not None:
+            raise UserError(
+                f"--problems {problems}: stands for `--task problems --data {problems}`; give the "
+                "one or the other"
+            )
+        return ("problems",), problems
+    if not tasks and data is None and subject.problems is not None:
+        return ("problems",), subject.problems
+    if not tasks:
+        raise UserError(
+            f"{subject.name}: what to ask is missing; give --task (e.g. aime24), or --problems "
+            "with a file of problems and answers"
+        )
+    if data is not None and len(tasks) > 1:
+        raise UserError(
+            f"--data {data}: holds the problems of one task, but {len(tasks)} are asked "
+            f"({', '.join(tasks)}); ask them one by one"
+        )
+    return tuple(tasks), data
+
+
+def _source(task: str, data: Path | None) -> _Source:
+    if task == "toy":
+        data = data or TOY_PROBLEMS
+    if data is not None:
+        return _Source(task=task, name=str(data), rows=_local_rows(task, data))
+    if task == "problems":
+        raise UserError("--task problems: --data is missing (a prompt file with an `answer` a row)")
+    return _Source(task=task, name="hub", rows=None)
+
+
+def _local_rows(task: str, path: Path) -> list[dict[str, Any]]:
+    """Problems of a local file: in our prompt format, or with a benchmark's own columns."""
+    from topd_ray.evaluation.harness.problems import as_problem
+
+    rows = list(read_rows(path))
+    if task in CODE:
+        return [dict(row) for _, _, row in rows if isinstance(row, dict)]
+    if task in PROMPT_FILES or not rows or _is_prompt(rows[0][2]):
+        return [_problem(record, path) for record in read_records(path)]
+    return [
+        as_problem(row, default_id=f"{path.stem}-{number:06d}", where=f"{path}, {place}")
+        for place, number, row in rows
+    ]
+
+
+def _is_prompt(row: object) -> bool:
+    return isinstance(row, dict) and any(row.get(key) is not None for key in PROMPT_COLUMNS)
+
+
+def _problem(record: PromptRecord, path: Path) -> dict[str, Any]:
+    if record.answer is None:
+        raise UserError(f"{path}: problem {record.prompt_id!r} has no `answer` to compare with")
+    if not any(turn.role == "user" and turn.text.strip() for turn in record.turns):
+        raise UserError(f"{path}: problem {record.prompt_id!r} has no text of a user in it")
+    return {
+        "prompt_id": record.prompt_id,
+        "messages": [{"role": turn.role, "content": turn.text} for turn in record.turns],
+        "answer": record.answer,
+    }

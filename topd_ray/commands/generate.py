@@ -1,0 +1,197 @@
+"""`topd generate`: the teacher answers the prompts of a config, for off-policy KD (stage 1)."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from topd_ray.config import Config
+from topd_ray.contexts import load_tokenizer
+from topd_ray.engines.open import open_generation
+from topd_ray.engines.protocols import Generation, GenerationEngine, GenerationRequest
+from topd_ray.errors import UserError
+from topd_ray.inputs.models import check_models
+from topd_ray.messages import Prompt
+from topd_ray.prompts import PromptRecord, read_records, tokenize_records
+from topd_ray.seeds import derive_seed
+
+_ROUNDS = 8
+"""Of `max_num_seqs` requests in a chunk: enough to hide the wait for a chunk's last response."""
+_ROW_START = b'{"prompt_id": '
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How the teacher answers (paper, B.1: 0.6, 0.95, 16384)."""
+
+    temperature: float
+    top_p: float
+    max_tokens: int
+    """At most; `rollout.max_response_tokens` bounds it too."""
+
+
+def generate(
+    config: Config,
+    out: Path,
+    sampling: Sampling,
+    *,
+    num: int | None = None,
+    open_engine: Callable[..., GenerationEngine] = open_generation,
+) -> Counter[str]:
+    """Write a row to `out` (JSONL) as each response is finished; counts of what was done.
+
+    The first `num` prompts are asked (None: all), but none that `out` has already. A response is a
+    function of run.seed, prompt and sampling alone. Raises UserError before a model is loaded.
+    """
+    data = Path(config.prompts.path)
+    if out.resolve() == data.resolve():
+        raise UserError(f"--out {out} is prompts.path itself; name another file")
+    student, teacher = check_models(config)
+    records = {record.prompt_id: record for record in read_records(data)[:num]}
+    prompts, dropped = tokenize_records(
+        records.values(), folder=student, max_tokens=config.prompts.max_tokens
+    )
+    done = _recover(out, model=config.teacher_model)
+    left = [prompt for prompt in prompts if prompt.prompt_id not in done]
+    counts = Counter({"rows before": len(prompts) - len(left), "prompts dropped": len(dropped)})
+    if left:
+        limit = min(sampling.max_tokens, config.rollout.max_response_tokens)
+        engine = open_engine(
+            teacher,
+            config.teacher.engine,
+            max_model_len=config.prompts.max_tokens + limit,
+            seed=config.run.seed,
+        )
+        requests = [_request(one, sampling, limit, run_seed=config.run.seed) for one in left]
+        try:
+            answers = _in_chunks(engine, requests, _ROUNDS * config.teacher.engine.max_num_seqs)
+            rows = _rows(answers, records, teacher, model=config.teacher_model)
+            counts += _append(out, rows, total=len(left))
+        finally:
+            engine.close()
+    _say(out, counts)
+    return counts
+
+
+def _say(out: Path, counts: Counter[str]) -> None:
+    Console().print(
+        f"{out}: {counts['rows']} rows written ({counts['tokens']} tokens, {counts['truncated']} "
+        f"responses truncated), {counts['rows before']} were there before, "
+        f"{counts['prompts dropped']} prompts dropped",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _request(prompt: Prompt, sampling: Sampling, limit: int, *, run_seed: int) -> GenerationRequest:
+    return GenerationRequest(
+        request_id=prompt.prompt_id,
+        prompt_ids=prompt.token_ids_P,
+        max_tokens=limit,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        seed=derive_seed(run_seed, prompt.prompt_id, "generate"),
+        num_top=0,
+    )
+
+
+def _in_chunks(
+    engine: GenerationEngine, requests: Sequence[GenerationRequest], size: int
+) -> Iterator[Generation]:
+    for start in range(0, len(requests), size):
+        yield from engine.generate(requests[start : start + size])
+
+
+def _rows(
+    answers: Iterable[Generation], records: Mapping[str, PromptRecord], teacher: Path, *, model: str
+) -> Iterator[dict[str, Any]]:
+    """What `read_records` reads back, with the name of the `model` that answered."""
+    tokenizer = load_tokenizer(teacher)
+    for answer in answers:
+        record = records[answer.request_id]
+        token_ids: list[int] = answer.token_ids_N.tolist()
+        yield {
+            "prompt_id": record.prompt_id,
+            "messages": [{"role": turn.role, "content": turn.text} for turn in record.turns],
+            "response": tokenizer.decode(token_ids, skip_special_tokens=True),
+            "response_ids": token_ids,
+            "finish_reason": answer.finish_reason,
+            "answer": record.answer,
+            "reference": record.reference,
+            "model": model,
+        }
+
+
+def _append(out: Path, rows: Iterable[dict[str, Any]], *, total: int) -> Counter[str]:
+    """Each row is whole in the file before the next one is waited for."""
+    counts: Counter[str] = Counter()
+    try:
+        with out.open("ab") as file, Progress(transient=True) as bar:
+            task = bar.add_task(f"{out.name}", total=total)
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+                file.flush()
+                truncated = row["finish_reason"] == "length"
+                counts.update(rows=1, tokens=len(row["response_ids"]), truncated=int(truncated))
+                bar.advance(task)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written: {error.strerror}") from None
+    return counts
+
+
+def _recover(out: Path, *, model: str) -> set[str]:
+    """Ids of the rows in `out`; a last line that an interruption left half-written is removed.
+
+    Raises UserError where the file is anything else, so that nothing of a person's gets lost, and
+    where it cannot be written.
+    """
+    done: set[str] = set()
+    size = 0
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("a+b") as file:
+            file.seek(0)
+            for number, line in enumerate(file, start=1):
+                if _is_cut(line):
+                    break
+                prompt_id = _prompt_id(line, where=f"{out}, line {number}", model=model)
+                if not line.endswith(b"\n"):
+                    break
+                done.add(prompt_id)
+                size += len(line)
+        os.truncate(out, size)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written: {error.strerror}") from None
+    return done
+
+
+def _is_cut(line: bytes) -> bool:
+    """Whether this is the beginning of a row and no more."""
+    if line[: len(_ROW_START)] != _ROW_START[: len(line)]:
+        return False
+    try:
+        json.loads(line)
+    except ValueError:
+        return not line.endswith(b"\n")
+    return False
+
+
+def _prompt_id(line: bytes, *, where: str, model: str) -> str:
+    try:
+        row = json.loads(line)
+        prompt_id, made_by, _ = row["prompt_id"], row["model"], row["response_ids"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{where}: no row of `topd generate`; name another --out") from None
+    if made_by != model:
+        raise UserError(f"{where}: {made_by} wrote it, not {model}; name another --out")
+    return str(prompt_id)
+
+
+__all__ = ["Sampling", "generate"]

@@ -1,0 +1,1 @@
+"""`topd eval`: adapters that make lm-evaluation-harness run on our engines."""

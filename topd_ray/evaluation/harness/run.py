@@ -1,0 +1,184 @@
+"""lm-evaluation-harness with our task files: names -> tasks -> what the model answered.
+
+Importing this module imports the harness (a second and more): do it inside functions.
+"""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lm_eval.tasks
+from datasets import Dataset
+from httpx import HTTPError
+from lm_eval.api.task import Task
+from lm_eval.evaluator import evaluate
+
+from topd_ray.errors import UserError
+from topd_ray.evaluation.answers import extract_boxed
+from topd_ray.evaluation.harness.model import EngineModel, Response
+from topd_ray.evaluation.harness.task_names import CODE, Sampling
+
+TASK_FILES = Path(__file__).parent / "tasks"
+STOCK_FILES = Path(lm_eval.tasks.__file__).parent
+STOCK_FOLDERS = ("humaneval", "mbpp")
+SAMPLED = {"do_sample": True, "temperature": 0.6, "top_p": 0.95}
+"""Of a task that is greedy by habit, where several samples are asked for."""
+GREEDY = {"do_sample": False, "temperature": 0.0, "top_p": 1.0}
+CODE_METRICS = ("pass@1", "pass_at_1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """All responses to one task's problems, and which of them are right."""
+
+    task: str
+    source: str
+    """Where the problems came from: a file or a name on the hub."""
+    sampling: Sampling
+    """As it was, every field set."""
+    num_correct_P: tuple[int, ...]
+    num_truncated: int
+    num_tokens: int
+    samples: tuple[dict[str, Any], ...]
+    """One row a response, plain values only."""
+
+
+def task_paths() -> list[Path]:
+    """Our task files, and the folders of the stock tasks that we refer to."""
+    return [TASK_FILES, *(STOCK_FILES / folder for folder in STOCK_FOLDERS)]
+
+
+def load_task(name: str, sampling: Sampling, rows: Sequence[Mapping[str, Any]] | None) -> Task:
+    """The harness's task `name`, with its problems from `rows` or else from the hub.
+
+    Raises UserError where the hub does not give them.
+    """
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of everything we set on purpose
+    if name in CODE:
+        os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # asked for by a flag; `evaluate` wants it here
+    changed = _changes(name, sampling, rows)
+    manager = lm_eval.tasks.TaskManager(include_path=task_paths(), include_defaults=False)
+    # In a group, a reference to a task may change its config; on its own it may not.
+    try:
+        group = manager.load({"group": "topd", "task": [{"task": name, **changed}]})
+    except (OSError, ValueError, RuntimeError, ImportError, HTTPError) as error:
+        what, way_out = "its problems", ", or give a local file with --data"
+        if name in CODE:  # its metric is a file on the hub too, which no option replaces
+            what, way_out = "its problems or the metric code_eval", ""
+        raise UserError(
+            f"task {name}: {what} could not be had from the hub: {' '.join(str(error).split())}; "
+            f"go online once{way_out}"
+        ) from None
+    task = group["tasks"][name]
+    task.set_config("generation_kwargs", _generation(task, sampling), update=True)
+    task.set_fewshot_seed(sampling.seed)
+    return task
+
+
+def _changes(
+    name: str, sampling: Sampling, rows: Sequence[Mapping[str, Any]] | None
+) -> dict[str, Any]:
+    changed: dict[str, Any] = {}
+    if rows is not None:
+        local = {"test": Dataset.from_list([dict(row) for row in rows])}
+        changed |= {"custom_dataset": lambda **_metadata: local, "test_split": "test"}
+    if sampling.samples is not None:
+        changed["repeats"] = sampling.samples
+        if name != "humaneval_plus":  # its own filter keeps all samples
+            take = {"function": "take_first_k", "k": sampling.samples}
+            changed["filter_list"] = [{"name": "samples", "filter": [take]}]
+    return changed
+
+
+def _generation(task: Task, sampling: Sampling) -> dict[str, Any]:
+    """What the user decided, else the task's habit; several samples are never greedy."""
+    chosen: dict[str, Any] = {}
+    habit = task.get_config("generation_kwargs")
+    if sampling.temperature == 0:
+        chosen |= GREEDY
+    elif sampling.temperature is not None or (
+        (sampling.samples or 1) > 1 and not habit.get("do_sample")
+    ):
+        chosen |= SAMPLED
+    if sampling.temperature:
+        chosen["temperature"] = sampling.temperature
+    if sampling.top_p is not None:
+        chosen["top_p"] = sampling.top_p
+    if sampling.max_tokens is not None:
+        chosen["max_gen_toks"] = sampling.max_tokens
+    return chosen
+
+
+def answer_task(
+    task: Task, model: EngineModel, *, name: str, source: str, seed: int, num_problems: int | None
+) -> Answered:
+    """Ask the first `num_problems` (all, if None) and grade what comes back."""
+    found = evaluate(
+        lm=model,
+        task_dict={"tasks": {name: task}},
+        limit=num_problems,
+        apply_chat_template=name not in CODE,
+        fewshot_as_multiturn=True,
+        bootstrap_iters=0,  # the intervals are ours
+        confirm_run_unsafe_code=name in CODE,
+    )
+    logged = sorted(found["samples"][name], key=lambda sample: int(sample["doc_id"]))
+    options, repeats = task.get_config("generation_kwargs"), int(task.get_config("repeats"))
+    responses = [one for sample in logged for one in model.responses[sample["doc_id"]]]
+    return Answered(
+        task=name,
+        source=source,
+        sampling=Sampling(
+            samples=repeats,
+            temperature=float(options.get("temperature", 0.0)) if options["do_sample"] else 0.0,
+            top_p=float(options.get("top_p", 1.0)),
+            max_tokens=max(response.max_tokens for response in responses),
+            seed=seed,
+        ),
+        num_correct_P=tuple(_num_correct(sample, repeats) for sample in logged),
+        num_truncated=sum(response.truncated for response in responses),
+        num_tokens=sum(response.num_tokens for response in responses),
+        samples=tuple(
+            row
+            for sample in logged
+            for row in _rows(name, sample, model.responses[sample["doc_id"]])
+        ),
+    )
+
+
+def _num_correct(logged: Mapping[str, Any], repeats: int) -> int:
+    if "correct" in logged:
+        return sum(logged["correct"])
+    # The stock code tasks give a problem's share of right programs.
+    share = next(logged[metric] for metric in CODE_METRICS if metric in logged)
+    return round(float(share) * repeats)
+
+
+def _rows(
+    name: str, logged: Mapping[str, Any], responses: Sequence[Response]
+) -> list[dict[str, Any]]:
+    boxed, doc = "correct" in logged, logged["doc"]
+    correct = logged["correct"] if boxed else [None] * len(responses)
+    return [
+        {
+            "task": name,
+            "doc_id": logged["doc_id"],
+            "prompt_id": str(doc.get("prompt_id", doc.get("task_id", logged["doc_id"]))),
+            "sample": number,
+            "seed": response.seed,
+            "prompt": response.prompt,
+            "response": response.text,
+            "predicted": extract_boxed(response.text) if boxed else None,
+            "truth": str(logged["target"]),
+            "correct": right,
+            "num_tokens": response.num_tokens,
+            "truncated": response.truncated,
+        }
+        for number, (response, right) in enumerate(zip(responses, correct, strict=True))
+    ]
+
+
+__all__ = ["Answered", "answer_task", "load_task", "task_paths"]

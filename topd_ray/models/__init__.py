@@ -1,0 +1,1 @@
+"""Model folders: found, read and compared without loading a model; tensors; export."""

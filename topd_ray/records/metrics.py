@@ -1,0 +1,173 @@
+"""Numbers of a step, from its receipts, to metrics.jsonl, TensorBoard and, if asked, W&B."""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from topd_ray.config import Config
+from topd_ray.driver.step import StepBooks
+from topd_ray.errors import UserError
+from topd_ray.messages import StepReport
+from topd_ray.records.receipts import ContinueReceipt, ProbeReceipt
+from topd_ray.records.run_folder import RunFolder, write_whole
+
+Metrics = dict[str, float | int]
+
+
+def step_metrics(report: StepReport, books: StepBooks, *, update_s: float) -> Metrics:
+    """Flat names `stage/what_unit`. Busy seconds are summed over the actors of a stage.
+
+    `update_s` is of the refit before the step.
+    """
+    rollout_tokens = sum(one.num_tokens for one in books.rollouts)
+    num_rollouts = sum(len(one.rollout_ids) for one in books.rollouts)
+    distances = [d for one in books.probes for d in one.distances if math.isfinite(d)]
+    scored_tokens = sum(one.num_tokens for one in books.scores)
+    num_divergent = sum(ranks[0].num_divergent for ranks in books.learned)
+    num_candidates = sum(one.num_candidates for one in books.scores)
+    oldest = min(one.policy_version for one in books.rollouts)
+    return {
+        "step": report.step,
+        "loss": report.loss,
+        "loss/opd": report.loss_opd,
+        "loss/traj": report.loss_traj,
+        "learner/rollout_kl": report.rollout_kl,
+        "learner/grad_norm": report.grad_norm,
+        "learner/lr": report.lr,
+        "learner/num_tokens": report.num_tokens,
+        "learner/num_window_positions": report.num_window_positions,
+        "learner/skipped": int(report.skipped),
+        "learner/busy_s": sum(one.span.busy_s for ranks in books.learned for one in ranks),
+        "rollout/num": num_rollouts,
+        "rollout/num_tokens": rollout_tokens,
+        "rollout/mean_tokens": rollout_tokens / num_rollouts,
+        "rollout/entropy": sum(one.entropy_sum for one in books.rollouts) / rollout_tokens,
+        "rollout/truncated_frac": sum(one.num_truncated for one in books.rollouts) / num_rollouts,
+        "rollout/busy_s": sum(one.span.busy_s for one in books.rollouts),
+        "rollout/staleness": report.step - 1 - oldest,
+        "rewrite/num_tokens": sum(one.num_tokens for one in books.rewrites),
+        "rewrite/num_dropped": sum(len(one.dropped) for one in books.rewrites),
+        "rewrite/busy_s": sum(one.span.busy_s for one in books.rewrites),
+        "teacher/num_tokens": scored_tokens,
+        "teacher/mean_token_loss": sum(one.loss_sum for one in books.scores) / scored_tokens,
+        "teacher/busy_s": sum(one.span.busy_s for one in books.scores),
+        "candidates/num": num_candidates,
+        "probe/num_tokens": sum(one.num_tokens for one in books.continued),
+        "probe/cached_frac": _share(
+            sum(one.num_cached_tokens for one in books.continued),
+            sum(one.num_prefix_tokens for one in books.continued),
+        ),
+        "probe/num_unconverged": sum(one.num_unconverged for one in books.probes),
+        "probe/mean_d_ot": sum(distances) / len(distances) if distances else 0.0,
+        "probe/busy_s": _busy_s(books.continued) + _busy_s(books.probes),
+        "probe/transport_s": _busy_s(books.probes),
+        "windows/num_divergent": num_divergent,
+        "windows/divergent_frac": _share(num_divergent, num_candidates),
+        "weights/update_s": update_s,
+    }
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
+
+
+def _busy_s(receipts: Iterable[ContinueReceipt | ProbeReceipt]) -> float:
+    return sum(one.span.busy_s for one in receipts)
+
+
+class MetricsLog:
+    """Open sinks of one run; a context manager, so that nothing written is lost on the way out."""
+
+    def __init__(self, config: Config, folder: RunFolder, *, last_step: int) -> None:
+        """Steps after `last_step` were logged by a session that died before their checkpoint."""
+        self._folder, self._wandb = folder, _open_wandb(config)
+        self._events = folder.events.open("a", encoding="utf-8")
+        self._open(last_step)
+
+    def log(self, metrics: Mapping[str, float | int]) -> None:
+        """One step's numbers; `step` is among them."""
+        _write_line(self._metrics, dict(metrics))
+        for name, value in metrics.items():
+            if name != "step":
+                self._tensorboard.add_scalar(name, value, metrics["step"])
+        if self._wandb:
+            self._wandb.log(dict(metrics), step=int(metrics["step"]))
+
+    def event(self, kind: str, **details: Any) -> None:
+        """Something worth finding again: a drop, a skip, a checkpoint."""
+        at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        _write_line(self._events, {"at": at, "event": kind, **details})
+
+    def go_back(self, last_step: int) -> None:
+        """Forget the steps after `last_step`: they will be done again."""
+        self._metrics.close()
+        self._tensorboard.close()
+        self._open(last_step)
+
+    def _open(self, last_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        _forget_after(self._folder.metrics, last_step)
+        self._metrics = self._folder.metrics.open("a", encoding="utf-8")
+        self._tensorboard = SummaryWriter(str(self._folder.tensorboard), purge_step=last_step + 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._metrics.close()
+        self._events.close()
+        self._tensorboard.close()
+        if self._wandb:
+            self._wandb.finish(exit_code=int(error is not None))
+
+
+def _forget_after(path: Path, last_step: int) -> None:
+    """Drop the lines of steps that will be done again (and a half-written last one)."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if not line.endswith("\n") or json.loads(line)["step"] > last_step:
+            break
+        kept.append(line)
+    write_whole(path, "".join(kept))
+
+
+def _write_line(file: Any, value: dict[str, Any]) -> None:
+    """A line of strict JSON: what is not a finite number becomes null."""
+    plain = {
+        key: None if isinstance(item, float) and not math.isfinite(item) else item
+        for key, item in value.items()
+    }
+    file.write(json.dumps(plain, allow_nan=False) + "\n")
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _open_wandb(config: Config) -> Any:
+    if config.run.wandb_project is None:
+        return None
+    try:
+        import wandb
+    except ImportError:
+        raise UserError(
+            f"run.wandb_project={config.run.wandb_project}: the wandb package is not installed; "
+            "`pip install wandb`, or leave the field out"
+        ) from None
+    return wandb.init(
+        project=config.run.wandb_project,
+        name=config.run.name,
+        config=config.model_dump(mode="json"),
+        resume="allow",
+    )

@@ -1,0 +1,114 @@
+"""Decode rates and response lengths from the chunks that rollout engines sent, in two passes.
+
+A trace knows how many tokens a chunk had and when it was full, not how long each rollout was. They
+leave an engine the shortest first, so chunks are slices of the sorted lengths. The longest of the
+last chunk cannot be read off its mean; it follows from how long that chunk took, once the rates are
+known from the others.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+
+from topd_ray.config import Config
+from topd_ray.records.timeline import Work
+from topd_ray.simulate.rates import Decode, continuous_batching
+
+Call = tuple[Work, float]
+"""With the seconds of a core that it took."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FittedRollouts:
+    """Of the student's engines."""
+
+    decode: Decode
+    lengths: list[int]
+    """Of all rollouts, response tokens."""
+
+
+def fit_rollouts(config: Config, calls: Sequence[Call], *, prompt_tokens: int) -> FittedRollouts:
+    """Seconds of a decode step and of a sequence in it; and the lengths."""
+    streams = _streams(calls)
+    rows: dict[int, list[list[float]]] = defaultdict(list)
+    for stream in streams:
+        lengths = _lengths(config, stream, None)
+        steps = _by_chunk(config, lengths, Decode(step_s=1.0))
+        sequences = _by_chunk(config, lengths, Decode(step_s=0.0, seq_s=1.0))
+        sequences[0] += prompt_tokens * len(lengths)  # read at the cost of writing
+        told = stream[:-1] or stream  # how far the last chunk reaches is not known yet
+        for index, (_, spent_s) in enumerate(told):
+            rows[index].append([steps[index], sequences[index], spent_s])
+    # Means a chunk: the lengths of one stream are guesses, whose errors would flatten the line.
+    means = [np.mean(some, axis=0) for some in rows.values()]
+    step_s, seq_s = least_squares([one[:2] for one in means], [one[2] for one in means])
+    decode = Decode(step_s=step_s, seq_s=seq_s)
+    lengths = [one for stream in streams for one in _lengths(config, stream, decode)]
+    return FittedRollouts(decode=decode, lengths=lengths)
+
+
+def least_squares(rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
+    """Costs of the columns, none negative."""
+    costs, _ = nnls(np.array(rows), np.array(seconds))
+    return [float(cost) for cost in costs]
+
+
+def _streams(calls: Sequence[Call]) -> list[list[Call]]:
+    """Chunks of one engine and step, in order."""
+    streams: dict[tuple[int, str], list[Call]] = defaultdict(list)
+    for call in sorted(calls, key=lambda one: one[0].began_s):
+        streams[call[0].step, call[0].actor].append(call)
+    return list(streams.values())
+
+
+def _lengths(config: Config, stream: Sequence[Call], decode: Decode | None) -> list[int]:
+    """Sorted response lengths of a stream, as far as its chunks tell.
+
+    Between the middles of two chunks' means they rise evenly; in the last chunk along a power law
+    from that middle to the longest that `decode` had time for, which keeps the chunk's mean.
+    """
+    counts = _counts(config, len(stream))
+    means = np.array([work.num_tokens / n for (work, _), n in zip(stream, counts, strict=True)])
+    means = np.maximum.accumulate(means)
+    edges = (means[1:] + means[:-1]) / 2
+    first = 2 * means[0] - edges[0] if len(edges) else means[0]
+    lows = np.concatenate([[first], edges])
+    highs = 2 * means - lows
+    power = 1.0
+    if decode is not None and decode.step_s > 0 and len(edges):
+        steps = stream[-1][1] / (decode.step_s + decode.seq_s * counts[-1] / 2)
+        highs[-1] = max(means[-1] + 1, lows[-1] + steps)
+        power = (highs[-1] - lows[-1]) / max(1.0, means[-1] - lows[-1]) - 1
+    powers = [1.0] * (len(stream) - 1) + [power]
+    parts = [_spread(*one) for one in zip(lows, highs, counts, powers, strict=True)]
+    longest = config.rollout.max_response_tokens
+    return [int(one) for one in np.clip(np.rint(np.concatenate(parts)), 1, longest)]
+
+
+def _spread(low: float, high: float, count: int, power: float) -> NDArray[np.float64]:
+    places = (np.arange(count) + 1) / (count + 1)
+    return low + (high - low) * places**power
+
+
+def _counts(config: Config, chunks: int) -> list[int]:
+    """Rollouts of each chunk of a stream."""
+    size, rollout = config.rollout.chunk_size, config.rollout
+    share = config.prompts.per_step * rollout.samples_per_prompt // rollout.num_engines
+    return [max(1, min(size, share - size * index)) for index in range(chunks)]
+
+
+def _by_chunk(config: Config, lengths: Sequence[int], decode: Decode) -> list[float]:
+    """What decoding costs until each chunk is full."""
+    parts, chunk, ended = [0.0], config.rollout.chunk_size, 0
+    slots = config.rollout.engine.max_num_seqs
+    for seconds, done in continuous_batching(decode, lengths, [0] * len(lengths), slots=slots):
+        parts[-1] += seconds
+        for _ in done:
+            ended += 1
+            if ended % chunk == 0 and ended < len(lengths):
+                parts.append(0.0)
+    return parts

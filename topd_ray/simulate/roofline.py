@@ -1,0 +1,185 @@
+"""Rates of the paper's models on H100 by arithmetic: a prediction, nothing here was measured.
+
+Work is bound by arithmetic (tokens read, trained) or by memory (tokens written) at a stated share
+of the data sheet's peak. Model shapes are those of their config.json on the Hugging Face hub.
+"""
+
+from dataclasses import dataclass
+
+from topd_ray.config import Config
+from topd_ray.errors import UserError
+from topd_ray.simulate.rates import Decode, Forward, Rates, Workload, long_tailed
+
+_BF16 = 2
+_MEAN_SHARE, _SPREAD = 0.6, 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What a model's cost depends on."""
+
+    layers: int
+    attention_width: int
+    """Query heads x head width."""
+    cache_width: int
+    """Key heads x head width; the cache holds as many values."""
+    width: int
+    vocab: int
+    dense: float
+    """Parameters that every token passes, the output head among them."""
+    experts: float = 0.0
+    """Parameters of all experts."""
+    expert_share: float = 1.0
+    """Share of them that one token wakes."""
+
+    @property
+    def active(self) -> float:
+        """Parameters that one token passes."""
+        return self.dense + self.experts * self.expert_share
+
+    @property
+    def pair_flops(self) -> float:
+        """Attention forward, of one token to one before it."""
+        return 4.0 * self.attention_width * self.layers
+
+    @property
+    def cache_bytes(self) -> float:
+        """Of one token."""
+        return 2.0 * self.cache_width * self.layers * _BF16
+
+
+_QWEN3_4B = Shape(
+    layers=36,
+    attention_width=32 * 128,
+    cache_width=8 * 128,
+    width=2560,
+    vocab=151_936,
+    dense=4.02e9,
+)
+_QWEN3_30B_A3B = Shape(
+    layers=48,
+    attention_width=32 * 128,
+    cache_width=4 * 128,
+    width=2048,
+    vocab=151_936,
+    dense=1.23e9,
+    experts=48 * 128 * 3 * 2048 * 768,
+    expert_share=8 / 128,
+)
+SHAPES = {"Qwen3-4B": _QWEN3_4B, "Qwen3-30B-A3B": _QWEN3_30B_A3B}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """A GPU and what is around it: peaks of the data sheet, and the shares that are reached."""
+
+    name: str = "H100 SXM 80 GB"
+    flops: float = 989e12
+    """bfloat16, dense."""
+    memory_bytes_s: float = 3.35e12
+    link_bytes_s: float = 450e9
+    """To the other GPUs of its node, one way."""
+    network_bytes_s: float = 50e9
+    """Between nodes, a GPU."""
+    host_bytes_s: float = 5e9
+    """Weights through the object store: copies and checksum of one process."""
+    gpus_a_node: int = 8
+    read_share: float = 0.5
+    """Of `flops`, reading a dense model's tokens."""
+    expert_read_share: float = 0.3
+    """The same with experts."""
+    train_share: float = 0.4
+    decode_share: float = 0.65
+    """Of `memory_bytes_s`, writing tokens."""
+    link_share: float = 0.6
+    """Of link and network."""
+    launch_s: float = 1.5e-3
+    """A decode step beside its reads: scheduling and sampling."""
+    call_s: float = 0.02
+    """A call or micro-batch beside its arithmetic."""
+    transport_s: float = 2e-4
+    """A window of K = 50 on the host's cores: cost matrix and plan."""
+    latency_s: float = 2e-3
+    """A call of the driver."""
+
+
+def roofline_rates(config: Config, hardware: Hardware) -> Rates:
+    """Of the config's models, ranks and ZeRO stage. Raises UserError for a model without shape."""
+    student, teacher = _shape(config.learner.model), _shape(config.teacher_model)
+    share = hardware.expert_read_share if teacher.experts else hardware.read_share
+    weights = student.dense * _BF16
+    return Rates(
+        roll_out=_decode(student, hardware),
+        prompt_s=2 * student.active / (hardware.flops * hardware.read_share),
+        score=Forward(
+            call_s=hardware.call_s,
+            token_s=2 * teacher.active / (hardware.flops * share),
+            pair_s=teacher.pair_flops / (hardware.flops * hardware.read_share),
+        ),
+        continue_from=_decode(teacher, hardware),
+        continue_call_s=hardware.call_s,
+        transport_call_s=0.0,
+        transport_s=hardware.transport_s,
+        learn=_learn(config, student, teacher, hardware),
+        step_s=_optimizer_s(config, student, hardware),
+        publish_s=weights / hardware.host_bytes_s,
+        update_s=weights / hardware.host_bytes_s,
+        latency_s=hardware.latency_s,
+    )
+
+
+def assumed_workload(config: Config) -> Workload:
+    """Log-normal responses of 0.6 x the longest, cut there; prompts of half their limit."""
+    longest = config.rollout.max_response_tokens
+    return Workload(
+        quantiles=long_tailed(mean=_MEAN_SHARE * longest, spread=_SPREAD, longest=longest),
+        prompt_tokens=config.prompts.max_tokens // 2,
+        window_tokens=config.probe.window,
+    )
+
+
+def _shape(model: str) -> Shape:
+    for name, shape in SHAPES.items():
+        if name in model:
+            return shape
+    raise UserError(
+        f"topd plan: no shape is known for model {model}, only for {', '.join(SHAPES)}; take the "
+        "rates of a run of it: --from RUN"
+    )
+
+
+def _decode(shape: Shape, hardware: Hardware) -> Decode:
+    bytes_s = hardware.memory_bytes_s * hardware.decode_share
+    return Decode(
+        step_s=hardware.launch_s + shape.dense * _BF16 / bytes_s,
+        seq_s=2 * shape.active / (hardware.flops * hardware.read_share),
+        context_s=shape.cache_bytes / bytes_s,
+        expert_s=shape.experts * _BF16 / bytes_s,
+        expert_share=shape.expert_share,
+    )
+
+
+def _learn(config: Config, student: Shape, teacher: Shape, hardware: Hardware) -> Forward:
+    """Forward, backward, recomputation; the teacher's head; collectives of a micro-batch."""
+    passes = 4 if config.learner.gradient_checkpointing else 3
+    flops_s = hardware.flops * hardware.train_share
+    stage, ranks = max(2, config.learner.zero_stage), config.learner.num_ranks
+    moved = student.dense * _BF16 * (3 if stage == 3 else 1)  # 3: gathered twice, reduced once
+    return Forward(
+        call_s=hardware.call_s + moved * (ranks - 1) / ranks / _collective(ranks, hardware),
+        token_s=(2 * passes * student.active + 2 * teacher.width * teacher.vocab) / flops_s,
+        pair_s=passes * student.pair_flops / flops_s,
+    )
+
+
+def _optimizer_s(config: Config, student: Shape, hardware: Hardware) -> float:
+    """Float32 weights, moments and gradient, read and written; then the weights gathered."""
+    ranks = config.learner.num_ranks
+    touched = student.dense * 28 / ranks / (hardware.memory_bytes_s * hardware.decode_share)
+    gathered = student.dense * _BF16 * (ranks - 1) / ranks
+    return touched + gathered / _collective(ranks, hardware)
+
+
+def _collective(ranks: int, hardware: Hardware) -> float:
+    inside = ranks <= hardware.gpus_a_node
+    return (hardware.link_bytes_s if inside else hardware.network_bytes_s) * hardware.link_share
