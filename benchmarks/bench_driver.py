@@ -1,8 +1,9 @@
 """Claim `driver_rate`: what the driver itself costs, with actors that answer at once.
 
-The real Pipeline, Ledger and Caller over 64 actors of four kinds. First in one process, where what
-is timed is the driver alone; then over Ray actors, where a message also crosses processes. Calls a
-step at the paper's sizes come from the same fakes, its seconds from the roofline.
+The real Pipeline, Ledger and Caller over 64 actors of four kinds. First in one process,
+where what is timed is the driver alone; then over Ray actors, where a message also
+crosses processes. Calls a step at the paper's sizes come from the same fakes, its
+seconds from the roofline.
 """
 
 import asyncio
@@ -100,7 +101,11 @@ class FakeRollout:
         self, prompts: Sequence[Prompt], *, policy_version: int, done: frozenset[str]
     ) -> Iterator[Any]:
         """Alternate chunks and their receipts."""
-        names = [rollout_id(one, sample) for one in prompts for sample in range(self._samples)]
+        names = [
+            rollout_id(one, sample)
+            for one in prompts
+            for sample in range(self._samples)
+        ]
         names = [name for name in names if name not in done]
         for first in range(0, len(names), self._chunk):
             chunk = tuple(names[first : first + self._chunk])
@@ -121,7 +126,9 @@ class FakeTeacher:
     def score(self, chunk: tuple[str, ...]) -> tuple[Any, Any, ScoreReceipt]:
         """Names in place of scored rollouts and candidates."""
         count = NUM_CANDIDATES * len(chunk)
-        receipt = ScoreReceipt(num_tokens=1, num_candidates=count, loss_sum=0.0, span=NO_TIME)
+        receipt = ScoreReceipt(
+            num_tokens=1, num_candidates=count, loss_sum=0.0, span=NO_TIME
+        )
         return chunk, chunk, receipt
 
     def continue_from(self, chunk: tuple[str, ...]) -> tuple[Any, ContinueReceipt]:
@@ -137,7 +144,9 @@ class FakeProber:
 
     def probe(self, chunk: tuple[str, ...], *_: Any) -> tuple[Any, ProbeReceipt]:
         """Names in place of probes."""
-        distances = tuple(float(d) for d in np.linspace(0, 1, NUM_CANDIDATES * len(chunk)))
+        distances = tuple(
+            float(d) for d in np.linspace(0, 1, NUM_CANDIDATES * len(chunk))
+        )
         return chunk, ProbeReceipt(
             distances=distances,
             line_distances=distances,
@@ -208,7 +217,9 @@ class Driver:
             Revival.none(actors, caller),
         )
         self.num_messages = 0
-        self._runner = asyncio.Runner()  # one loop: who waits in the pools' queues is bound to it
+        self._runner = (
+            asyncio.Runner()
+        )  # one loop: who waits in the pools' queues is bound to it
 
     def go(self, rollouts: int) -> None:
         """So many rollouts, in whole steps."""
@@ -219,7 +230,9 @@ class Driver:
         for _ in range(-(-rollouts // a_step)):
             first = self._steps * self._size.prompts
             prompts = [_prompt(first + index) for index in range(self._size.prompts)]
-            step = self._pipeline.begin(prompts, step=self._steps, policy_version=self._steps)
+            step = self._pipeline.begin(
+                prompts, step=self._steps, policy_version=self._steps
+            )
             _, books = await self._pipeline.finish(step)
             learned = sum(len(ranks) for ranks in books.learned)
             self.num_messages += len(books.rollouts) + len(books.scores)
@@ -230,11 +243,15 @@ class Driver:
 
 def _prompt(position: int) -> Prompt:
     ids_P = np.zeros(0, dtype=np.int32)
-    return Prompt(prompt_id=f"{position:08d}", position=position, token_ids_P=ids_P, answer=None)
+    return Prompt(
+        prompt_id=f"{position:08d}", position=position, token_ids_P=ids_P, answer=None
+    )
 
 
 def rate(driver: Driver, rollouts: int) -> Ratio:
-    """Messages per second of the driver's own CPU time, in runs after one that warms up."""
+    """Messages per second of the driver's own CPU time, in runs after one that warms
+    up.
+    """
     driver.go(rollouts // 10)
     values = []
     for _ in range(RUNS):
@@ -245,7 +262,9 @@ def rate(driver: Driver, rollouts: int) -> Ratio:
 
 
 def growth() -> tuple[float, float]:
-    """Bytes of Python objects and resident bytes, a rollout, after the first tenth of them."""
+    """Bytes of Python objects and resident bytes, a rollout, after the first tenth of
+    them.
+    """
     driver = Driver(LARGE)
     tracemalloc.start()
     driver.go(ROLLOUTS_IN_ALL // 10)
@@ -285,7 +304,12 @@ def paper_step() -> tuple[float, int]:
 
 def over_ray() -> Ratio:
     """Messages a second between a driver and actors in processes of their own."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="warning")
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="warning",
+    )
     try:
         return rate(Driver(SMALL, over_ray=True), 640)
     finally:
@@ -304,25 +328,39 @@ def main() -> None:
     save(
         Claim(
             name="driver_rate",
-            claim=f"driver: messages/s with fake engines, {LARGE.actors} actors; memory flat over "
-            f"{ROLLOUTS_IN_ALL:,} rollouts",
+            claim=(
+                f"driver: messages/s with fake engines, {LARGE.actors} actors; memory"
+                f" flat over {ROLLOUTS_IN_ALL:,} rollouts"
+            ),
             against="the paper's step",
             goal=f"driver <= {GOAL:.0%} of a step at the paper's sizes; memory flat",
-            figure=f"{alone} messages/s of driver CPU; {share:.3%} of a step; "
-            f"{objects:+.2f} bytes of objects a rollout",
+            figure=(
+                f"{alone} messages/s of driver CPU; {share:.3%} of a step; "
+                f"{objects:+.2f} bytes of objects a rollout"
+            ),
             met=share <= GOAL and flat,
-            setting=f"Pipeline, Ledger and Caller over {LARGE.actors} actors that answer at once, "
-            f"{LARGE.prompts * 4} rollouts a step in chunks of {LARGE.chunk}, {NUM_CANDIDATES} "
-            "distances a rollout; a message is a call or a chunk, answered; seconds are CPU time "
-            f"of the driver's process. The paper's step: {messages} messages in {step_s:.1f} s "
-            "(OPD by the roofline on 4 x H100, the shortest step), at the rate over Ray",
+            setting=(
+                f"Pipeline, Ledger and Caller over {LARGE.actors} actors that answer at"
+                f" once, {LARGE.prompts * 4} rollouts a step in chunks of"
+                f" {LARGE.chunk}, {NUM_CANDIDATES} distances a rollout; a message is a"
+                " call or a chunk, answered; seconds are CPU time of the driver's"
+                f" process. The paper's step: {messages} messages in {step_s:.1f} s"
+                " (OPD by the roofline on 4 x H100, the shortest step), at the rate"
+                " over Ray"
+            ),
             details=[
-                {"actors": f"{LARGE.actors}, in the driver's process", "messages/s": str(alone)},
+                {
+                    "actors": f"{LARGE.actors}, in the driver's process",
+                    "messages/s": str(alone),
+                },
                 {"actors": f"{SMALL.actors}, Ray processes", "messages/s": str(real)},
             ],
-            words=f"Over {ROLLOUTS_IN_ALL:,} rollouts, after the first tenth: {objects:+.2f} bytes "
-            f"of Python objects and {resident:+.1f} resident bytes a rollout. With {LARGE.ranks} "
-            f"ranks a chunk is {large} messages: each rank is asked for each chunk.",
+            words=(
+                f"Over {ROLLOUTS_IN_ALL:,} rollouts, after the first tenth:"
+                f" {objects:+.2f} bytes of Python objects and {resident:+.1f} resident"
+                f" bytes a rollout. With {LARGE.ranks} ranks a chunk is {large}"
+                " messages: each rank is asked for each chunk."
+            ),
         )
     )
 

@@ -1,13 +1,15 @@
-"""The distillation loss, forward and backward, at a real vocabulary: peak memory and time.
+"""The distillation loss, forward and backward, at a real vocabulary: peak memory and
+time.
 
     .venv/bin/python benchmarks/bench_loss.py
 
-Reverse KL over every id plus L_traj, fused against the same loss as anyone would write it in
-PyTorch (float32 on a CPU, bfloat16 on a GPU). Every peak is that of a process of its own, above
-what its inputs take. JSD against Liger's chunked one, which needs no Triton.
+Reverse KL over every id plus L_traj, fused against the same loss as anyone would write
+it in PyTorch (float32 on a CPU, bfloat16 on a GPU). Every peak is that of a process of
+its own, above what its inputs take. JSD against Liger's chunked one, which needs no
+Triton.
 
-Axes: N positions, D width of student and teacher, V vocabulary, Q window positions, K ids of a
-target.
+Axes: N positions, D width of student and teacher, V vocabulary, Q window positions, K
+ids of a target.
 """
 
 import multiprocessing
@@ -66,7 +68,8 @@ def make_inputs(num_positions: int, width: int) -> Inputs:
 
     positions = Positions(
         teacher=WholeTeacher(
-            hidden_TE=normal(num_positions, width), head_VE=normal(V, width, scale=width**-0.5)
+            hidden_TE=normal(num_positions, width),
+            head_VE=normal(V, width, scale=width**-0.5),
         ),
         response_ids_T=ids(V, num_positions),
         sampled_logp_T=-normal(num_positions).float().abs(),
@@ -87,15 +90,21 @@ def fused(inputs: Inputs) -> Tensor:
 def _fused(inputs: Inputs, positions: Positions, parts: TokenLoss) -> Tensor:
     recipe = Recipe(parts=parts, lambda_traj=LAMBDA_TRAJ)
     cut = tiles(V, inputs.hidden_ND.device)
-    return distillation_losses(inputs.hidden_ND, inputs.head_VD, positions, recipe, cut).total
+    return distillation_losses(
+        inputs.hidden_ND, inputs.head_VD, positions, recipe, cut
+    ).total
 
 
 def full_logits(inputs: Inputs) -> Tensor:
-    """The same sums on logits of all positions; the target's entropy, a constant, left out."""
+    """The same sums on logits of all positions; the target's entropy, a constant, left
+    out.
+    """
     here = inputs.positions
     assert isinstance(here.teacher, WholeTeacher)
     with torch.no_grad():
-        logq_NV = (here.teacher.hidden_TE @ here.teacher.head_VE.T).float().log_softmax(-1)
+        logq_NV = (
+            (here.teacher.hidden_TE @ here.teacher.head_VE.T).float().log_softmax(-1)
+        )
     logp_NV = (inputs.hidden_ND @ inputs.head_VD.T).float().log_softmax(-1)
     kl = (logp_NV.exp() * (logp_NV - logq_NV)).sum()
     logp_QK = logp_NV[here.window_Q[:, None], here.target_ids_QK]
@@ -103,14 +112,18 @@ def full_logits(inputs: Inputs) -> Tensor:
 
 
 def peak_bytes(name: str, size: tuple[int, int]) -> float:
-    """Of one forward and backward pass, above the inputs; run it in a process of its own."""
+    """Of one forward and backward pass, above the inputs; run it in a process of its
+    own.
+    """
     inputs = make_inputs(*size)
     if DEVICE == "cuda":
         held = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         inputs.gradients(LOSSES[name](inputs))
         return float(torch.cuda.max_memory_allocated() - held)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts from here
+    Path("/proc/self/clear_refs").write_text(
+        "5", encoding="ascii"
+    )  # the peak starts from here
     before = _resident("VmRSS")
     inputs.gradients(LOSSES[name](inputs))
     return _resident("VmHWM") - before
@@ -142,11 +155,19 @@ def compare_memory() -> None:
             claim="distillation loss, peak memory",
             against="full-logits PyTorch",
             goal="<= 1/8",
-            figure=" and ".join(f"1/{1 / row['share']:.1f} (D {row['width']})" for row in rows),
+            figure=" and ".join(
+                f"1/{1 / row['share']:.1f} (D {row['width']})" for row in rows
+            ),
             met=worst <= 1 / 8,
-            setting=f"{_setting()}; peak of forward and backward above the inputs, each in a "
-            "process of its own"
-            + ("" if DEVICE == "cuda" else " (resident set); both hold the gradient of the head"),
+            setting=(
+                f"{_setting()}; peak of forward and backward above the inputs, each in"
+                " a process of its own"
+            )
+            + (
+                ""
+                if DEVICE == "cuda"
+                else " (resident set); both hold the gradient of the head"
+            ),
             details=rows,
         )
     )
@@ -161,7 +182,9 @@ def apart(work: Callable[..., float], *args: Any) -> float:
 def compare_time() -> None:
     """The claim `loss_time`."""
     inputs = make_inputs(*SIZES[0])
-    pairs = in_turn(both_ways(inputs, fused), both_ways(inputs, full_logits), pairs=MIN_PAIRS)
+    pairs = in_turn(
+        both_ways(inputs, fused), both_ways(inputs, full_logits), pairs=MIN_PAIRS
+    )
     save(
         Claim(
             name="loss_time",
@@ -170,7 +193,9 @@ def compare_time() -> None:
             goal=">= 1 x",
             figure=f"{pairs.speedup} x",
             met=pairs.speedup.median >= 1.0,
-            setting=f"{_setting()}; forward and backward, N {SIZES[0][0]}, D {SIZES[0][1]}",
+            setting=(
+                f"{_setting()}; forward and backward, N {SIZES[0][0]}, D {SIZES[0][1]}"
+            ),
             details=_seconds({"fused": pairs.first_s, "full logits": pairs.second_s}),
         )
     )
@@ -191,9 +216,11 @@ def compare_with_liger() -> None:
             goal=">= 1 x",
             figure=f"{pairs.speedup} x",
             met=pairs.speedup.median >= 1.0,
-            setting=f"V {V}, {DTYPE}, {_where()}; liger-kernel {version('liger-kernel')}, "
-            f"chunks of {LIGER_CHUNK} positions (its default); forward and backward, N "
-            f"{SIZES[0][0]}, D {SIZES[0][1]}",
+            setting=(
+                f"V {V}, {DTYPE}, {_where()}; liger-kernel {version('liger-kernel')},"
+                f" chunks of {LIGER_CHUNK} positions (its default); forward and"
+                f" backward, N {SIZES[0][0]}, D {SIZES[0][1]}"
+            ),
             details=rows,
         )
     )
@@ -226,7 +253,11 @@ def liger_jsd(inputs: Inputs) -> Tensor:
     )
     teacher = here.teacher
     mean: Tensor = loss(
-        inputs.hidden_ND, inputs.head_VD, teacher.hidden_TE, teacher.head_VE, here.response_ids_T
+        inputs.hidden_ND,
+        inputs.head_VD,
+        teacher.hidden_TE,
+        teacher.head_VE,
+        here.response_ids_T,
     )
     return mean * len(inputs.hidden_ND)
 
@@ -250,7 +281,10 @@ def _seconds(of: dict[str, Sequence[float]]) -> list[dict[str, Any]]:
 
 
 def _setting() -> str:
-    return f"V {V}, {DTYPE}, reverse KL + L_traj (windows of {WINDOW} at 2.25 %), {_where()}"
+    return (
+        f"V {V}, {DTYPE}, reverse KL + L_traj (windows of {WINDOW} at 2.25 %),"
+        f" {_where()}"
+    )
 
 
 def _where() -> str:

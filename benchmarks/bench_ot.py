@@ -1,7 +1,8 @@
-"""Optimal transport between windows of 8..50 tokens: ours against GeomLoss as it comes, and others.
+"""Optimal transport between windows of 8..50 tokens: ours against GeomLoss as it comes,
+and others.
 
-`ot_and_cost_seconds` gives what transport and cost matrices of a step take, for the claim on their
-share.
+`ot_and_cost_seconds` gives what transport and cost matrices of a step take, for the
+claim on their share.
 """
 
 import time
@@ -29,8 +30,9 @@ VOCABULARY = 151_936
 MARGINAL_GOAL = 1e-5
 SPEED_GOAL = 5.0
 MOST_ITERATIONS = 2**9
-"""Of a batched solver that does not get to the goal; seconds a run. A loop may take 16 times as
-many, because a window that has converged is done."""
+"""Of a batched solver that does not get to the goal; seconds a run. A loop may take 16
+times as many, because a window that has converged is done.
+"""
 ROLLOUT, WINDOWS_A_ROLLOUT = 9689, 218
 """A rollout whose 2.25 % of positions are 218 windows, as in the paper."""
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -43,7 +45,9 @@ Solver = Callable[[], Tensor]
 def embedding(width: int) -> Tensor:
     """A table (V, width) of random bf16 directions, some of them alike."""
     rng = torch.Generator().manual_seed(0)
-    table_VD = torch.empty(VOCABULARY, width, dtype=torch.bfloat16).normal_(generator=rng)
+    table_VD = torch.empty(VOCABULARY, width, dtype=torch.bfloat16).normal_(
+        generator=rng
+    )
     themes_TD = torch.randn(100, width, generator=rng).bfloat16()
     theme_V = torch.randint(100, (VOCABULARY,), generator=rng)
     return (table_VD + themes_TD[theme_V]).to(DEVICE)
@@ -53,12 +57,18 @@ def tokens(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
     """Ids with the frequencies of text: about 1,000 distinct ones in 10,000."""
     frequency_V = torch.arange(1, VOCABULARY + 1, dtype=torch.float64).pow(-1.4)
     count = int(np.prod(shape))
-    return torch.multinomial(frequency_V, count, replacement=True, generator=rng).view(shape)
+    return torch.multinomial(frequency_V, count, replacement=True, generator=rng).view(
+        shape
+    )
 
 
 def continuations(num_windows: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Pieces of rollouts and what a teacher says instead: 0..100 % of the tokens substituted."""
-    rollouts = [tokens((ROLLOUT,), rng) for _ in range(-(-num_windows // WINDOWS_A_ROLLOUT))]
+    """Pieces of rollouts and what a teacher says instead: 0..100 % of the tokens
+    substituted.
+    """
+    rollouts = [
+        tokens((ROLLOUT,), rng) for _ in range(-(-num_windows // WINDOWS_A_ROLLOUT))
+    ]
     starts_W = torch.linspace(0, ROLLOUT - LENGTH, WINDOWS_A_ROLLOUT).long()
     within_WK = starts_W[:, None] + torch.arange(LENGTH)
     student_WK = torch.cat([rollout[within_WK] for rollout in rollouts])[:num_windows]
@@ -78,8 +88,12 @@ def ragged_problem() -> TransportProblem:
 
 
 def ot_and_cost_seconds(num_windows: int, width: int) -> float:
-    """Cost matrices and transport of windows of 50 tokens; the table is `width` wide. Warmed up."""
-    student_WK, teacher_WK = continuations(num_windows, torch.Generator().manual_seed(2))
+    """Cost matrices and transport of windows of 50 tokens; the table is `width` wide.
+    Warmed up.
+    """
+    student_WK, teacher_WK = continuations(
+        num_windows, torch.Generator().manual_seed(2)
+    )
     size_W = torch.full((num_windows,), LENGTH)
     table_VD = embedding(width)
 
@@ -154,7 +168,9 @@ def geomloss_iterations(problem: TransportProblem) -> int:
     return num_iter
 
 
-def row(name: str, solve: Solver, problem: TransportProblem, reference_W: Tensor) -> dict[str, Any]:
+def row(
+    name: str, solve: Solver, problem: TransportProblem, reference_W: Tensor
+) -> dict[str, Any]:
     """One run of one solver."""
     start = time.perf_counter()
     plan_WKL = solve().double()
@@ -171,10 +187,12 @@ def row(name: str, solve: Solver, problem: TransportProblem, reference_W: Tensor
 def speed() -> Claim:
     """Ours against GeomLoss in pairs; the others once each."""
     problem = ragged_problem()
-    in_float64 = TransportProblem(problem.cost_WKL.double(), problem.num_rows_W, problem.num_cols_W)
+    in_float64 = TransportProblem(
+        problem.cost_WKL.double(), problem.num_rows_W, problem.num_cols_W
+    )
     reference = sinkhorn(in_float64, epsilon=EPSILON, max_iter=400)
-    # A plan diag(u) kernel diag(v) with the right marginals is the entropic optimum: no oracle but
-    # its own marginals is needed.
+    # A plan diag(u) kernel diag(v) with the right marginals is the entropic optimum: no
+    # oracle but its own marginals is needed.
     certified = float(reference.marginal_error_W.max())
     num_iter = geomloss_iterations(problem)
     ours, theirs = partial(ours_plan, problem), partial(by_geomloss, problem, num_iter)
@@ -192,7 +210,9 @@ def speed() -> Claim:
         "POT batch (log domain)": partial(by_pot_batch, problem),
         "exact (POT emd; scipy where square)": lambda: exact(problem).plan_WKL,
     }
-    details = [row(name, solve, problem, reference.cost_W) for name, solve in solvers.items()]
+    details = [
+        row(name, solve, problem, reference.cost_W) for name, solve in solvers.items()
+    ]
     return Claim(
         name="ot_speed",
         claim="OT: windows/s at K = 50, ragged",
@@ -201,12 +221,13 @@ def speed() -> Claim:
         figure=str(pairs.speedup),
         met=pairs.speedup.median >= SPEED_GOAL and raw_error <= MARGINAL_GOAL,
         setting=(
-            f"{NUM_WINDOWS} windows of {SHORTEST}..{LENGTH} tokens, epsilon {EPSILON:g}, fp32, "
-            f"{DEVICE}, {torch.get_num_threads()} threads; marginal error of ours before rounding "
-            f"{raw_error:.1e}, of GeomLoss {reached:.1e} at the iterations it was given (at most "
-            f"{MOST_ITERATIONS}; where that misses the goal the ratio is a lower bound). "
-            f"D_OT error against float64 with marginals right to {certified:.0e}; "
-            "the exact solvers' is the price of entropy, not an error"
+            f"{NUM_WINDOWS} windows of {SHORTEST}..{LENGTH} tokens, epsilon"
+            f" {EPSILON:g}, fp32, {DEVICE}, {torch.get_num_threads()} threads; marginal"
+            f" error of ours before rounding {raw_error:.1e}, of GeomLoss {reached:.1e}"
+            f" at the iterations it was given (at most {MOST_ITERATIONS}; where that"
+            " misses the goal the ratio is a lower bound). D_OT error against float64"
+            f" with marginals right to {certified:.0e}; the exact solvers' is the price"
+            " of entropy, not an error"
         ),
         details=details,
     )

@@ -1,9 +1,11 @@
-"""On-policy distillation by us and by TRL: same models, prompts, rollouts a step, loss, two cores.
+"""On-policy distillation by us and by TRL: same models, prompts, rollouts a step, loss,
+two cores.
 
     .venv/bin/python benchmarks/bench_peers.py
 
 TRL runs in an environment of its own (`benchmarks/.peers-venv`, made at first use from
-`benchmarks/peers/requirements.txt`). All systems are started, then do a step each in turn.
+`benchmarks/peers/requirements.txt`). All systems are started, then do a step each in
+turn.
 """
 
 import asyncio
@@ -88,7 +90,9 @@ def main() -> None:
 
 
 def settings(folder: Path) -> list[Setting]:
-    """The toy world, which is nearly all overhead, and a pair in which arithmetic counts."""
+    """The toy world, which is nearly all overhead, and a pair in which arithmetic
+    counts.
+    """
     student, teacher = make_pair(WORLD / "student", folder / "pair")
     return [
         Setting(
@@ -126,7 +130,9 @@ def install() -> None:
 def run_in_turn(setting: Setting, folder: Path) -> Steps:
     """Ours, TRL's one, TRL's other, ours, …"""
     prompts = folder / "prompts-of-a-step.jsonl"
-    lines = (WORLD / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = (
+        (WORLD / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    )
     prompts.write_text("".join(lines[: setting.rollouts // SAMPLES]), encoding="utf-8")
     peers = {name: Peer(setting, prompts, folder, name) for name in TITLES}
 
@@ -136,12 +142,16 @@ def run_in_turn(setting: Setting, folder: Path) -> Steps:
             steps["ours"].append(await our_step(session, turn))
             for name, peer in peers.items():
                 steps[name].append(await asyncio.to_thread(peer.step))
-            rates = ", ".join(f"{name} {done[-1].rate:.0f}" for name, done in steps.items())
+            rates = ", ".join(
+                f"{name} {done[-1].rate:.0f}" for name, done in steps.items()
+            )
             print(f"{setting.name}, turn {turn}: {rates} tokens/s", flush=True)
         return steps
 
     try:
-        steps: Steps = in_session(our_config(setting, prompts, folder), steps_in_turn, cores=None)
+        steps: Steps = in_session(
+            our_config(setting, prompts, folder), steps_in_turn, cores=None
+        )
     finally:
         for peer in peers.values():
             peer.close()
@@ -154,7 +164,11 @@ def our_config(setting: Setting, prompts: Path, folder: Path) -> Any:
     return session_config(
         folder,
         {
-            "run": {"root": str(folder), "name": setting.student.parent.name, "method": "opd"},
+            "run": {
+                "root": str(folder),
+                "name": setting.student.parent.name,
+                "method": "opd",
+            },
             "prompts": {
                 "path": str(prompts),
                 "per_step": setting.rollouts // SAMPLES,
@@ -179,7 +193,9 @@ def our_config(setting: Setting, prompts: Path, folder: Path) -> Any:
 
 
 async def our_step(session: Session, turn: int) -> Step:
-    """From the first request of its rollouts until the rollout engine has the new weights."""
+    """From the first request of its rollouts until the rollout engine has the new
+    weights.
+    """
     busy_s, began = await cpu_seconds(session), time.perf_counter()
     (done,) = await session.steps(session.config, 1, names=turn)
     wall_s = time.perf_counter() - began
@@ -195,15 +211,22 @@ async def cpu_seconds(session: Session) -> float:
     """Of the driver and all actors, since they began."""
     fleet = session.fleet
     actors = [*fleet.rollouts, *fleet.teachers, *fleet.probers, *fleet.learners]
-    seconds = [await actor.__ray_call__.remote(lambda _: time.process_time()) for actor in actors]
+    seconds = [
+        await actor.__ray_call__.remote(lambda _: time.process_time())
+        for actor in actors
+    ]
     return time.process_time() + sum(seconds)
 
 
 class Peer:
     """One of TRL's trainers in a process of its own, at rest between steps."""
 
-    def __init__(self, setting: Setting, prompts: Path, folder: Path, trainer: str) -> None:
-        """All rollouts of a step are one micro-batch: fewer and larger matrix products."""
+    def __init__(
+        self, setting: Setting, prompts: Path, folder: Path, trainer: str
+    ) -> None:
+        """All rollouts of a step are one micro-batch: fewer and larger matrix
+        products.
+        """
         spec = {
             "trainer": trainer,
             "student": str(setting.student),
@@ -221,7 +244,9 @@ class Peer:
         path = folder / f"{trainer}.json"
         path.write_text(json.dumps(spec), encoding="utf-8")
         self._said = (folder / f"{trainer}.txt").open("w+", encoding="utf-8")
-        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        environment = {
+            key: value for key, value in os.environ.items() if key != "PYTHONPATH"
+        }
         self._process = subprocess.Popen(
             [PEERS / "bin" / "python", HERE / "peers" / "trl_run.py", path],
             env=environment | {"OMP_NUM_THREADS": str(THREADS)},
@@ -247,7 +272,10 @@ class Peer:
         finally:
             watch.cancel()
         self._said.seek(0)
-        sys.exit(f"TRL ended or took over {STEP_DEADLINE_S:.0f} s: {self._said.read()[-4000:]}")
+        sys.exit(
+            f"TRL ended or took over {STEP_DEADLINE_S:.0f} s:"
+            f" {self._said.read()[-4000:]}"
+        )
 
     def close(self) -> None:
         """End the process."""
@@ -262,7 +290,9 @@ def claim(trainer: str, results: list[tuple[Setting, Steps]]) -> Claim:
         setting.name: Ratio(
             tuple(
                 ours.rate / theirs.rate
-                for ours, theirs in zip(timed(steps["ours"]), timed(steps[trainer]), strict=True)
+                for ours, theirs in zip(
+                    timed(steps["ours"]), timed(steps[trainer]), strict=True
+                )
             )
         )
         for setting, steps in results
@@ -285,31 +315,38 @@ def claim(trainer: str, results: list[tuple[Setting, Steps]]) -> Claim:
 
 
 SETTING = (
-    f"Response tokens trained over wall seconds of a step, from its first request for a rollout "
-    f"until the next could start with the new weights; all systems running, a step each in turn, "
-    f"{WARM_UP} warm-up turns. Same models, prompts, {SAMPLES} samples a prompt, limits, "
-    "temperature 1, float32, reverse KL over the whole vocabulary, one update a step, no "
-    "evaluation, no checkpoints, activations kept; the learning rate is next to nothing, so that "
-    f"all go on sampling from the same student. TRL has {THREADS} threads and all rollouts in one "
-    "micro-batch; ours has a rollout engine, a teacher and a learner as Ray actors of one thread "
-    "each on the same two cores, staleness 0."
+    "Response tokens trained over wall seconds of a step, from its first request for a"
+    " rollout until the next could start with the new weights; all systems running, a"
+    f" step each in turn, {WARM_UP} warm-up turns. Same models, prompts, {SAMPLES}"
+    " samples a prompt, limits, temperature 1, float32, reverse KL over the whole"
+    " vocabulary, one update a step, no evaluation, no checkpoints, activations kept;"
+    " the learning rate is next to nothing, so that all go on sampling from the same"
+    f" student. TRL has {THREADS} threads and all rollouts in one micro-batch; ours has"
+    " a rollout engine, a teacher and a learner as Ray actors of one thread each on"
+    " the same two cores, staleness 0."
 )
 PROFILE = (
-    "On the toy world all systems spend most of their time in Python, once a decoding step for all "
-    "sequences, and about as many processor seconds a token (table): responses are about equally "
-    "long and decoded all at once, so continuous batching has nothing to fill, and what is left to "
-    "win is that three actors work on two cores. Where lengths are spread, TRL decodes every row, "
-    "and trains every row's padding, until the longest is done. "
+    "On the toy world all systems spend most of their time in Python, once a decoding"
+    " step for all sequences, and about as many processor seconds a token (table):"
+    " responses are about equally long and decoded all at once, so continuous batching"
+    " has nothing to fill, and what is left to win is that three actors work on two"
+    " cores. Where lengths are spread, TRL decodes every row, and trains every row's"
+    " padding, until the longest is done. "
 )
 WORDS = {
-    "distillation": PROFILE
-    + "TRL generates with transformers: its vLLM mode asks for vLLM 0.22 to 0.31 and refreshes the "
-    "weights with `load_weights`, which on a CPU does not reach linear layers once vLLM has "
-    "repacked them (read in its code, not run).",
-    "gkd": PROFILE
-    + "The loss that GKDTrainer prints is divided by the number of tokens of the *dataset's* "
-    "answers (here two a prompt), not of those it sampled, so it is larger by the quotient of "
-    "the two; clipping hides that in the update.",
+    "distillation": (
+        PROFILE
+        + "TRL generates with transformers: its vLLM mode asks for vLLM 0.22 to 0.31"
+        " and refreshes the weights with `load_weights`, which on a CPU does not"
+        " reach linear layers once vLLM has repacked them (read in its code, not"
+        " run)."
+    ),
+    "gkd": (
+        PROFILE
+        + "The loss that GKDTrainer prints is divided by the number of tokens of the"
+        " *dataset's* answers (here two a prompt), not of those it sampled, so it is"
+        " larger by the quotient of the two; clipping hides that in the update."
+    ),
 }
 
 
@@ -325,11 +362,16 @@ def row(setting: Setting, system: str, steps: list[Step]) -> dict[str, Any]:
         "models": setting.name,
         "system": TITLES.get(system, system),
         "rollouts a step": setting.rollouts,
-        "mean response tokens": statistics.mean(s.tokens for s in timed(steps)) / setting.rollouts,
+        "mean response tokens": (
+            statistics.mean(s.tokens for s in timed(steps)) / setting.rollouts
+        ),
         "limit": setting.max_tokens,
-        "tokens/s": f"{statistics.median(rates):.0f} [{min(rates):.0f}, {max(rates):.0f}]",
-        "CPU s a 1,000 tokens": 1000
-        * statistics.median(step.cpu_s / step.tokens for step in timed(steps)),
+        "tokens/s": (
+            f"{statistics.median(rates):.0f} [{min(rates):.0f}, {max(rates):.0f}]"
+        ),
+        "CPU s a 1,000 tokens": (
+            1000 * statistics.median(step.cpu_s / step.tokens for step in timed(steps))
+        ),
         "mean loss": statistics.mean(step.loss for step in steps),
     }
 

@@ -1,11 +1,12 @@
-"""The cost model against real runs: rates fitted on one kind of step, others predicted and timed.
+"""The cost model against real runs: rates fitted on one kind of step, others predicted
+and timed.
 
     .venv/bin/python benchmarks/bench_plan.py
 
-All steps on one fleet of real actors that share two cores, a few of each kind in turn, so that all
-see the same moods of the machine. What is predicted differs from what was fitted in method,
-staleness, and how many prompts a step has. Responses differ in length from step to step, so seconds
-are compared by the thousand tokens.
+All steps on one fleet of real actors that share two cores, a few of each kind in turn,
+so that all see the same moods of the machine. What is predicted differs from what was
+fitted in method, staleness, and how many prompts a step has. Responses differ in length
+from step to step, so seconds are compared by the thousand tokens.
 """
 
 import statistics
@@ -26,13 +27,15 @@ GOAL = 0.15
 CORES = 2
 PROMPT_TOKENS = 14
 WORDS = (
-    "The model shares cores evenly among the actors at work. It knows neither the caches that they "
-    "take from each other, nor the operating system's scheduler, nor Ray's own processes; what of "
-    "that the fitted kind had is in its rates, and is not the same where other actors overlap."
+    "The model shares cores evenly among the actors at work. It knows neither the"
+    " caches that they take from each other, nor the operating system's scheduler, nor"
+    " Ray's own processes; what of that the fitted kind had is in its rates, and is not"
+    " the same where other actors overlap."
 )
 ROUNDS = MIN_PAIRS
-"""Of a block of each kind. Timed is a block's second step: it begins with the refit of the first,
-and in a stale kind has the next one beside it."""
+"""Of a block of each kind. Timed is a block's second step: it begins with the refit of
+the first, and in a stale kind has the next one beside it.
+"""
 
 
 def main() -> None:
@@ -61,7 +64,9 @@ def kinds(config: Config) -> dict[str, Config]:
 
 def halved(config: Config) -> Config:
     """Half the prompts a step."""
-    prompts = config.prompts.model_copy(update={"per_step": config.prompts.per_step // 2})
+    prompts = config.prompts.model_copy(
+        update={"per_step": config.prompts.per_step // 2}
+    )
     return config.model_copy(update={"prompts": prompts})
 
 
@@ -104,11 +109,15 @@ def report(configs: dict[str, Config], timed: dict[str, list[Step]]) -> None:
             claim="`topd plan`, predicted seconds of a step, by the thousand tokens",
             against="real runs",
             goal=f"within {GOAL:.0%}",
-            figure=f"worst of {len(errors) - 1}: {worst:+.0%}; mean {mean_of(errors[1:]):.0%}",
+            figure=(
+                f"worst of {len(errors) - 1}: {worst:+.0%}; mean"
+                f" {mean_of(errors[1:]):.0%}"
+            ),
             met=abs(worst) <= GOAL,
             setting=(
-                f"real fleet on {CORES} cores that all actors share, random Qwen3; rates fitted on "
-                f"{ROUNDS} steps of TOPD; {ROUNDS} steps of each kind timed in turn, median"
+                f"real fleet on {CORES} cores that all actors share, random Qwen3;"
+                f" rates fitted on {ROUNDS} steps of TOPD; {ROUNDS} steps of each kind"
+                " timed in turn, median"
             ),
             details=rows,
             words=WORDS,

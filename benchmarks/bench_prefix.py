@@ -1,8 +1,10 @@
-"""Claim `prefix_cache`: a probe's prefix is not computed again behind a teacher that has scored it.
+"""Claim `prefix_cache`: a probe's prefix is not computed again behind a teacher that
+has scored it.
 
-One engine scores a rollout and then continues from its candidates. The other side is a probe engine
-of its own, as `dedicated` has it: it has not seen the rollout, so its first probes fill the cache.
-Both are the same engine here, with a cache that was emptied for the second.
+One engine scores a rollout and then continues from its candidates. The other side is a
+probe engine of its own, as `dedicated` has it: it has not seen the rollout, so its
+first probes fill the cache. Both are the same engine here, with a cache that was
+emptied for the second.
 """
 
 import tempfile
@@ -82,7 +84,9 @@ def probes(sequence: Ints, rng: np.random.Generator) -> list[GenerationRequest]:
     ]
 
 
-def ask(engine: VllmTeacher, requests: Sequence[GenerationRequest], tally: Tally) -> float:
+def ask(
+    engine: VllmTeacher, requests: Sequence[GenerationRequest], tally: Tally
+) -> float:
     """Seconds for the probes of a rollout."""
     wanted = {request.request_id: len(request.prompt_ids) for request in requests}
     start = time.perf_counter()
@@ -93,11 +97,15 @@ def ask(engine: VllmTeacher, requests: Sequence[GenerationRequest], tally: Tally
 
 
 def measure(folder: Path) -> tuple[Pairs, Tally, Tally]:
-    """Probes behind scoring, and probes of an engine of their own, in turn on fresh rollouts."""
+    """Probes behind scoring, and probes of an engine of their own, in turn on fresh
+    rollouts.
+    """
     model = Qwen3ForCausalLM(MODEL)
     model.save_pretrained(folder)
     weights = [(name, one.detach().numpy()) for name, one in model.named_parameters()]
-    config = EngineConfig(backend="vllm", dtype="float32", enforce_eager=True, kv_cache_gib=0.25)
+    config = EngineConfig(
+        backend="vllm", dtype="float32", enforce_eager=True, kv_cache_gib=0.25
+    )
     engine = VllmTeacher(folder, config, max_model_len=PROMPT + LONGEST + WINDOW)
     shared, dedicated = Tally(), Tally()
     # The same rollouts on both sides, each seen first where it is scored.
@@ -123,20 +131,27 @@ def claim(pairs: Pairs, shared: Tally, dedicated: Tally) -> Claim:
     sides = (("behind scoring", shared), ("engine of their own", dedicated))
     return Claim(
         name="prefix_cache",
-        claim="prefix tokens that probes take from the cache, behind scoring on one engine",
+        claim=(
+            "prefix tokens that probes take from the cache, behind scoring on one"
+            " engine"
+        ),
         against="all prefix tokens of the probes",
         goal=f">= {GOAL:.0%}",
         figure=f"{shared.share:.2%}",
         met=shared.share >= GOAL,
         setting=(
-            f"vLLM, a rollout of {SHORTEST} to {LONGEST} response tokens at a time behind a prompt "
-            f"of {PROMPT}, {FRACTION:.2%} of positions probed, K = {WINDOW}, "
-            f"{torch.get_num_threads()} threads; random Qwen3 of width {MODEL.hidden_size}; "
-            "seconds of the probes on an engine that has not seen the rollout / behind scoring: "
-            f"{pairs.speedup}"
+            f"vLLM, a rollout of {SHORTEST} to {LONGEST} response tokens at a time"
+            f" behind a prompt of {PROMPT}, {FRACTION:.2%} of positions probed, K ="
+            f" {WINDOW}, {torch.get_num_threads()} threads; random Qwen3 of width"
+            f" {MODEL.hidden_size}; seconds of the probes on an engine that has not"
+            f" seen the rollout / behind scoring: {pairs.speedup}"
         ),
         details=[
-            {"probes": side, "prefix tokens": tally.wanted, "share from the cache": tally.share}
+            {
+                "probes": side,
+                "prefix tokens": tally.wanted,
+                "share from the cache": tally.share,
+            }
             for side, tally in sides
         ],
     )

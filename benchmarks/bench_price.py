@@ -23,7 +23,16 @@ SECTIONS: dict[str, Any] = {
     "cluster": {"object_store_gib": 0.5, "max_chunks_in_flight": 12},
 }
 OWN_CORES = {"rollout": 0, "learner": 0, "teacher": 1, "prober": 1}
-STAGES = ("roll_out", "score", "continue_from", "probe", "accumulate", "step", "publish", "update")
+STAGES = (
+    "roll_out",
+    "score",
+    "continue_from",
+    "probe",
+    "accumulate",
+    "step",
+    "publish",
+    "update",
+)
 
 
 def main() -> None:
@@ -53,7 +62,11 @@ def engine(**fields: Any) -> dict[str, Any]:
 async def in_turn_steps(session: Session) -> tuple[list[Step], list[Step]]:
     """OPD, TOPD, OPD, TOPD, …; the first of each is a warm-up."""
     opd_config = session.config.model_copy(
-        update={"objective": session.config.objective.model_copy(update={"lambda_traj": 0.0})}
+        update={
+            "objective": session.config.objective.model_copy(
+                update={"lambda_traj": 0.0}
+            )
+        }
     )
     opd, topd = list[Step](), list[Step]()
     for names in range(MIN_PAIRS + 1):
@@ -85,17 +98,24 @@ def setting(last: dict[str, float], *, own: bool) -> str:
     """What a step was."""
     share = last["candidates/num"] / last["rollout/num_tokens"]
     cost = TEACHER.parameters_a_token / STUDENT.parameters_a_token
-    pinned = "; rollout and learner pinned to core 0, teacher and prober to core 1" if own else ""
+    pinned = (
+        "; rollout and learner pinned to core 0, teacher and prober to core 1"
+        if own
+        else ""
+    )
     return (
-        f"{last['rollout/num']:.0f} rollouts of {last['rollout/mean_tokens']:.0f} tokens on "
-        f"average, {last['candidates/num']:.0f} candidates ({share:.2%}), K = 50; random Qwen3, "
-        f"teacher {cost:.2f} x the student's operations a token; vLLM, Ray, DeepSpeed, one thread "
-        f"an actor; steps in turn on one fleet, the same rollouts in both{pinned}"
+        f"{last['rollout/num']:.0f} rollouts of {last['rollout/mean_tokens']:.0f}"
+        f" tokens on average, {last['candidates/num']:.0f} candidates ({share:.2%}), K"
+        f" = 50; random Qwen3, teacher {cost:.2f} x the student's operations a token;"
+        " vLLM, Ray, DeepSpeed, one thread an actor; steps in turn on one fleet, the"
+        f" same rollouts in both{pinned}"
     )
 
 
 def row(name: str, steps: list[Step]) -> dict[str, Any]:
-    """Median seconds of a step, and of every kind of call in it, summed over its chunks."""
+    """Median seconds of a step, and of every kind of call in it, summed over its
+    chunks.
+    """
     busy = {stage: busy_s(steps, stage) for stage in STAGES}
     return (
         {"step": name, "wall, s": round(median(s.wall_s for s in steps), 2)}

@@ -15,15 +15,21 @@ from topd_ray.simulate.roofline import Hardware, assumed_workload, roofline_rate
 
 PAPER = Path(__file__).parents[1] / "configs" / "qwen3-30b-a3b-to-4b-4xh100.yaml"
 WORDS = (
-    "128 rollouts are decoded at once by a dozen engines, and their step then lasts as long as its "
-    "longest rollout: GPUs beyond those pay with larger batches (the last rows) or not at all."
+    "128 rollouts are decoded at once by a dozen engines, and their step then lasts as"
+    " long as its longest rollout: GPUs beyond those pay with larger batches (the last"
+    " rows) or not at all."
 )
 GPUS = (4, 8, 16, 32, 64, 128, 256)
-BATCH = ["prompts.per_step=32", "rollout.chunk_size=8", "cluster.max_chunks_in_flight=32"]
+BATCH = [
+    "prompts.per_step=32",
+    "rollout.chunk_size=8",
+    "cluster.max_chunks_in_flight=32",
+]
 """128 rollouts a step: the paper's 4 keep no more than 4 GPUs busy."""
 A_GPU = [*BATCH, "prompts.per_step=8"]
-"""32 rollouts on the first 4 GPUs, and as many more as there are GPUs: each size simulates every
-message of its step, which bounds what is tried."""
+"""32 rollouts on the first 4 GPUs, and as many more as there are GPUs: each size
+simulates every message of its step, which bounds what is tried.
+"""
 
 
 def main() -> None:
@@ -52,15 +58,19 @@ def main() -> None:
     save(
         Claim(
             name="scaling",
-            claim="**prediction**: Qwen3-30B-A3B into Qwen3-4B, tokens/s by number of GPUs",
+            claim=(
+                "**prediction**: Qwen3-30B-A3B into Qwen3-4B, tokens/s by number of"
+                " GPUs"
+            ),
             against="4 GPUs, linear",
             goal="4 to 256 GPUs",
             figure=f"{GPUS[0]} to {GPUS[-1]} GPUs, see the table",
             met=True,
             setting=(
-                f"`topd plan`: the real driver over simulated actors, rates by the roofline of "
-                f"{hardware.name}, the best placement found for each number of GPUs; the paper's "
-                "4 rollouts a step, then 128, then 8 a GPU. Nothing of it was measured"
+                "`topd plan`: the real driver over simulated actors, rates by the"
+                f" roofline of {hardware.name}, the best placement found for each"
+                " number of GPUs; the paper's 4 rollouts a step, then 128, then 8 a"
+                " GPU. Nothing of it was measured"
             ),
             details=rows,
             words=WORDS,

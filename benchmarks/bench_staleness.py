@@ -1,10 +1,11 @@
-"""One step ahead: what it gains where engines and learner have cores of their own, what it costs.
+"""One step ahead: what it gains where engines and learner have cores of their own, what
+it costs.
 
     .venv/bin/python benchmarks/bench_staleness.py
 
-Tokens a second over steps of `rollout.max_staleness` 1 and 0 in turn on one fleet; then the demo
-trained both ways, on equally many rollouts, from several seeds: accuracy on problems of `dev`,
-which are in nobody's training.
+Tokens a second over steps of `rollout.max_staleness` 1 and 0 in turn on one fleet; then
+the demo trained both ways, on equally many rollouts, from several seeds: accuracy on
+problems of `dev`, which are in nobody's training.
 """
 
 import json
@@ -26,7 +27,9 @@ ROOT = Path(__file__).parents[1]
 TOPD = Path(sys.executable).parent / "topd"
 GOAL = 1.3
 BLOCK = 4
-"""Steps a reading; of them the first has nothing ahead, the last nothing beside it: not counted."""
+"""Steps a reading; of them the first has nothing ahead, the last nothing beside it: not
+counted.
+"""
 OWN_CORES = {"rollout": 0, "learner": 1, "teacher": 1, "prober": 1}
 KINDS = tuple(OWN_CORES)
 SEEDS = (0, 1, 2)
@@ -94,9 +97,9 @@ def report_speed(fresh: list[list[Step]], stale: list[list[Step]]) -> None:
             figure=f"{ratio}",
             met=ratio.median >= GOAL,
             setting=(
-                "TOPD on random Qwen3 (see the price of TOPD), rollout engine on core 0, teacher, "
-                f"prober and learner on core 1; blocks of {BLOCK} steps in turn on one fleet, the "
-                "first and last of each block not counted"
+                "TOPD on random Qwen3 (see the price of TOPD), rollout engine on core"
+                f" 0, teacher, prober and learner on core 1; blocks of {BLOCK} steps in"
+                " turn on one fleet, the first and last of each block not counted"
             ),
             details=[row(0, fresh), row(1, stale)],
             words=words(fresh, stale),
@@ -111,12 +114,13 @@ def words(fresh: list[list[Step]], stale: list[list[Step]]) -> str:
     one_by_one_s = step_s * sum(busy.values())
     core_1 = sum(share for kind, share in busy.items() if OWN_CORES[kind])
     return (
-        f"One after the other, the stages of a step would take {one_by_one_s:.1f} s. Chunks that "
-        f"stream on within a step make it {step_s:.1f} s, and a step ahead {ahead_s:.1f} s: most "
-        "of what staleness is for is gained without it. In a fresh step core 0 (rollouts) is "
-        f"already busy for {busy['rollout']:.0%} and core 1 (all else) for {core_1:.0%}; a core "
-        "that is never idle is the floor, whatever is begun ahead. The gain grows with the share "
-        "of a step in which the slowest role waits: long tails of response lengths, large refits."
+        f"One after the other, the stages of a step would take {one_by_one_s:.1f} s."
+        f" Chunks that stream on within a step make it {step_s:.1f} s, and a step ahead"
+        f" {ahead_s:.1f} s: most of what staleness is for is gained without it. In a"
+        f" fresh step core 0 (rollouts) is already busy for {busy['rollout']:.0%} and"
+        f" core 1 (all else) for {core_1:.0%}; a core that is never idle is the floor,"
+        " whatever is begun ahead. The gain grows with the share of a step in which"
+        " the slowest role waits: long tails of response lengths, large refits."
     )
 
 
@@ -134,7 +138,10 @@ def row(staleness: int, blocks: list[list[Step]]) -> dict[str, Any]:
         "staleness": staleness,
         "tokens/s": round(rate([step for block in blocks for step in block])),
         "step, s": round(mean_of(blocks, "step/wall_s"), 2),
-        **{f"{kind} busy": f"{mean_of(blocks, f'busy/{kind}_frac'):.0%}" for kind in KINDS},
+        **{
+            f"{kind} busy": f"{mean_of(blocks, f'busy/{kind}_frac'):.0%}"
+            for kind in KINDS
+        },
         "rollout KL, nats a token": mean_of(blocks, "learner/rollout_kl"),
     }
 
@@ -158,7 +165,9 @@ def _demo(folder: Path, seed: int, staleness: int) -> dict[str, Any]:
     ]
     command = [TOPD, "train", ROOT / "configs" / "local-toy.yaml", *overrides]
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        subprocess.run(command, cwd=ROOT, check=True, timeout=RUN_DEADLINE_S, stdout=nowhere)
+        subprocess.run(
+            command, cwd=ROOT, check=True, timeout=RUN_DEADLINE_S, stdout=nowhere
+        )
     summary: dict[str, Any] = json.loads((folder / name / "summary.json").read_text())
     return summary
 
@@ -166,7 +175,10 @@ def _demo(folder: Path, seed: int, staleness: int) -> dict[str, Any]:
 def report_accuracy(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
     """Whether the interval of the difference, over seeds, holds 0."""
     difference = t_interval(
-        [100 * (stale["accuracy_after"] - fresh["accuracy_after"]) for fresh, stale in pairs]
+        [
+            100 * (stale["accuracy_after"] - fresh["accuracy_after"])
+            for fresh, stale in pairs
+        ]
     )
     save(
         Claim(
@@ -174,11 +186,15 @@ def report_accuracy(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
             claim="accuracy at staleness 1, equally many rollouts",
             against="staleness 0",
             goal="within the interval",
-            figure=f"{difference.value:+.1f} points [{difference.low:.1f}, {difference.high:.1f}]",
+            figure=(
+                f"{difference.value:+.1f} points [{difference.low:.1f},"
+                f" {difference.high:.1f}]"
+            ),
             met=difference.low <= 0 <= difference.high,
             setting=(
-                f"the demo, 40 steps of 64 rollouts, {len(SEEDS)} seeds, accuracy on {PROBLEMS} "
-                "dev problems, greedy; points, 95 % interval of the paired difference (t)"
+                f"the demo, 40 steps of 64 rollouts, {len(SEEDS)} seeds, accuracy on"
+                f" {PROBLEMS} dev problems, greedy; points, 95 % interval of the paired"
+                " difference (t)"
             ),
             details=[
                 {

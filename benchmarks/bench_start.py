@@ -77,18 +77,23 @@ def main() -> None:
             against="starts one by one",
             goal="all engines in parallel; each module imported once",
             figure=(
-                f"{command['first rollout']:.1f} s, of which actors {command['actors']:.1f} s; "
-                f"together {speedup} x as fast as one by one"
+                f"{command['first rollout']:.1f} s, of which actors"
+                f" {command['actors']:.1f} s; together {speedup} x as fast as one"
+                " by one"
             ),
             met=min(speedup.values) > 1 and not any(strangers.values()),
             setting=(
-                "`topd train configs/local-toy.yaml run.steps=1` without evaluation, packages in "
-                "the page cache; then, under one Ray, all actors at once against each after the "
-                "one before. The first rollout is the end of the first chunk of 16. Each of the "
-                "actors imports what it needs in a process of its own, once; the table says what."
+                "`topd train configs/local-toy.yaml run.steps=1` without evaluation,"
+                " packages in the page cache; then, under one Ray, all actors at once"
+                " against each after the one before. The first rollout is the end of"
+                " the first chunk of 16. Each of the actors imports what it needs in a"
+                " process of its own, once; the table says what."
             ),
             details=[
-                *({"what": what, "s": s, "CPU s": "", "loaded": ""} for what, s in command.items()),
+                *(
+                    {"what": what, "s": s, "CPU s": "", "loaded": ""}
+                    for what, s in command.items()
+                ),
                 *(
                     {"what": f"{one.actor}, alone", "s": one.seconds}
                     | {"CPU s": one.cpu_s, "loaded": one.loaded}
@@ -103,7 +108,9 @@ def main() -> None:
 def words(strangers: dict[str, set[str]]) -> str:
     """Who loads what it has no use for."""
     found = [
-        f"{actor} loads {', '.join(sorted(mods))}" for actor, mods in strangers.items() if mods
+        f"{actor} loads {', '.join(sorted(mods))}"
+        for actor, mods in strangers.items()
+        if mods
     ]
     return f"Not needed: {'; '.join(found)}." if found else ""
 
@@ -111,7 +118,12 @@ def words(strangers: dict[str, set[str]]) -> str:
 def train(root: Path) -> dict[str, float]:
     """One step by the command; seconds from its first moment."""
     command = [Path(sys.executable).parent / "topd", "train", CONFIG, "run.steps=1"]
-    command += [f"run.root={root}", "run.name=command", "run.trace=true", "evaluation.path=null"]
+    command += [
+        f"run.root={root}",
+        "run.name=command",
+        "run.trace=true",
+        "evaluation.path=null",
+    ]
     began_s = time.time()
     subprocess.run(
         [str(part) for part in command],
@@ -123,10 +135,14 @@ def train(root: Path) -> dict[str, float]:
     )
     folder = root / "command"
     events = json.loads((folder / "trace.json").read_text(encoding="utf-8"))
-    rolls = [one for one in events if one["ph"] == "X" and one["name"].startswith("roll_out")]
+    rolls = [
+        one for one in events if one["ph"] == "X" and one["name"].startswith("roll_out")
+    ]
     first = min(rolls, key=lambda one: one["ts"])
     begun_s = first["ts"] / 1e6 - began_s
-    actors_s = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["stage_s"]["start"]
+    actors_s = json.loads((folder / "summary.json").read_text(encoding="utf-8"))[
+        "stage_s"
+    ]["start"]
     return {
         "imports, data, Ray": begun_s - actors_s,
         "actors": actors_s,
@@ -172,7 +188,9 @@ def one_by_one(config: Config) -> list[Readiness]:
             ray.get(actor.ready.remote())
         seconds = time.perf_counter() - began
         loaded, cpu_s = ray.get(actor.__ray_call__.remote(_look_around, HEAVY))
-        found.append(Readiness(actor=kind, seconds=seconds, cpu_s=cpu_s, loaded=" ".join(loaded)))
+        found.append(
+            Readiness(actor=kind, seconds=seconds, cpu_s=cpu_s, loaded=" ".join(loaded))
+        )
         actors.append(actor)
     for actor in actors:
         ray.kill(actor)

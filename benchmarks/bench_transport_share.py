@@ -12,10 +12,11 @@ from measure import MIN_PAIRS, Claim, save
 from session import Session, Step, in_session, session_config
 
 WORDS = (
-    "The models are toys of about 1 M parameters; the windows cost as much beside any model, but "
-    "for wider embeddings. None of it but the last chunk's is waited for: it lies beside the "
-    "rollouts. Tried: transport in the scaling domain (sixty times GeomLoss as it comes), and one "
-    "product of a rollout's distinct tokens for all its cost matrices where that is less work."
+    "The models are toys of about 1 M parameters; the windows cost as much beside any"
+    " model, but for wider embeddings. None of it but the last chunk's is waited for:"
+    " it lies beside the rollouts. Tried: transport in the scaling domain (sixty times"
+    " GeomLoss as it comes), and one product of a rollout's distinct tokens for all its"
+    " cost matrices where that is less work."
 )
 
 
@@ -41,11 +42,17 @@ def report_transport(topd: list[Step]) -> None:
             claim="OT + cost matrix, share of a step",
             against="the step's wall time",
             goal="<= 1 %",
-            figure=f"{statistics.median(shares):.2%} [{min(shares):.2%}, {max(shares):.2%}]",
+            figure=(
+                f"{statistics.median(shares):.2%} [{min(shares):.2%},"
+                f" {max(shares):.2%}]"
+            ),
             met=statistics.median(shares) <= 0.01,
-            setting=f"the probe workers' calls in {len(topd)} TOPD steps, "
-            f"{candidates:.0f} windows of up to 50 tokens a step, one thread; most of it lies "
-            "beside the rollouts. The models are toys: with larger ones the share is smaller",
+            setting=(
+                f"the probe workers' calls in {len(topd)} TOPD steps, {candidates:.0f}"
+                " windows of up to 50 tokens a step, one thread; most of it lies"
+                " beside the rollouts. The models are toys: with larger ones the share"
+                " is smaller"
+            ),
             words=WORDS,
         )
     )

@@ -1,4 +1,6 @@
-"""Windows that hang off their rollout in one sequence, and sequences without padding."""
+"""Windows that hang off their rollout in one sequence, and sequences without
+padding.
+"""
 
 import copy
 import time
@@ -21,13 +23,17 @@ THREADS = 2
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PROMPT, K, SHARE = 128, 50, 0.0225
 SAMPLE = 6
-"""Windows that stand for all in the naive way at 4096; evenly spread over the rollout."""
+"""Windows that stand for all in the naive way at 4096; evenly spread over the
+rollout.
+"""
 VOCABULARY, WIDTH = 1_000, 256
 
 
 @dataclass(frozen=True)
 class Tree:
-    """A rollout of PROMPT + N tokens and its windows, with a given gradient for every state."""
+    """A rollout of PROMPT + N tokens and its windows, with a given gradient for every
+    state.
+    """
 
     ids_L: Tensor
     layout: Layout
@@ -41,7 +47,10 @@ class Tree:
 def make_tree(num_tokens: int) -> Tree:
     """Windows evenly spread over a random rollout of `num_tokens`."""
     rng = torch.Generator().manual_seed(num_tokens)
-    trunk, own = PROMPT + num_tokens - 1, K - 1  # the last token of either predicts nothing
+    trunk, own = (
+        PROMPT + num_tokens - 1,
+        K - 1,
+    )  # the last token of either predicts nothing
     count = round(SHARE * num_tokens)
     branches = [PROMPT + (2 * w + 1) * num_tokens // (2 * count) for w in range(count)]
     length = trunk + count * own
@@ -74,7 +83,9 @@ def make_students() -> tuple[Any, Any]:
         max_position_embeddings=8192,
     )
     plain = Qwen3Model._from_config(config, attn_implementation="sdpa").to(DEVICE)
-    ours = Qwen3Model._from_config(copy.deepcopy(config), attn_implementation=PACKED).to(DEVICE)
+    ours = Qwen3Model._from_config(
+        copy.deepcopy(config), attn_implementation=PACKED
+    ).to(DEVICE)
     ours.load_state_dict(plain.state_dict())
     return ours, plain
 
@@ -107,7 +118,9 @@ def window_alone(student: Any, tree: Tree, w: int) -> float:
 
 
 def apart(student: Any, ids_L: Tensor, given: Tensor) -> float:
-    """Forward and backward over one sequence; no padding, as SDPA is fastest without a mask."""
+    """Forward and backward over one sequence; no padding, as SDPA is fastest without a
+    mask.
+    """
     states_1LD = student(input_ids=ids_L[None], use_cache=False).last_hidden_state
     loss = (states_1LD[0, -len(given) :] * given).sum()
     loss.backward()
@@ -115,7 +128,9 @@ def apart(student: Any, ids_L: Tensor, given: Tensor) -> float:
 
 
 def time_windows(ours: Any, plain: Any, tree: Tree, *, sample: int | None) -> Pairs:
-    """One forward against all; `sample` windows stand for all, where that is not None."""
+    """One forward against all; `sample` windows stand for all, where that is not
+    None.
+    """
     count = len(tree.branches)
     num = sample or count
     chosen = [(2 * i + 1) * count // (2 * num) for i in range(num)]
@@ -150,9 +165,13 @@ def difference(ours: Any, plain: Any, tree: Tree) -> float:
     one = together(ours, tree)
     many = rollout_alone(plain, tree)
     many += sum(window_alone(plain, tree, w) for w in range(len(tree.branches)))
-    assert abs(one - many) <= 1e-4 * tree.given_LD.norm().item() * WIDTH**0.5, (one, many)
+    assert abs(one - many) <= 1e-4 * tree.given_LD.norm().item() * WIDTH**0.5, (
+        one,
+        many,
+    )
     mine, theirs = (
-        torch.cat([p.grad.flatten() for p in student.parameters()]) for student in (ours, plain)
+        torch.cat([p.grad.flatten() for p in student.parameters()])
+        for student in (ours, plain)
     )
     return ((mine - theirs).norm() / theirs.norm()).item()
 
@@ -171,28 +190,41 @@ def claim_windows() -> None:
                 "N": num_tokens,
                 "windows": len(tree.branches),
                 "tokens in one forward": len(tree.ids_L),
-                "tokens one by one": PROMPT
-                + num_tokens
-                - 1
-                + sum(tree.branches)
-                + len(tree.branches) * (K - 1),
+                "tokens one by one": (
+                    PROMPT
+                    + num_tokens
+                    - 1
+                    + sum(tree.branches)
+                    + len(tree.branches) * (K - 1)
+                ),
                 "one forward, s": min(pairs.first_s),
                 "one by one, s": min(pairs.second_s),
                 "speed-up": str(pairs.speedup),
-                "gradients differ by": "not compared" if apart_by is None else f"{apart_by:.1e}",
+                "gradients differ by": (
+                    "not compared" if apart_by is None else f"{apart_by:.1e}"
+                ),
             }
         )
     save(
         Claim(
             name="tree_windows",
-            claim="`resample` windows beside their rollout in one forward and backward, N = 4096",
-            against="a forward and backward over each window's whole prefix, and the rollout's",
+            claim=(
+                "`resample` windows beside their rollout in one forward and backward, N"
+                " = 4096"
+            ),
+            against=(
+                "a forward and backward over each window's whole prefix, and the"
+                " rollout's"
+            ),
             goal=">= 8 x",
             figure=str(speedups[-1]) + f"; at N = 1024: {speedups[0]}",
             met=speedups[-1].median >= 8,
-            setting=f"Qwen3 of 4 layers, width {WIDTH}, float32, no head; prompt of {PROMPT}, K = "
-            f"{K}, m/N = {SHARE:.2%}; {where()}. One by one: transformers' SDPA, one sequence at a "
-            f"time, no padding; at 4096 {SAMPLE} evenly spread windows are timed for all",
+            setting=(
+                f"Qwen3 of 4 layers, width {WIDTH}, float32, no head; prompt of"
+                f" {PROMPT}, K = {K}, m/N = {SHARE:.2%}; {where()}. One by one:"
+                " transformers' SDPA, one sequence at a time, no padding; at 4096"
+                f" {SAMPLE} evenly spread windows are timed for all"
+            ),
             details=rows,
         )
     )
@@ -228,7 +260,9 @@ def scored(name: str, length: int) -> ScoredRollout:
 
 
 def padded(lengths: list[int], budget: int, ranks: int) -> list[list[list[int]]]:
-    """Rows dealt out longest first, as many as padded to the longest fit a micro-batch."""
+    """Rows dealt out longest first, as many as padded to the longest fit a
+    micro-batch.
+    """
     order = sorted(lengths, reverse=True)
     shares = []
     for rank in range(ranks):
@@ -242,7 +276,9 @@ def padded(lengths: list[int], budget: int, ranks: int) -> list[list[list[int]]]
     return shares
 
 
-def compare_packing(name: str, lengths: list[int], budget: int, ranks: int) -> dict[str, Any]:
+def compare_packing(
+    name: str, lengths: list[int], budget: int, ranks: int
+) -> dict[str, Any]:
     """A row of the table, from the micro-batches that `pack` makes."""
     rollouts = [scored(f"r{i}", length + 1) for i, length in enumerate(lengths)]
     shares = pack(
@@ -254,7 +290,9 @@ def compare_packing(name: str, lengths: list[int], budget: int, ranks: int) -> d
         num_ranks=ranks,
         run_seed=0,
     )
-    loads = [sum(b.input_ids_L.size for b in share if b.rollout_ids) for share in shares]
+    loads = [
+        sum(b.input_ids_L.size for b in share if b.rollout_ids) for share in shares
+    ]
     assert sum(loads) == sum(lengths)
     area = sum(len(b) * b[0] for share in padded(lengths, budget, ranks) for b in share)
     return {
@@ -272,7 +310,9 @@ def claim_padding() -> None:
     """`packing_padding`, on lengths as the toy's and on a long tail."""
     rng = np.random.default_rng(0)
     toy = rng.integers(30, 221, 64).tolist()
-    tail = np.clip(rng.lognormal(np.log(2000), 0.9, 128), 100, 16_000).astype(int).tolist()
+    tail = (
+        np.clip(rng.lognormal(np.log(2000), 0.9, 128), 100, 16_000).astype(int).tolist()
+    )
     rows = [
         compare_packing("64 of 30..220, budget 8,192", toy, 8192, 1),
         compare_packing("64 of 30..220, budget 2,048", toy, 2048, 2),
@@ -289,8 +329,10 @@ def claim_padding() -> None:
             goal="<= 5 %",
             figure=f"{most:.0f} % against {min(before):.1f} to {max(before):.1f} %",
             met=most <= 5,
-            setting="share of the learner's tokens that are no token, over drawn lengths; nothing "
-            "is timed",
+            setting=(
+                "share of the learner's tokens that are no token, over drawn lengths;"
+                " nothing is timed"
+            ),
             details=rows,
         )
     )

@@ -2,8 +2,9 @@
 
     .venv/bin/python benchmarks/bench_weights.py
 
-A real learner (DeepSpeed) and a real rollout engine (vLLM) as two Ray actors on one node, as in a
-run. Through the disk: the learner saves a Hugging Face folder, the same engine reloads it.
+A real learner (DeepSpeed) and a real rollout engine (vLLM) as two Ray actors on one
+node, as in a run. Through the disk: the learner saves a Hugging Face folder, the same
+engine reloads it.
 """
 
 import sys
@@ -86,7 +87,9 @@ def main() -> None:
 
 
 def make_model(folder: Path) -> Path:
-    """A random Qwen3 of 78 M parameters in the proportions of the 0.6 B one, a third its width."""
+    """A random Qwen3 of 78 M parameters in the proportions of the 0.6 B one, a third
+    its width.
+    """
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=32768,
@@ -110,7 +113,9 @@ def make_model(folder: Path) -> Path:
 
 
 def start(folder: Path) -> tuple[Any, Any]:
-    """A learner and a rollout actor of the toy run's config, with the model in `folder`."""
+    """A learner and a rollout actor of the toy run's config, with the model in
+    `folder`.
+    """
     config = load_config(
         ROOT / "configs" / "toy" / "opd.yaml",
         [f"learner.model={folder}", f"teacher.model={folder}", "evaluation.path=null"],
@@ -155,12 +160,16 @@ def measure(folder: Path, scratch: Path) -> Claim:
         figure=f"{speedup} x",
         met=speedup.median >= GOAL,
         setting=(
-            f"{num_bytes / 4e6:.0f} M parameters in float32, a learner actor and a vLLM actor on "
-            "one node, one thread each; from the call to the engine's answer, in place. The disk "
-            "is the page cache of a file system, never synced. " + COPIES
+            f"{num_bytes / 4e6:.0f} M parameters in float32, a learner actor and a vLLM"
+            " actor on one node, one thread each; from the call to the engine's"
+            " answer, in place. The disk is the page cache of a file system, never"
+            " synced. " + COPIES
         ),
         details=[
-            {"part": "through the object store, median", "seconds": median(pairs.first_s)},
+            {
+                "part": "through the object store, median",
+                "seconds": median(pairs.first_s),
+            },
             {"part": "through the disk, median", "seconds": median(pairs.second_s)},
             *details,
         ],
@@ -173,22 +182,25 @@ def words(parts: dict[str, float]) -> str:
     takes = parts["store: update: vLLM takes them (with that copy)"]
     disk = parts["disk: save"] + parts["disk: load"]
     return (
-        f"Both ways end in vLLM's in-place reload, {takes:.2f} s here: it goes layer by layer and "
-        "packs every matrix anew for oneDNN, which cProfile shows to be more than half of it, and "
-        "which takes as long wherever the weights come from. Were everything before it free, the "
-        f"ratio would be {disk / takes:.1f} x. Tried: arrays are read where they lie in the object "
-        "store (no copy on the way in), and a tied output head takes over the packing that vLLM "
-        "makes of the embedding, instead of packing once more (together a quarter of the reload). "
-        "What is left of ours is one copy out of DeepSpeed, one into the store, and two checksums. "
-        "On a GPU nothing is packed; nothing is claimed for it."
+        f"Both ways end in vLLM's in-place reload, {takes:.2f} s here: it goes layer by"
+        " layer and packs every matrix anew for oneDNN, which cProfile shows to be"
+        " more than half of it, and which takes as long wherever the weights come"
+        f" from. Were everything before it free, the ratio would be {disk / takes:.1f}"
+        " x. Tried: arrays are read where they lie in the object store (no copy on the"
+        " way in), and a tied output head takes over the packing that vLLM makes of"
+        " the embedding, instead of packing once more (together a quarter of the"
+        " reload). What is left of ours is one copy out of DeepSpeed, one into the"
+        " store, and two checksums. On a GPU nothing is packed; nothing is claimed"
+        " for it."
     )
 
 
 COPIES = (
-    "Copies of a parameter's bytes, read off the code: store 4 (out of the learner, into the "
-    "store, out of the store, into the model; the store is read in place, and its copy serves "
-    "every engine of the node), disk 5 (out of the learner, into the file's buffer, into the page "
-    "cache, out of it, into the model), and a file a refit."
+    "Copies of a parameter's bytes, read off the code: store 4 (out of the learner,"
+    " into the store, out of the store, into the model; the store is read in place, and"
+    " its copy serves every engine of the node), disk 5 (out of the learner, into the"
+    " file's buffer, into the page cache, out of it, into the model), and a file a"
+    " refit."
 )
 
 
@@ -222,7 +234,10 @@ def taken_apart(
         ray.get(learner.export.remote(scratch / "export"))
         saved = time.perf_counter()
         ray.get(rollout.load_from_disk.remote(scratch / "export"))
-        parts |= {"disk: save": saved - began, "disk: load": time.perf_counter() - saved}
+        parts |= {
+            "disk: save": saved - began,
+            "disk: load": time.perf_counter() - saved,
+        }
         seen.append(parts)
     best: dict[str, Any] = {name: min(one[name] for one in seen) for name in seen[0]}
     return best | {"weights": arrays}

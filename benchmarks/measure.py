@@ -1,7 +1,8 @@
 """Two things timed in turn in one process, and what a benchmark leaves behind.
 
 Every script here states one or more claims; `make bench` runs them all, each leaves
-`benchmarks/claims/<name>.json`, and `benchmarks/results.py` writes them into RESULTS.md.
+`benchmarks/claims/<name>.json`, and `benchmarks/results.py` writes them into
+RESULTS.md.
 """
 
 import json
@@ -25,7 +26,9 @@ Timed = Callable[[], float | None]
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """One ratio a pair: how many times the first is better (or dearer) than the second."""
+    """One ratio a pair: how many times the first is better (or dearer) than the
+    second.
+    """
 
     values: tuple[float, ...]
 
@@ -58,7 +61,9 @@ class Pairs:
         return Ratio(tuple(1 / value for value in self.speedup.values))
 
 
-def in_turn(first: Timed, second: Timed, *, pairs: int = MIN_PAIRS, warm_up: int = 1) -> Pairs:
+def in_turn(
+    first: Timed, second: Timed, *, pairs: int = MIN_PAIRS, warm_up: int = 1
+) -> Pairs:
     """A B A B …, after `warm_up` uncounted runs of each."""
     for _ in range(warm_up):
         first()
@@ -91,7 +96,9 @@ class Claim:
     details: Sequence[dict[str, Any]] = field(default_factory=tuple)
     """Rows of a table; all with the same keys."""
     words: str = ""
-    """Where the goal is missed: what was tried, what the profile says, what the floor is."""
+    """Where the goal is missed: what was tried, what the profile says, what the floor
+    is.
+    """
 
 
 def _has_gpu() -> bool:
@@ -100,7 +107,9 @@ def _has_gpu() -> bool:
 
 
 def save(claim: Claim) -> None:
-    """Print the claim and leave it, with hardware, commit and command, for RESULTS.md."""
+    """Print the claim and leave it, with hardware, commit and command, for
+    RESULTS.md.
+    """
     code, dirty = commit()
     script = Path(sys.argv[0])
     CLAIMS.mkdir(exist_ok=True)
@@ -112,6 +121,11 @@ def save(claim: Claim) -> None:
         "date": datetime.now(UTC).date().isoformat(),
     }
     path = CLAIMS / f"{claim.name}{'.gpu' if _has_gpu() else ''}.json"
-    path.write_text(json.dumps(record, indent=2, default=float) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps(record, indent=2, default=float) + "\n", encoding="utf-8"
+    )
     verdict = {True: "met", False: "MISSED", None: "not measured here"}[claim.met]
-    print(f"{claim.claim} / {claim.against}: {claim.figure} (goal {claim.goal}: {verdict})")
+    print(
+        f"{claim.claim} / {claim.against}: {claim.figure} (goal {claim.goal}:"
+        f" {verdict})"
+    )

@@ -2,9 +2,9 @@
 
     make reproduce      or      .venv/bin/python benchmarks/reproduce.py [STUDY …]
 
-What a study has done before is not done again (`runs/studies/toy`). Pages, figures, tables and
-numbers are copied to `benchmarks/reproduction/`, the pages' text goes between two marks of
-RESULTS.md.
+What a study has done before is not done again (`runs/studies/toy`). Pages, figures,
+tables and numbers are copied to `benchmarks/reproduction/`, the pages' text goes
+between two marks of RESULTS.md.
 """
 
 import re
@@ -27,22 +27,32 @@ BEGIN, END = "<!-- make reproduce: begin -->", "<!-- make reproduce: end -->"
 def main() -> None:
     """Run, copy, write."""
     for study in sys.argv[1:] or STUDIES:
-        subprocess.run([TOPD, "study", study, STUDY_FILE, "--out", OUT], cwd=ROOT, check=True)
+        subprocess.run(
+            [TOPD, "study", study, STUDY_FILE, "--out", OUT], cwd=ROOT, check=True
+        )
     KEPT.mkdir(exist_ok=True)
     for file in sorted(OUT.glob("*.*")):
         if file.is_file():
             shutil.copy(file, KEPT / file.name)
-    pages = [KEPT / f"{study}.md" for study in STUDIES if (KEPT / f"{study}.md").is_file()]
-    section = "\n\n".join(as_section(page.read_text(encoding="utf-8")) for page in pages)
+    pages = [
+        KEPT / f"{study}.md" for study in STUDIES if (KEPT / f"{study}.md").is_file()
+    ]
+    section = "\n\n".join(
+        as_section(page.read_text(encoding="utf-8")) for page in pages
+    )
     old = RESULTS.read_text(encoding="utf-8")
     before, _, rest = old.partition(BEGIN)
     _, _, after = rest.partition(END)
-    RESULTS.write_text(f"{before}{BEGIN}\n\n{section}\n\n{END}{after}", encoding="utf-8")
+    RESULTS.write_text(
+        f"{before}{BEGIN}\n\n{section}\n\n{END}{after}", encoding="utf-8"
+    )
     print(f"wrote {RESULTS.relative_to(ROOT)}")
 
 
 def as_section(page: str) -> str:
-    """A study's page, a heading lower, long listings cut, figures where they were copied to."""
+    """A study's page, a heading lower, long listings cut, figures where they were
+    copied to.
+    """
     page = re.sub(r"```text\n(.*?)```", shortened, page, flags=re.DOTALL)
     lower = re.sub(r"^(#+ )", r"#\1", page.strip(), flags=re.MULTILINE)
     return re.sub(r"(!\[[^\]]*\]\()", r"\1reproduction/", lower)

@@ -1,11 +1,12 @@
-"""The claims on speed: run every script, and write what they left into benchmarks/RESULTS.md.
+"""The claims on speed: run every script, and write what they left into
+benchmarks/RESULTS.md.
 
     make bench          every benchmarks/bench_*.py in turn, then the page
     make bench-gpu      those that have a GPU side
-    .venv/bin/python benchmarks/results.py        the page alone, from benchmarks/claims/*.json
+    .venv/bin/python benchmarks/results.py    the page alone, from benchmarks/claims/
 
-The section between the two marks of RESULTS.md is replaced. A script that fails stops no other,
-but its rows say so and the command ends with 1.
+The section between the two marks of RESULTS.md is replaced. A script that fails stops
+no other, but its rows say so and the command ends with 1.
 """
 
 import argparse
@@ -30,7 +31,9 @@ Record = Mapping[str, Any]
 
 
 class Row(NamedTuple):
-    """A claim that is owed, and what stands in the table while nobody has measured it."""
+    """A claim that is owed, and what stands in the table while nobody has measured
+    it.
+    """
 
     name: str
     script: str
@@ -40,19 +43,49 @@ class Row(NamedTuple):
 
 
 ROWS = (
-    Row("price_own_cores", "bench_price", "whole run, TOPD / OPD", "the paper's 1.41", "<= 1.10"),
     Row(
-        "price_shared_cores", "bench_price", "the same, shared cores", "the paper's 1.41", "<= 1.25"
+        "price_own_cores",
+        "bench_price",
+        "whole run, TOPD / OPD",
+        "the paper's 1.41",
+        "<= 1.10",
     ),
     Row(
-        "peers_trl_distillation", "bench_peers", "OPD tokens/s", "TRL DistillationTrainer", ">= 3x"
+        "price_shared_cores",
+        "bench_price",
+        "the same, shared cores",
+        "the paper's 1.41",
+        "<= 1.25",
+    ),
+    Row(
+        "peers_trl_distillation",
+        "bench_peers",
+        "OPD tokens/s",
+        "TRL DistillationTrainer",
+        ">= 3x",
     ),
     Row("peers_trl_gkd", "bench_peers", "OPD tokens/s", "TRL GKDTrainer", ">= 3x"),
-    Row("loss_memory", "bench_loss", "loss: peak memory", "full-logits PyTorch", "<= 1/8"),
+    Row(
+        "loss_memory",
+        "bench_loss",
+        "loss: peak memory",
+        "full-logits PyTorch",
+        "<= 1/8",
+    ),
     Row("loss_time", "bench_loss", "loss: time", "full-logits PyTorch", "no worse"),
-    Row("loss_liger", "bench_loss", "loss: time", "Liger's fused linear JSD", "if it runs"),
-    Row("ot_speed", "bench_ot", "OT windows/s, K = 50", "geomloss as it comes", ">= 5x"),
-    Row("ot_cost_share", "bench_transport_share", "OT + cost matrix", "a step", "<= 1 %"),
+    Row(
+        "loss_liger",
+        "bench_loss",
+        "loss: time",
+        "Liger's fused linear JSD",
+        "if it runs",
+    ),
+    Row(
+        "ot_speed", "bench_ot", "OT windows/s, K = 50", "geomloss as it comes", ">= 5x"
+    ),
+    Row(
+        "ot_cost_share", "bench_transport_share", "OT + cost matrix", "a step", "<= 1 %"
+    ),
     Row(
         "prefix_cache",
         "bench_prefix",
@@ -61,11 +94,27 @@ ROWS = (
         ">= 95 %",
     ),
     Row(
-        "tree_windows", "bench_tree", "`resample` windows", "separate forwards", ">= 8x at N = 4096"
+        "tree_windows",
+        "bench_tree",
+        "`resample` windows",
+        "separate forwards",
+        ">= 8x at N = 4096",
     ),
     Row("packing_padding", "bench_tree", "padding", "padded rows", "<= 5 %"),
-    Row("refit", "bench_weights", "refit of a rollout engine", "save + load from disk", ">= 5x"),
-    Row("staleness", "bench_staleness", "tokens/s at staleness 1", "staleness 0", ">= 1.3x"),
+    Row(
+        "refit",
+        "bench_weights",
+        "refit of a rollout engine",
+        "save + load from disk",
+        ">= 5x",
+    ),
+    Row(
+        "staleness",
+        "bench_staleness",
+        "tokens/s at staleness 1",
+        "staleness 0",
+        ">= 1.3x",
+    ),
     Row(
         "staleness_accuracy",
         "bench_staleness",
@@ -73,11 +122,33 @@ ROWS = (
         "staleness 0",
         "within the interval",
     ),
-    Row("driver_rate", "bench_driver", "driver, share of a paper's step", "64 actors", "<= 5 %"),
-    Row("plan_accuracy", "bench_plan", "`topd plan`, step time", "real runs", "within 15 %"),
-    Row("scaling", "bench_scaling", "prediction for 4 to 256 GPUs", "4 GPUs, linear", "to 256"),
     Row(
-        "start", "bench_start", "`topd train` to first rollout", "starts one by one", "in parallel"
+        "driver_rate",
+        "bench_driver",
+        "driver, share of a paper's step",
+        "64 actors",
+        "<= 5 %",
+    ),
+    Row(
+        "plan_accuracy",
+        "bench_plan",
+        "`topd plan`, step time",
+        "real runs",
+        "within 15 %",
+    ),
+    Row(
+        "scaling",
+        "bench_scaling",
+        "prediction for 4 to 256 GPUs",
+        "4 GPUs, linear",
+        "to 256",
+    ),
+    Row(
+        "start",
+        "bench_start",
+        "`topd train` to first rollout",
+        "starts one by one",
+        "in parallel",
     ),
 )
 ORDER = {row.name: place for place, row in enumerate(ROWS)}
@@ -91,10 +162,14 @@ def main() -> None:
     parser.add_argument("--run", choices=("all", "gpu"), help="run the scripts first")
     asked = parser.parse_args()
     failed = (
-        run_scripts(scripts(gpu=asked.run == "gpu"), gpu=asked.run == "gpu") if asked.run else []
+        run_scripts(scripts(gpu=asked.run == "gpu"), gpu=asked.run == "gpu")
+        if asked.run
+        else []
     )
     page = section(read_claims(), read_failures())
-    RESULTS.write_text(replaced(RESULTS.read_text(encoding="utf-8"), page), encoding="utf-8")
+    RESULTS.write_text(
+        replaced(RESULTS.read_text(encoding="utf-8"), page), encoding="utf-8"
+    )
     print(f"wrote {RESULTS.relative_to(ROOT)}")
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
@@ -103,28 +178,38 @@ def main() -> None:
 def scripts(*, gpu: bool) -> list[Path]:
     """All scripts, or those that say what they do on CUDA."""
     found = sorted(HERE.glob("bench_*.py"))
-    return [one for one in found if not gpu or "cuda" in one.read_text(encoding="utf-8")]
+    return [
+        one for one in found if not gpu or "cuda" in one.read_text(encoding="utf-8")
+    ]
 
 
 def run_scripts(paths: Sequence[Path], *, gpu: bool) -> list[str]:
-    """Run each in a process of its own; returns and keeps the names of those that failed."""
+    """Run each in a process of its own; returns and keeps the names of those that
+    failed.
+    """
     CLAIMS.mkdir(exist_ok=True)
     failed = []
     for path in paths:
         forget(path.stem, gpu=gpu)
         print(f"--- {path.name}", flush=True)
         try:
-            ended = subprocess.run([sys.executable, path], cwd=ROOT, timeout=SCRIPT_DEADLINE_S)
+            ended = subprocess.run(
+                [sys.executable, path], cwd=ROOT, timeout=SCRIPT_DEADLINE_S
+            )
             failed += [path.stem] if ended.returncode else []
         except subprocess.TimeoutExpired:
-            print(f"{path.name}: no end after {SCRIPT_DEADLINE_S:.0f} s", file=sys.stderr)
+            print(
+                f"{path.name}: no end after {SCRIPT_DEADLINE_S:.0f} s", file=sys.stderr
+            )
             failed.append(path.stem)
     FAILURES.write_text(json.dumps(failed) + "\n", encoding="utf-8")
     return failed
 
 
 def forget(script: str, *, gpu: bool) -> None:
-    """Drop the claims that `script` left before, so that a failure leaves no old figure behind."""
+    """Drop the claims that `script` left before, so that a failure leaves no old figure
+    behind.
+    """
     for path in CLAIMS.glob("*.json"):
         if path != FAILURES and path.stem.endswith(GPU) == gpu:
             record = json.loads(path.read_text(encoding="utf-8"))
@@ -133,14 +218,20 @@ def forget(script: str, *, gpu: bool) -> None:
 
 
 def script_of(record: Record) -> str:
-    """Stem of the script that left a claim; its command is `python benchmarks/<script>.py …`."""
+    """Stem of the script that left a claim; its command is `python
+    benchmarks/<script>.py …`.
+    """
     return Path(str(record["command"]).split()[1]).stem
 
 
 def read_claims() -> list[dict[str, Any]]:
-    """Every claim, in the order of `ROWS`, others after them by name; `gpu` says where it ran."""
+    """Every claim, in the order of `ROWS`, others after them by name; `gpu` says where
+    it ran.
+    """
     paths = [path for path in CLAIMS.glob("*.json") if path != FAILURES]
-    paths.sort(key=lambda path: (ORDER.get(path.stem.removesuffix(GPU), len(ORDER)), path.stem))
+    paths.sort(
+        key=lambda path: (ORDER.get(path.stem.removesuffix(GPU), len(ORDER)), path.stem)
+    )
     return [
         json.loads(path.read_text(encoding="utf-8")) | {"gpu": path.stem.endswith(GPU)}
         for path in paths
@@ -149,11 +240,17 @@ def read_claims() -> list[dict[str, Any]]:
 
 def read_failures() -> list[str]:
     """Scripts that failed in the last run."""
-    return list(json.loads(FAILURES.read_text(encoding="utf-8"))) if FAILURES.is_file() else []
+    return (
+        list(json.loads(FAILURES.read_text(encoding="utf-8")))
+        if FAILURES.is_file()
+        else []
+    )
 
 
 def replaced(page: str, text: str) -> str:
-    """`page` with `text` between the marks; they are added under a heading where they lack."""
+    """`page` with `text` between the marks; they are added under a heading where they
+    lack.
+    """
     if BEGIN not in page:
         page = f"{page.rstrip()}\n\n## Speed\n\n{BEGIN}{END}\n"
     before, _, rest = page.partition(BEGIN)
@@ -176,13 +273,17 @@ def overview(claims: Sequence[Record], failed: Sequence[str]) -> list[dict[str, 
         lines += [line(one) for one in found]
         if not any(not one["gpu"] for one in found):
             state = "failed" if row.script in failed else "not measured"
-            lines.append(line(row._asdict() | {"figure": "", "met": None, "gpu": False}, state))
+            lines.append(
+                line(row._asdict() | {"figure": "", "met": None, "gpu": False}, state)
+            )
     return lines + [line(one) for one in claims if one["name"] not in ORDER]
 
 
 def line(claim: Record, state: str | None = None) -> dict[str, str]:
     """A row of the first table."""
-    verdict = {True: "met", False: "**missed**", None: "not measured here"}[claim["met"]]
+    verdict = {True: "met", False: "**missed**", None: "not measured here"}[
+        claim["met"]
+    ]
     return {
         "claim": claim["claim"] + (" (GPU)" if claim["gpu"] else ""),
         "against": claim["against"],
@@ -194,9 +295,15 @@ def line(claim: Record, state: str | None = None) -> dict[str, str]:
 
 def behind(claim: Record) -> str:
     """Setting, command, machine, commit, date, table and words of a claim."""
-    code = (claim["commit"] or "unknown")[:7] + (" with changes" if claim["dirty"] else "")
-    title = f"### {claim['claim']}, against {claim['against']}" + (" (GPU)" if claim["gpu"] else "")
-    facts = f"`{claim['command']}`, {claim['hardware']}, commit {code}, {claim['date']}."
+    code = (claim["commit"] or "unknown")[:7] + (
+        " with changes" if claim["dirty"] else ""
+    )
+    title = f"### {claim['claim']}, against {claim['against']}" + (
+        " (GPU)" if claim["gpu"] else ""
+    )
+    facts = (
+        f"`{claim['command']}`, {claim['hardware']}, commit {code}, {claim['date']}."
+    )
     head = f"**{claim['figure']}** (goal {claim['goal']}). {claim['setting']}"
     parts = [title, head, facts, as_table(claim["details"]), claim["words"]]
     return "\n\n".join(part for part in parts if part)

@@ -1,9 +1,9 @@
 """One fleet of real actors on which steps of different kinds are run in turn.
 
-A process a run would pay twenty seconds of start for each reading, and drift between them. Here the
-same engines do the same prompts under one pipeline and then under another; with a learning rate of
-next to nothing the student stays what it is, so where `names` are alike, both see the same
-rollouts, token for token.
+A process a run would pay twenty seconds of start for each reading, and drift between
+them. Here the same engines do the same prompts under one pipeline and then under
+another; with a learning rate of next to nothing the student stays what it is, so where
+`names` are alike, both see the same rollouts, token for token.
 """
 
 import asyncio
@@ -39,14 +39,19 @@ ENGINE = {
     "cpus": 0.5,
 }
 LINE = 0.1
-"""Distances that stand for earlier steps, so that no step waits for all of its probes."""
+"""Distances that stand for earlier steps, so that no step waits for all of its
+probes.
+"""
 
 
 def session_config(folder: Path, sections: Mapping[str, Any]) -> Config:
     """A TOPD run on a random world made in `folder`; `sections` are merged over it."""
     values: dict[str, Any] = {
         "run": {"root": str(folder / "runs"), "name": "session", "steps": 100_000},
-        "prompts": {"path": str(make_prompts(folder / "prompts.jsonl")), "max_tokens": 32},
+        "prompts": {
+            "path": str(make_prompts(folder / "prompts.jsonl")),
+            "max_tokens": 32,
+        },
         "rollout": {"engine": ENGINE, "num_top": 16},
         "teacher": {
             "model": str(make_model(folder / "teacher", TEACHER, seed=1)),
@@ -95,12 +100,16 @@ class Session:
         return Pipeline(config, self.fleet, self.caller, Ledger(), recent, revival)
 
     async def steps(self, config: Config, count: int, *, names: int) -> list[Step]:
-        """So many steps of one kind, as `run.py` drives them; `names` decides what is drawn."""
+        """So many steps of one kind, as `run.py` drives them; `names` decides what is
+        drawn.
+        """
         pipeline, begun, done = self.pipeline(config), [], list[Step]()
         first, last_ended_s = self.policy_version, time.time()
         for _ in range(count):
             ahead = self.policy_version + 1 + config.rollout.max_staleness
-            for number in range(self.policy_version + len(begun), min(ahead, first + count)):
+            for number in range(
+                self.policy_version + len(begun), min(ahead, first + count)
+            ):
                 begun.append(
                     pipeline.begin(
                         self._prompts_of(names + number - first),
@@ -122,7 +131,9 @@ class Session:
         return done
 
     def _prompts_of(self, number: int) -> list[Prompt]:
-        """The same problems for each step, under names of their own: their draws differ."""
+        """The same problems for each step, under names of their own: their draws
+        differ.
+        """
         size = len(self.prompts)
         return [
             replace(prompt, position=number * size + index)
@@ -131,9 +142,14 @@ class Session:
 
 
 def in_session(
-    config: Config, work: Callable[[Session], Awaitable[Any]], *, cores: Mapping[str, int] | None
+    config: Config,
+    work: Callable[[Session], Awaitable[Any]],
+    *,
+    cores: Mapping[str, int] | None,
 ) -> Any:
-    """Start the fleet, do the work, end the fleet. `cores` pins kinds of actor (`teacher`: 1)."""
+    """Start the fleet, do the work, end the fleet. `cores` pins kinds of actor
+    (`teacher`: 1).
+    """
     return asyncio.run(_with_fleet(config, work, cores))
 
 
@@ -158,7 +174,11 @@ async def _with_fleet(
                 teacher=Path(config.teacher_model),
             )
             session = Session(
-                config, fleet, caller, Refit(fleet, caller), source.take(config.prompts.per_step)
+                config,
+                fleet,
+                caller,
+                Refit(fleet, caller),
+                source.take(config.prompts.per_step),
             )
             return await work(session)
         finally:

@@ -32,10 +32,14 @@ class Size:
 
 
 LAST_IDS = 4
-"""So many ids of 2,048 end a response: lengths are geometric, 512 tokens on average, as a real
-batch has short and long ones. (A continuation of 50 tokens is cut short one time in ten.)"""
+"""So many ids of 2,048 end a response: lengths are geometric, 512 tokens on average, as
+a real batch has short and long ones. (A continuation of 50 tokens is cut short one time
+in ten.)
+"""
 STUDENT, TEACHER = Size(layers=4), Size(layers=3)
-"""The teacher has about 0.75 x the student's cost a token, as Qwen3-30B-A3B has of Qwen3-4B."""
+"""The teacher has about 0.75 x the student's cost a token, as Qwen3-30B-A3B has of
+Qwen3-4B.
+"""
 
 
 def make_model(folder: Path, size: Size, *, seed: int) -> Path:
@@ -70,7 +74,9 @@ def make_prompts(path: Path, count: int = 256) -> Path:
     """Problems of a dozen tokens."""
     rows = [
         {
-            "prompt": f"what is {n % 10} + {n // 10 % 10} * {n // 100 % 10} modulo 10 ?",
+            "prompt": (
+                f"what is {n % 10} + {n // 10 % 10} * {n // 100 % 10} modulo 10 ?"
+            ),
             "answer": "0",
         }
         for n in range(count)

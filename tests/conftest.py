@@ -7,7 +7,8 @@ import pytest
 
 from tests.runs import Run, Setting
 
-# Toy-size tensors: more threads only get in each other's way, and in that of the engines.
+# Toy-size tensors: more threads only get in each other's way, and in that of the
+# engines.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
@@ -16,7 +17,9 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random 2-layer teacher of width 64, untied head."""
     from tests.tiny import make_model
 
-    return make_model(tmp_path_factory.mktemp("teacher"), hidden=64, layers=2, seed=1, tied=False)
+    return make_model(
+        tmp_path_factory.mktemp("teacher"), hidden=64, layers=2, seed=1, tied=False
+    )
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +27,9 @@ def student_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random 2-layer student of width 32, tied head."""
     from tests.tiny import make_model
 
-    return make_model(tmp_path_factory.mktemp("student"), hidden=32, layers=2, seed=2, tied=True)
+    return make_model(
+        tmp_path_factory.mktemp("student"), hidden=32, layers=2, seed=2, tied=True
+    )
 
 
 @pytest.fixture(scope="session")

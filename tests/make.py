@@ -4,7 +4,15 @@ from typing import Any
 
 import numpy as np
 
-from topd_ray.messages import HIGH, PAD, HiddenSignal, ProbeSet, Prompt, Rollout, ScoredRollout
+from topd_ray.messages import (
+    HIGH,
+    PAD,
+    HiddenSignal,
+    ProbeSet,
+    Prompt,
+    Rollout,
+    ScoredRollout,
+)
 
 
 def prompt(position: int = 0, length: int = 3, **fields: Any) -> Prompt:
@@ -17,7 +25,9 @@ def prompt(position: int = 0, length: int = 3, **fields: Any) -> Prompt:
     return Prompt(**values | fields)
 
 
-def rollout(name: str = "r0", *, prompt_length: int = 3, length: int = 5, **fields: Any) -> Rollout:
+def rollout(
+    name: str = "r0", *, prompt_length: int = 3, length: int = 5, **fields: Any
+) -> Rollout:
     response_N = (np.arange(length) % 10 + 6).astype(np.int32)
     values = {
         "rollout_id": name,
@@ -36,13 +46,17 @@ def rollout(name: str = "r0", *, prompt_length: int = 3, length: int = 5, **fiel
     return Rollout(**values | fields)
 
 
-def scored(name: str = "r0", *, width: int = 4, seed: int = 0, **shape: Any) -> ScoredRollout:
+def scored(
+    name: str = "r0", *, width: int = 4, seed: int = 0, **shape: Any
+) -> ScoredRollout:
     one = rollout(name, **shape)
     length = len(one.response_ids_N)
     rng = np.random.default_rng(seed)
     return ScoredRollout(
         rollout=one,
-        signal=HiddenSignal(hidden_ND=rng.standard_normal((length, width), dtype=np.float32)),
+        signal=HiddenSignal(
+            hidden_ND=rng.standard_normal((length, width), dtype=np.float32)
+        ),
         token_loss_N=rng.random(length, dtype=np.float32),
     )
 
@@ -72,7 +86,9 @@ def probes(
         "resampled": False,
         "student_ids_WK": student_WK,
         "num_student_W": np.array(num_student, np.int32),
-        "teacher_ids_WK": np.tile(np.arange(30, 30 + window, dtype=np.int32), (count, 1)),
+        "teacher_ids_WK": np.tile(
+            np.arange(30, 30 + window, dtype=np.int32), (count, 1)
+        ),
         "num_teacher_W": np.full(count, window, np.int32),
         "plan_WKK": plan_WKK,
         "d_ot_W": np.array(distances, np.float32),

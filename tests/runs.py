@@ -14,7 +14,9 @@ ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 DEADLINE_S = 400
 PLANTED = "planted-0b5e-not-a-real-key"
-"""In the environment of every run, where tokens belong; nowhere in what a run leaves behind."""
+"""In the environment of every run, where tokens belong; nowhere in what a run leaves
+behind.
+"""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,12 @@ def topd(*args: str | Path) -> Finished:
     done = subprocess.run(
         [BIN / "topd", *map(str, args)],
         cwd=ROOT,
-        env={**os.environ, "COLUMNS": "200", "WANDB_API_KEY": PLANTED, "HF_TOKEN": PLANTED},
+        env={
+            **os.environ,
+            "COLUMNS": "200",
+            "WANDB_API_KEY": PLANTED,
+            "HF_TOKEN": PLANTED,
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -79,7 +86,9 @@ class Setting:
         prompts = folder / "prompts.jsonl"
         prompts.write_text(
             "\n".join(
-                json.dumps({"prompt": f"w{i} w{(7 * i) % 40} {i % 10}", "answer": str(i % 10)})
+                json.dumps(
+                    {"prompt": f"w{i} w{(7 * i) % 40} {i % 10}", "answer": str(i % 10)}
+                )
                 for i in range(21)
             )
         )
@@ -97,7 +106,12 @@ class Setting:
             "candidates": {"fraction": 0.1},
             "probe": {"window": 16, "cpus": 0.5},
             "windows": {"token_budget": 256},
-            "learner": {"model": str(student), "dtype": "float32", "lr": 1e-3, "cpus": 0.5},
+            "learner": {
+                "model": str(student),
+                "dtype": "float32",
+                "lr": 1e-3,
+                "cpus": 0.5,
+            },
             "evaluation": {"path": str(prompts), "num_problems": 10},
             "cluster": {"object_store_gib": 0.1},
         }

@@ -1,4 +1,6 @@
-"""Random Qwen3 folders of a few thousand parameters, made in milliseconds, for tests."""
+"""Random Qwen3 folders of a few thousand parameters, made in milliseconds, for
+tests.
+"""
 
 from pathlib import Path
 
@@ -10,13 +12,17 @@ WORDS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "user", "assistant", "<u
 VOCAB = WORDS + [str(n) for n in range(10)] + [f"w{n}" for n in range(48)]
 EOS_ID, PAD_ID = VOCAB.index("<|im_end|>"), VOCAB.index("<|endoftext|>")
 CHAT_TEMPLATE = (
-    "{% for m in messages %}<|im_start|> {{ m.role }} {{ m.content }} <|im_end|> {% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|> assistant{% endif %}"
+    "{% for m in messages %}<|im_start|> {{ m.role }} {{ m.content }} <|im_end|> {%"
+    " endfor %}{% if add_generation_prompt %}<|im_start|> assistant{% endif %}"
 )
 
 
-def make_model(folder: Path, *, hidden: int, layers: int, seed: int, tied: bool) -> Path:
-    """Write a random fp32 Qwen3 with its tokenizer; sharper logits than a default init."""
+def make_model(
+    folder: Path, *, hidden: int, layers: int, seed: int, tied: bool
+) -> Path:
+    """Write a random fp32 Qwen3 with its tokenizer; sharper logits than a default
+    init.
+    """
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=len(VOCAB),
@@ -41,7 +47,9 @@ def make_model(folder: Path, *, hidden: int, layers: int, seed: int, tied: bool)
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """Word-level tokenizer over VOCAB with a chat template."""
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(VOCAB)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(
+        models.WordLevel({w: i for i, w in enumerate(VOCAB)}, unk_token="<unk>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

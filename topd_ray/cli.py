@@ -18,7 +18,9 @@ app = typer.Typer(
 toy_app = typer.Typer(help="The small world of the demo.", no_args_is_help=True)
 app.add_typer(toy_app, name="toy")
 
-ConfigFile = Annotated[Path, typer.Argument(help="YAML file, e.g. configs/local-toy.yaml")]
+ConfigFile = Annotated[
+    Path, typer.Argument(help="YAML file, e.g. configs/local-toy.yaml")
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="section.key=value …", show_default=False)
 ]
@@ -42,17 +44,25 @@ def plan(
     config: ConfigFile,
     overrides: Overrides = None,
     gpus: Annotated[
-        str | None, typer.Option(help="Comma-separated, e.g. 4,8,16; by default as configured")
+        str | None,
+        typer.Option(help="Comma-separated, e.g. 4,8,16; by default as configured"),
     ] = None,
     run: Annotated[
         Path | None,
-        typer.Option("--from", help="A traced run whose rates are taken; by default the roofline"),
+        typer.Option(
+            "--from", help="A traced run whose rates are taken; by default the roofline"
+        ),
     ] = None,
     weak: Annotated[
-        bool, typer.Option(help="Prompts a step grow with the GPUs, from the first number on")
+        bool,
+        typer.Option(
+            help="Prompts a step grow with the GPUs, from the first number on"
+        ),
     ] = False,
 ) -> None:
-    """Predict step time, busy shares and the bottleneck: the real driver over simulated actors."""
+    """Predict step time, busy shares and the bottleneck: the real driver over simulated
+    actors.
+    """
     from topd_ray.config import load_config
 
     loaded = load_config(config, overrides)
@@ -66,7 +76,10 @@ def train(
     config: ConfigFile,
     overrides: Overrides = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run where its folder is there already")
+        bool,
+        typer.Option(
+            "--resume", help="Continue the run where its folder is there already"
+        ),
     ] = False,
 ) -> None:
     """Train a student; leaves a run folder."""
@@ -107,21 +120,29 @@ def generate(
     out: Annotated[Path, typer.Option(help="JSONL file; rows that are there are kept")],
     overrides: Overrides = None,
     num: Annotated[
-        int | None, typer.Option(min=1, help="Ask the first so many prompts; by default all")
+        int | None,
+        typer.Option(min=1, help="Ask the first so many prompts; by default all"),
     ] = None,
     max_tokens: Annotated[
-        int, typer.Option(min=1, help="Longest response; rollout.max_response_tokens bounds it too")
+        int,
+        typer.Option(
+            min=1, help="Longest response; rollout.max_response_tokens bounds it too"
+        ),
     ] = 16384,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy")] = 0.6,
     top_p: Annotated[float, typer.Option(min=0.001, max=1)] = 0.95,
 ) -> None:
-    """Let the teacher answer the prompts, as data for off-policy distillation (method kd)."""
+    """Let the teacher answer the prompts, as data for off-policy distillation (method
+    kd).
+    """
     from topd_ray.config import load_config
 
     loaded = load_config(config, overrides)
     from topd_ray.commands import generate as command
 
-    sampling = command.Sampling(temperature=temperature, top_p=top_p, max_tokens=max_tokens)
+    sampling = command.Sampling(
+        temperature=temperature, top_p=top_p, max_tokens=max_tokens
+    )
     command.generate(loaded, out, sampling, num=num)
 
 
@@ -131,8 +152,11 @@ def evaluate(
     task: Annotated[
         list[str] | None,
         typer.Option(
-            help="aime24, aime25, hmmt25_feb, toy, problems, humaneval_plus or mbpp_plus; may be "
-            "repeated. By default a run's own held-out problems"
+            help=(
+                "aime24, aime25, hmmt25_feb, toy, problems, humaneval_plus or"
+                " mbpp_plus; may be "
+                "repeated. By default a run's own held-out problems"
+            )
         ),
     ] = None,
     problems: Annotated[
@@ -146,29 +170,44 @@ def evaluate(
         int | None, typer.Option(min=1, help="Ask the first so many; by default all")
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(min=1, help="Responses a problem; contests 16, others 1")
+        int | None,
+        typer.Option(min=1, help="Responses a problem; contests 16, others 1"),
     ] = None,
     temperature: Annotated[
         float | None,
-        typer.Option(min=0, help="0 is greedy; 0.6 for contests and for several samples, else 0"),
+        typer.Option(
+            min=0, help="0 is greedy; 0.6 for contests and for several samples, else 0"
+        ),
     ] = None,
     top_p: Annotated[
         float | None, typer.Option(min=0.001, max=1, help="0.95 unless greedy")
     ] = None,
     max_tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="Longest response; the run's own limit, or 8000 and what fits"),
+        typer.Option(
+            min=1, help="Longest response; the run's own limit, or 8000 and what fits"
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Every sample's seed derives from it")] = 0,
-    backend: Annotated[str | None, typer.Option(help="vllm or hf; a run has its own")] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Every sample's seed derives from it")
+    ] = 0,
+    backend: Annotated[
+        str | None, typer.Option(help="vllm or hf; a run has its own")
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="JSON file of the figures; all samples go beside it")
+        Path | None,
+        typer.Option(help="JSON file of the figures; all samples go beside it"),
     ] = None,
     confirm_run_unsafe_code: Annotated[
-        bool, typer.Option("--confirm-run-unsafe-code", help="Run programs that the model wrote")
+        bool,
+        typer.Option(
+            "--confirm-run-unsafe-code", help="Run programs that the model wrote"
+        ),
     ] = False,
 ) -> None:
-    """Avg@k and Pass@k on contests or problems of one's own, by lm-evaluation-harness."""
+    """Avg@k and Pass@k on contests or problems of one's own, by
+    lm-evaluation-harness.
+    """
     from topd_ray.commands.evaluate import evaluate_folder
     from topd_ray.evaluation.harness.task_names import Sampling
 
@@ -197,9 +236,12 @@ def study(
         Literal["probing", "correction", "ablation", "case"],
         typer.Argument(help="Which analysis of the paper"),
     ],
-    config: Annotated[Path, typer.Argument(help="Study file, e.g. configs/studies/toy.yaml")],
+    config: Annotated[
+        Path, typer.Argument(help="Study file, e.g. configs/studies/toy.yaml")
+    ],
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the results; by default the file's `out`")
+        Path | None,
+        typer.Option(help="Folder of the results; by default the file's `out`"),
     ] = None,
 ) -> None:
     """Run one of the papers' studies: Markdown, Parquet, JSON, figures."""
@@ -228,7 +270,9 @@ def toy_build(
 
 
 def main() -> None:
-    """Console script: a TopdError becomes its message and its exit code, never a traceback."""
+    """Console script: a TopdError becomes its message and its exit code, never a
+    traceback.
+    """
     try:
         app(standalone_mode=True)
     except TopdError as error:

@@ -1,13 +1,14 @@
 """What crosses an actor boundary, in the order in which it flows.
 
-    Prompt -> Rollout (-> rewritten Rollout) -> ScoredRollout -> CandidateSet -> ProbeSet
+    Prompt -> Rollout (-> rewritten Rollout) -> ScoredRollout -> CandidateSet ->
+    ProbeSet
            -> TrainBatch -> StepReport
 
-Messages are frozen and hold ids, numpy arrays and plain values only. Arrays that come out of the
-object store are read-only. Axes: P prompt tokens, N response tokens, M most likely ids kept a
-position, D width of the teacher, W windows, K tokens of a continuation (padded with -1), L tokens
-of a micro-batch, S its segments, T trained positions, U positions of resampled windows behind them,
-Q window positions.
+Messages are frozen and hold ids, numpy arrays and plain values only. Arrays that come
+out of the object store are read-only. Axes: P prompt tokens, N response tokens, M most
+likely ids kept a position, D width of the teacher, W windows, K tokens of a
+continuation (padded with -1), L tokens of a micro-batch, S its segments, T trained
+positions, U positions of resampled windows behind them, Q window positions.
 """
 
 from dataclasses import dataclass
@@ -29,7 +30,9 @@ PAD = -1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """One prompt, tokenised once with the student's chat template; token ids from here on."""
+    """One prompt, tokenised once with the student's chat template; token ids from here
+    on.
+    """
 
     prompt_id: str
     position: int
@@ -43,14 +46,18 @@ class Prompt:
     reference: str | None = None
     """Text of the reference solution, where the data has one."""
     teacher_ids_P: Ints | None = None
-    """The teacher's own prompt, where it can be known beforehand; None: the student's."""
+    """The teacher's own prompt, where it can be known beforehand; None: the
+    student's.
+    """
     response_ids_N: Ints | None = None
     """The response that came with the data (`objective.trajectory: given`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """One response to a prompt: sampled by the student, given, or rewritten by the teacher."""
+    """One response to a prompt: sampled by the student, given, or rewritten by the
+    teacher.
+    """
 
     rollout_id: str
     prompt_id: str
@@ -59,15 +66,19 @@ class Rollout:
     policy_version: int
     prompt_ids_P: Ints
     teacher_prompt_ids_P: Ints
-    """What stands before the response where the teacher reads it; the same as the student's unless
-    the teacher has a context of its own."""
+    """What stands before the response where the teacher reads it; the same as the
+    student's unless the teacher has a context of its own.
+    """
     response_ids_N: Ints
     """At least one token; ends with EOS when `finish_reason` is "stop"."""
     logp_N: Floats
-    """Student's log-probability of each response token, in nats; (0,) where it did not sample."""
+    """Student's log-probability of each response token, in nats; (0,) where it did not
+    sample.
+    """
     top_ids_NM: Ints
-    """The student's most likely ids at each position, best first; PAD where there are fewer. (0, 0)
-    where it did not sample."""
+    """The student's most likely ids at each position, best first; PAD where there are
+    fewer. (0, 0) where it did not sample.
+    """
     top_logp_NM: Floats
     finish_reason: FinishReason
 
@@ -107,7 +118,9 @@ class ScoredRollout:
     rollout: Rollout
     signal: TeacherSignal
     token_loss_N: Floats
-    """The loss that picks candidates (D1), in nats; -log p_T where the student did not sample."""
+    """The loss that picks candidates (D1), in nats; -log p_T where the student did not
+    sample.
+    """
 
 
 HIGH, RANDOM, LOW = 0, 1, 2
@@ -124,8 +137,9 @@ class CandidateSet:
     teacher_prompt_ids_P: Ints
     response_ids_N: Ints
     positions_W: Ints
-    """Indices t into the response; the window's prefix ends just before t. Ascending inside a
-    group, groups one after the other."""
+    """Indices t into the response; the window's prefix ends just before t. Ascending
+    inside a group, groups one after the other.
+    """
     losses_W: Floats
     groups_W: Ints
     """HIGH, RANDOM or LOW."""
@@ -135,7 +149,9 @@ class CandidateSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeSet:
-    """Both continuations of every candidate of one rollout, and the transport between them."""
+    """Both continuations of every candidate of one rollout, and the transport between
+    them.
+    """
 
     rollout_id: str
     policy_version: int
@@ -157,11 +173,13 @@ class ProbeSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainBatch:
-    """One micro-batch of one learner rank: rollouts and windows as one sequence, and their targets.
+    """One micro-batch of one learner rank: rollouts and windows as one sequence, and
+    their targets.
 
-    The sequence is made of segments, one behind the other without a gap. A rollout (but for its
-    last token, which predicts nothing) sees itself causally; a resampled window hangs off a
-    rollout, its trunk, and sees the first `branch` tokens of that and itself causally.
+    The sequence is made of segments, one behind the other without a gap. A rollout (but
+    for its last token, which predicts nothing) sees itself causally; a resampled window
+    hangs off a rollout, its trunk, and sees the first `branch` tokens of that and
+    itself causally.
     """
 
     rollout_ids: tuple[str, ...]
@@ -170,35 +188,50 @@ class TrainBatch:
     length_S: Ints
     """Tokens of each segment; at least one."""
     trunk_S: Ints
-    """Index of the rollout's segment that a window hangs off, before it; a rollout's own."""
+    """Index of the rollout's segment that a window hangs off, before it; a rollout's
+    own.
+    """
     branch_S: Ints
     """How many tokens of its trunk a window sees, at least one; 0 for a rollout."""
     position_TU: Ints
-    """Index into L of the hidden state that predicts each trained response token (T), then of
-    those that predict tokens of resampled windows (U)."""
+    """Index into L of the hidden state that predicts each trained response token (T),
+    then of those that predict tokens of resampled windows (U).
+    """
     response_ids_T: Ints
     logp_T: Floats
-    """Student's log-probability when it sampled the token; (0,) where it did not sample."""
+    """Student's log-probability when it sampled the token; (0,) where it did not
+    sample.
+    """
     weight_T: Floats
-    """Of each token's loss: 1; less where it is down-weighted, 0 where it is not selected."""
+    """Of each token's loss: 1; less where it is down-weighted, 0 where it is not
+    selected.
+    """
     signal: TeacherSignal
     """Of the T positions."""
     window_Q: Ints
-    """Index into T + U of each position of each divergent window (overlapping windows repeat)."""
+    """Index into T + U of each position of each divergent window (overlapping windows
+    repeat).
+    """
     target_ids_QK: Ints
     target_weights_QK: Floats
-    """Soft target of the window position: rows sum to 1 over target_ids; 0 where the id is PAD."""
+    """Soft target of the window position: rows sum to 1 over target_ids; 0 where the id
+    is PAD.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossSums:
-    """Sums (not means) over the micro-batches a rank has accumulated since the last step, nats."""
+    """Sums (not means) over the micro-batches a rank has accumulated since the last
+    step, nats.
+    """
 
     opd: float = 0.0
     """Of the token loss: L_OPD, or what stands in its place in kd, opsd and trd."""
     traj: float = 0.0
     rollout_kl: float = 0.0
-    """Estimate of KL(policy that sampled || policy that is trained); 0 where none sampled."""
+    """Estimate of KL(policy that sampled || policy that is trained); 0 where none
+    sampled.
+    """
     num_tokens: int = 0
     """Response tokens, whatever their weight."""
     num_window_positions: int = 0
@@ -223,8 +256,9 @@ class StepReport:
     loss_opd: float
     loss_traj: float
     rollout_kl: float
-    """Nats a token between the sampled log-probabilities and the learner's: two engines' rounding
-    when on-policy, more with every step of staleness."""
+    """Nats a token between the sampled log-probabilities and the learner's: two
+    engines' rounding when on-policy, more with every step of staleness.
+    """
     grad_norm: float
     lr: float
     num_tokens: int

@@ -1,4 +1,6 @@
-"""A student and a teacher with random weights, larger than the toy world's, and their tokenizer."""
+"""A student and a teacher with random weights, larger than the toy world's, and their
+tokenizer.
+"""
 
 import json
 import shutil
@@ -9,15 +11,23 @@ from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 VOCAB = 8192
 NUM_STOPS = 40
-"""Ids that end a response: a random model says one about every VOCAB / NUM_STOPS tokens, so that
-lengths are spread as widely (geometrically) as those of reasoning models are."""
+"""Ids that end a response: a random model says one about every VOCAB / NUM_STOPS
+tokens, so that lengths are spread as widely (geometrically) as those of reasoning
+models are.
+"""
 HEAD_DIM = 64
 
 
 def make_pair(tokenizer: Path, folder: Path) -> tuple[Path, Path]:
-    """Write `student` (23 M parameters) and `teacher` (63 M), made for the words of `tokenizer`."""
-    student = _make(tokenizer, folder / "student", hidden=512, layers=6, heads=8, seed=0)
-    teacher = _make(tokenizer, folder / "teacher", hidden=768, layers=8, heads=12, seed=1)
+    """Write `student` (23 M parameters) and `teacher` (63 M), made for the words of
+    `tokenizer`.
+    """
+    student = _make(
+        tokenizer, folder / "student", hidden=512, layers=6, heads=8, seed=0
+    )
+    teacher = _make(
+        tokenizer, folder / "teacher", hidden=768, layers=8, heads=12, seed=1
+    )
     return student, teacher
 
 
@@ -50,7 +60,9 @@ def _make(
 
 
 def _with_fillers(source: Path, target: Path) -> None:
-    """Each id of the vocabulary needs a word, for TRL turns responses back into text."""
+    """Each id of the vocabulary needs a word, for TRL turns responses back into
+    text.
+    """
     facts = json.loads(source.read_text(encoding="utf-8"))
     known = facts["model"]["vocab"]
     known |= {f"word{place}": place for place in range(len(known), VOCAB)}

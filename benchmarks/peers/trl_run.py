@@ -2,9 +2,9 @@
 
     python trl_run.py SPEC.json
 
-A line on standard input lets one optimizer step go; each answers with a line of JSON: tokens
-trained, wall and CPU seconds, loss. `benchmarks/bench_peers.py` writes the spec and asks; nothing
-of topd_ray is imported.
+A line on standard input lets one optimizer step go; each answers with a line of JSON:
+tokens trained, wall and CPU seconds, loss. `benchmarks/bench_peers.py` writes the spec
+and asks; nothing of topd_ray is imported.
 """
 
 import json
@@ -22,7 +22,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 
 class Meter(TrainerCallback):
-    """Waits for leave before a step, which generates, scores and updates; then says what it took.
+    """Waits for leave before a step, which generates, scores and updates; then says
+    what it took.
 
     Left out of the seconds: reading the prompts, and TRL's own log.
     """
@@ -90,7 +91,9 @@ def common(spec: dict[str, Any], out: str) -> dict[str, Any]:
 
 
 def distillation(spec: dict[str, Any], meter: Meter, out: str) -> Any:
-    """`trl.DistillationTrainer`: one generation a step, tiled head, always on-policy."""
+    """`trl.DistillationTrainer`: one generation a step, tiled head, always
+    on-policy.
+    """
     from trl import DistillationConfig, DistillationTrainer
 
     class Counted(DistillationTrainer):
@@ -100,7 +103,9 @@ def distillation(spec: dict[str, Any], meter: Meter, out: str) -> Any:
             return completions
 
     config = DistillationConfig(
-        max_completion_length=spec["max_tokens"], shuffle_dataset=False, **common(spec, out)
+        max_completion_length=spec["max_tokens"],
+        shuffle_dataset=False,
+        **common(spec, out),
     )
     student, teacher, tokenizer = load(spec)
     return Counted(
@@ -114,7 +119,9 @@ def distillation(spec: dict[str, Any], meter: Meter, out: str) -> Any:
 
 
 def gkd(spec: dict[str, Any], meter: Meter, out: str) -> Any:
-    """`trl.experimental.gkd.GKDTrainer` with lambda 1: a generation a micro-batch, full logits."""
+    """`trl.experimental.gkd.GKDTrainer` with lambda 1: a generation a micro-batch, full
+    logits.
+    """
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
     class Counted(GKDTrainer):
@@ -132,7 +139,9 @@ def gkd(spec: dict[str, Any], meter: Meter, out: str) -> Any:
         **common(spec, out),
     )
     student, teacher, tokenizer = load(spec)
-    answered = [[*turns, {"role": "assistant", "content": "."}] for turns in prompts(spec)]
+    answered = [
+        [*turns, {"role": "assistant", "content": "."}] for turns in prompts(spec)
+    ]
     return Counted(
         model=student,
         teacher_model=teacher,
@@ -154,10 +163,14 @@ def load(spec: dict[str, Any]) -> tuple[Any, Any, Any]:
 
 
 def prompts(spec: dict[str, Any]) -> list[list[dict[str, str]]]:
-    """Turns of every rollout of a step: each prompt `samples` times. All steps have the same."""
+    """Turns of every rollout of a step: each prompt `samples` times. All steps have the
+    same.
+    """
     lines = Path(spec["prompts"]).read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line)["messages"] for line in lines]
-    assert len(rows) * spec["samples"] == spec["rollouts"], "the file holds the prompts of one step"
+    assert len(rows) * spec["samples"] == spec["rollouts"], (
+        "the file holds the prompts of one step"
+    )
     return [turns for turns in rows for _ in range(spec["samples"])]
 
 

@@ -1,4 +1,6 @@
-"""What each test says it does to a run, by marker or property: TOPD_CHAOS_RECORD names a file."""
+"""What each test says it does to a run, by marker or property: TOPD_CHAOS_RECORD names
+a file.
+"""
 
 import json
 import os
@@ -17,7 +19,11 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Any:
     report = (yield).get_result()
-    if report.when == "call" or report.skipped or (report.when == "setup" and report.failed):
+    if (
+        report.when == "call"
+        or report.skipped
+        or (report.when == "setup" and report.failed)
+    ):
         row = {"test": item.name, "outcome": report.outcome}
         if mark := item.get_closest_marker("fault"):
             row |= {"fault": mark.args[0], **mark.kwargs}

@@ -38,7 +38,9 @@ def started(*args: str | Path) -> Iterator[Started]:
 
 
 def kill_all(parent: int) -> None:
-    """What a machine does that goes away: nobody below `parent` gets to say anything."""
+    """What a machine does that goes away: nobody below `parent` gets to say
+    anything.
+    """
     if psutil.pid_exists(parent):
         for child in [*below(parent), psutil.Process(parent)]:
             signalled(child, signal.SIGKILL)
@@ -55,7 +57,9 @@ def signalled(process: psutil.Process, what: signal.Signals) -> None:
         return
 
 
-def wait_until(ready: Callable[[], bool], process: Started, *, every_s: float = 0.02) -> None:
+def wait_until(
+    ready: Callable[[], bool], process: Started, *, every_s: float = 0.02
+) -> None:
     deadline = time.monotonic() + DEADLINE_S
     while not ready():
         assert process.poll() is None, f"ended too early: {process.communicate()[0]}"
@@ -65,7 +69,9 @@ def wait_until(ready: Callable[[], bool], process: Started, *, every_s: float = 
 
 def workers(process: Started, kind: str) -> list[psutil.Process]:
     """The living actors of a class."""
-    return [one for one in below(process.pid) if command(one).startswith(f"ray::{kind}")]
+    return [
+        one for one in below(process.pid) if command(one).startswith(f"ray::{kind}")
+    ]
 
 
 def strike(process: Started, kind: str, what: signal.Signals = signal.SIGKILL) -> int:
@@ -120,6 +126,10 @@ def assert_same(run: Run, whole: Run) -> None:
         "num_rollouts",
         "num_divergent",
     )
-    assert [run.summary[key] for key in counted] == [whole.summary[key] for key in counted]
-    one, other = (path / "export" / "model.safetensors" for path in (run.path, whole.path))
+    assert [run.summary[key] for key in counted] == [
+        whole.summary[key] for key in counted
+    ]
+    one, other = (
+        path / "export" / "model.safetensors" for path in (run.path, whole.path)
+    )
     assert one.read_bytes() == other.read_bytes()

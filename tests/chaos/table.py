@@ -1,4 +1,6 @@
-"""What conftest.py recorded, as a table between the marks of README.md beside this file."""
+"""What conftest.py recorded, as a table between the marks of README.md beside this
+file.
+"""
 
 import json
 import os
@@ -24,24 +26,34 @@ def main() -> None:
     records = [Path(name).read_text(encoding="utf-8") for name in sys.argv[1:]]
     rows = [row for record in records for row in json.loads(record)]
     git = ["git", "-C", str(README.parent)]
-    commit = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True).strip()
-    dirty = subprocess.check_output([*git, "status", "--porcelain", "-uno"], text=True).strip()
+    commit = subprocess.check_output(
+        [*git, "rev-parse", "--short", "HEAD"], text=True
+    ).strip()
+    dirty = subprocess.check_output(
+        [*git, "status", "--porcelain", "-uno"], text=True
+    ).strip()
     head = (
-        f"`make chaos`, {platform.machine()}, {os.cpu_count()} logical cores, commit {commit}"
-        f"{' with changes' if dirty else ''}, {date.today()}."
+        f"`make chaos`, {platform.machine()}, {os.cpu_count()} logical cores, commit"
+        f" {commit}{' with changes' if dirty else ''}, {date.today()}."
     )
     lines = [list(COLUMNS.values()), ["---"] * len(COLUMNS), *map(cells, rows)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     page = README.read_text(encoding="utf-8")
     before, _, rest = page.partition(BEGIN)
     after = rest.partition(END)[2]
-    README.write_text(f"{before}{BEGIN}\n{head}\n\n{table}\n{END}{after}", encoding="utf-8")
+    README.write_text(
+        f"{before}{BEGIN}\n{head}\n\n{table}\n{END}{after}", encoding="utf-8"
+    )
     print(head, table, sep="\n\n")
 
 
 def cells(row: dict[str, Any]) -> list[str]:
-    survived = {"passed": "yes", "skipped": "not tried here"}.get(row["outcome"], "**no**")
-    lost = {"yes": "none", "**no**": "?"}.get(survived, "")  # survived: the same student, whole
+    survived = {"passed": "yes", "skipped": "not tried here"}.get(
+        row["outcome"], "**no**"
+    )
+    lost = {"yes": "none", "**no**": "?"}.get(
+        survived, ""
+    )  # survived: the same student, whole
     values = {"fault": row["test"]} | row | {"survived": survived, "lost": lost}
     return [str(values.get(name, "")) for name in COLUMNS]
 

@@ -14,7 +14,9 @@ pytestmark = [pytest.mark.engines, pytest.mark.chaos, pytest.mark.timeout(500)]
 
 def mount(folder: Path, options: str) -> bool:
     done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder],
+        capture_output=True,
+        check=False,
     )
     return done.returncode == 0
 
@@ -24,14 +26,18 @@ def small_disk(setting: Setting, whole: Run) -> Iterator[Path]:
     """The checkpoints of the run `full`, with room for one and a half."""
     folder = setting.run("full").path / "checkpoints"
     folder.mkdir(parents=True)
-    one = sum(f.stat().st_size for f in (whole.path / "checkpoints" / "step_4").rglob("*"))
+    one = sum(
+        f.stat().st_size for f in (whole.path / "checkpoints" / "step_4").rglob("*")
+    )
     if not mount(folder, f"size={one * 3 // 2}"):
         pytest.skip("mounting a tmpfs takes the right to")
     yield folder
     subprocess.run(["umount", folder], check=True)
 
 
-@pytest.mark.fault("disk full while a checkpoint is written", injected=1, done_again="2 steps")
+@pytest.mark.fault(
+    "disk full while a checkpoint is written", injected=1, done_again="2 steps"
+)
 def test_a_full_disk_costs_the_checkpoint_that_did_not_fit_and_nothing_else(
     setting: Setting, whole: Run, small_disk: Path
 ) -> None:

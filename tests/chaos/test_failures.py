@@ -1,4 +1,6 @@
-"""Real processes are killed, stopped and asked to leave; the student comes out the same."""
+"""Real processes are killed, stopped and asked to leave; the student comes out the
+same.
+"""
 
 import os
 import signal
@@ -41,7 +43,9 @@ def test_engines_and_probe_workers_that_are_killed_are_replaced(
 ) -> None:
     run = setting.run("struck")
     with started("train", setting.file, "run.name=struck") as process:
-        for step, worker in enumerate(("RolloutWorker", "TeacherWorker", "ProbeWorker"), start=1):
+        for step, worker in enumerate(
+            ("RolloutWorker", "TeacherWorker", "ProbeWorker"), start=1
+        ):
             wait_until(has_steps(run, step), process)
             strike(process, worker)
         output = ended(process)
@@ -137,7 +141,9 @@ def test_sigterm_ends_the_step_and_leaves_a_checkpoint_to_resume_from(
 
 @pytest.mark.chaos
 @pytest.mark.fault(
-    "SIGTERM twice, then `topd resume`", injected=1, done_again="steps since the checkpoint"
+    "SIGTERM twice, then `topd resume`",
+    injected=1,
+    done_again="steps since the checkpoint",
 )
 def test_a_second_sigterm_ends_it_at_once_and_leaves_nobody_behind(
     setting: Setting, whole: Run
@@ -146,21 +152,27 @@ def test_a_second_sigterm_ends_it_at_once_and_leaves_nobody_behind(
     with started("train", setting.file, "run.name=hurried") as process:
         wait_until(has_steps(run, 3), process)
         others = below(process.pid)
-        learner = strike(process, "LearnerWorker", signal.SIGSTOP)  # so that it is not done before
+        learner = strike(
+            process, "LearnerWorker", signal.SIGSTOP
+        )  # so that it is not done before
         process.send_signal(signal.SIGTERM)
         wait_until(lambda: "stopping" in happened(run), process)
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 128 + signal.SIGTERM
         with suppress(ProcessLookupError):
             os.kill(learner, signal.SIGCONT)  # who is stopped cannot leave
-        _, alive = psutil.wait_procs(others, timeout=120)  # Ray's own agents take a minute
+        _, alive = psutil.wait_procs(
+            others, timeout=120
+        )  # Ray's own agents take a minute
         assert not alive
     resume(run)
     assert_same(run, whole)
 
 
 @pytest.mark.fault(
-    "kill -9 of driver and actors, the job submitted again", injected=1, done_again="1 or 2 steps"
+    "kill -9 of driver and actors, the job submitted again",
+    injected=1,
+    done_again="1 or 2 steps",
 )
 def test_a_job_whose_driver_died_goes_on_when_it_is_submitted_again(
     setting: Setting, whole: Run

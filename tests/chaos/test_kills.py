@@ -1,4 +1,6 @@
-"""A run that is killed again and again, at moments of chance and inside checkpoint writes."""
+"""A run that is killed again and again, at moments of chance and inside checkpoint
+writes.
+"""
 
 import random
 import time
@@ -23,8 +25,11 @@ pytestmark = [pytest.mark.engines, pytest.mark.chaos, pytest.mark.timeout(3000)]
 STALE = "rollout.max_staleness=1"
 
 
-def killed(run: Run, arguments: tuple[str | Path, ...], *, times: int) -> tuple[int, int]:
-    """Kill a run so often, resume it each time; steps done again, kills inside a checkpoint write.
+def killed(
+    run: Run, arguments: tuple[str | Path, ...], *, times: int
+) -> tuple[int, int]:
+    """Kill a run so often, resume it each time; steps done again, kills inside a
+    checkpoint write.
 
     One in four as it is loading, one in four inside a write, the others as it steps.
     """
@@ -60,24 +65,41 @@ def kept(run: Run) -> int:
 
 
 def windows(run: Run) -> list[tuple[int, str, int]]:
-    """Step, rollout and policy version of everything that was learned from, each once."""
+    """Step, rollout and policy version of everything that was learned from, each
+    once.
+    """
     return sorted(
         {
-            (int(file.stem.removeprefix("step_")), row["rollout_id"], row["policy_version"])
+            (
+                int(file.stem.removeprefix("step_")),
+                row["rollout_id"],
+                row["policy_version"],
+            )
             for file in (run.path / "windows").glob("*.parquet")
-            for row in pq.read_table(file, columns=["rollout_id", "policy_version"]).to_pylist()
+            for row in pq.read_table(
+                file, columns=["rollout_id", "policy_version"]
+            ).to_pylist()
         }
     )
 
 
 @pytest.mark.parametrize(
     ("name", "times", "overrides"),
-    [("fresh", 20, ("run.checkpoint_every=1",)), ("stale", 8, ("run.checkpoint_every=3", STALE))],
+    [
+        ("fresh", 20, ("run.checkpoint_every=1",)),
+        ("stale", 8, ("run.checkpoint_every=3", STALE)),
+    ],
 )
 def test_a_run_killed_at_many_moments_ends_as_one_that_was_not(
-    setting: Setting, name: str, times: int, overrides: tuple[str, ...], record_property: Any
+    setting: Setting,
+    name: str,
+    times: int,
+    overrides: tuple[str, ...],
+    record_property: Any,
 ) -> None:
-    record_property("fault", f"kill -9 of everything, staleness {int(STALE in overrides)}")
+    record_property(
+        "fault", f"kill -9 of everything, staleness {int(STALE in overrides)}"
+    )
     length = ("run.steps=45", *overrides)
     unharmed = setting.train(f"unharmed-{name}", *length)
     run = setting.run(f"killed-{name}")
@@ -89,7 +111,9 @@ def test_a_run_killed_at_many_moments_ends_as_one_that_was_not(
     assert inside > 0
     learned = windows(run)
     names = [rollout for _, rollout, _ in learned]
-    assert len(set(names)) == len(names)  # (a rollout without a candidate has no window)
+    assert len(set(names)) == len(
+        names
+    )  # (a rollout without a candidate has no window)
     assert learned == windows(unharmed)
     for step, _, version in learned:
         assert step - 1 - (STALE in overrides) <= version <= step - 1

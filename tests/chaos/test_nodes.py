@@ -1,4 +1,6 @@
-"""Machines of a cluster that go away: `ray.cluster_utils.Cluster`, a raylet for each."""
+"""Machines of a cluster that go away: `ray.cluster_utils.Cluster`, a raylet for
+each.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -26,7 +28,9 @@ NODE = {"num_cpus": 1, "object_store_memory": 100_000_000}
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
     """A head and three more nodes; each has room for two of the four actors."""
-    found = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+    found = Cluster(
+        initialize_head=True, head_node_args={**NODE, "include_dashboard": False}
+    )
     for _ in range(3):
         found.add_node(**NODE)
     yield found
@@ -67,7 +71,10 @@ def test_nodes_that_go_away_take_nothing_with_them(
     events = happened(run)
     assert events.count("replaced") + events.count("went_back") >= 2
     record_property(
-        "injected", f"2, with {' and '.join(sorted(name.removeprefix('ray::') for name in gone))}"
+        "injected",
+        f"2, with {' and '.join(sorted(name.removeprefix('ray::') for name in gone))}",
     )
-    record_property("done_again", f"from a checkpoint: {events.count('went_back')} of 2")
+    record_property(
+        "done_again", f"from a checkpoint: {events.count('went_back')} of 2"
+    )
     assert_same(run, whole)

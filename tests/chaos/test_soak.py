@@ -63,13 +63,16 @@ def books(run: Run) -> dict[str, Any]:
     """The driver's part of the newest checkpoint."""
     checkpoints = run.path / "checkpoints"
     newest = (checkpoints / "latest").read_text().strip()
-    found: dict[str, Any] = json.loads((checkpoints / newest / "driver.json").read_text())
+    found: dict[str, Any] = json.loads(
+        (checkpoints / newest / "driver.json").read_text()
+    )
     return found
 
 
 def test_a_slow_learner_fills_no_memory(setting: Setting, record_property: Any) -> None:
     record_property(
-        "fault", "a learner 10 x too slow (stopped 90 % of the time), rollouts a step ahead"
+        "fault",
+        "a learner 10 x too slow (stopped 90 % of the time), rollouts a step ahead",
     )
     run = setting.run("soak")
     length = ("run.steps=1000000", "run.checkpoint_every=50", "rollout.max_staleness=1")
@@ -77,7 +80,9 @@ def test_a_slow_learner_fills_no_memory(setting: Setting, record_property: Any) 
         wait_until(has_steps(run, WARM_UP_STEPS), process)
         here = [psutil.Process(process.pid), *below(process.pid)]
         (learner,) = workers(process, "LearnerWorker")
-        memory: dict[str, list[int]] = {f"{command(one)[:60]} ({one.pid})": [] for one in here}
+        memory: dict[str, list[int]] = {
+            f"{command(one)[:60]} ({one.pid})": [] for one in here
+        }
         said = deque[str](maxlen=100)  # a pipe that nobody reads fills up
         reader = Thread(target=said.extend, args=(process.stdout,), daemon=True)
         reader.start()
@@ -106,7 +111,9 @@ def test_a_slow_learner_fills_no_memory(setting: Setting, record_property: Any) 
         f"Ray {growth:+.1%} from the second eighth of the time to the last; no spill",
     )
     record_property("done_again", "none")
-    assert abs(growth) < 0.05, {name: medians(values) for name, values in memory.items()}
+    assert abs(growth) < 0.05, {
+        name: medians(values) for name, values in memory.items()
+    }
     kept = books(run)
     ledger = kept["ledger"]
     dispatched, consumed = ledger["num_dispatched"], ledger["num_consumed"]

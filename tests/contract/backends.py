@@ -9,7 +9,8 @@ from topd_ray.engines.open import open_generation, open_teacher
 from topd_ray.engines.protocols import GenerationEngine
 
 THIRD_PARTY = pytest.mark.filterwarnings(
-    "ignore:`torch.distributed.reduce_op` is deprecated:FutureWarning"  # raised as vLLM starts
+    # vLLM raises it as it starts
+    "ignore:`torch.distributed.reduce_op` is deprecated:FutureWarning"
 )
 BACKENDS = ["hf", pytest.param("vllm", marks=pytest.mark.engines)]
 DECODERS = [
@@ -23,7 +24,11 @@ DECODERS = [
 def engine_config(backend: str) -> EngineConfig:
     """Exact arithmetic, and a cache that holds some 8000 tokens of the tiny models."""
     return EngineConfig(
-        backend=backend, dtype="float32", enforce_eager=True, kv_cache_gib=0.004, max_num_seqs=64
+        backend=backend,
+        dtype="float32",
+        enforce_eager=True,
+        kv_cache_gib=0.004,
+        max_num_seqs=64,
     )
 
 

@@ -1,4 +1,6 @@
-"""What the learner's contract is tested with: micro-batches, a plain torch oracle, real ranks."""
+"""What the learner's contract is tested with: micro-batches, a plain torch oracle, real
+ranks.
+"""
 
 import multiprocessing
 import socket
@@ -46,9 +48,11 @@ def make_batch(
     signal: Signal = "hidden",
     resampled: int = 0,
 ) -> TrainBatch:
-    """Rollouts of random tokens, trained from the `prompt`-th on; two overlapping windows each.
+    """Rollouts of random tokens, trained from the `prompt`-th on; two overlapping
+    windows each.
 
-    A window of `resampled` more tokens hangs off the middle of each, where that is not 0.
+    A window of `resampled` more tokens hangs off the middle of each, where that is not
+    0.
     """
     rng = np.random.default_rng(seed)
     ids = [rng.integers(0, len(VOCAB), length + resampled) for length in lengths]
@@ -57,7 +61,9 @@ def make_batch(
         first, count = len(trained), length - prompt
         trained += range(start + prompt, start + length)
         behind += range(start + length, start + length + resampled)
-        windows += [first + place for place in (*range(count), *range(count // 2, count))]
+        windows += [
+            first + place for place in (*range(count), *range(count // 2, count))
+        ]
         start += length + resampled
     windows += [len(trained) + place for place in range(len(behind))]
     target_ids_QK = rng.integers(0, len(VOCAB), (len(windows), 5)).astype(np.int32)
@@ -68,7 +74,9 @@ def make_batch(
         **_segments(lengths, resampled),
         position_TU=np.array(trained + behind, np.int32),
         response_ids_T=rng.integers(0, len(VOCAB), len(trained)).astype(np.int32),
-        weight_T=rng.choice([0.0, 0.5, 1.0], len(trained), p=[0.1, 0.2, 0.7]).astype(np.float32),
+        weight_T=rng.choice([0.0, 0.5, 1.0], len(trained), p=[0.1, 0.2, 0.7]).astype(
+            np.float32
+        ),
         signal=_signal(signal, len(trained), rng),
         window_Q=np.array(windows, np.int32),
         target_ids_QK=target_ids_QK,
@@ -78,7 +86,9 @@ def make_batch(
 
 
 def _segments(lengths: Sequence[int], resampled: int) -> dict[str, Ints]:
-    """A rollout, and where `resampled` is not 0 one window behind it; again and again."""
+    """A rollout, and where `resampled` is not 0 one window behind it; again and
+    again.
+    """
     each = 2 if resampled else 1
     rows = [(length, each * r, 0) for r, length in enumerate(lengths)]
     hanging = [(resampled, each * r, length // 2) for r, length in enumerate(lengths)]
@@ -89,7 +99,9 @@ def _segments(lengths: Sequence[int], resampled: int) -> dict[str, Ints]:
 
 def _signal(signal: Signal, tokens: int, rng: np.random.Generator) -> TeacherSignal:
     if signal == "hidden":
-        return HiddenSignal(hidden_ND=rng.standard_normal((tokens, TEACHER_WIDTH), np.float32))
+        return HiddenSignal(
+            hidden_ND=rng.standard_normal((tokens, TEACHER_WIDTH), np.float32)
+        )
     if signal == "sampled":
         return SampledSignal(logq_N=-4.0 - rng.random(tokens, dtype=np.float32))
     logits_NV = torch.from_numpy(rng.standard_normal((tokens, len(VOCAB)), np.float32))
@@ -108,7 +120,9 @@ def poisoned(batch: TrainBatch) -> TrainBatch:
         case HiddenSignal(hidden_ND=hidden_TD):
             return replace(batch, signal=HiddenSignal(hidden_ND=_with_nan(hidden_TD)))
         case TopkSignal(ids_NM=ids_TM, logq_NM=logq_TM):
-            return replace(batch, signal=TopkSignal(ids_NM=ids_TM, logq_NM=_with_nan(logq_TM)))
+            return replace(
+                batch, signal=TopkSignal(ids_NM=ids_TM, logq_NM=_with_nan(logq_TM))
+            )
         case SampledSignal(logq_N=logq_T):
             return replace(batch, signal=SampledSignal(logq_N=_with_nan(logq_T)))
 
@@ -120,14 +134,19 @@ def _with_nan(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def step_batches(version: int, signal: Signal = "hidden") -> list[list[TrainBatch]]:
-    """Two micro-batches for each of two ranks: uneven in tokens, rows and chunks, one empty."""
+    """Two micro-batches for each of two ranks: uneven in tokens, rows and chunks, one
+    empty.
+    """
     fields: dict[str, Any] = {"version": version, "signal": signal}
     return [
         [
             make_batch([9, 14, 5], seed=10 * version + 1, **fields),
             make_batch([30], seed=10 * version + 2, resampled=3, **fields),
         ],
-        [make_batch([7, 4], seed=10 * version + 3, resampled=2, **fields), empty_batch(**fields)],
+        [
+            make_batch([7, 4], seed=10 * version + 3, resampled=2, **fields),
+            empty_batch(**fields),
+        ],
     ]
 
 
@@ -193,7 +212,9 @@ class Oracle:
     signal: Signal = "hidden"
 
     def __post_init__(self) -> None:
-        student = load_student(self.student, dtype=torch.float32, gradient_checkpointing=False)
+        student = load_student(
+            self.student, dtype=torch.float32, gradient_checkpointing=False
+        )
         self._model = DistillationModel(
             student,
             signal=self.signal,
@@ -202,7 +223,9 @@ class Oracle:
             lambda_traj=OBJECTIVE.lambda_traj,
         )
         self._optimizer = torch.optim.AdamW(
-            student.parameters(), betas=self.config.betas, weight_decay=self.config.weight_decay
+            student.parameters(),
+            betas=self.config.betas,
+            weight_decay=self.config.weight_decay,
         )
         self._num_steps = 0
 
@@ -212,7 +235,9 @@ class Oracle:
         loss = torch.stack([self._loss(batch) for batch in batches]).sum() / num_tokens
         self._optimizer.zero_grad()
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), self.config.clip)
+        norm = torch.nn.utils.clip_grad_norm_(
+            self._model.parameters(), self.config.clip
+        )
         for group in self._optimizer.param_groups:
             group["lr"] = self.config.lr * lr_factor(
                 self._num_steps,
@@ -266,7 +291,9 @@ def scored_by(student: Path, batch: TrainBatch, dtype: torch.dtype) -> TrainBatc
     layout = Layout(*map(_ids, (batch.length_S, batch.trunk_S, batch.branch_S)))
     with torch.no_grad():
         hidden_1LD = model.base_model(
-            _ids(batch.input_ids_L)[None], position_ids=layout.place_L[None], layout=layout
+            _ids(batch.input_ids_L)[None],
+            position_ids=layout.place_L[None],
+            layout=layout,
         ).last_hidden_state
     hidden_TD = hidden_1LD[0, _ids(batch.position_TU)]
     bits: HiddenStates = (
@@ -279,7 +306,9 @@ def scored_by(student: Path, batch: TrainBatch, dtype: torch.dtype) -> TrainBatc
 
 @dataclass
 class Outcome:
-    """What one rank saw: a step, a step that is not finite, a checkpoint, a third step, twice."""
+    """What one rank saw: a step, a step that is not finite, a checkpoint, a third step,
+    twice.
+    """
 
     reports: list[StepReport]
     after_first: Weights
@@ -288,7 +317,9 @@ class Outcome:
     after_third_again: Weights
     """By a fresh learner, from the checkpoint before the third step."""
     self_loss: float | None
-    """Token loss, once the learner follows, against hidden states of the student itself."""
+    """Token loss, once the learner follows, against hidden states of the student
+    itself.
+    """
 
 
 TwoRanks = dict[str, list[Outcome]]
@@ -299,11 +330,14 @@ Story = tuple[LearnerConfig, Path, Signal]
 
 
 def run_two_ranks(cases: dict[str, Story], folder: Path) -> TwoRanks:
-    """The story of `Outcome` on two real processes, for each config, student and signal."""
+    """The story of `Outcome` on two real processes, for each config, student and
+    signal.
+    """
     context = multiprocessing.get_context("spawn")
     ports = free_ports(2 * len(cases))
     ranks = [
-        context.Process(target=_rank_main, args=(rank, cases, folder, ports)) for rank in range(2)
+        context.Process(target=_rank_main, args=(rank, cases, folder, ports))
+        for rank in range(2)
     ]
     for rank in ranks:
         rank.start()
@@ -313,12 +347,16 @@ def run_two_ranks(cases: dict[str, Story], folder: Path) -> TwoRanks:
             rank.kill()
     assert [rank.exitcode for rank in ranks] == [0, 0]
     return {
-        case: [torch.load(folder / f"{case}-{r}.pt", weights_only=False) for r in range(2)]
+        case: [
+            torch.load(folder / f"{case}-{r}.pt", weights_only=False) for r in range(2)
+        ]
         for case in cases
     }
 
 
-def _rank_main(rank: int, cases: dict[str, Story], folder: Path, ports: list[int]) -> None:
+def _rank_main(
+    rank: int, cases: dict[str, Story], folder: Path, ports: list[int]
+) -> None:
     torch.set_num_threads(1)
     for case, story in cases.items():
         outcome = _play(rank, story, folder / f"checkpoint-{case}", ports)
@@ -331,7 +369,9 @@ def _play(rank: int, story: Story, checkpoint: Path, ports: list[int]) -> Outcom
     reports = [take_step(learner, step_batches(0, signal)[rank])]
     after_first = held_weights(learner)
     batches = step_batches(1, signal)[rank]
-    reports.append(take_step(learner, [poisoned(batches[0]) if rank else batches[0], batches[1]]))
+    reports.append(
+        take_step(learner, [poisoned(batches[0]) if rank else batches[0], batches[1]])
+    )
     after_skip = held_weights(learner)
     learner.save(checkpoint)
     reports.append(take_step(learner, step_batches(2, signal)[rank]))
@@ -341,9 +381,13 @@ def _play(rank: int, story: Story, checkpoint: Path, ports: list[int]) -> Outcom
     again.load(checkpoint)
     reports.append(take_step(again, step_batches(2, signal)[rank]))
     after_third_again = held_weights(again)
-    self_loss = _follow(again, rank, checkpoint / "export") if signal == "hidden" else None
+    self_loss = (
+        _follow(again, rank, checkpoint / "export") if signal == "hidden" else None
+    )
     again.close()
-    return Outcome(reports, after_first, after_skip, after_third, after_third_again, self_loss)
+    return Outcome(
+        reports, after_first, after_skip, after_third, after_third_again, self_loss
+    )
 
 
 def _follow(learner: LearnerActor, rank: int, folder: Path) -> float:

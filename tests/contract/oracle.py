@@ -41,7 +41,9 @@ def named_arrays(model: torch.nn.Module) -> list[NamedArray]:
 
 @torch.no_grad()
 def bits(model: torch.nn.Module) -> list[NamedArray]:
-    """The model's weights in bfloat16, as bits in uint16; the model itself is rounded to them."""
+    """The model's weights in bfloat16, as bits in uint16; the model itself is rounded
+    to them.
+    """
     arrays = []
     for name, parameter in model.named_parameters():
         rounded = parameter.bfloat16()
@@ -59,7 +61,11 @@ def all_logp(model: torch.nn.Module, token_ids: Ints) -> np.ndarray:
 
 @torch.no_grad()
 def hidden(model: torch.nn.Module, token_ids: Ints) -> np.ndarray:
-    return model.model(torch.tensor(token_ids[None].astype(np.int64))).last_hidden_state[0].numpy()
+    return (
+        model.model(torch.tensor(token_ids[None].astype(np.int64)))
+        .last_hidden_state[0]
+        .numpy()
+    )
 
 
 def greedy(model: torch.nn.Module, prompt_ids: Ints, max_tokens: int) -> list[int]:
@@ -70,7 +76,9 @@ def greedy(model: torch.nn.Module, prompt_ids: Ints, max_tokens: int) -> list[in
     return tokens
 
 
-def response_logp(model: torch.nn.Module, prompt_ids: Ints, token_ids_N: Ints) -> np.ndarray:
+def response_logp(
+    model: torch.nn.Module, prompt_ids: Ints, token_ids_N: Ints
+) -> np.ndarray:
     """(N, V): row n holds log-probabilities of response token n given all before it."""
     rows = all_logp(model, np.concatenate([prompt_ids, token_ids_N]))
     return rows[len(prompt_ids) - 1 : -1]
@@ -95,14 +103,19 @@ def request(prompt_ids: Ints, **changes: object) -> GenerationRequest:
     return GenerationRequest(**(fields | changes))  # type: ignore[arg-type]
 
 
-def run(engine: GenerationEngine, requests: list[GenerationRequest]) -> list[Generation]:
+def run(
+    engine: GenerationEngine, requests: list[GenerationRequest]
+) -> list[Generation]:
     """All generations, in the order of the requests (whose ids must differ)."""
     found = {g.request_id: g for g in engine.generate(requests)}
     return [found[r.request_id] for r in requests]
 
 
-def tokens(engine: GenerationEngine, prompt_list: list[Ints], **changes: object) -> list[list[int]]:
+def tokens(
+    engine: GenerationEngine, prompt_list: list[Ints], **changes: object
+) -> list[list[int]]:
     requests = [
-        request(prompt, request_id=f"r{i}", **changes) for i, prompt in enumerate(prompt_list)
+        request(prompt, request_id=f"r{i}", **changes)
+        for i, prompt in enumerate(prompt_list)
     ]
     return [g.token_ids_N.tolist() for g in run(engine, requests)]

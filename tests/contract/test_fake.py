@@ -1,4 +1,6 @@
-"""The pretended model keeps the shape of the protocol, and its promise to be repeatable."""
+"""The pretended model keeps the shape of the protocol, and its promise to be
+repeatable.
+"""
 
 from pathlib import Path
 
@@ -23,7 +25,9 @@ def engine(student_folder: Path) -> GenerationEngine:
 
 def sampled(count: int) -> list:
     return [
-        request(p, request_id=f"r{i}", seed=i, temperature=1.0, num_top=4, max_tokens=40)
+        request(
+            p, request_id=f"r{i}", seed=i, temperature=1.0, num_top=4, max_tokens=40
+        )
         for i, p in enumerate(oracle.prompts(0, [5, 9] * count))
     ]
 

@@ -48,7 +48,10 @@ def ragged() -> list[Ints]:
 @pytest.fixture(scope="module")
 def expected(model: torch.nn.Module, ragged: list[Ints]) -> list[list[int]]:
     found = [oracle.greedy(model, prompt, 32) for prompt in ragged]
-    assert {EOS_ID in answer for answer in found} == {True, False}, "the oracle covers both ends"
+    assert {EOS_ID in answer for answer in found} == {
+        True,
+        False,
+    }, "the oracle covers both ends"
     return found
 
 
@@ -56,10 +59,14 @@ def test_greedy_equals_transformers_token_for_token(engine, ragged, expected):
     assert oracle.tokens(engine, ragged) == expected
 
 
-def test_eos_belongs_to_the_response_and_is_the_reason_to_stop(engine, ragged, expected):
+def test_eos_belongs_to_the_response_and_is_the_reason_to_stop(
+    engine, ragged, expected
+):
     requests = [request(prompt, request_id=f"r{i}") for i, prompt in enumerate(ragged)]
     for generation, answer in zip(run(engine, requests), expected, strict=True):
-        assert generation.finish_reason == ("stop" if answer[-1] == EOS_ID else "length")
+        assert generation.finish_reason == (
+            "stop" if answer[-1] == EOS_ID else "length"
+        )
         assert EOS_ID not in generation.token_ids_N[:-1]
         assert generation.token_ids_N.dtype == np.int32
 
@@ -83,13 +90,18 @@ def test_log_probabilities_are_the_models_before_temperature_top_k_and_top_p(
     engine, model, ragged, sampling
 ):
     requests = [
-        request(p, request_id=f"r{i}", seed=i, num_top=8, **sampling) for i, p in enumerate(ragged)
+        request(p, request_id=f"r{i}", seed=i, num_top=8, **sampling)
+        for i, p in enumerate(ragged)
     ]
     for asked, got in zip(requests, run(engine, requests), strict=True):
         logp_NV = oracle.response_logp(model, asked.prompt_ids, got.token_ids_N)
         rows = np.arange(len(got.token_ids_N))
-        np.testing.assert_allclose(got.logp_N, logp_NV[rows, got.token_ids_N], atol=1e-4)
-        np.testing.assert_allclose(got.top_logp_NM, -np.sort(-logp_NV)[:, :8], atol=1e-4)
+        np.testing.assert_allclose(
+            got.logp_N, logp_NV[rows, got.token_ids_N], atol=1e-4
+        )
+        np.testing.assert_allclose(
+            got.top_logp_NM, -np.sort(-logp_NV)[:, :8], atol=1e-4
+        )
         named_NM = np.take_along_axis(logp_NV, got.top_ids_NM.astype(np.int64), axis=1)
         np.testing.assert_allclose(got.top_logp_NM, named_NM, atol=1e-4)
         assert got.top_ids_NM.shape == (len(rows), 8)
@@ -110,8 +122,12 @@ def test_no_likely_ids_asked_for_means_no_log_probabilities(engine, ragged):
     assert got.top_ids_NM.shape == got.top_logp_NM.shape == (len(got.token_ids_N), 0)
 
 
-def test_requests_that_want_different_numbers_of_likely_ids_share_a_batch(engine, ragged):
-    requests = [request(p, request_id=f"r{i}", num_top=i % 4) for i, p in enumerate(ragged)]
+def test_requests_that_want_different_numbers_of_likely_ids_share_a_batch(
+    engine, ragged
+):
+    requests = [
+        request(p, request_id=f"r{i}", num_top=i % 4) for i, p in enumerate(ragged)
+    ]
     for asked, got in zip(requests, run(engine, requests), strict=True):
         assert got.top_ids_NM.shape == (len(got.token_ids_N), asked.num_top)
         if asked.num_top:
@@ -119,11 +135,19 @@ def test_requests_that_want_different_numbers_of_likely_ids_share_a_batch(engine
 
 
 def test_a_seed_gives_the_same_tokens_in_any_company_and_again(engine, ragged):
-    kinds = [{}, {"top_p": 0.9}, {"top_k": 5}, {"top_k": 9, "top_p": 0.8}, {"temperature": 0.0}]
+    kinds = [
+        {},
+        {"top_p": 0.9},
+        {"top_k": 5},
+        {"top_k": 9, "top_p": 0.8},
+        {"temperature": 0.0},
+    ]
 
     def sample(prompt, index):
         sampling = {"temperature": 1.0} | kinds[index % len(kinds)]
-        return request(prompt, request_id=f"r{index}", seed=index, max_tokens=40, **sampling)
+        return request(
+            prompt, request_id=f"r{index}", seed=index, max_tokens=40, **sampling
+        )
 
     together = [sample(p, i) for i, p in enumerate(ragged)]
     first = [g.token_ids_N.tolist() for g in run(engine, together)]
@@ -145,11 +169,22 @@ def test_more_than_the_cache_or_one_step_can_hold_changes_no_answer(engine):
 
 def test_prompts_that_begin_alike_change_no_answer(engine, model):
     long = oracle.prompts(7, [90])[0]
-    prompts = [long[:40], long, long[:70], long, long[:41], np.append(long[:40], long[0])]
-    assert oracle.tokens(engine, prompts) == [oracle.greedy(model, p, 32) for p in prompts]
+    prompts = [
+        long[:40],
+        long,
+        long[:70],
+        long,
+        long[:41],
+        np.append(long[:40], long[0]),
+    ]
+    assert oracle.tokens(engine, prompts) == [
+        oracle.greedy(model, p, 32) for p in prompts
+    ]
 
 
-def test_responses_that_outgrow_their_prompts_many_times_change_no_answer(engine, model):
+def test_responses_that_outgrow_their_prompts_many_times_change_no_answer(
+    engine, model
+):
     prompts = oracle.prompts(8, [1, 2, 1, 3])
     expected = [oracle.greedy(model, prompt, 100) for prompt in prompts]
     assert max(map(len, expected)) > 60, "the oracle decodes far"
@@ -158,14 +193,21 @@ def test_responses_that_outgrow_their_prompts_many_times_change_no_answer(engine
 
 def test_different_seeds_give_different_tokens(engine, ragged):
     requests = [
-        request(ragged[3], request_id=f"r{seed}", temperature=1.0, seed=seed) for seed in range(8)
+        request(ragged[3], request_id=f"r{seed}", temperature=1.0, seed=seed)
+        for seed in range(8)
     ]
     assert len({tuple(g.token_ids_N) for g in run(engine, requests)}) > 4
 
 
 @pytest.mark.parametrize(
     ("temperature", "top_p", "top_k"),
-    [(1.0, 1.0, 0), (0.8, 0.7, 0), (1.3, 1.0, 6), (1.0, 0.8, 9), (1.0, 1.0, len(VOCAB))],
+    [
+        (1.0, 1.0, 0),
+        (0.8, 0.7, 0),
+        (1.3, 1.0, 6),
+        (1.0, 0.8, 9),
+        (1.0, 1.0, len(VOCAB)),
+    ],
 )
 def test_sampled_frequencies_follow_the_distribution(
     engine, model, ragged, temperature, top_p, top_k
@@ -186,9 +228,13 @@ def test_sampled_frequencies_follow_the_distribution(
         )
         for i in range(DRAWS)
     ]
-    drawn = np.bincount([g.token_ids_N[0] for g in run(engine, requests)], minlength=len(VOCAB))
+    drawn = np.bincount(
+        [g.token_ids_N[0] for g in run(engine, requests)], minlength=len(VOCAB)
+    )
     assert drawn.sum() == drawn[nucleus].sum(), "nothing outside the nucleus"
-    chi_square, freedom = _chi_square(drawn[nucleus], DRAWS * p_V[nucleus] / p_V[nucleus].sum())
+    chi_square, freedom = _chi_square(
+        drawn[nucleus], DRAWS * p_V[nucleus] / p_V[nucleus].sum()
+    )
     assert chi_square < freedom + 6 * math.sqrt(2 * freedom)  # six standard deviations
 
 
@@ -206,7 +252,9 @@ def test_an_abandoned_generation_leaves_nothing_behind(engine, ragged, expected)
     assert oracle.tokens(engine, ragged) == expected
 
 
-def test_a_later_call_ends_an_earlier_one_except_a_teachers(engine, kind, ragged, expected):
+def test_a_later_call_ends_an_earlier_one_except_a_teachers(
+    engine, kind, ragged, expected
+):
     requests = [
         request(p, request_id=f"old{i}", temperature=1.0, max_tokens=60, seed=i)
         for i, p in enumerate(ragged * 8)
@@ -224,7 +272,8 @@ def test_a_later_call_ends_an_earlier_one_except_a_teachers(engine, kind, ragged
 
 def test_finished_generations_come_in_the_same_order_again(engine, ragged):
     requests = [
-        request(p, request_id=f"r{i}", temperature=1.0, seed=i) for i, p in enumerate(ragged * 8)
+        request(p, request_id=f"r{i}", temperature=1.0, seed=i)
+        for i, p in enumerate(ragged * 8)
     ]
     orders = [[g.request_id for g in engine.generate(requests)] for _ in range(2)]
     assert orders[0] == orders[1]
@@ -238,15 +287,25 @@ def test_an_empty_prompt_is_refused(engine):
 
 def test_a_request_that_could_outgrow_the_context_is_refused_by_id(engine, ragged):
     prompt = ragged[2]
-    with pytest.raises(UserError, match=rf"request long: .* = {MAX_MODEL_LEN + 1} exceeds"):
+    with pytest.raises(
+        UserError, match=rf"request long: .* = {MAX_MODEL_LEN + 1} exceeds"
+    ):
         engine.generate(
-            [request(prompt, request_id="long", max_tokens=MAX_MODEL_LEN + 1 - len(prompt))]
+            [
+                request(
+                    prompt,
+                    request_id="long",
+                    max_tokens=MAX_MODEL_LEN + 1 - len(prompt),
+                )
+            ]
         )
 
 
 def test_a_request_may_fill_the_context_exactly(engine, model):
     prompt = oracle.prompts(5, [MAX_MODEL_LEN - 3])[0]
-    assert oracle.tokens(engine, [prompt], max_tokens=3) == [oracle.greedy(model, prompt, 3)]
+    assert oracle.tokens(engine, [prompt], max_tokens=3) == [
+        oracle.greedy(model, prompt, 3)
+    ]
 
 
 def test_no_requests_give_no_generations(engine):

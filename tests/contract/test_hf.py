@@ -26,7 +26,9 @@ def test_a_model_that_forgets_is_refused_by_its_kind_of_layer(tmp_path):
         eos_token_id=1,
     )
     Qwen3ForCausalLM(config).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="layers of sliding_attention, which backend hf cannot"):
+    with pytest.raises(
+        UserError, match="layers of sliding_attention, which backend hf cannot"
+    ):
         open_generation(tmp_path, engine_config("hf"), max_model_len=16)
 
 
@@ -42,9 +44,12 @@ def test_bfloat16_computes_in_bfloat16_and_reports_in_float32(student_folder):
     errors = []
     for prompt, got in zip(prompts, oracle.run(engine, requests), strict=True):
         logp_NV = oracle.response_logp(model, prompt, got.token_ids_N)
-        errors += (got.logp_N - logp_NV[np.arange(len(got.logp_N)), got.token_ids_N]).tolist()
+        errors += (
+            got.logp_N - logp_NV[np.arange(len(got.logp_N)), got.token_ids_N]
+        ).tolist()
         assert got.top_logp_NM.dtype == np.float32
-    # Log-probabilities down to -20 with 8 bits: well below what another token would be off by.
+    # Log-probabilities down to -20 with 8 bits: well below what another token would be
+    # off by.
     assert 1e-4 < np.abs(errors).mean() < 0.1
     for prompt, states in zip(prompts, scoring.hidden_states(prompts), strict=True):
         assert states.dtype == np.float32

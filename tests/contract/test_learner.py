@@ -47,7 +47,9 @@ CASES = [
     (3, False, "hidden"),
     (3, True, "hidden"),
 ]
-"""ZeRO stage; whether the student's head is its embedding; what is known of the teacher."""
+"""ZeRO stage; whether the student's head is its embedding; what is known of the
+teacher.
+"""
 Step = tuple[float, float, Weights]
 """Loss, gradient norm, weights after it."""
 two_rank_cases = pytest.mark.parametrize(("stage", "tied", "signal"), CASES)
@@ -57,7 +59,9 @@ two_rank_cases = pytest.mark.parametrize(("stage", "tied", "signal"), CASES)
 def wide_students(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
     """Matrices large enough for ZeRO 3 to shard them; by whether the head is tied."""
     return {
-        tied: make_model(tmp_path_factory.mktemp("wide"), hidden=256, layers=1, seed=6, tied=tied)
+        tied: make_model(
+            tmp_path_factory.mktemp("wide"), hidden=256, layers=1, seed=6, tied=tied
+        )
         for tied in (False, True)
     }
 
@@ -73,7 +77,9 @@ def two_ranks(wide_students, ranks_folder) -> TwoRanks:
     return run_two_ranks(
         {
             f"{stage}{tied}{signal}": (
-                learner_config(zero_stage=stage, num_ranks=2, gradient_checkpointing=True),
+                learner_config(
+                    zero_stage=stage, num_ranks=2, gradient_checkpointing=True
+                ),
                 wide_students[tied],
                 signal,
             )
@@ -91,7 +97,9 @@ def expected(wide_students) -> dict[tuple[bool, Signal], list[Step]]:
         oracle = Oracle(learner_config(), wide_students[tied], signal)
         steps[tied, signal] = []
         for version in (0, 2):
-            batches = [batch for rank in step_batches(version, signal) for batch in rank]
+            batches = [
+                batch for rank in step_batches(version, signal) for batch in rank
+            ]
             steps[tied, signal].append((*oracle.step(batches), oracle.weights()))
     return steps
 
@@ -108,10 +116,11 @@ def learner(request, student_folder) -> Iterator[LearnerActor]:
 
 
 def assert_close(got: Weights, want: Weights) -> None:
-    """AdamW moves a weight by up to lr = 2e-5 a step, whatever the size of its gradient.
+    """AdamW moves a weight by up to lr = 2e-5 a step, whatever the size of its
+    gradient.
 
-    A gradient near AdamW's eps (1e-8) is rounding, and moves its weight by a share of that: up to a
-    tenth, where ranks and the oracle add up in another order.
+    A gradient near AdamW's eps (1e-8) is rounding, and moves its weight by a share of
+    that: up to a tenth, where ranks and the oracle add up in another order.
     """
     assert got.keys() == want.keys()
     for name, array in want.items():
@@ -136,7 +145,9 @@ def test_two_ranks_take_the_step_of_one(two_ranks, expected, stage, tied, signal
 
 
 @two_rank_cases
-def test_both_ranks_report_the_same_and_only_rank_0_publishes(two_ranks, stage, tied, signal):
+def test_both_ranks_report_the_same_and_only_rank_0_publishes(
+    two_ranks, stage, tied, signal
+):
     mine, theirs = two_ranks[f"{stage}{tied}{signal}"]
     assert repr(mine.reports) == repr(theirs.reports)  # nan is no equal of itself
     assert theirs.after_first == {}
@@ -169,11 +180,17 @@ def test_one_rank_of_another_zero_stage_goes_on_where_two_were(
     two_ranks, ranks_folder, wide_students, stage, tied, signal
 ):
     outcome = two_ranks[f"{stage}{tied}{signal}"][0]
-    config = learner_config(zero_stage=(stage + 1) % len(STAGES), gradient_checkpointing=True)
-    alone = open_learner(config, wide_students[tied], port=free_ports(1)[0], signal=signal)
+    config = learner_config(
+        zero_stage=(stage + 1) % len(STAGES), gradient_checkpointing=True
+    )
+    alone = open_learner(
+        config, wide_students[tied], port=free_ports(1)[0], signal=signal
+    )
     try:
         alone.load(ranks_folder / f"checkpoint-{stage}{tied}{signal}")
-        report = take_step(alone, [one for rank in step_batches(2, signal) for one in rank])
+        report = take_step(
+            alone, [one for rank in step_batches(2, signal) for one in rank]
+        )
         assert report.loss == pytest.approx(outcome.reports[2].loss, rel=1e-5)
         assert report.lr == outcome.reports[2].lr
         assert_close(held_weights(alone), outcome.after_third)
@@ -197,7 +214,9 @@ def test_a_learner_that_follows_has_no_loss_against_its_own_hidden_states(
     "learner", [{"dtype": dtype} for dtype in ("float32", "bfloat16")], indirect=True
 )
 def test_the_head_that_is_followed_is_the_present_one_and_stays(learner, tmp_path):
-    """In either dtype: no loss right after following, some once the student has moved on."""
+    """In either dtype: no loss right after following, some once the student has moved
+    on.
+    """
     take_step(learner, [make_batch([9], seed=0)])
     learner.follow_teacher()
     learner.export(tmp_path / "student")
@@ -214,7 +233,9 @@ def test_the_head_that_is_followed_is_the_present_one_and_stays(learner, tmp_pat
     assert learner.accumulate(replace(batch, policy_version=5)).opd > 1e-4
 
 
-@pytest.mark.parametrize("learner", [{"signal": "topk"}, {"signal": "sampled"}], indirect=True)
+@pytest.mark.parametrize(
+    "learner", [{"signal": "topk"}, {"signal": "sampled"}], indirect=True
+)
 def test_without_a_head_there_is_nothing_to_follow(learner, request):
     signal = request.node.callspec.params["learner"]["signal"]
     learner.follow_teacher()
@@ -227,7 +248,9 @@ def test_an_id_that_the_student_does_not_have_is_refused(learner):
     ids_NM = batch.signal.ids_NM.copy()
     ids_NM[2, 1] = len(VOCAB)
     odd = replace(batch, signal=replace(batch.signal, ids_NM=ids_NM))
-    with pytest.raises(UserError, match=f"names id {len(VOCAB)}, .* has {len(VOCAB)} rows"):
+    with pytest.raises(
+        UserError, match=f"names id {len(VOCAB)}, .* has {len(VOCAB)} rows"
+    ):
         learner.accumulate(odd)
 
 
@@ -254,16 +277,24 @@ def test_the_report_counts_and_divides_by_response_tokens(learner):
     report = learner.step()
     assert report.num_tokens == sum(len(batch.response_ids_T) for batch in batches)
     assert report.num_window_positions == sum(len(batch.window_Q) for batch in batches)
-    assert report.loss_opd == pytest.approx(sum(s.opd for s in sums) / report.num_tokens)
-    assert report.loss_traj == pytest.approx(sum(s.traj for s in sums) / report.num_tokens)
+    assert report.loss_opd == pytest.approx(
+        sum(s.opd for s in sums) / report.num_tokens
+    )
+    assert report.loss_traj == pytest.approx(
+        sum(s.traj for s in sums) / report.num_tokens
+    )
     assert report.loss == pytest.approx(report.loss_opd + 0.3 * report.loss_traj)
-    assert report.rollout_kl == pytest.approx(sum(s.rollout_kl for s in sums) / report.num_tokens)
+    assert report.rollout_kl == pytest.approx(
+        sum(s.rollout_kl for s in sums) / report.num_tokens
+    )
     assert report.rollout_kl > 0
     assert (report.step, report.policy_version) == (1, 1)
 
 
 @pytest.mark.parametrize(
-    "learner", [{"zero_stage": stage, "dtype": "bfloat16"} for stage in STAGES], indirect=True
+    "learner",
+    [{"zero_stage": stage, "dtype": "bfloat16"} for stage in STAGES],
+    indirect=True,
 )
 def test_bfloat16_learns_from_float32_moments_and_publishes_its_bits(learner):
     batch = make_batch([20, 12], seed=5)
@@ -272,7 +303,9 @@ def test_bfloat16_learns_from_float32_moments_and_publishes_its_bits(learner):
         report = take_step(learner, [replace(batch, policy_version=version)])
         losses.append(report.loss)
     assert losses[-1] < losses[0]
-    assert {array.dtype for array in held_weights(learner).values()} == {np.dtype(np.uint16)}
+    assert {array.dtype for array in held_weights(learner).values()} == {
+        np.dtype(np.uint16)
+    }
 
 
 class Root(nn.Module):
@@ -315,7 +348,9 @@ def test_a_skipped_step_leaves_no_trace(root_engine, reason):
     ones, zeros = torch.ones(1, 3), torch.zeros(1, 3)
     assert root_engine.accumulate(2 * ones, False) == (3.0,)
     if reason == "gradient":
-        assert root_engine.accumulate(zeros, True) == (0.0,)  # 0 / 0 behind a finite loss
+        assert root_engine.accumulate(zeros, True) == (
+            0.0,
+        )  # 0 / 0 behind a finite loss
     outcome = root_engine.step(normaliser=2, skip=reason == "asked")
     assert outcome.skipped
     [(name, weight)] = root_engine.weights()
@@ -326,9 +361,13 @@ def test_a_skipped_step_leaves_no_trace(root_engine, reason):
     outcome = root_engine.step(normaliser=4)
     assert not outcome.skipped
     assert outcome.lr == 0.1  # the skipped step did not count
-    assert outcome.grad_norm == pytest.approx(3**0.5 / 2)  # two gradients of (1, 1, 1), over 4
+    assert outcome.grad_norm == pytest.approx(
+        3**0.5 / 2
+    )  # two gradients of (1, 1, 1), over 4
     [(_, weight)] = root_engine.weights()
-    np.testing.assert_allclose(weight, np.full((1, 3), 0.4), rtol=1e-5)  # AdamW's first step is lr
+    np.testing.assert_allclose(
+        weight, np.full((1, 3), 0.4), rtol=1e-5
+    )  # AdamW's first step is lr
 
 
 def test_a_stale_batch_is_refused(learner):

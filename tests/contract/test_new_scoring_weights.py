@@ -25,13 +25,17 @@ LENGTHS = [1, 3, 40, 65, 100]
 
 
 @pytest.fixture(scope="module", params=["tied", "untied"])
-def folder(request: pytest.FixtureRequest, student_folder: Path, teacher_folder: Path) -> Path:
+def folder(
+    request: pytest.FixtureRequest, student_folder: Path, teacher_folder: Path
+) -> Path:
     return student_folder if request.param == "tied" else teacher_folder
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def engine(request: pytest.FixtureRequest, folder: Path) -> Iterator[TeacherEngine]:
-    opened = open_teacher(folder, engine_config(request.param), max_model_len=MAX_MODEL_LEN)
+    opened = open_teacher(
+        folder, engine_config(request.param), max_model_len=MAX_MODEL_LEN
+    )
     yield opened
     opened.close()
 
@@ -49,7 +53,9 @@ def test_new_weights_give_the_states_of_transformers(engine, folder):
         engine.load_weights(iter(named_arrays(model)))
         assert_states_are(engine, model, seed)
         after = engine.hidden_states(oracle.prompts(seed, LENGTHS))
-        assert all(np.abs(a - b).max() > 0.1 for a, b in zip(after, before, strict=True))
+        assert all(
+            np.abs(a - b).max() > 0.1 for a, b in zip(after, before, strict=True)
+        )
 
 
 def test_bfloat16_arrives_as_bits_in_uint16(engine, folder):
@@ -81,11 +87,18 @@ def test_weights_are_refused_by_name_unless_whole_and_nothing_changes(engine, fo
 
 def test_a_teacher_that_follows_reads_as_the_new_model(engine, folder):
     config = TeacherConfig.model_validate(
-        {"source": "student", "signal": "topk", "top_k": 64, "engine": {"dtype": "float32"}}
+        {
+            "source": "student",
+            "signal": "topk",
+            "top_k": 64,
+            "engine": {"dtype": "float32"},
+        }
     )
     actor = TeacherActor(config, CandidatesConfig(), folder, lambda: engine)
     model = perturbed(folder, 7)
-    actor.update(9, list(in_buckets(named_arrays(model), policy_version=9, max_bytes=4096)))
+    actor.update(
+        9, list(in_buckets(named_arrays(model), policy_version=9, max_bytes=4096))
+    )
     prompt, response = oracle.prompts(8, [12, 30])
     one = rollout(length=30, response_ids_N=response, teacher_prompt_ids_P=prompt)
     signal = actor.score([one])[0].signal

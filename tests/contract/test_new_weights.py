@@ -18,7 +18,9 @@ LENGTHS = [3, 40, 65, 100]
 
 
 @pytest.fixture(scope="module", params=["tied", "untied"])
-def folder(request: pytest.FixtureRequest, student_folder: Path, teacher_folder: Path) -> Path:
+def folder(
+    request: pytest.FixtureRequest, student_folder: Path, teacher_folder: Path
+) -> Path:
     return student_folder if request.param == "tied" else teacher_folder
 
 
@@ -29,7 +31,9 @@ def engine(request: pytest.FixtureRequest, folder: Path) -> Iterator[GenerationE
     opened.close()
 
 
-def test_new_weights_answer_as_transformers_and_no_cached_prefix_is_stale(engine, folder):
+def test_new_weights_answer_as_transformers_and_no_cached_prefix_is_stale(
+    engine, folder
+):
     prompts = oracle.prompts(1, LENGTHS)
     for seed in (1, 2):
         before = oracle.tokens(engine, prompts)  # now in the prefix cache
@@ -62,13 +66,18 @@ def test_a_tied_head_may_be_sent_beside_the_embeddings(engine, folder):
     model = perturbed(folder, 5)
     engine.load_weights([(name, t.numpy()) for name, t in model.state_dict().items()])
     prompts = oracle.prompts(4, LENGTHS)
-    assert oracle.tokens(engine, prompts) == [oracle.greedy(model, p, 32) for p in prompts]
+    assert oracle.tokens(engine, prompts) == [
+        oracle.greedy(model, p, 32) for p in prompts
+    ]
 
 
 def test_weights_are_refused_by_name_unless_whole_and_nothing_changes(engine, folder):
     model, prompts = perturbed(folder, 6), oracle.prompts(5, LENGTHS)
     engine.load_weights(named_arrays(model))
-    before, other = oracle.tokens(engine, prompts), dict(named_arrays(perturbed(folder, 7)))
+    before, other = (
+        oracle.tokens(engine, prompts),
+        dict(named_arrays(perturbed(folder, 7))),
+    )
     name = "model.layers.1.mlp.up_proj.weight"
     missing = {key: array for key, array in other.items() if key != name}
     for bad, message in (
@@ -85,7 +94,9 @@ def test_new_weights_end_a_generation_under_way(engine, folder):
     prompts = oracle.prompts(6, LENGTHS * 30)
     under_way = engine.generate(
         [
-            oracle.request(p, request_id=f"r{i}", max_tokens=80, seed=i, temperature=1.0)
+            oracle.request(
+                p, request_id=f"r{i}", max_tokens=80, seed=i, temperature=1.0
+            )
             for i, p in enumerate(prompts)
         ]
     )
@@ -94,4 +105,6 @@ def test_new_weights_end_a_generation_under_way(engine, folder):
     engine.load_weights(named_arrays(model))
     with pytest.raises(TopdError, match="ended"):
         list(under_way)
-    assert oracle.tokens(engine, prompts[:4]) == [oracle.greedy(model, p, 32) for p in prompts[:4]]
+    assert oracle.tokens(engine, prompts[:4]) == [
+        oracle.greedy(model, p, 32) for p in prompts[:4]
+    ]

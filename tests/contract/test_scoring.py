@@ -24,8 +24,12 @@ LENGTHS = [1, 2, 31, 32, 33, 200, 7, MAX_MODEL_LEN]
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
-def engine(request: pytest.FixtureRequest, teacher_folder: Path) -> Iterator[TeacherEngine]:
-    opened = open_teacher(teacher_folder, engine_config(request.param), max_model_len=MAX_MODEL_LEN)
+def engine(
+    request: pytest.FixtureRequest, teacher_folder: Path
+) -> Iterator[TeacherEngine]:
+    opened = open_teacher(
+        teacher_folder, engine_config(request.param), max_model_len=MAX_MODEL_LEN
+    )
     yield opened
     opened.close()
     opened.close()
@@ -39,7 +43,9 @@ def model(teacher_folder: Path) -> torch.nn.Module:
 @pytest.mark.parametrize("copies", [1, 20])
 def test_hidden_states_equal_transformers_after_the_final_norm(engine, model, copies):
     sequences = oracle.prompts(0, LENGTHS) * copies
-    expected = [oracle.hidden(model, sequence) for sequence in sequences[: len(LENGTHS)]]
+    expected = [
+        oracle.hidden(model, sequence) for sequence in sequences[: len(LENGTHS)]
+    ]
     states = engine.hidden_states(sequences)
     assert len(states) == len(sequences)
     for got, wanted in zip(states, expected * copies, strict=True):
@@ -48,7 +54,9 @@ def test_hidden_states_equal_transformers_after_the_final_norm(engine, model, co
 
 
 @pytest.mark.parametrize("signal", ["topk", "sampled"])
-def test_the_teachers_signal_is_transformers_log_softmax(engine, model, teacher_folder, signal):
+def test_the_teachers_signal_is_transformers_log_softmax(
+    engine, model, teacher_folder, signal
+):
     config = TeacherConfig.model_validate(
         {"model": "t", "signal": signal, "top_k": 5, "engine": {"dtype": "float32"}}
     )
@@ -56,11 +64,15 @@ def test_the_teachers_signal_is_transformers_log_softmax(engine, model, teacher_
     for prompt, response in zip(
         *(oracle.prompts(seed, [1, 9, 40]) for seed in (5, 6)), strict=True
     ):
-        one = rollout(length=len(response), response_ids_N=response, teacher_prompt_ids_P=prompt)
+        one = rollout(
+            length=len(response), response_ids_N=response, teacher_prompt_ids_P=prompt
+        )
         got = actor.score([one])[0].signal
         logq_NV = oracle.response_logp(model, prompt, response)
         if isinstance(got, TopkSignal):
-            np.testing.assert_allclose(got.logq_NM, -np.sort(-logq_NV)[:, :5], atol=1e-4)
+            np.testing.assert_allclose(
+                got.logq_NM, -np.sort(-logq_NV)[:, :5], atol=1e-4
+            )
             named_NM = np.take_along_axis(logq_NV, got.ids_NM.astype(np.int64), axis=1)
             np.testing.assert_allclose(got.logq_NM, named_NM, atol=1e-4)
         else:
@@ -80,11 +92,13 @@ def test_the_head_on_hidden_states_gives_the_models_log_probabilities(engine, mo
 def test_a_sequence_has_the_same_states_in_any_company(engine):
     rng = np.random.default_rng(4)
     sequences = oracle.prompts(4, rng.integers(1, 90, 150).tolist())
-    for sequence, together in list(zip(sequences, engine.hidden_states(sequences), strict=True))[
-        ::7
-    ]:
+    for sequence, together in list(
+        zip(sequences, engine.hidden_states(sequences), strict=True)
+    )[::7]:
         # States of size ~3 in float32: sums of 64 and 128 products in another order.
-        np.testing.assert_allclose(engine.hidden_states([sequence])[0], together, atol=1e-5)
+        np.testing.assert_allclose(
+            engine.hidden_states([sequence])[0], together, atol=1e-5
+        )
 
 
 def test_the_same_sequences_give_the_same_states_again(engine):
@@ -101,7 +115,9 @@ def test_no_sequences_give_no_states(engine):
 
 def test_a_sequence_too_long_or_empty_is_refused_by_place(engine):
     fine, long = oracle.prompts(3, [4, MAX_MODEL_LEN + 1])
-    with pytest.raises(UserError, match=rf"sequence 1: {MAX_MODEL_LEN + 1} tokens exceed"):
+    with pytest.raises(
+        UserError, match=rf"sequence 1: {MAX_MODEL_LEN + 1} tokens exceed"
+    ):
         engine.hidden_states([fine, long])
     with pytest.raises(UserError, match="sequence 1: it is empty"):
         engine.hidden_states([fine, fine[:0]])

@@ -1,4 +1,6 @@
-"""A teacher's engine scores and continues for several threads at once, and neither disturbs."""
+"""A teacher's engine scores and continues for several threads at once, and neither
+disturbs.
+"""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -38,19 +40,28 @@ def engine(backend: str, teacher_folder: Path) -> Iterator[TeacherEngine]:
     opened.close()
 
 
-def probes(sequence: Ints, every: int = 7, **changes: object) -> list[GenerationRequest]:
+def probes(
+    sequence: Ints, every: int = 7, **changes: object
+) -> list[GenerationRequest]:
     """Continuations from places along a sequence, greedy and sampled by turns."""
     return [
         request(
             sequence[:end],
-            **{"request_id": f"{end}", "max_tokens": 20, "seed": end, "temperature": end % 2}
+            **{
+                "request_id": f"{end}",
+                "max_tokens": 20,
+                "seed": end,
+                "temperature": end % 2,
+            }
             | changes,
         )
         for end in range(1, len(sequence), every)
     ]
 
 
-def answers(engine: TeacherEngine, requests: list[GenerationRequest]) -> dict[str, list[int]]:
+def answers(
+    engine: TeacherEngine, requests: list[GenerationRequest]
+) -> dict[str, list[int]]:
     return {g.request_id: g.token_ids_N.tolist() for g in engine.generate(requests)}
 
 
@@ -69,7 +80,9 @@ def test_threads_that_overlap_get_what_each_would_alone(engine):
         return [engine.hidden_states(sequences) for sequences in scored]
 
     got = in_threads(
-        *(lambda requests=r: answers(engine, requests) for r in asked), score_all, score_all
+        *(lambda requests=r: answers(engine, requests) for r in asked),
+        score_all,
+        score_all,
     )
     assert got[:4] == tokens
     for again in got[4:]:
@@ -85,7 +98,9 @@ def test_states_do_not_depend_on_what_the_cache_holds(engine):
     np.testing.assert_array_equal(engine.hidden_states([sequence])[0], cold)
 
 
-def test_probes_behind_scoring_take_their_prefix_from_the_cache_in_whole_blocks(engine, backend):
+def test_probes_behind_scoring_take_their_prefix_from_the_cache_in_whole_blocks(
+    engine, backend
+):
     sequence = oracle.prompts(11, [200])[0]
     engine.hidden_states([sequence])
     for one in engine.generate(probes(sequence)):
@@ -109,7 +124,10 @@ def test_a_caller_who_errs_leaves_the_others_alone(engine):
             with pytest.raises(TopdError, match="empty"):
                 engine.hidden_states([sequence, sequence[:0]])
 
-    assert in_threads(abandon, err, lambda: answers(engine, probes(sequence)))[2] == expected
+    assert (
+        in_threads(abandon, err, lambda: answers(engine, probes(sequence)))[2]
+        == expected
+    )
 
 
 def test_new_weights_change_both_jobs_and_no_cached_prefix_is_stale(
@@ -136,7 +154,9 @@ def test_new_weights_change_both_jobs_and_no_cached_prefix_is_stale(
 
 
 def test_more_than_the_cache_holds_changes_nothing(engine):
-    """Requests are preempted and computed again; states must come whole all the same."""
+    """Requests are preempted and computed again; states must come whole all the
+    same.
+    """
     sequences = oracle.prompts(14, [400] * 40)
     undisturbed = engine.hidden_states(sequences)
     requests = [
@@ -166,7 +186,9 @@ def test_nothing_is_remembered_of_requests_that_are_over(engine, backend):
     del begun
 
     def known(vllm) -> list[int]:
-        (pieces,) = vllm.engine.collective_rpc(lambda worker: len(worker.kept_states._pieces))
+        (pieces,) = vllm.engine.collective_rpc(
+            lambda worker: len(worker.kept_states._pieces)
+        )
         return [len(vllm._scoring), pieces]
 
     assert engine._stepper.do(known) == [0, 0]
@@ -174,8 +196,12 @@ def test_nothing_is_remembered_of_requests_that_are_over(engine, backend):
 
 def test_closing_ends_a_call_under_way(backend, teacher_folder):
     if backend == "vllm":
-        pytest.skip("one process holds one vLLM engine; test_stepping closes one under way")
-    own = open_teacher(teacher_folder, engine_config(backend), max_model_len=MAX_MODEL_LEN)
+        pytest.skip(
+            "one process holds one vLLM engine; test_stepping closes one under way"
+        )
+    own = open_teacher(
+        teacher_folder, engine_config(backend), max_model_len=MAX_MODEL_LEN
+    )
     if backend == "fake":
         own.close()
         return

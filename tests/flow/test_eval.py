@@ -12,7 +12,9 @@ STUDENT = ROOT / "topd_ray" / "toy" / "world" / "student"
 SAMPLED = ("--samples", "4", "--temperature", "1.5", "--max-tokens", "60")
 
 
-def test_vllm_draws_samples_that_differ_and_the_seed_repeats_them(tmp_path: Path) -> None:
+def test_vllm_draws_samples_that_differ_and_the_seed_repeats_them(
+    tmp_path: Path,
+) -> None:
     data = tmp_path / "own.jsonl"
     rows = [
         {"ID": f"own-{i}", "Problem": f"what is {i} + 4 modulo 10 ?", "Answer": i + 4}
@@ -38,7 +40,9 @@ def test_both_back_ends_agree_on_greedy_answers(tmp_path: Path) -> None:
     done = topd("eval", STUDENT, "--task", "toy", "--num", "16", "--out", out)
     assert done.code == 0, done.output
     on_vllm = json.loads(out.read_text())
-    done = topd("eval", STUDENT, "--task", "toy", "--num", "16", "--out", out, "--backend", "hf")
+    done = topd(
+        "eval", STUDENT, "--task", "toy", "--num", "16", "--out", out, "--backend", "hf"
+    )
     assert done.code == 0, done.output
     on_hf = json.loads(out.read_text())
     assert (on_vllm["backend"], on_hf["backend"]) == ("vllm", "hf")
@@ -54,7 +58,9 @@ def test_both_back_ends_agree_on_greedy_answers(tmp_path: Path) -> None:
         (("--task", "humaneval_plus"), "add --confirm-run-unsafe-code"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(asked: tuple[str, ...], expected: str) -> None:
+def test_a_mistake_is_one_line_and_exit_code_2(
+    asked: tuple[str, ...], expected: str
+) -> None:
     done = topd("eval", STUDENT, *asked)
     assert done.code == 2, done.output
     assert expected in " ".join(done.output.split())

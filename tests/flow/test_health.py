@@ -1,4 +1,6 @@
-"""Steps that cannot be trusted: skipped, kept, replayed, and in the end the run stops."""
+"""Steps that cannot be trusted: skipped, kept, replayed, and in the end the run
+stops.
+"""
 
 import json
 import shutil
@@ -56,7 +58,10 @@ def test_bad_steps_are_skipped_kept_and_end_the_run_and_a_replay_shows_each_roll
     assert [event["step"] for event in skipped] == [1, 2]
     assert len(skipped[0]["prompt_ids"]) == 4
     assert len(skipped[0]["suspects"]) == 8
-    assert {path.name for path in (run.path / "dumps").iterdir()} == {"step_1", "step_2"}
+    assert {path.name for path in (run.path / "dumps").iterdir()} == {
+        "step_1",
+        "step_2",
+    }
     last = run.metrics[-1]
     assert last["learner/skipped"] == 1
 

@@ -1,4 +1,6 @@
-"""The real `ray job submit`, against a real head node with its job server, on loopback."""
+"""The real `ray job submit`, against a real head node with its job server, on
+loopback.
+"""
 
 import os
 import socket
@@ -22,10 +24,26 @@ def job_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     dashboard, agent, gcs = _free_port(), _free_port(), _free_port()
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PATH": _path()}
     start = [
-        *(str(BIN / "ray"), "start", "--head", "--dashboard-host=127.0.0.1", "--include-dashboard"),
-        *("true", f"--dashboard-port={dashboard}", f"--port={gcs}", "--num-cpus=4", "--block"),
-        f"--dashboard-agent-listen-port={agent}",  # by default one that another Ray here has
-        *("--object-store-memory=100000000", f"--temp-dir={_short_folder(tmp_path_factory)}"),
+        *(
+            str(BIN / "ray"),
+            "start",
+            "--head",
+            "--dashboard-host=127.0.0.1",
+            "--include-dashboard",
+        ),
+        *(
+            "true",
+            f"--dashboard-port={dashboard}",
+            f"--port={gcs}",
+            "--num-cpus=4",
+            "--block",
+        ),
+        # the default port may be taken by another Ray on this machine
+        f"--dashboard-agent-listen-port={agent}",
+        *(
+            "--object-store-memory=100000000",
+            f"--temp-dir={_short_folder(tmp_path_factory)}",
+        ),
     ]
     head = subprocess.Popen(
         start, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -92,7 +110,9 @@ def _free_port() -> int:
 
 
 def _short_folder(factory: pytest.TempPathFactory) -> Path:
-    """Ray's sockets lie below it, and a socket's path may have 107 characters at most."""
+    """Ray's sockets lie below it, and a socket's path may have 107 characters at
+    most.
+    """
     return factory.mktemp("r")
 
 

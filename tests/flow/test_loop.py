@@ -1,4 +1,6 @@
-"""The loop closed: what DeepSpeed trained is what vLLM decodes with, token for token."""
+"""The loop closed: what DeepSpeed trained is what vLLM decodes with, token for
+token.
+"""
 
 from pathlib import Path
 
@@ -26,7 +28,9 @@ def test_after_training_the_rollout_engine_decodes_as_transformers_does(
     weights = [(name, tensor.numpy()) for name, tensor in trained.items()]
     actor = RolloutActor(
         RolloutConfig(),
-        lambda: open_generation(student_folder, engine_config("vllm"), max_model_len=128),
+        lambda: open_generation(
+            student_folder, engine_config("vllm"), max_model_len=128
+        ),
         run_seed=0,
     )
     try:

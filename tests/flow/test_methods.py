@@ -1,4 +1,6 @@
-"""Every objective as a run: most inline on transformers, a few on the actors and vLLM."""
+"""Every objective as a run: most inline on transformers, a few on the actors and
+vLLM.
+"""
 
 import json
 from dataclasses import dataclass
@@ -91,12 +93,18 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "topd-topk": {"teacher": {"signal": "topk", "top_k": 8}},
     "topd-sampled": {"teacher": {"signal": "sampled"}},
     "low-ot": {"run": {"method": "opd"}, "objective": {"downweight": "low_ot"}},
-    "matched-high-ot": {"run": {"method": "opd"}, "objective": {"downweight": "matched_high_ot"}},
+    "matched-high-ot": {
+        "run": {"method": "opd"},
+        "objective": {"downweight": "matched_high_ot"},
+    },
     "entropy-divergence": {
         "run": {"method": "opd"},
         "objective": {"select": "entropy_divergence"},
     },
-    "entropy-aware": {"run": {"method": "opd"}, "objective": {"forward_above_entropy": 1.0}},
+    "entropy-aware": {
+        "run": {"method": "opd"},
+        "objective": {"forward_above_entropy": 1.0},
+    },
     "forward-clipped": {
         "run": {"method": "opd"},
         "objective": {"divergence": "forward_kl", "token_clip": 5.0},
@@ -153,7 +161,9 @@ def test_inline_and_actors_differ_in_placement_only(bench: Bench) -> None:
     assert summaries[0]["accuracy_after"] == summaries[1]["accuracy_after"]
 
 
-def test_a_control_group_is_probed_and_recorded_but_never_trained_on(bench: Bench) -> None:
+def test_a_control_group_is_probed_and_recorded_but_never_trained_on(
+    bench: Bench,
+) -> None:
     run = bench.run("controls", **METHODS["topd-low-loss-q75"])
     for line in run.metrics:
         file = run.path / "windows" / f"step_{line['step']:06d}.parquet"
@@ -172,7 +182,9 @@ def test_a_following_teacher_survives_a_resume(bench: Bench) -> None:
     driver.train(config)
     run = Run(RunFolder(Path(config.run.root) / "following-resumed").path)
     (run.path / "summary.json").unlink()
-    (run.path / "checkpoints" / "latest").write_text("step_4\n")  # as if killed after step 4
+    (run.path / "checkpoints" / "latest").write_text(
+        "step_4\n"
+    )  # as if killed after step 4
     driver.resume(run.path)
     assert losses(run) == losses(whole)
 
@@ -181,17 +193,23 @@ def test_a_frozen_teacher_differs_from_one_that_follows(bench: Bench) -> None:
     parts = METHODS["topd-opsd-following"]
     frozen = bench.run("frozen", **parts | {"teacher": OWN_TEACHER})
     following = bench.run("following", **parts)
-    assert losses(frozen)[:2] == losses(following)[:2]  # the teacher changes after step 2
+    assert (
+        losses(frozen)[:2] == losses(following)[:2]
+    )  # the teacher changes after step 2
     assert losses(frozen)[2] != losses(following)[2]
 
 
 def test_only_the_rewrites_that_are_wanted_are_trained_on(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tiny teacher knows no answers, so being right is decided by the length of a response."""
+    """The tiny teacher knows no answers, so being right is decided by the length of a
+    response.
+    """
     from topd_ray.actors import decoder
 
-    monkeypatch.setattr(decoder, "extract_boxed", lambda text: str(len(text.split()) % 2))
+    monkeypatch.setattr(
+        decoder, "extract_boxed", lambda text: str(len(text.split()) % 2)
+    )
     monkeypatch.setattr(decoder, "same_answer", lambda predicted, _: predicted == "1")
     run = bench.run("pass", run={"method": "trd"}, rewrite={"keep": "pass"})
     dropped = run.summary["num_dropped_rollouts"]
@@ -202,7 +220,9 @@ def test_only_the_rewrites_that_are_wanted_are_trained_on(
 
 
 def test_stage_1_then_stage_2_then_eval(bench: Bench) -> None:
-    """The README's recipe: the teacher's answers, kd on them, TOPD from its export, eval."""
+    """The README's recipe: the teacher's answers, kd on them, TOPD from its export,
+    eval.
+    """
     answers = bench.folder / "answers.jsonl"
     file = bench.folder / "recipe.yaml"
     file.write_text(yaml.safe_dump(bench.config("recipe")))
@@ -225,7 +245,9 @@ def test_stage_1_then_stage_2_then_eval(bench: Bench) -> None:
     assert json.loads(out.read_text())
 
 
-def test_fresh_windows_controls_and_rewrites_on_the_actors_and_vllm(setting: Setting) -> None:
+def test_fresh_windows_controls_and_rewrites_on_the_actors_and_vllm(
+    setting: Setting,
+) -> None:
     run = setting.train(
         "vllm-resample",
         "run.steps=2",

@@ -43,14 +43,26 @@ def test_a_run_leaves_the_whole_run_folder(whole: Run) -> None:
         "summary.json",
     }
     assert whole.summary.keys() >= SUMMARY_KEYS
-    assert set(whole.summary["stage_s"]) >= {"rollout", "teacher", "probe", "learner", "weights"}
+    assert set(whole.summary["stage_s"]) >= {
+        "rollout",
+        "teacher",
+        "probe",
+        "learner",
+        "weights",
+    }
     assert [line["step"] for line in whole.metrics] == [1, 2, 3, 4]
     assert (whole.path / "checkpoints" / "latest").read_text() == "step_4\n"
 
 
 def test_no_secret_of_the_environment_is_in_what_a_run_leaves(whole: Run) -> None:
     files = [path for path in whole.path.rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} >= {".yaml", ".jsonl", ".json", ".log", ".parquet"}
+    assert {path.suffix for path in files} >= {
+        ".yaml",
+        ".jsonl",
+        ".json",
+        ".log",
+        ".parquet",
+    }
     for path in files:
         assert PLANTED.encode() not in path.read_bytes(), path
 
@@ -64,8 +76,12 @@ def test_the_books_balance(whole: Run) -> None:
         assert line["teacher/num_tokens"] == line["rollout/num_tokens"]
         assert 0 < line["windows/num_divergent"] < line["candidates/num"]
         assert line["rollout/staleness"] == 0
-    assert summary["student_tokens"] == sum(line["rollout/num_tokens"] for line in metrics)
-    assert summary["num_divergent"] == sum(line["windows/num_divergent"] for line in metrics)
+    assert summary["student_tokens"] == sum(
+        line["rollout/num_tokens"] for line in metrics
+    )
+    assert summary["num_divergent"] == sum(
+        line["windows/num_divergent"] for line in metrics
+    )
 
 
 def test_every_probed_window_is_on_record(whole: Run) -> None:
@@ -88,7 +104,8 @@ def test_the_run_repeats_and_a_killed_one_resumes_as_if_nothing_had_happened(
     first = setting.train("first-half", "run.steps=4", "health.max_bad_steps=1")
     assert losses(first) == losses(whole)
 
-    # As after a kill between step 3 and its checkpoint: the newest checkpoint is that of step 2.
+    # As after a kill between step 3 and its checkpoint: the newest checkpoint is that
+    # of step 2.
     (first.path / "summary.json").unlink()
     (first.path / "checkpoints" / "latest").write_text("step_2\n")
     done = topd("resume", first.path)
@@ -100,8 +117,13 @@ def test_the_run_repeats_and_a_killed_one_resumes_as_if_nothing_had_happened(
     assert same_weights(first.path / "export", whole.path / "export")
 
 
-def test_a_finished_run_is_not_resumed_and_its_name_not_taken(setting: Setting, whole: Run) -> None:
-    for done in (topd("resume", whole.path), topd("train", setting.file, "run.name=whole")):
+def test_a_finished_run_is_not_resumed_and_its_name_not_taken(
+    setting: Setting, whole: Run
+) -> None:
+    for done in (
+        topd("resume", whole.path),
+        topd("train", setting.file, "run.name=whole"),
+    ):
         assert done.code == 2
         assert str(whole.path) in done.output.replace("\n", "")
         assert "Traceback" not in done.output
@@ -125,22 +147,35 @@ def test_a_cluster_that_is_not_there_is_refused(setting: Setting) -> None:
     assert "Traceback" not in done.output
 
 
-def test_two_ranks_with_sharded_gradients_train_as_one(setting: Setting, whole: Run) -> None:
-    two = setting.train("two-ranks", "learner.num_ranks=2", "learner.zero_stage=2", "run.steps=2")
+def test_two_ranks_with_sharded_gradients_train_as_one(
+    setting: Setting, whole: Run
+) -> None:
+    two = setting.train(
+        "two-ranks", "learner.num_ranks=2", "learner.zero_stage=2", "run.steps=2"
+    )
     expected = np.array(losses(whole)[:1])
     assert np.allclose(losses(two)[:1], expected, rtol=1e-5)
     one_norm, two_norm = whole.metrics[0], two.metrics[0]
-    assert two_norm["learner/grad_norm"] == pytest.approx(one_norm["learner/grad_norm"], rel=1e-4)
-    assert two.metrics[0]["windows/num_divergent"] == whole.metrics[0]["windows/num_divergent"]
+    assert two_norm["learner/grad_norm"] == pytest.approx(
+        one_norm["learner/grad_norm"], rel=1e-4
+    )
+    assert (
+        two.metrics[0]["windows/num_divergent"]
+        == whole.metrics[0]["windows/num_divergent"]
+    )
 
 
 def test_two_rollout_engines_and_two_probe_workers_serve_one_run(
     setting: Setting, whole: Run
 ) -> None:
-    more = setting.train("more", "rollout.num_engines=2", "probe.num_workers=2", "run.steps=2")
+    more = setting.train(
+        "more", "rollout.num_engines=2", "probe.num_workers=2", "run.steps=2"
+    )
     assert [line["rollout/num"] for line in more.metrics] == [8, 8]
     tokens = [line["rollout/num_tokens"] for line in more.metrics]
-    assert tokens[0] == whole.metrics[0]["rollout/num_tokens"]  # seeds are derived, not ambient
+    assert (
+        tokens[0] == whole.metrics[0]["rollout/num_tokens"]
+    )  # seeds are derived, not ambient
 
 
 def test_opd_is_the_same_run_without_probes(setting: Setting, whole: Run) -> None:
@@ -148,7 +183,9 @@ def test_opd_is_the_same_run_without_probes(setting: Setting, whole: Run) -> Non
     assert all(line["candidates/num"] == line["loss/traj"] == 0 for line in opd.metrics)
     assert all(line["loss"] == line["loss/opd"] for line in opd.metrics)
     assert not (opd.path / "windows").exists()
-    assert opd.metrics[0]["loss/opd"] == pytest.approx(whole.metrics[0]["loss/opd"], rel=1e-6)
+    assert opd.metrics[0]["loss/opd"] == pytest.approx(
+        whole.metrics[0]["loss/opd"], rel=1e-6
+    )
 
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(
@@ -186,7 +223,9 @@ def test_the_export_answers_as_the_rollout_engine_did(whole: Run) -> None:
         assert f"{whole.summary['accuracy_after']:.1%}" in done.output
 
 
-def test_the_config_in_the_run_folder_is_the_resolved_one(setting: Setting, whole: Run) -> None:
+def test_the_config_in_the_run_folder_is_the_resolved_one(
+    setting: Setting, whole: Run
+) -> None:
     resolved = yaml.safe_load((whole.path / "config.yaml").read_text())
     assert resolved["run"]["name"] == "whole"
     assert resolved["rollout"]["num_top"] == setting.values["rollout"]["num_top"]
@@ -194,4 +233,6 @@ def test_the_config_in_the_run_folder_is_the_resolved_one(setting: Setting, whol
 
 
 def same_weights(one: Path, other: Path) -> bool:
-    return (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+    return (one / "model.safetensors").read_bytes() == (
+        other / "model.safetensors"
+    ).read_bytes()

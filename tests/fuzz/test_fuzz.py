@@ -1,4 +1,5 @@
-"""Files that nobody should have written: an error for people, never a traceback or a hang.
+"""Files that nobody should have written: an error for people, never a traceback or a
+hang.
 
 A few of each in `make test`; `make fuzz` asks for ten thousand (TOPD_FUZZ).
 """
@@ -36,7 +37,9 @@ CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
 
 def fuzzed(share: float) -> Callable[[Any], Any]:
-    """So many of all cases, five seconds each at most, found failures not shrunk for minutes."""
+    """So many of all cases, five seconds each at most, found failures not shrunk for
+    minutes.
+    """
     return settings(
         max_examples=max(10, round(CASES * share)),
         deadline=5000,
@@ -59,7 +62,9 @@ def refused_or(work: Callable[[], Any], name: str) -> Any:
 
 @st.composite
 def damage(draw: st.DrawFn) -> Callable[[bytes], bytes]:
-    """Bytes cut off, flipped, doubled, put in, taken out, or swapped, at a few places."""
+    """Bytes cut off, flipped, doubled, put in, taken out, or swapped, at a few
+    places.
+    """
     kinds = st.sampled_from(["cut", "flip", "double", "put", "take", "swap"])
     wounds = draw(
         st.lists(
@@ -76,7 +81,11 @@ def damage(draw: st.DrawFn) -> Callable[[bytes], bytes]:
                 case "cut":
                     data = data[:a]
                 case "flip":
-                    data = data[:a] + bytes(x ^ 0x55 for x in data[a : a + 3]) + data[a + 3 :]
+                    data = (
+                        data[:a]
+                        + bytes(x ^ 0x55 for x in data[a : a + 3])
+                        + data[a + 3 :]
+                    )
                 case "double":
                     data = data[:b] + data[a:b] + data[b:]
                 case "put":
@@ -111,7 +120,11 @@ def leaves(values: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         if isinstance(values, list)
         else ()
     )
-    return [one for key, value in items for one in [(*path, key), *leaves(value, (*path, key))]]
+    return [
+        one
+        for key, value in items
+        for one in [(*path, key), *leaves(value, (*path, key))]
+    ]
 
 
 @st.composite
@@ -133,7 +146,9 @@ def odd_values(draw: st.DrawFn, values: Any) -> Any:
 @fuzzed(0.2)
 @given(file=st.sampled_from(CONFIGS), wound=damage())
 def test_a_config_of_damaged_text(
-    file: Path, wound: Callable[[bytes], bytes], tmp_path_factory: pytest.TempPathFactory
+    file: Path,
+    wound: Callable[[bytes], bytes],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     damaged = tmp_path_factory.getbasetemp() / "damaged.yaml"
     damaged.write_bytes(wound(file.read_bytes()))
@@ -141,7 +156,10 @@ def test_a_config_of_damaged_text(
 
 
 @fuzzed(0.2)
-@given(data=st.data(), file=st.sampled_from([f for f in CONFIGS if "studies" not in str(f)]))
+@given(
+    data=st.data(),
+    file=st.sampled_from([f for f in CONFIGS if "studies" not in str(f)]),
+)
 def test_a_config_of_odd_values(
     data: st.DataObject, file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -156,7 +174,12 @@ def test_a_config_of_odd_values(
 ROWS: list[dict[str, Any]] = [
     {"prompt": "w1 w2 3", "answer": "5", "id": "a"},
     {"messages": [{"role": "user", "content": "w3 \u00e9\U0001f600"}], "answer": 7},
-    {"conversations": [{"from": "human", "value": "w4"}, {"from": "gpt", "value": "5"}]},
+    {
+        "conversations": [
+            {"from": "human", "value": "w4"},
+            {"from": "gpt", "value": "5"},
+        ]
+    },
     {"prompt": "w7 4", "reference": "w2", "response": "w3"},
 ]
 
@@ -168,7 +191,8 @@ def read_prompts(student_folder: Path, teacher_folder: Path) -> Callable[[Path],
     def read(file: Path) -> None:
         config = load_config(LOCAL, [f"prompts.path={file}", *models])
         found = refused_or(
-            lambda: load_source(config, student=student_folder, teacher=teacher_folder), file.name
+            lambda: load_source(config, student=student_folder, teacher=teacher_folder),
+            file.name,
         )
         if found is not None:
             source, _ = found
@@ -218,7 +242,11 @@ def test_prompts_of_damaged_parquet(
 DRIVER: dict[str, Any] = {
     "step": 2,
     "cursor": 8,
-    "ledger": {"num_dispatched": 16, "num_consumed": 15, "dropped": {"rewrite is wrong": 1}},
+    "ledger": {
+        "num_dispatched": 16,
+        "num_consumed": 15,
+        "dropped": {"rewrite is wrong": 1},
+    },
     "recent_distances": [0.25, 0.5],
     "totals": {"student_tokens": 100, "stage_s": {"rollout": 1.5}},
     "before": {"num_problems": 4, "num_right": 2, "num_truncated": 0},

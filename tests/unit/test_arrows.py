@@ -1,4 +1,6 @@
-"""The listing tells the story: each stage opens with its arrow, and the arrows chain."""
+"""The listing tells the story: each stage opens with its arrow, and the arrows
+chain.
+"""
 
 import importlib
 import re
@@ -22,7 +24,9 @@ STAGES = [
 def arrow(stage: str) -> tuple[str, str]:
     text = importlib.import_module(f"topd_ray.{stage}").__doc__ or ""
     found = re.match(r"(\w+) -> (\w+)\.", text)
-    assert found, f"topd_ray/{stage}/__init__.py opens with {text.splitlines()[0]!r}, no arrow"
+    assert found, (
+        f"topd_ray/{stage}/__init__.py opens with {text.splitlines()[0]!r}, no arrow"
+    )
     return found[1], found[2]
 
 

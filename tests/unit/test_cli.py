@@ -1,4 +1,6 @@
-"""What a user's mistake gets: one line that names it, exit code 2, and never a traceback."""
+"""What a user's mistake gets: one line that names it, exit code 2, and never a
+traceback.
+"""
 
 import json
 import subprocess
@@ -47,7 +49,9 @@ def write_config(folder: Path, student: Path, teacher: Path, **sections: Any) ->
     return path
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name
+)
 def test_every_config_in_the_repository_is_sound(file: Path) -> None:
     code, output = topd("check", file)
     assert code == 0, output
@@ -77,10 +81,19 @@ def test_the_config_of_stage_1_says_what_has_to_be_generated_first() -> None:
     [
         (["learner.lrr=1"], "learner.lrr: unknown key (value 1)"),
         (["learner.lr=fast"], "learner.lr: Input should be a valid number"),
-        (["learner.zero_stage=4"], "learner.zero_stage: Input should be less than or equal to 3"),
+        (
+            ["learner.zero_stage=4"],
+            "learner.zero_stage: Input should be less than or equal to 3",
+        ),
         (["probe.engine.max_model_len=100"], "prompt 32 + response 100"),
-        (["candidates.min_window=60"], "candidates.min_window=60 exceeds probe.window=50"),
-        (["windows.divergence.rule=absolute"], "threshold is missing: rule=absolute needs one"),
+        (
+            ["candidates.min_window=60"],
+            "candidates.min_window=60 exceeds probe.window=50",
+        ),
+        (
+            ["windows.divergence.rule=absolute"],
+            "threshold is missing: rule=absolute needs one",
+        ),
         (["rollout.engine.tensor_parallel=2"], "set gpus to 2"),
         (["nonsense"], "override 'nonsense': expected section.key=value"),
         (["prompts.path=nowhere.jsonl"], "prompts.path=nowhere.jsonl: no such file"),
@@ -112,7 +125,11 @@ def test_an_impossible_config_is_refused_by_name(
     ],
 )
 def test_bad_prompts_are_refused_before_anything_starts(
-    tmp_path: Path, student_folder: Path, teacher_folder: Path, lines: str, expected: str
+    tmp_path: Path,
+    student_folder: Path,
+    teacher_folder: Path,
+    lines: str,
+    expected: str,
 ) -> None:
     (tmp_path / "prompts.jsonl").write_text(lines)
     config = write_config(tmp_path, student_folder, teacher_folder)
@@ -134,13 +151,15 @@ def test_missing_things_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("args", [["--help"], ["check", "configs/local-toy.yaml"]])
 def test_the_light_half_loads_neither_torch_nor_ray(args: list[str]) -> None:
     code = (
-        "import sys, topd_ray.cli\n"
-        f"try: topd_ray.cli.app({args!r})\n"
-        "except SystemExit: pass\n"
-        "heavy = {'torch', 'ray', 'transformers', 'vllm', 'deepspeed'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
+        f"import sys, topd_ray.cli\ntry: topd_ray.cli.app({args!r})\nexcept SystemExit:"
+        " pass\nheavy = {'torch', 'ray', 'transformers', 'vllm', 'deepspeed'} &"
+        " set(sys.modules)\nassert not heavy, heavy"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -9,12 +9,16 @@ TABLE = README.split("## Paper to code")[1].split("\n###")[0]
 
 
 def test_every_file_and_test_of_the_paper_to_code_table_exists() -> None:
-    cells = [row.split("|")[4:6] for row in TABLE.splitlines() if row.startswith("| ")][1:]
+    cells = [row.split("|")[4:6] for row in TABLE.splitlines() if row.startswith("| ")][
+        1:
+    ]
     assert len(cells) > 15
     for code, test in cells:
         for name in re.findall(r"`([^`]+)`", code):
             here = ROOT / "topd_ray" / name
-            sibling = list((ROOT / "topd_ray").glob(f"*/{name}"))  # second file of the same stage
+            sibling = list(
+                (ROOT / "topd_ray").glob(f"*/{name}")
+            )  # second file of the same stage
             assert here.exists() or sibling, name
         for name in re.findall(r"`([^`]+)`", test):
             assert (ROOT / "tests" / name).exists(), name

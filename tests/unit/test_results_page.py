@@ -16,7 +16,15 @@ def results(tmp_path):
     return module
 
 
-def leave(folder, name, *, stem=None, script="bench_ot", figure="7.5 [7, 8], 5 pairs", met=True):
+def leave(
+    folder,
+    name,
+    *,
+    stem=None,
+    script="bench_ot",
+    figure="7.5 [7, 8], 5 pairs",
+    met=True,
+):
     record = {
         "name": name,
         "claim": f"the claim {name}",
@@ -36,14 +44,20 @@ def leave(folder, name, *, stem=None, script="bench_ot", figure="7.5 [7, 8], 5 p
     (folder / f"{stem or name}.json").write_text(json.dumps(record), encoding="utf-8")
 
 
-def test_every_owed_claim_is_a_row_in_the_fixed_order_and_unknown_ones_come_last(results, tmp_path):
+def test_every_owed_claim_is_a_row_in_the_fixed_order_and_unknown_ones_come_last(
+    results, tmp_path
+):
     for name in ("zeta", "start", "ot_speed"):
         leave(tmp_path, name)
     lines = results.overview(results.read_claims(), [])
     assert len(lines) == len(results.ROWS) + 1
     states = [line[""] for line in lines]
     places = [states.index("met"), len(states) - 2, len(states) - 1]
-    assert [lines[place]["claim"][-8:] for place in places] == ["ot_speed", "im start", "aim zeta"]
+    assert [lines[place]["claim"][-8:] for place in places] == [
+        "ot_speed",
+        "im start",
+        "aim zeta",
+    ]
     assert states.count("not measured") == len(results.ROWS) - 2
 
 
@@ -56,7 +70,9 @@ def test_a_missed_goal_shows_with_its_words_commit_and_table(results, tmp_path):
     assert "| 50 | 0.1235 |" in text
     assert "a \\| b" in text
     assert "Failed in the last run: bench_loss." in text
-    assert text.count("| failed |") == sum(row.script == "bench_loss" for row in results.ROWS)
+    assert text.count("| failed |") == sum(
+        row.script == "bench_loss" for row in results.ROWS
+    )
 
 
 def test_a_gpu_figure_stands_beside_the_row_of_the_cpu(results, tmp_path):

@@ -1,6 +1,8 @@
-"""Stages put together into the four kinds of actor. Plain classes: spawn.py makes them remote.
+"""Stages put together into the four kinds of actor. Plain classes: spawn.py makes them
+remote.
 
-Each method returns its payload first and a receipt second; the driver fetches receipts only.
+Each method returns its payload first and a receipt second; the driver fetches receipts
+only.
 """
 
 from topd_ray.actors.learner import LearnerWorker

@@ -25,21 +25,30 @@ class Caller:
     """Turns object references into awaited values."""
 
     def __init__(self, *, start_deadline_s: float, call_deadline_s: float) -> None:
-        self._start_deadline_s, self._call_deadline_s = start_deadline_s, call_deadline_s
+        self._start_deadline_s, self._call_deadline_s = (
+            start_deadline_s,
+            call_deadline_s,
+        )
         self._last: dict[str, deque[str]] = {}
 
     async def start(self, who: str, what: str, ref: Awaitable[Any]) -> Any:
         """Wait while an actor loads."""
         with self._noted(who, what):
-            return await _within(self._start_deadline_s, "cluster.start_deadline_s", who, what, ref)
+            return await _within(
+                self._start_deadline_s, "cluster.start_deadline_s", who, what, ref
+            )
 
     async def call(self, who: str, what: str, ref: Awaitable[Any]) -> Any:
         """Wait for one call of an actor."""
         with self._noted(who, what):
-            return await _within(self._call_deadline_s, "cluster.call_deadline_s", who, what, ref)
+            return await _within(
+                self._call_deadline_s, "cluster.call_deadline_s", who, what, ref
+            )
 
     def last(self, who: str) -> list[str]:
-        """The last calls of an actor, oldest first: what, when the wait began, how it ended."""
+        """The last calls of an actor, oldest first: what, when the wait began, how it
+        ended.
+        """
         return list(self._last.get(who, ()))
 
     @contextmanager
@@ -57,7 +66,10 @@ class Caller:
             outcome = type(error).__name__
             raise
         finally:
-            at, took = began.isoformat(timespec="milliseconds"), datetime.now(UTC) - began
+            at, took = (
+                began.isoformat(timespec="milliseconds"),
+                datetime.now(UTC) - began,
+            )
             calls.append(f"{at} {what}: {outcome} after {took.total_seconds():.2f} s")
 
     async def all(self, waits: Sequence[Awaitable[Any]]) -> list[Any]:
@@ -70,13 +82,16 @@ class Caller:
                 task.cancel()
 
 
-async def _within(deadline_s: float, field: str, who: str, what: str, ref: Awaitable[Any]) -> Any:
+async def _within(
+    deadline_s: float, field: str, who: str, what: str, ref: Awaitable[Any]
+) -> Any:
     try:
         return await asyncio.wait_for(_awaited(ref), deadline_s)
     except TimeoutError:
         raise DeadlineError(
-            f"{who} owed the result of {what} for {deadline_s:g} s ({field}); it may be wedged or "
-            f"overloaded: see logs/{who}.log in the run folder, or raise the deadline"
+            f"{who} owed the result of {what} for {deadline_s:g} s ({field}); it may be"
+            f" wedged or overloaded: see logs/{who}.log in the run folder, or raise the"
+            " deadline"
         ) from None
     except ObjectLostError as error:
         raise _lost(who, what, error) from None
@@ -95,7 +110,9 @@ async def _within(deadline_s: float, field: str, who: str, what: str, ref: Await
 
 def _lost(who: str, what: str, error: ObjectLostError) -> LostObjectError:
     reason = str(error).splitlines()[0]
-    return LostObjectError(f"{who} needed for {what} what was lost with its node: {reason}")
+    return LostObjectError(
+        f"{who} needed for {what} what was lost with its node: {reason}"
+    )
 
 
 async def _awaited(ref: Awaitable[Any]) -> Any:

@@ -14,7 +14,13 @@ import ray
 from topd_ray.actors import LearnerWorker, ProbeWorker, RolloutWorker, TeacherWorker
 from topd_ray.actors.calls import Caller
 from topd_ray.actors.inline import InlineActor
-from topd_ray.config import ClusterConfig, Config, EngineConfig, LearnerConfig, ProbeConfig
+from topd_ray.config import (
+    ClusterConfig,
+    Config,
+    EngineConfig,
+    LearnerConfig,
+    ProbeConfig,
+)
 from topd_ray.errors import UserError
 from topd_ray.records.run_folder import RunFolder
 
@@ -23,9 +29,14 @@ Place = EngineConfig | LearnerConfig | ProbeConfig
 
 _KNOCK_S = 10.0
 _TEACHER_CALLS = 64
-"""Calls that a teacher works on at once; its engine decides what goes first. Beyond any number of
-chunks in flight that makes sense, since a thread that waits costs nothing."""
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "0"}
+"""Calls that a teacher works on at once; its engine decides what goes first. Beyond any
+number of chunks in flight that makes sense, since a thread that waits costs nothing.
+"""
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "TOKENIZERS_PARALLELISM": "0",
+}
 
 
 class Member:
@@ -43,7 +54,9 @@ class Member:
         return getattr(self.handle, what)
 
     def replace(self) -> None:
-        """Another process, which is not ready yet; the old one is ended if it still lives."""
+        """Another process, which is not ready yet; the old one is ended if it still
+        lives.
+        """
         self._end(self.handle)
         self.handle = self._start()
 
@@ -73,11 +86,15 @@ class Fleet:
     def names(self) -> list[str]:
         """Every actor's."""
         kinds = (("rollout", self.rollouts), ("learner", self.learners))
-        own = [f"{kind}[{index}]" for kind, actors in kinds for index in range(len(actors))]
+        own = [
+            f"{kind}[{index}]" for kind, actors in kinds for index in range(len(actors))
+        ]
         return own + [name for name, _ in self.teaching()]
 
     def kill(self) -> None:
-        """End every actor at once; what they hold is in checkpoints or can be made again."""
+        """End every actor at once; what they hold is in checkpoints or can be made
+        again.
+        """
         for actor in [*self.rollouts, *self.teachers, *self.probers, *self.learners]:
             if isinstance(actor, InlineActor):
                 actor.kill()
@@ -87,10 +104,11 @@ class Fleet:
 
 @contextmanager
 def connected(config: Config) -> Iterator[None]:
-    """Join the cluster of the config or of the submitted job; start a local one otherwise.
+    """Join the cluster of the config or of the submitted job; start a local one
+    otherwise.
 
-    Does nothing with `cluster.placement: inline`. Raises UserError where there is no such cluster,
-    or where it is too small for the config.
+    Does nothing with `cluster.placement: inline`. Raises UserError where there is no
+    such cluster, or where it is too small for the config.
     """
     if config.cluster.placement == "inline":
         yield
@@ -103,7 +121,9 @@ def connected(config: Config) -> Iterator[None]:
 
 
 def _connect(config: Config) -> None:
-    os.environ.update({key: os.environ.get(key, value) for key, value in _QUIET.items()})
+    os.environ.update(
+        {key: os.environ.get(key, value) for key, value in _QUIET.items()}
+    )
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     cpus, gpus = _asked(config)
     if address:
@@ -112,15 +132,18 @@ def _connect(config: Config) -> None:
             ray.init(address=address, log_to_driver=False, logging_level="warning")
         except (OSError, ValueError) as error:
             raise UserError(
-                f"cluster.address={address}: no Ray cluster there ({error}); `ray start --head` "
-                "starts one, and without an address a local one is started"
+                f"cluster.address={address}: no Ray cluster there ({error}); `ray start"
+                " --head` starts one, and without an address a local one is started"
             ) from None
     else:
-        # Without a dashboard nobody reads Ray's log of calls, 3.5 KB each in the GCS's memory.
+        # Without a dashboard nobody reads Ray's log of calls, 3.5 KB each in the GCS's
+        # memory.
         os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
         ray.init(
             address="local",
-            num_cpus=max(math.ceil(cpus), os.cpu_count() or 1),  # logical: a laptop may share cores
+            num_cpus=max(
+                math.ceil(cpus), os.cpu_count() or 1
+            ),  # logical: a laptop may share cores
             object_store_memory=int(config.cluster.object_store_gib * 2**30),
             include_dashboard=False,
             log_to_driver=False,
@@ -130,24 +153,32 @@ def _connect(config: Config) -> None:
 
 
 def _knock(address: str) -> None:
-    """Ray itself waits for minutes where nothing listens. `auto` names no port to try."""
+    """Ray itself waits for minutes where nothing listens. `auto` names no port to
+    try.
+    """
     host, colon, port = address.rpartition(":")
     if colon and port.isdigit():
         with socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S):
             pass
 
 
-async def spawn(config: Config, folder: RunFolder, caller: Caller, *, total_steps: int) -> Fleet:
+async def spawn(
+    config: Config, folder: RunFolder, caller: Caller, *, total_steps: int
+) -> Fleet:
     """Start all actors side by side and wait until each has its model."""
     fleet = _fleet(config, folder, total_steps)
-    meeting = await caller.start("learner[0]", "rendezvous", fleet.learners[0].rendezvous.remote())
+    meeting = await caller.start(
+        "learner[0]", "rendezvous", fleet.learners[0].rendezvous.remote()
+    )
     waits = [
         caller.start(f"learner[{rank}]", "start", actor.start.remote(*meeting))
         for rank, actor in enumerate(fleet.learners)
     ]
     for kind in ("rollouts", "teachers", "probers"):
         for index, actor in enumerate(getattr(fleet, kind)):
-            waits.append(caller.start(f"{kind[:-1]}[{index}]", "ready", actor.ready.remote()))
+            waits.append(
+                caller.start(f"{kind[:-1]}[{index}]", "ready", actor.ready.remote())
+            )
     await caller.all(waits)
     return fleet
 
@@ -159,7 +190,9 @@ def _fleet(config: Config, folder: RunFolder, total_steps: int) -> Fleet:
         if inline:
             return InlineActor(worker(config, **arguments))
         log = folder.logs / f"{name}.log"
-        return Member(name, lambda: _remote(worker, place).remote(config, log=log, **arguments))
+        return Member(
+            name, lambda: _remote(worker, place).remote(config, log=log, **arguments)
+        )
 
     return Fleet(
         rollouts=[
@@ -189,9 +222,12 @@ def _fleet(config: Config, folder: RunFolder, total_steps: int) -> Fleet:
 
 
 def _remote(worker: type, place: Place) -> Any:
-    # A teacher reads a chunk while it continues from others; everyone else does one thing at a time
+    # A teacher reads a chunk while it continues from others; everyone else does one
+    # thing at a time
     calls = {"max_concurrency": _TEACHER_CALLS} if worker is TeacherWorker else {}
-    return ray.remote(num_cpus=place.cpus, num_gpus=_gpus(place), max_restarts=0, **calls)(worker)
+    return ray.remote(
+        num_cpus=place.cpus, num_gpus=_gpus(place), max_restarts=0, **calls
+    )(worker)
 
 
 def _gpus(place: Place) -> float:
@@ -218,7 +254,7 @@ def _refuse_what_does_not_fit(cpus: float, gpus: float, cluster: ClusterConfig) 
     for kind, asked in (("GPU", gpus), ("CPU", cpus)):
         if asked > there.get(kind, 0.0):
             raise UserError(
-                f"the config asks for {asked:g} {kind}s in all, {where} has "
-                f"{there.get(kind, 0.0):g}; lower the `{kind.lower()}s` fields or the number of "
-                "engines, workers and ranks (`topd check` lists them)"
+                f"the config asks for {asked:g} {kind}s in all, {where} has"
+                f" {there.get(kind, 0.0):g}; lower the `{kind.lower()}s` fields or the"
+                " number of engines, workers and ranks (`topd check` lists them)"
             )

@@ -2,9 +2,10 @@
 
     handle.method.options(...).remote(...)  ->  references, already resolved
 
-A call runs to its end inside `.remote()`, in the order of submission, as an actor's would; a
-streaming call is drawn to its end too. So nothing overlaps, no deadline can fire, and nothing is
-copied: for many small runs on few cores, where starting actors costs more than it hides.
+A call runs to its end inside `.remote()`, in the order of submission, as an actor's
+would; a streaming call is drawn to its end too. So nothing overlaps, no deadline can
+fire, and nothing is copied: for many small runs on few cores, where starting actors
+costs more than it hides.
 """
 
 import asyncio
@@ -26,7 +27,9 @@ class InlineReference:
         return self._value
 
     def __await__(self) -> Generator[Any, None, Any]:
-        yield from asyncio.sleep(0).__await__()  # others get their turn, as while waiting for Ray
+        yield from asyncio.sleep(
+            0
+        ).__await__()  # others get their turn, as while waiting for Ray
         return self.get()
 
 

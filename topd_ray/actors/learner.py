@@ -34,12 +34,16 @@ class LearnerWorker(Worker):
     ) -> None:
         super().__init__(log)
         self._config, self._rank, self._total_steps = config, rank, total_steps
-        self._recorder = WindowRecorder(windows_folder) if windows_folder and rank == 0 else None
+        self._recorder = (
+            WindowRecorder(windows_folder) if windows_folder and rank == 0 else None
+        )
         self._learner: LearnerActor | None = None
 
     def rendezvous(self) -> tuple[str, int]:
         """Address and free port of this rank's node, where the process group meets."""
-        address = ray.util.get_node_ip_address() if ray.is_initialized() else "127.0.0.1"
+        address = (
+            ray.util.get_node_ip_address() if ray.is_initialized() else "127.0.0.1"
+        )
         with socket.socket() as probe:
             probe.bind(("", 0))
             return address, int(probe.getsockname()[1])
@@ -52,9 +56,11 @@ class LearnerWorker(Worker):
             objective=self._config.objective,
             teacher=self._config.teacher,
             student_folder=resolve_model(self._config.learner.model),
-            teacher_head_VE=output_head(resolve_model(self._config.teacher_model))
-            if hidden
-            else None,
+            teacher_head_VE=(
+                output_head(resolve_model(self._config.teacher_model))
+                if hidden
+                else None
+            ),
             rank=self._rank,
             master_addr=master_addr,
             master_port=master_port,
@@ -64,9 +70,14 @@ class LearnerWorker(Worker):
         )
 
     def accumulate(
-        self, scored: Sequence[ScoredRollout], probes: Sequence[ProbeSet] | None, threshold: float
+        self,
+        scored: Sequence[ScoredRollout],
+        probes: Sequence[ProbeSet] | None,
+        threshold: float,
     ) -> LearnReceipt:
-        """Pack the chunk, add this rank's share to the gradient; rank 0 records the windows."""
+        """Pack the chunk, add this rank's share to the gradient; rank 0 records the
+        windows.
+        """
         began_s = time.time()
         batches = pack(
             scored,
@@ -84,7 +95,9 @@ class LearnerWorker(Worker):
             self._recorder.add(probes or (), threshold)
         return LearnReceipt(
             sums=sums,
-            num_divergent=sum(int(divergent(one, threshold).sum()) for one in probes or ()),
+            num_divergent=sum(
+                int(divergent(one, threshold).sum()) for one in probes or ()
+            ),
             span=Span.since(began_s),
         )
 
@@ -96,7 +109,9 @@ class LearnerWorker(Worker):
         return report
 
     def publish(self) -> Iterator[WeightBucket]:
-        """The weights in buckets (rank 0; the other ranks take part and yield nothing)."""
+        """The weights in buckets (rank 0; the other ranks take part and yield
+        nothing).
+        """
         buckets = self._rank_actor.publish(self._config.weights.bucket_mib * 2**20)
         if self._rank == 0:
             yield from buckets
@@ -105,7 +120,9 @@ class LearnerWorker(Worker):
                 pass
 
     def follow_teacher(self) -> None:
-        """Self-distillation: the teacher's output head becomes the student's present one."""
+        """Self-distillation: the teacher's output head becomes the student's present
+        one.
+        """
         self._rank_actor.follow_teacher()
 
     def save(self, folder: Path) -> None:
@@ -117,7 +134,9 @@ class LearnerWorker(Worker):
         self._rank_actor.load(folder)
 
     def export(self, folder: Path) -> None:
-        """Write the student as a Hugging Face folder (rank 0; every rank must be called)."""
+        """Write the student as a Hugging Face folder (rank 0; every rank must be
+        called).
+        """
         self._rank_actor.export(folder)
 
     def dump(self, folder: Path, *chunks: Sequence[Rollout]) -> None:

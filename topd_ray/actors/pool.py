@@ -7,7 +7,9 @@ from typing import Any
 
 
 class Pool:
-    """Hands out free actors, one call at a time each; who waits longest is served first."""
+    """Hands out free actors, one call at a time each; who waits longest is served
+    first.
+    """
 
     def __init__(self, kind: str, actors: Sequence[Any]) -> None:
         self._free: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()

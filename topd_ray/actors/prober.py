@@ -1,4 +1,6 @@
-"""The prober: transport between continuations; with an engine of its own, the teacher's too."""
+"""The prober: transport between continuations; with an engine of its own, the teacher's
+too.
+"""
 
 import time
 from collections.abc import Sequence
@@ -11,13 +13,20 @@ from topd_ray.engines.open import open_generation
 from topd_ray.messages import HIGH, CandidateSet, Ints, ProbeSet, Prompt, Rollout
 from topd_ray.models.folder import resolve_model
 from topd_ray.probe import ProbeActor
-from topd_ray.records.receipts import ContinueReceipt, ProbeReceipt, RewriteReceipt, Span
+from topd_ray.records.receipts import (
+    ContinueReceipt,
+    ProbeReceipt,
+    RewriteReceipt,
+    Span,
+)
 from topd_ray.weights.buckets import WeightBucket, open_buckets
 from topd_ray.windows import line_group
 
 
 class ProbeWorker(Worker):
-    """Solves transport on the CPU; holds a teacher engine where `probe.engine` is a section."""
+    """Solves transport on the CPU; holds a teacher engine where `probe.engine` is a
+    section.
+    """
 
     def __init__(self, config: Config, *, log: Path | None = None) -> None:
         super().__init__(log)
@@ -41,7 +50,9 @@ class ProbeWorker(Worker):
     def ready(self) -> None:
         """Return once everything is loaded."""
 
-    def continue_from(self, found: Sequence[CandidateSet]) -> tuple[list[Ints], ContinueReceipt]:
+    def continue_from(
+        self, found: Sequence[CandidateSet]
+    ) -> tuple[list[Ints], ContinueReceipt]:
         """The teacher's windows, by this worker's own engine."""
         return self._decoder.continue_from(found)
 
@@ -57,7 +68,9 @@ class ProbeWorker(Worker):
         teacher_windows: Sequence[Ints],
         fresh: Sequence[Ints] | None = None,
     ) -> tuple[list[ProbeSet], ProbeReceipt]:
-        """Transport from the student's windows (or its `fresh` ones) to the teacher's."""
+        """Transport from the student's windows (or its `fresh` ones) to the
+        teacher's.
+        """
         began_s = time.time()
         probes = self._prober.probe(found, teacher_windows, fresh)
         return probes, ProbeReceipt(
@@ -70,7 +83,9 @@ class ProbeWorker(Worker):
     def update(self, policy_version: int, *buckets: WeightBucket) -> None:
         """Self-distillation: become the student of `policy_version`."""
         if self._engine is not None:
-            self._engine.load_weights(open_buckets(buckets, policy_version=policy_version))
+            self._engine.load_weights(
+                open_buckets(buckets, policy_version=policy_version)
+            )
         if self._probes:
             self._prober.update(policy_version, buckets)
 

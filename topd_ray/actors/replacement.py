@@ -1,8 +1,9 @@
 """Actors that die, or owe an answer for too long, and what comes in their place.
 
-A rollout engine, a teacher or a probe worker is started anew, with the newest weights, and what it
-owed is asked again: seeds belong to the work, so the answer is the same. A learner rank holds what
-nobody else has; with it the run goes back to its newest checkpoint (`run.py`).
+A rollout engine, a teacher or a probe worker is started anew, with the newest weights,
+and what it owed is asked again: seeds belong to the work, so the answer is the same. A
+learner rank holds what nobody else has; with it the run goes back to its newest
+checkpoint (`run.py`).
 """
 
 import asyncio
@@ -20,13 +21,17 @@ LOST = (ActorDiedError, DeadlineError)
 
 
 class Budget:
-    """Failures of machinery that a run survives (`cluster.max_failures`), each after a pause."""
+    """Failures of machinery that a run survives (`cluster.max_failures`), each after a
+    pause.
+    """
 
     def __init__(self, most: int) -> None:
         self._most, self.spent = most, 0
 
     async def spend(self, error: TopdError) -> None:
-        """Count a failure and wait, twice as long as the time before; raises it at the end."""
+        """Count a failure and wait, twice as long as the time before; raises it at the
+        end.
+        """
         if self.spent >= self._most:
             raise error
         pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(self.spent, 10))
@@ -41,7 +46,12 @@ class Revival:
         self, caller: Caller, refit: Refit, budget: Budget, note: Callable[..., None]
     ) -> None:
         """`note(event, **details)` writes a line of the run's events."""
-        self._caller, self._refit, self._budget, self._note = caller, refit, budget, note
+        self._caller, self._refit, self._budget, self._note = (
+            caller,
+            refit,
+            budget,
+            note,
+        )
         refit.revive = self.revive
 
     @classmethod
@@ -60,12 +70,14 @@ class Revival:
     ) -> tuple[Any, ...]:
         """References that `send(handle)` returns, the last of them awaited.
 
-        Where the actor is lost, the same is sent to the one in its place. `sent`: whom it was sent
-        to already, and the references.
+        Where the actor is lost, the same is sent to the one in its place. `sent`: whom
+        it was sent to already, and the references.
         """
         while True:
             handle, references = sent or _sent(actor, send)
-            *payloads, receipt = references if isinstance(references, tuple) else (references,)
+            *payloads, receipt = (
+                references if isinstance(references, tuple) else (references,)
+            )
             try:
                 return (*payloads, await self._caller.call(who, what, receipt))
             except LOST as error:

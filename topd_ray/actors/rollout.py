@@ -40,18 +40,26 @@ class RolloutWorker(Worker):
         """Return once the engine is loaded."""
 
     def roll_out(
-        self, prompts: Sequence[Prompt], *, policy_version: int, done: frozenset[str] = frozenset()
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        policy_version: int,
+        done: frozenset[str] = frozenset(),
     ) -> Iterator[list[Rollout] | RolloutReceipt]:
         """Alternate chunks and their receipts; rollouts in `done` are in no chunk."""
         began_s = time.time()
-        for chunk in self._actor.roll_out(prompts, policy_version=policy_version, done=done):
+        for chunk in self._actor.roll_out(
+            prompts, policy_version=policy_version, done=done
+        ):
             span = Span.since(began_s)
             yield chunk
             yield RolloutReceipt(
                 rollout_ids=tuple(rollout.rollout_id for rollout in chunk),
                 policy_version=policy_version,
                 num_tokens=sum(len(rollout.response_ids_N) for rollout in chunk),
-                num_truncated=sum(rollout.finish_reason == "length" for rollout in chunk),
+                num_truncated=sum(
+                    rollout.finish_reason == "length" for rollout in chunk
+                ),
                 entropy_sum=-sum(float(rollout.logp_N.sum()) for rollout in chunk),
                 span=span,
             )
@@ -76,7 +84,10 @@ class RolloutWorker(Worker):
     def evaluate(self, problems: Sequence[Prompt]) -> Accuracy:
         """Greedy accuracy of the current weights."""
         return ask(
-            self._actor.engine, problems, folder=self._folder, max_tokens=self._max_answer_tokens
+            self._actor.engine,
+            problems,
+            folder=self._folder,
+            max_tokens=self._max_answer_tokens,
         )
 
     def close(self) -> None:

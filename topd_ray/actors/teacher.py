@@ -1,4 +1,6 @@
-"""The teacher: reads rollouts, picks what is worth a probe, and says how it would go on."""
+"""The teacher: reads rollouts, picks what is worth a probe, and says how it would go
+on.
+"""
 
 import time
 from collections.abc import Sequence
@@ -11,16 +13,31 @@ from topd_ray.actors.worker import Worker
 from topd_ray.candidates import find_candidates
 from topd_ray.config import Config
 from topd_ray.engines.open import open_teacher
-from topd_ray.messages import HIGH, LOW, CandidateSet, Ints, Prompt, Rollout, ScoredRollout
+from topd_ray.messages import (
+    HIGH,
+    LOW,
+    CandidateSet,
+    Ints,
+    Prompt,
+    Rollout,
+    ScoredRollout,
+)
 from topd_ray.models.folder import resolve_model
-from topd_ray.records.receipts import ContinueReceipt, RewriteReceipt, ScoreReceipt, Span
+from topd_ray.records.receipts import (
+    ContinueReceipt,
+    RewriteReceipt,
+    ScoreReceipt,
+    Span,
+)
 from topd_ray.teacher import TeacherActor
 from topd_ray.weights.buckets import WeightBucket
 from topd_ray.windows import line_group
 
 
 class TeacherWorker(Worker):
-    """Holds one teacher engine. Its methods may be called from several threads at once."""
+    """Holds one teacher engine. Its methods may be called from several threads at
+    once.
+    """
 
     def __init__(self, config: Config, *, log: Path | None = None) -> None:
         super().__init__(log)
@@ -33,7 +50,9 @@ class TeacherWorker(Worker):
             seed=config.run.seed,
         )
         self._decoder = TeacherDecoder(config, folder, self._engine)
-        self._actor = TeacherActor(config.teacher, config.candidates, folder, lambda: self._engine)
+        self._actor = TeacherActor(
+            config.teacher, config.candidates, folder, lambda: self._engine
+        )
         self._controls = [LOW] if line_group(config.windows.divergence) == LOW else []
 
     def ready(self) -> None:
@@ -52,13 +71,19 @@ class TeacherWorker(Worker):
             ScoreReceipt(
                 num_tokens=sum(len(one.token_loss_N) for one in scored),
                 num_candidates=sum(int((one.groups_W == HIGH).sum()) for one in found),
-                loss_sum=float(sum(one.token_loss_N.sum(dtype=np.float64) for one in scored)),
+                loss_sum=float(
+                    sum(one.token_loss_N.sum(dtype=np.float64) for one in scored)
+                ),
                 span=Span.since(began_s),
             ),
         )
 
-    def continue_from(self, found: Sequence[CandidateSet]) -> tuple[list[Ints], ContinueReceipt]:
-        """The teacher's windows of candidates it has just scored: their prefixes are cached."""
+    def continue_from(
+        self, found: Sequence[CandidateSet]
+    ) -> tuple[list[Ints], ContinueReceipt]:
+        """The teacher's windows of candidates it has just scored: their prefixes are
+        cached.
+        """
         return self._decoder.continue_from(found)
 
     def rewrite(

@@ -15,13 +15,17 @@ from topd_ray.rewrite import RewriteActor
 
 
 class TeacherDecoder:
-    """A part of the teacher worker, or of a probe worker that has an engine of its own."""
+    """A part of the teacher worker, or of a probe worker that has an engine of its
+    own.
+    """
 
     def __init__(self, config: Config, folder: Path, engine: GenerationEngine) -> None:
         self._config, self._engine = config, engine
         self._rewriter = _rewriter(config, folder, engine) if config.rewrites else None
 
-    def continue_from(self, found: Sequence[CandidateSet]) -> tuple[list[Ints], ContinueReceipt]:
+    def continue_from(
+        self, found: Sequence[CandidateSet]
+    ) -> tuple[list[Ints], ContinueReceipt]:
         """The teacher's windows of a chunk's candidates: (W, K) a rollout."""
         began_s = time.time()
         continued = continue_from(
@@ -37,7 +41,9 @@ class TeacherDecoder:
     def rewrite(
         self, rollouts: Sequence[Rollout], prompts: Sequence[Prompt]
     ) -> tuple[list[Rollout], RewriteReceipt]:
-        """The teacher's rewrites of a chunk; those whose outcome is not wanted are left out."""
+        """The teacher's rewrites of a chunk; those whose outcome is not wanted are left
+        out.
+        """
         began_s = time.time()
         assert self._rewriter is not None, "the config has no rewrites"
         by_id = {prompt.prompt_id: prompt for prompt in prompts}
@@ -45,7 +51,11 @@ class TeacherDecoder:
         dropped = {
             attempt.rollout_id: reason
             for attempt, rewrite in zip(rollouts, rewritten, strict=True)
-            if (reason := self._unwanted(attempt, rewrite, by_id[attempt.prompt_id].answer))
+            if (
+                reason := self._unwanted(
+                    attempt, rewrite, by_id[attempt.prompt_id].answer
+                )
+            )
         }
         return (
             [one for one in rewritten if one.rollout_id not in dropped],
@@ -56,7 +66,9 @@ class TeacherDecoder:
             ),
         )
 
-    def _unwanted(self, attempt: Rollout, rewrite: Rollout, answer: str | None) -> str | None:
+    def _unwanted(
+        self, attempt: Rollout, rewrite: Rollout, answer: str | None
+    ) -> str | None:
         """Why `rewrite.keep` leaves a rewrite out; None where it is kept."""
         keep = self._config.rewrite.keep
         if keep == "all":
@@ -71,7 +83,9 @@ class TeacherDecoder:
 
     def _is_right(self, rollout: Rollout, answer: str) -> bool:
         assert self._rewriter is not None
-        return same_answer(extract_boxed(self._rewriter.decode(rollout.response_ids_N)), answer)
+        return same_answer(
+            extract_boxed(self._rewriter.decode(rollout.response_ids_N)), answer
+        )
 
 
 def _rewriter(config: Config, folder: Path, engine: GenerationEngine) -> RewriteActor:

@@ -1,4 +1,6 @@
-"""What the four kinds of worker have in common: a log of their own in the run folder."""
+"""What the four kinds of worker have in common: a log of their own in the run
+folder.
+"""
 
 import faulthandler
 import os
@@ -7,10 +9,14 @@ from pathlib import Path
 
 
 class Worker:
-    """Base class; its constructor comes first, so that a failure to load is in the log too."""
+    """Base class; its constructor comes first, so that a failure to load is in the log
+    too.
+    """
 
     def __init__(self, log: Path | None) -> None:
-        """`log`: where stdout and stderr of this process go from here on; None leaves them be."""
+        """`log`: where stdout and stderr of this process go from here on; None leaves
+        them be.
+        """
         if log is None:
             return
         log.parent.mkdir(parents=True, exist_ok=True)

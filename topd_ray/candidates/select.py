@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 
 def num_to_pick(num_tokens: int, *, fraction: float, min_count: int) -> int:
-    """How many positions of a response of `num_tokens` are candidates, were all eligible (D2)."""
+    """How many positions of a response of `num_tokens` are candidates, were all
+    eligible (D2).
+    """
     return max(min_count, round(fraction * num_tokens))
 
 
@@ -23,9 +25,10 @@ def select_positions(
 ) -> NDArray[np.int32]:
     """The `count` highest-scored positions, ascending; fewer where fewer are eligible.
 
-    Eligible are positions with at least `min_window` tokens left, their own included, that are not
-    `taken` by another group. Ties go to the earlier position; nan is never picked. The score is the
-    token loss for candidates; for controls its negative, or random numbers.
+    Eligible are positions with at least `min_window` tokens left, their own included,
+    that are not `taken` by another group. Ties go to the earlier position; nan is never
+    picked. The score is the token loss for candidates; for controls its negative, or
+    random numbers.
     """
     score_E = score_N[: max(0, len(score_N) - min_window + 1)]
     is_eligible_E = ~np.isnan(score_E)

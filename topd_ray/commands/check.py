@@ -12,7 +12,9 @@ from topd_ray.inputs.resources import Plan
 def print_plan(config: Config, plan: Plan, notes: Sequence[str]) -> None:
     """Roles, sums, tokens a step, notes."""
     console = Console()
-    table = Table(title=f"{config.run.name}: {config.run.method}, seed {config.run.seed}")
+    table = Table(
+        title=f"{config.run.name}: {config.run.method}, seed {config.run.seed}"
+    )
     table.add_column("role")
     for column in ("actors", "CPUs each", "GPUs each", "GiB each"):
         table.add_column(column, justify="right")
@@ -20,17 +22,25 @@ def print_plan(config: Config, plan: Plan, notes: Sequence[str]) -> None:
     for role in plan.roles:
         gib = "?" if role.gib is None else f"{role.gib:,.3g}"
         table.add_row(
-            role.name, str(role.count), f"{role.cpus:g}", f"{role.gpus:g}", gib, role.what
+            role.name,
+            str(role.count),
+            f"{role.cpus:g}",
+            f"{role.gpus:g}",
+            gib,
+            role.what,
         )
     table.add_section()
     actors = sum(role.count for role in plan.roles)
     table.add_row("in all", str(actors), f"{plan.cpus:g}", f"{plan.gpus:g}", "", "")
     console.print(table)
     console.print(
-        f"a step: {plan.rollouts_a_step:,} rollouts, at most {plan.student_tokens_a_step:,} "
-        f"student tokens and {plan.probe_tokens_a_step:,} teacher tokens in probes; "
-        f"longest sequence {config.teacher_context_tokens:,}"
+        f"a step: {plan.rollouts_a_step:,} rollouts, at most"
+        f" {plan.student_tokens_a_step:,} student tokens and"
+        f" {plan.probe_tokens_a_step:,} teacher tokens in probes; longest sequence"
+        f" {config.teacher_context_tokens:,}"
     )
     for note in notes:
         console.print(f"note: {note}", style="yellow", markup=False)
-    console.print(f"{config.run.name}: the config is sound", style="green", markup=False)
+    console.print(
+        f"{config.run.name}: the config is sound", style="green", markup=False
+    )

@@ -1,4 +1,6 @@
-"""`topd eval`: a model or run folder, some tasks of lm-evaluation-harness, one engine here."""
+"""`topd eval`: a model or run folder, some tasks of lm-evaluation-harness, one engine
+here.
+"""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +15,12 @@ from rich.console import Console
 from topd_ray.config import EngineConfig
 from topd_ray.errors import UserError
 from topd_ray.evaluation.harness.report import Report, make_report, report_table
-from topd_ray.evaluation.harness.task_names import CODE, PROMPT_FILES, Sampling, check_request
+from topd_ray.evaluation.harness.task_names import (
+    CODE,
+    PROMPT_FILES,
+    Sampling,
+    check_request,
+)
 from topd_ray.models.folder import check_folder, read_facts
 from topd_ray.prompts import PromptRecord, read_records, read_rows
 from topd_ray.records.run_folder import RunFolder, write_json, write_whole
@@ -55,9 +62,13 @@ def evaluate_folder(
     out: Path | None = None,
     unsafe_code: bool = False,
 ) -> Report:
-    """Ask, grade, print, and write where `out` says; a run folder brings problems and limits."""
+    """Ask, grade, print, and write where `out` says; a run folder brings problems and
+    limits.
+    """
     if out is not None and not out.absolute().parent.is_dir():
-        raise UserError(f"--out {out}: no such folder {out.absolute().parent}; make it first")
+        raise UserError(
+            f"--out {out}: no such folder {out.absolute().parent}; make it first"
+        )
     if backend not in (None, "vllm", "hf"):
         raise UserError(f"--backend {backend}: expected vllm or hf")
     subject = _subject(path, backend)
@@ -76,9 +87,14 @@ def evaluate_folder(
 
 
 def _ask(
-    subject: _Subject, sources: Sequence[_Source], sampling: Sampling, num_problems: int | None
+    subject: _Subject,
+    sources: Sequence[_Source],
+    sampling: Sampling,
+    num_problems: int | None,
 ) -> tuple[Report, list[dict[str, Any]]]:
-    """One task after another on one engine, which opens when all problems are at hand."""
+    """One task after another on one engine, which opens when all problems are at
+    hand.
+    """
     from topd_ray.engines.open import open_generation
     from topd_ray.evaluation.harness.model import EngineModel, LastingEngine
     from topd_ray.evaluation.harness.run import answer_task, load_task
@@ -86,7 +102,9 @@ def _ask(
     wanted = replace(sampling, max_tokens=sampling.max_tokens or subject.max_tokens)
     loaded = [load_task(source.task, wanted, source.rows) for source in sources]
     lasting = LastingEngine(
-        lambda length: open_generation(subject.model, subject.engine, max_model_len=length),
+        lambda length: open_generation(
+            subject.model, subject.engine, max_model_len=length
+        ),
         context=read_facts(subject.model).max_position_embeddings,
     )
     with closing(lasting):
@@ -128,7 +146,8 @@ def _subject(path: Path, backend: str | None) -> _Subject:
     return _Subject(
         name=str(path),
         model=folder.export,
-        # The context is sized by what is asked, which a run of its own need not have foreseen.
+        # The context is sized by what is asked, which a run of its own need not have
+        # foreseen.
         engine=engine.model_copy(
             update={"backend": backend or engine.backend, "max_model_len": None}
         ),
@@ -155,21 +174,21 @@ def _tasks(
     if problems is not None:
         if tasks or data is not None:
             raise UserError(
-                f"--problems {problems}: stands for `--task problems --data {problems}`; give the "
-                "one or the other"
+                f"--problems {problems}: stands for `--task problems --data"
+                f" {problems}`; give the one or the other"
             )
         return ("problems",), problems
     if not tasks and data is None and subject.problems is not None:
         return ("problems",), subject.problems
     if not tasks:
         raise UserError(
-            f"{subject.name}: what to ask is missing; give --task (e.g. aime24), or --problems "
-            "with a file of problems and answers"
+            f"{subject.name}: what to ask is missing; give --task (e.g. aime24), or"
+            " --problems with a file of problems and answers"
         )
     if data is not None and len(tasks) > 1:
         raise UserError(
-            f"--data {data}: holds the problems of one task, but {len(tasks)} are asked "
-            f"({', '.join(tasks)}); ask them one by one"
+            f"--data {data}: holds the problems of one task, but {len(tasks)} are asked"
+            f" ({', '.join(tasks)}); ask them one by one"
         )
     return tuple(tasks), data
 
@@ -180,12 +199,16 @@ def _source(task: str, data: Path | None) -> _Source:
     if data is not None:
         return _Source(task=task, name=str(data), rows=_local_rows(task, data))
     if task == "problems":
-        raise UserError("--task problems: --data is missing (a prompt file with an `answer` a row)")
+        raise UserError(
+            "--task problems: --data is missing (a prompt file with an `answer` a row)"
+        )
     return _Source(task=task, name="hub", rows=None)
 
 
 def _local_rows(task: str, path: Path) -> list[dict[str, Any]]:
-    """Problems of a local file: in our prompt format, or with a benchmark's own columns."""
+    """Problems of a local file: in our prompt format, or with a benchmark's own
+    columns.
+    """
     from topd_ray.evaluation.harness.problems import as_problem
 
     rows = list(read_rows(path))
@@ -194,22 +217,32 @@ def _local_rows(task: str, path: Path) -> list[dict[str, Any]]:
     if task in PROMPT_FILES or not rows or _is_prompt(rows[0][2]):
         return [_problem(record, path) for record in read_records(path)]
     return [
-        as_problem(row, default_id=f"{path.stem}-{number:06d}", where=f"{path}, {place}")
+        as_problem(
+            row, default_id=f"{path.stem}-{number:06d}", where=f"{path}, {place}"
+        )
         for place, number, row in rows
     ]
 
 
 def _is_prompt(row: object) -> bool:
-    return isinstance(row, dict) and any(row.get(key) is not None for key in PROMPT_COLUMNS)
+    return isinstance(row, dict) and any(
+        row.get(key) is not None for key in PROMPT_COLUMNS
+    )
 
 
 def _problem(record: PromptRecord, path: Path) -> dict[str, Any]:
     if record.answer is None:
-        raise UserError(f"{path}: problem {record.prompt_id!r} has no `answer` to compare with")
+        raise UserError(
+            f"{path}: problem {record.prompt_id!r} has no `answer` to compare with"
+        )
     if not any(turn.role == "user" and turn.text.strip() for turn in record.turns):
-        raise UserError(f"{path}: problem {record.prompt_id!r} has no text of a user in it")
+        raise UserError(
+            f"{path}: problem {record.prompt_id!r} has no text of a user in it"
+        )
     return {
         "prompt_id": record.prompt_id,
-        "messages": [{"role": turn.role, "content": turn.text} for turn in record.turns],
+        "messages": [
+            {"role": turn.role, "content": turn.text} for turn in record.turns
+        ],
         "answer": record.answer,
     }

@@ -1,4 +1,6 @@
-"""`topd generate`: the teacher answers the prompts of a config, for off-policy KD (stage 1)."""
+"""`topd generate`: the teacher answers the prompts of a config, for off-policy KD
+(stage 1).
+"""
 
 import json
 import os
@@ -22,7 +24,9 @@ from topd_ray.prompts import PromptRecord, read_records, tokenize_records
 from topd_ray.seeds import derive_seed
 
 _ROUNDS = 8
-"""Of `max_num_seqs` requests in a chunk: enough to hide the wait for a chunk's last response."""
+"""Of `max_num_seqs` requests in a chunk: enough to hide the wait for a chunk's last
+response.
+"""
 _ROW_START = b'{"prompt_id": '
 
 
@@ -44,10 +48,12 @@ def generate(
     num: int | None = None,
     open_engine: Callable[..., GenerationEngine] = open_generation,
 ) -> Counter[str]:
-    """Write a row to `out` (JSONL) as each response is finished; counts of what was done.
+    """Write a row to `out` (JSONL) as each response is finished; counts of what was
+    done.
 
-    The first `num` prompts are asked (None: all), but none that `out` has already. A response is a
-    function of run.seed, prompt and sampling alone. Raises UserError before a model is loaded.
+    The first `num` prompts are asked (None: all), but none that `out` has already. A
+    response is a function of run.seed, prompt and sampling alone. Raises UserError
+    before a model is loaded.
     """
     data = Path(config.prompts.path)
     if out.resolve() == data.resolve():
@@ -59,7 +65,9 @@ def generate(
     )
     done = _recover(out, model=config.teacher_model)
     left = [prompt for prompt in prompts if prompt.prompt_id not in done]
-    counts = Counter({"rows before": len(prompts) - len(left), "prompts dropped": len(dropped)})
+    counts = Counter(
+        {"rows before": len(prompts) - len(left), "prompts dropped": len(dropped)}
+    )
     if left:
         limit = min(sampling.max_tokens, config.rollout.max_response_tokens)
         engine = open_engine(
@@ -68,9 +76,13 @@ def generate(
             max_model_len=config.prompts.max_tokens + limit,
             seed=config.run.seed,
         )
-        requests = [_request(one, sampling, limit, run_seed=config.run.seed) for one in left]
+        requests = [
+            _request(one, sampling, limit, run_seed=config.run.seed) for one in left
+        ]
         try:
-            answers = _in_chunks(engine, requests, _ROUNDS * config.teacher.engine.max_num_seqs)
+            answers = _in_chunks(
+                engine, requests, _ROUNDS * config.teacher.engine.max_num_seqs
+            )
             rows = _rows(answers, records, teacher, model=config.teacher_model)
             counts += _append(out, rows, total=len(left))
         finally:
@@ -81,16 +93,18 @@ def generate(
 
 def _say(out: Path, counts: Counter[str]) -> None:
     Console().print(
-        f"{out}: {counts['rows']} rows written ({counts['tokens']} tokens, {counts['truncated']} "
-        f"responses truncated), {counts['rows before']} were there before, "
-        f"{counts['prompts dropped']} prompts dropped",
+        f"{out}: {counts['rows']} rows written ({counts['tokens']} tokens,"
+        f" {counts['truncated']} responses truncated), {counts['rows before']} were"
+        f" there before, {counts['prompts dropped']} prompts dropped",
         markup=False,
         highlight=False,
         soft_wrap=True,
     )
 
 
-def _request(prompt: Prompt, sampling: Sampling, limit: int, *, run_seed: int) -> GenerationRequest:
+def _request(
+    prompt: Prompt, sampling: Sampling, limit: int, *, run_seed: int
+) -> GenerationRequest:
     return GenerationRequest(
         request_id=prompt.prompt_id,
         prompt_ids=prompt.token_ids_P,
@@ -110,7 +124,11 @@ def _in_chunks(
 
 
 def _rows(
-    answers: Iterable[Generation], records: Mapping[str, PromptRecord], teacher: Path, *, model: str
+    answers: Iterable[Generation],
+    records: Mapping[str, PromptRecord],
+    teacher: Path,
+    *,
+    model: str,
 ) -> Iterator[dict[str, Any]]:
     """What `read_records` reads back, with the name of the `model` that answered."""
     tokenizer = load_tokenizer(teacher)
@@ -119,7 +137,9 @@ def _rows(
         token_ids: list[int] = answer.token_ids_N.tolist()
         yield {
             "prompt_id": record.prompt_id,
-            "messages": [{"role": turn.role, "content": turn.text} for turn in record.turns],
+            "messages": [
+                {"role": turn.role, "content": turn.text} for turn in record.turns
+            ],
             "response": tokenizer.decode(token_ids, skip_special_tokens=True),
             "response_ids": token_ids,
             "finish_reason": answer.finish_reason,
@@ -139,7 +159,9 @@ def _append(out: Path, rows: Iterable[dict[str, Any]], *, total: int) -> Counter
                 file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
                 file.flush()
                 truncated = row["finish_reason"] == "length"
-                counts.update(rows=1, tokens=len(row["response_ids"]), truncated=int(truncated))
+                counts.update(
+                    rows=1, tokens=len(row["response_ids"]), truncated=int(truncated)
+                )
                 bar.advance(task)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written: {error.strerror}") from None
@@ -147,10 +169,11 @@ def _append(out: Path, rows: Iterable[dict[str, Any]], *, total: int) -> Counter
 
 
 def _recover(out: Path, *, model: str) -> set[str]:
-    """Ids of the rows in `out`; a last line that an interruption left half-written is removed.
+    """Ids of the rows in `out`; a last line that an interruption left half-written is
+    removed.
 
-    Raises UserError where the file is anything else, so that nothing of a person's gets lost, and
-    where it cannot be written.
+    Raises UserError where the file is anything else, so that nothing of a person's gets
+    lost, and where it cannot be written.
     """
     done: set[str] = set()
     size = 0
@@ -188,7 +211,9 @@ def _prompt_id(line: bytes, *, where: str, model: str) -> str:
         row = json.loads(line)
         prompt_id, made_by, _ = row["prompt_id"], row["model"], row["response_ids"]
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{where}: no row of `topd generate`; name another --out") from None
+        raise UserError(
+            f"{where}: no row of `topd generate`; name another --out"
+        ) from None
     if made_by != model:
         raise UserError(f"{where}: {made_by} wrote it, not {model}; name another --out")
     return str(prompt_id)

@@ -33,7 +33,9 @@ def plan(config: Config, *, gpus: str | None, run: Path | None, weak: bool) -> N
     rates_of, workload, source = _rates(config, run, cores)
     wanted = _numbers(gpus) if gpus else []
     if wanted and not num_gpus(config):
-        raise UserError(f"--gpus {gpus}: this config asks for no GPU; leave the option out")
+        raise UserError(
+            f"--gpus {gpus}: this config asks for no GPU; leave the option out"
+        )
     if wanted:
         rows = scaled(config, rates_of, workload, wanted, weak=weak)
     else:
@@ -42,25 +44,37 @@ def plan(config: Config, *, gpus: str | None, run: Path | None, weak: bool) -> N
 
 
 def scaled(
-    config: Config, rates_of: RatesOf, workload: Workload, gpus: Sequence[int], *, weak: bool
+    config: Config,
+    rates_of: RatesOf,
+    workload: Workload,
+    gpus: Sequence[int],
+    *,
+    weak: bool,
 ) -> list[Placed]:
     """The best placement found for each number.
 
-    `weak`: as many more prompts a step as there are GPUs. Otherwise more GPUs never take longer:
-    where the search finds nothing faster than fewer of them, the others stay idle.
+    `weak`: as many more prompts a step as there are GPUs. Otherwise more GPUs never
+    take longer: where the search finds nothing faster than fewer of them, the others
+    stay idle.
     """
     rows: list[Placed] = []
     for number in gpus:
         wanted = grown(config, number / gpus[0]) if weak else config
         found = best_placement(wanted, rates_of, workload, gpus=number)
-        if rows and not weak and _WORTH * rows[-1].prediction.step_s < found.prediction.step_s:
+        if (
+            rows
+            and not weak
+            and _WORTH * rows[-1].prediction.step_s < found.prediction.step_s
+        ):
             found = with_idle(rows[-1], number)
         rows.append(found)
     return rows
 
 
 def with_idle(smaller: Placed, gpus: int) -> Placed:
-    """The placement of a smaller number, where nothing was found for the GPUs beyond it."""
+    """The placement of a smaller number, where nothing was found for the GPUs beyond
+    it.
+    """
     idle = round(gpus - smaller.gpus) + smaller.num_idle
     return replace(smaller, gpus=gpus, num_idle=idle)
 
@@ -72,7 +86,9 @@ def grown(config: Config, times: float) -> Config:
     return config.model_copy(update={"prompts": prompts})
 
 
-def _rates(config: Config, run: Path | None, cores: int) -> tuple[RatesOf, Workload, str]:
+def _rates(
+    config: Config, run: Path | None, cores: int
+) -> tuple[RatesOf, Workload, str]:
     if run is not None:
         fitted = fit_run(run, cores=cores, prompt_tokens=config.prompts.max_tokens // 2)
         return lambda _: fitted.rates, fitted.workload, f"rates of {run}, {cores} cores"
@@ -105,7 +121,9 @@ def _print(config: Config, rows: Sequence[Placed], source: str) -> None:
             row.described,
             f"{predicted.step_s:,.3g}",
             f"{predicted.tokens_per_s:,.0f}",
-            "  ".join(f"{100 * predicted.busy[k]:.0f}" for k in _KINDS if k in predicted.busy),
+            "  ".join(
+                f"{100 * predicted.busy[k]:.0f}" for k in _KINDS if k in predicted.busy
+            ),
             predicted.bottleneck,
         )
     Console().print(table)

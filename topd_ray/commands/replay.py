@@ -1,8 +1,9 @@
-"""`topd replay`: a skipped step again, rollout by rollout, to see which of them made it go wrong.
+"""`topd replay`: a skipped step again, rollout by rollout, to see which of them made it
+go wrong.
 
-The same teacher, probes and learner as in the run, on the student as the step found it. Each
-rollout is an optimizer step of its own with a learning rate of next to nothing, so that it has a
-gradient norm of its own and the weights stay what they are.
+The same teacher, probes and learner as in the run, on the student as the step found it.
+Each rollout is an optimizer step of its own with a learning rate of next to nothing, so
+that it has a gradient norm of its own and the weights stay what they are.
 """
 
 import asyncio
@@ -46,25 +47,34 @@ def replay(folder: Path) -> list[Replayed]:
     _, config = RunFolder.existing(folder.parents[1])
     if config.teacher.source == "student" and config.teacher.follow_every:
         raise UserError(
-            f"{folder}: the teacher of this run follows the student (teacher.follow_every); a dump "
-            "holds the student only"
+            f"{folder}: the teacher of this run follows the student"
+            " (teacher.follow_every); a dump holds the student only"
         )
     with connected(config):
-        replayed = asyncio.run(_replayed(_for_replay(config, folder), folder, step, rollouts))
+        replayed = asyncio.run(
+            _replayed(_for_replay(config, folder), folder, step, rollouts)
+        )
     _print(step, replayed)
     return replayed
 
 
 def _for_replay(config: Config, folder: Path) -> Config:
     """The run's config, from the dump's student, with one rank that learns nothing."""
-    learner = {"model": str(folder / STUDENT), "num_ranks": 1, "lr": _NO_LR, "weight_decay": 0.0}
+    learner = {
+        "model": str(folder / STUDENT),
+        "num_ranks": 1,
+        "lr": _NO_LR,
+        "weight_decay": 0.0,
+    }
     # self-distillation: the teacher is the student of the start
     teacher = {"model": config.teacher_model, "source": "model"}
     return config.model_copy(
         update={
             "learner": config.learner.model_copy(update=learner),
             "teacher": config.teacher.model_copy(update=teacher),
-            "rollout": config.rollout.model_copy(update={"num_engines": 1, "max_staleness": 0}),
+            "rollout": config.rollout.model_copy(
+                update={"num_engines": 1, "max_staleness": 0}
+            ),
         }
     )
 
@@ -79,7 +89,9 @@ async def _replayed(
     fleet = await spawn(config, RunFolder(folder), caller, total_steps=len(rollouts))
     try:
         return [
-            Replayed(rollout, await _alone(config, fleet, caller, step, rollout, version))
+            Replayed(
+                rollout, await _alone(config, fleet, caller, step, rollout, version)
+            )
             for version, rollout in enumerate(rollouts)
         ]
     finally:
@@ -87,9 +99,16 @@ async def _replayed(
 
 
 async def _alone(
-    config: Config, fleet: Fleet, caller: Caller, step: BadStep, rollout: Rollout, version: int
+    config: Config,
+    fleet: Fleet,
+    caller: Caller,
+    step: BadStep,
+    rollout: Rollout,
+    version: int,
 ) -> StepReport:
-    """One rollout through teacher, probe and learner, whose `policy_version` counts the steps."""
+    """One rollout through teacher, probe and learner, whose `policy_version` counts the
+    steps.
+    """
     teacher, learner = fleet.teachers[0], fleet.learners[0]
     chunk = [replace(rollout, policy_version=version)]
     scored, found, receipt = teacher.score.options(num_returns=3).remote(chunk)
@@ -98,7 +117,9 @@ async def _alone(
     if config.probes:
         probes = await _probes(config, fleet, caller, found)
     line = math.inf if step.threshold is None else step.threshold
-    await caller.call("learner[0]", "accumulate", learner.accumulate.remote(scored, probes, line))
+    await caller.call(
+        "learner[0]", "accumulate", learner.accumulate.remote(scored, probes, line)
+    )
     report: StepReport = await caller.call("learner[0]", "step", learner.step.remote())
     return report
 
@@ -107,11 +128,15 @@ async def _probes(config: Config, fleet: Fleet, caller: Caller, found: Any) -> A
     decoder, fresh = (fleet.probers if config.dedicated else fleet.teachers)[0], None
     if config.probe.student == "resample":
         engine = fleet.rollouts[0]
-        fresh, receipt = engine.resample.options(num_returns=2).remote(found, policy_version=0)
+        fresh, receipt = engine.resample.options(num_returns=2).remote(
+            found, policy_version=0
+        )
         await caller.call("rollout[0]", "resample", receipt)
     windows, receipt = decoder.continue_from.options(num_returns=2).remote(found)
     await caller.call("teacher", "continue_from", receipt)
-    probes, receipt = fleet.probers[0].probe.options(num_returns=2).remote(found, windows, fresh)
+    probes, receipt = (
+        fleet.probers[0].probe.options(num_returns=2).remote(found, windows, fresh)
+    )
     await caller.call("prober[0]", "probe", receipt)
     return probes
 

@@ -1,4 +1,6 @@
-"""What every config section shares: frozen, no unknown keys, documented field by field."""
+"""What every config section shares: frozen, no unknown keys, documented field by
+field.
+"""
 
 from typing import Literal
 
@@ -21,17 +23,23 @@ class EngineConfig(Section):
     """How one inference engine runs and what it takes of a machine."""
 
     backend: Backend = "vllm"
-    """`vllm`; `hf` (transformers: small models, or no vLLM to be had); `fake` (tests only)."""
+    """`vllm`; `hf` (transformers: small models, or no vLLM to be had); `fake` (tests
+    only).
+    """
     dtype: Dtype = "bfloat16"
     """Of weights and activations."""
     max_model_len: PositiveInt | None = None
-    """Longest sequence, in tokens; by default just what prompts, responses and windows need."""
+    """Longest sequence, in tokens; by default just what prompts, responses and windows
+    need.
+    """
     max_num_seqs: PositiveInt = 64
     """Sequences decoded at once."""
     tensor_parallel: PositiveInt = 1
     """GPUs that one engine is split over."""
     gpu_memory_utilization: PositiveFloat = 0.9
-    """Share of a GPU's memory that vLLM may take (weights and cache); ignored on CPU."""
+    """Share of a GPU's memory that vLLM may take (weights and cache); ignored on
+    CPU.
+    """
     kv_cache_gib: PositiveFloat = 1.0
     """Size of the cache on CPU, in GiB; ignored on a GPU."""
     enforce_eager: bool = False

@@ -1,4 +1,6 @@
-"""Problem, reference solution and attempt -> a teacher's prompt that keeps to its budget."""
+"""Problem, reference solution and attempt -> a teacher's prompt that keeps to its
+budget.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +15,15 @@ from topd_ray.messages import Ints, Prompt
 
 
 class DoesNotFitError(UserError):
-    """A teacher's prompt is over its budget even with nothing of reference and attempt left."""
+    """A teacher's prompt is over its budget even with nothing of reference and attempt
+    left.
+    """
 
 
 class TeacherPrompts:
-    """Writes prompts for a teacher with a context of its own, with the teacher's tokenizer."""
+    """Writes prompts for a teacher with a context of its own, with the teacher's
+    tokenizer.
+    """
 
     def __init__(
         self,
@@ -28,7 +34,9 @@ class TeacherPrompts:
         max_tokens: int,
         max_reference_tokens: int,
     ) -> None:
-        """`context` is not plain; `max_tokens` is the longest prompt, chat template included."""
+        """`context` is not plain; `max_tokens` is the longest prompt, chat template
+        included.
+        """
         self.context = context
         self.needs_reference = "reference" in GAPS[context]
         self.needs_attempt = "attempt" in GAPS[context]
@@ -37,14 +45,18 @@ class TeacherPrompts:
         self._tokenizer = load_tokenizer(folder)
 
     def build(self, prompt: Prompt, *, attempt: str = "") -> Ints:
-        """Token ids of the teacher's prompt: the earlier turns, then the form as the user's last.
+        """Token ids of the teacher's prompt: the earlier turns, then the form as the
+        user's last.
 
-        Where it is over the budget, the attempt loses its tail first, all of it if need be, and
-        then the reference does. Raises DoesNotFitError where that is not enough.
+        Where it is over the budget, the attempt loses its tail first, all of it if need
+        be, and then the reference does. Raises DoesNotFitError where that is not
+        enough.
         """
         texts = {
             "problem": prompt.problem,
-            "reference": self._first_tokens(prompt.reference or "", self._max_reference_tokens),
+            "reference": self._first_tokens(
+                prompt.reference or "", self._max_reference_tokens
+            ),
             "attempt": attempt,
         }
 
@@ -57,26 +69,34 @@ class TeacherPrompts:
             ids = self._cut(texts, name, ids, write)
         if len(ids) > self._max_tokens:
             raise DoesNotFitError(
-                f"prompt {prompt.prompt_id!r}: the teacher's prompt has {len(ids)} tokens with "
-                "nothing of reference and attempt left in it, and may have "
-                f"{self._max_tokens}; raise prompts.max_tokens, or shorten the form"
+                f"prompt {prompt.prompt_id!r}: the teacher's prompt has {len(ids)}"
+                " tokens with nothing of reference and attempt left in it, and may"
+                f" have {self._max_tokens}; raise prompts.max_tokens, or shorten the"
+                " form"
             )
         return np.array(ids, dtype=np.int32)
 
     def decode(self, response_ids_N: Ints) -> str:
         """The text of a response, as it goes into a form."""
-        text: str = self._tokenizer.decode(response_ids_N.tolist(), skip_special_tokens=True)
+        text: str = self._tokenizer.decode(
+            response_ids_N.tolist(), skip_special_tokens=True
+        )
         return text
 
     def _cut(
-        self, texts: dict[str, str], name: str, ids: list[int], write: Callable[[], list[int]]
+        self,
+        texts: dict[str, str],
+        name: str,
+        ids: list[int],
+        write: Callable[[], list[int]],
     ) -> list[int]:
         """Shorten texts[name] until what is written fits, or nothing of it is left."""
         if len(ids) <= self._max_tokens:
             return ids
         text, starts = texts[name], self._token_starts(texts[name])
         keep = len(starts)
-        # Tokens may merge across a cut, so the first guess may be a token or two too long.
+        # Tokens may merge across a cut, so the first guess may be a token or two too
+        # long.
         while keep > 0 and len(ids) > self._max_tokens:
             keep = max(0, keep - (len(ids) - self._max_tokens))
             texts[name] = text[: starts[keep]]
@@ -90,7 +110,8 @@ class TeacherPrompts:
     def _token_starts(self, text: str) -> list[int]:
         """Where each token of the text begins, in characters.
 
-        Tokens that are parts of one character begin where it does, so a cut never splits one.
+        Tokens that are parts of one character begin where it does, so a cut never
+        splits one.
         """
         encoded = self._tokenizer(
             text, add_special_tokens=False, return_offsets_mapping=True, verbose=False

@@ -11,7 +11,9 @@ Turns = Iterable[tuple[str, str]]
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The folder's tokenizer; raises UserError where it has none, or no chat template."""
+    """The folder's tokenizer; raises UserError where it has none, or no chat
+    template.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -23,8 +25,8 @@ def load_tokenizer(folder: Path) -> Any:
         raise UserError(f"{folder}: no usable tokenizer: {first_line}") from None
     if not tokenizer.chat_template:
         raise UserError(
-            f"{folder}: its tokenizer has no chat template; start from a chat model or add "
-            "chat_template.jinja"
+            f"{folder}: its tokenizer has no chat template; start from a chat model or"
+            " add chat_template.jinja"
         )
     return tokenizer
 
@@ -46,7 +48,7 @@ def chat_ids(tokenizer: Any, turns: Turns, *, prompt_id: str) -> list[int]:
         )
     except TemplateError as error:
         raise UserError(
-            f"prompt {prompt_id!r}: the chat template of {tokenizer.name_or_path} refuses it: "
-            f"{error}"
+            f"prompt {prompt_id!r}: the chat template of {tokenizer.name_or_path}"
+            f" refuses it: {error}"
         ) from None
     return ids

@@ -1,7 +1,8 @@
-"""What a teacher with a context of its own is asked: one text a context, with gaps to fill.
+"""What a teacher with a context of its own is asked: one text a context, with gaps to
+fill.
 
-A gap is `{problem}`, `{reference}` or `{attempt}`. A file of forms is YAML with the three keys of
-`Forms`, each a text that has each of its gaps exactly once.
+A gap is `{problem}`, `{reference}` or `{attempt}`. A file of forms is YAML with the
+three keys of `Forms`, each a text that has each of its gaps exactly once.
 """
 
 import re
@@ -24,7 +25,9 @@ _GAP = re.compile(r"\{(\w+)\}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forms:
-    """The text of each context but the plain one (TRD's four prompts are these and none at all)."""
+    """The text of each context but the plain one (TRD's four prompts are these and none
+    at all).
+    """
 
     reference: str
     refine: str
@@ -35,21 +38,31 @@ BUILT_IN = {"math": Forms(**MATH), "code": Forms(**CODE)}
 
 
 def load_forms(name: str) -> Forms:
-    """`math`, `code`, or the YAML file `name`. Raises UserError naming file, key and gap."""
+    """`math`, `code`, or the YAML file `name`. Raises UserError naming file, key and
+    gap.
+    """
     if name in BUILT_IN:
         return BUILT_IN[name]
     return _checked(_read(name), name)
 
 
 def render(form: str, **texts: str) -> str:
-    """The form with its gaps filled, in one pass: what the texts hold is never taken for a gap."""
+    """The form with its gaps filled, in one pass: what the texts hold is never taken
+    for a gap.
+    """
     return _GAP.sub(lambda gap: texts[gap[1]], form)
 
 
 def _checked(values: Any, name: str) -> Forms:
     if not isinstance(values, dict) or set(values) != set(GAPS):
-        found = sorted(map(str, values)) if isinstance(values, dict) else type(values).__name__
-        raise UserError(f"prompts.forms={name}: expected the keys {', '.join(GAPS)}, found {found}")
+        found = (
+            sorted(map(str, values))
+            if isinstance(values, dict)
+            else type(values).__name__
+        )
+        raise UserError(
+            f"prompts.forms={name}: expected the keys {', '.join(GAPS)}, found {found}"
+        )
     for key, text in values.items():
         _check_gaps(key, text, name)
     return Forms(**values)
@@ -61,11 +74,12 @@ def _check_gaps(key: str, text: object, name: str) -> None:
     found = _GAP.findall(text)
     if sorted(found) != sorted(GAPS[key]):
         wanted, seen = (
-            ", ".join(f"{{{gap}}}" for gap in sorted(gaps)) or "none" for gaps in (GAPS[key], found)
+            ", ".join(f"{{{gap}}}" for gap in sorted(gaps)) or "none"
+            for gaps in (GAPS[key], found)
         )
         raise UserError(
-            f"prompts.forms={name}, {key}: expected each of {wanted} once and no other word in "
-            f"braces, found {seen}"
+            f"prompts.forms={name}, {key}: expected each of {wanted} once and no other"
+            f" word in braces, found {seen}"
         )
 
 
@@ -73,14 +87,15 @@ def _read(name: str) -> Any:
     path = Path(name)
     if not path.is_file():
         raise UserError(
-            f"prompts.forms={name}: no such file; expected {', '.join(BUILT_IN)}, or a YAML file "
-            f"with the keys {', '.join(GAPS)}"
+            f"prompts.forms={name}: no such file; expected {', '.join(BUILT_IN)}, or a"
+            f" YAML file with the keys {', '.join(GAPS)}"
         )
     try:
         return yaml.safe_load(path.read_bytes())
     except (yaml.YAMLError, OSError) as error:
         raise UserError(
-            f"prompts.forms={name}: not readable as YAML: {' '.join(str(error).split())}"
+            f"prompts.forms={name}: not readable as YAML:"
+            f" {' '.join(str(error).split())}"
         ) from None
 
 

@@ -1,6 +1,7 @@
 r"""The forms for mathematics and for code.
 
-Each ends as a student's prompt of its kind does: answer in \boxed{}, or Python and nothing else.
+Each ends as a student's prompt of its kind does: answer in \boxed{}, or Python and
+nothing else.
 """
 
 _SOLVE = r"Reason step by step, and put the final answer in \boxed{}."
@@ -27,7 +28,8 @@ First go through the reference program until you see why it is correct. Then rew
 program so that it is correct as well, in edge cases too; keep the parts that are of use."""
 
 MATH = {
-    "reference": f"""\
+    "reference": (
+        f"""\
 {{problem}}
 
 For you alone, here is a solution of this problem that is known to be correct.
@@ -39,8 +41,10 @@ For you alone, here is a solution of this problem that is known to be correct.
 Read it until you understand why it works. Then solve the problem with an approach of your own, as \
 if you had never seen the reference.
 
-{_SOLVE}""",
-    "refine": f"""\
+{_SOLVE}"""
+    ),
+    "refine": (
+        f"""\
 {{problem}}
 
 Here is an initial solution of this problem. It may be wrong, and it may break off.
@@ -51,8 +55,10 @@ Here is an initial solution of this problem. It may be wrong, and it may break o
 
 {_KEEP_AND_REPAIR}
 
-{_SOLVE}""",
-    "refine_reference": f"""\
+{_SOLVE}"""
+    ),
+    "refine_reference": (
+        f"""\
 {{problem}}
 
 For you alone, here is a solution of this problem that is known to be correct.
@@ -69,11 +75,13 @@ And here is an initial solution. It may be wrong, and it may break off.
 
 {_FOLLOW_AND_REPAIR}
 
-{_SOLVE}""",
+{_SOLVE}"""
+    ),
 }
 
 CODE = {
-    "reference": f"""\
+    "reference": (
+        f"""\
 {{problem}}
 
 For you alone, here is a program for this task that is known to be correct.
@@ -85,8 +93,10 @@ For you alone, here is a program for this task that is known to be correct.
 Read it until you understand why it works. Then write a program with an approach of your own, as \
 if you had never seen the reference.
 
-{_PROGRAM}""",
-    "refine": f"""\
+{_PROGRAM}"""
+    ),
+    "refine": (
+        f"""\
 {{problem}}
 
 Here is an initial program for this task. It may be wrong, and it may break off.
@@ -97,8 +107,10 @@ Here is an initial program for this task. It may be wrong, and it may break off.
 
 {_REPAIR_CODE}
 
-{_PROGRAM}""",
-    "refine_reference": f"""\
+{_PROGRAM}"""
+    ),
+    "refine_reference": (
+        f"""\
 {{problem}}
 
 For you alone, here is a program for this task that is known to be correct.
@@ -115,5 +127,6 @@ And here is an initial program. It may be wrong, and it may break off.
 
 {_FOLLOW_AND_REPAIR_CODE}
 
-{_PROGRAM}""",
+{_PROGRAM}"""
+    ),
 }

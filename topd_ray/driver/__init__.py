@@ -1,1 +1,3 @@
-"""Places the actors, streams references between them, keeps the books. The one user of Ray."""
+"""Places the actors, streams references between them, keeps the books. The one user of
+Ray.
+"""

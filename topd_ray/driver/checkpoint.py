@@ -1,6 +1,7 @@
 """A checkpoint: learner shards and the driver's books, whole or not there at all.
 
-    written aside -> flushed to disk, a checksum of each file -> moved into place -> `latest` moves
+    written aside -> flushed to disk, a checksum of each file -> moved into place ->
+    `latest` moves
 
 Up to the last move `latest` names the checkpoint before, and that one is not touched.
 """
@@ -45,7 +46,8 @@ async def save_checkpoint(
     keep: int,
     keep_every: int,
 ) -> Path:
-    """Save, then drop all but the newest `keep` and every `keep_every`-th step's (0: none).
+    """Save, then drop all but the newest `keep` and every `keep_every`-th step's (0:
+    none).
 
     What `latest` names already is left as it is: there is no moment without it.
     """
@@ -67,7 +69,9 @@ async def save_checkpoint(
     except BaseException:  # a full disk, a dead rank: what is there is no checkpoint
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    shutil.rmtree(target, ignore_errors=True)  # of an earlier, abandoned line; not the latest
+    shutil.rmtree(
+        target, ignore_errors=True
+    )  # of an earlier, abandoned line; not the latest
     aside.rename(target)
     _flush(folder.checkpoints)
     _point(folder, target.name)
@@ -79,25 +83,31 @@ async def save_checkpoint(
 
 
 def open_checkpoint(folder: RunFolder, name: str | None = None) -> Checkpoint | None:
-    """`name` (`step_20`), or what `latest` names; None where the run never got to a checkpoint.
+    """`name` (`step_20`), or what `latest` names; None where the run never got to a
+    checkpoint.
 
-    From here on `latest` names it. Raises UserError where it is not whole, and says which one is.
+    From here on `latest` names it. Raises UserError where it is not whole, and says
+    which one is.
     """
     pointer = _pointer(folder)
     if name is None and not pointer.is_file():
         return None
     there = [path.name for path in _finished(folder)]
     if name is not None and name not in there:
-        raise UserError(f"--checkpoint {name}: {folder.path} has {', '.join(there) or 'none'}")
+        raise UserError(
+            f"--checkpoint {name}: {folder.path} has {', '.join(there) or 'none'}"
+        )
     newest = _newest(folder) if name is None else name
     if newest not in there:
         way = (
-            f"`topd resume {folder.path} --checkpoint {there[-1]}` goes on from one that is there"
+            f"`topd resume {folder.path} --checkpoint {there[-1]}` goes on from one"
+            " that is there"
             if there
             else "start the run anew under another run.name"
         )
         raise UserError(
-            f"{pointer}: names {newest[:40]!r}, there is {', '.join(there) or 'none'}; {way}"
+            f"{pointer}: names {newest[:40]!r}, there is {', '.join(there) or 'none'};"
+            f" {way}"
         )
     path = folder.checkpoints / newest
     broken = fault(path)
@@ -106,7 +116,9 @@ def open_checkpoint(folder: RunFolder, name: str | None = None) -> Checkpoint | 
     try:
         driver = json.loads((path / _DRIVER).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path / _DRIVER}: no JSON ({error}); {_way_on(folder, path)}") from None
+        raise UserError(
+            f"{path / _DRIVER}: no JSON ({error}); {_way_on(folder, path)}"
+        ) from None
     if name is not None:
         _point(folder, name)
     return Checkpoint(path, driver)
@@ -129,10 +141,15 @@ def seal(path: Path) -> None:
 
 
 def fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint folder; None where every byte is as it was written."""
+    """What is wrong with a checkpoint folder; None where every byte is as it was
+    written.
+    """
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        entries = [(path / name, int(of["bytes"]), of["xxh3_128"]) for name, of in manifest.items()]
+        entries = [
+            (path / name, int(of["bytes"]), of["xxh3_128"])
+            for name, of in manifest.items()
+        ]
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({type(error).__name__}: {error})"
     if path / _DRIVER not in (file for file, *_ in entries):
@@ -146,15 +163,26 @@ def fault(path: Path) -> str | None:
         found = pool.map(_sum, [file for file, *_ in entries])
         for (file, _, written), digest in zip(entries, found, strict=True):
             if digest != written:
-                return f"{file.name} has checksum {digest[:12]}, {written[:12]} was written"
+                return (
+                    f"{file.name} has checksum {digest[:12]}, {written[:12]} was"
+                    " written"
+                )
     return None
 
 
 def _way_on(folder: RunFolder, broken: Path) -> str:
-    whole = [path for path in _finished(folder) if path != broken and fault(path) is None]
+    whole = [
+        path for path in _finished(folder) if path != broken and fault(path) is None
+    ]
     if not whole:
-        return "no other checkpoint of this run is whole; start it anew under another run.name"
-    return f"`topd resume {folder.path} --checkpoint {whole[-1].name}` goes on from one that is"
+        return (
+            "no other checkpoint of this run is whole; start it anew under another"
+            " run.name"
+        )
+    return (
+        f"`topd resume {folder.path} --checkpoint {whole[-1].name}` goes on from one"
+        " that is"
+    )
 
 
 def _finished(folder: RunFolder) -> list[Path]:
@@ -173,7 +201,11 @@ def _pointer(folder: RunFolder) -> Path:
 def _newest(folder: RunFolder) -> str:
     """What `latest` names; nothing where there is none."""
     pointer = _pointer(folder)
-    return pointer.read_bytes().decode("utf-8", "replace").strip() if pointer.is_file() else ""
+    return (
+        pointer.read_bytes().decode("utf-8", "replace").strip()
+        if pointer.is_file()
+        else ""
+    )
 
 
 def _point(folder: RunFolder, name: str) -> None:

@@ -10,11 +10,17 @@ from topd_ray.evaluation import Accuracy
 from topd_ray.messages import Prompt
 
 
-def ask(fleet: Fleet, revival: Revival, problems: Sequence[Prompt]) -> Awaitable[Accuracy]:
-    """Send the problems to the rollout engines now; wait for their answers when awaited."""
+def ask(
+    fleet: Fleet, revival: Revival, problems: Sequence[Prompt]
+) -> Awaitable[Accuracy]:
+    """Send the problems to the rollout engines now; wait for their answers when
+    awaited.
+    """
     shares = [problems[i :: len(fleet.rollouts)] for i in range(len(fleet.rollouts))]
     asked = [
-        revival.asked(f"rollout[{i}]", actor, "evaluate", _asking(share), sent=_sent(actor, share))
+        revival.asked(
+            f"rollout[{i}]", actor, "evaluate", _asking(share), sent=_sent(actor, share)
+        )
         for i, (actor, share) in enumerate(zip(fleet.rollouts, shares, strict=True))
         if share
     ]

@@ -1,4 +1,6 @@
-"""Whether a step's update can be trusted, by its receipts, before the optimizer takes it."""
+"""Whether a step's update can be trusted, by its receipts, before the optimizer takes
+it.
+"""
 
 import math
 
@@ -8,9 +10,11 @@ from topd_ray.messages import LossSums
 
 
 def complaints(config: Config, books: StepBooks) -> list[str]:
-    """What is wrong with a step, each with the field that draws its line; none where it is well.
+    """What is wrong with a step, each with the field that draws its line; none where it
+    is well.
 
-    A gradient that is not finite shows only when the ranks have added theirs up (`StepReport`).
+    A gradient that is not finite shows only when the ranks have added theirs up
+    (`StepReport`).
     """
     found = []
     sums = sum((one.sums for ranks in books.learned for one in ranks), LossSums())
@@ -20,12 +24,17 @@ def complaints(config: Config, books: StepBooks) -> list[str]:
 
 
 def suspects(books: StepBooks) -> list[str]:
-    """Rollouts of the chunks whose loss is not finite; all where no chunk stands out."""
+    """Rollouts of the chunks whose loss is not finite; all where no chunk stands
+    out.
+    """
     chunks = zip(books.learned_ids, books.learned, strict=True)
     named = [
         name
         for names, ranks in chunks
-        if not all(math.isfinite(one.sums.opd) and math.isfinite(one.sums.traj) for one in ranks)
+        if not all(
+            math.isfinite(one.sums.opd) and math.isfinite(one.sums.traj)
+            for one in ranks
+        )
         for name in names
     ]
     return named or [name for names in books.learned_ids for name in names]
@@ -39,12 +48,14 @@ def _of_rollouts(config: Config, books: StepBooks, sums: LossSums) -> list[str]:
     health, found = config.health, []
     num_tokens = sum(one.num_tokens for one in books.rollouts)
     num_rollouts = sum(len(one.rollout_ids) for one in books.rollouts)
-    # a rewrite is the teacher's: nothing was sampled by the student that is trained on it
+    # a rewrite is the teacher's: nothing was sampled by the student that is trained on
+    # it
     kl = 0.0 if config.rewrites else sums.rollout_kl / max(1, sums.num_tokens)
     if not kl <= health.max_rollout_kl:
         found.append(
-            f"rollout_kl {kl:.3g} nats a token exceeds health.max_rollout_kl="
-            f"{health.max_rollout_kl:g}: the policy that sampled is not the one that is trained"
+            f"rollout_kl {kl:.3g} nats a token exceeds"
+            f" health.max_rollout_kl={health.max_rollout_kl:g}: the policy that sampled"
+            " is not the one that is trained"
         )
     entropy = sum(one.entropy_sum for one in books.rollouts) / max(1, num_tokens)
     if not entropy >= health.min_entropy:
@@ -55,7 +66,8 @@ def _of_rollouts(config: Config, books: StepBooks, sums: LossSums) -> list[str]:
     truncated = sum(one.num_truncated for one in books.rollouts) / num_rollouts
     if health.max_truncated is not None and truncated >= health.max_truncated:
         found.append(
-            f"{truncated:.0%} of the rollouts were cut at the token limit (health.max_truncated="
-            f"{health.max_truncated:g}): raise rollout.max_response_tokens"
+            f"{truncated:.0%} of the rollouts were cut at the token limit"
+            f" (health.max_truncated={health.max_truncated:g}): raise"
+            " rollout.max_response_tokens"
         )
     return found

@@ -1,7 +1,8 @@
 """Where every rollout is. A pure state machine: no Ray, no clock.
 
     dispatched -> rolled_out -> (rewritten ->) scored -> (probed ->) consumed
-         \\____________\\_____________\\___________\\_________\\____> dropped, for a named reason
+         \\____________\\_____________\\___________\\_________\\____> dropped, for a
+         named reason
 
 Each rollout is consumed exactly once or dropped with a reason; `close_step` proves it.
 """
@@ -48,7 +49,9 @@ class Ledger:
         for name in rollout_ids:
             was = self._stage(name)
             if stage <= was:
-                raise TopdError(f"ledger: rollout {name} is {was.name}, cannot become {stage.name}")
+                raise TopdError(
+                    f"ledger: rollout {name} is {was.name}, cannot become {stage.name}"
+                )
             self._open[name] = stage
             if stage is Stage.CONSUMED:
                 self._close(name)
@@ -66,18 +69,25 @@ class Ledger:
         return dict(self._open)
 
     def close_step(self, rollout_ids: Iterable[str]) -> None:
-        """End the step of these rollouts; raises TopdError naming what of it is still open."""
+        """End the step of these rollouts; raises TopdError naming what of it is still
+        open.
+        """
         names = list(rollout_ids)
         waiting = [name for name in names if name in self._open]
         if waiting:
-            first = [f"{name} ({self._open[name].name})" for name in sorted(waiting)[:5]]
+            first = [
+                f"{name} ({self._open[name].name})" for name in sorted(waiting)[:5]
+            ]
             raise TopdError(f"ledger: {len(waiting)} rollouts unaccounted for: {first}")
-        self._closed -= set(names)  # names are unique by position: a later step cannot repeat one
+        self._closed -= set(
+            names
+        )  # names are unique by position: a later step cannot repeat one
         accounted = self.num_consumed + self.dropped.total() + len(self._open)
         if self.num_dispatched != accounted:
             raise TopdError(
-                f"ledger: dispatched {self.num_dispatched} != consumed {self.num_consumed} "
-                f"+ dropped {self.dropped.total()} + open {len(self._open)}"
+                f"ledger: dispatched {self.num_dispatched} != consumed"
+                f" {self.num_consumed} + dropped {self.dropped.total()} + open"
+                f" {len(self._open)}"
             )
 
     def state(self) -> dict[str, Any]:

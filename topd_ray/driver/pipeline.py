@@ -1,22 +1,24 @@
 """Optimizer steps as streams of chunks. Who waits for whom, and what wakes them:
 
-    rollout engine e ──chunk c──> [room in flight] ──> teacher ──> prober ──> [its turn] ──> learner
-         one stream an engine       at most n chunks     free one    free one    (c, e) in     every
-         of finished rollouts       (backpressure)       of a pool   of a pool   order         rank
+    rollout engine e ─chunk c─> [room] ─> teacher ─> prober ─> [its turn] ─> learner
+      one stream an engine     at most n  free one   free one   (c, e) in    every
+      of finished rollouts     chunks     of a pool  of a pool  order        rank
 
-The teacher scores a chunk and, where probe workers have no engine of their own, continues from its
-candidates too: the same actor, which has the prefixes in its cache. With `trajectory: rewrite` the
-chunk is rewritten before the teacher reads it, and the probe is left out. With `probe.student:
-resample` the chunk goes back to its rollout engine between teacher and prober; an engine answers
-when all its rollouts are out, so all chunks have room in flight then.
+The teacher scores a chunk and, where probe workers have no engine of their own,
+continues from its candidates too: the same actor, which has the prefixes in its cache.
+With `trajectory: rewrite` the chunk is rewritten before the teacher reads it, and the
+probe is left out. With `probe.student: resample` the chunk goes back to its rollout
+engine between teacher and prober; an engine answers when all its rollouts are out, so
+all chunks have room in flight then.
 
-A chunk goes on as soon as its stage is done with it, so rollouts that finish early are scored,
-probed and accumulated while others still decode. Three things are held back on purpose. Chunks
-enter the learner in the order (c, e), whichever probe came back first: floating-point sums keep
-their order and a run repeats. Where no D_OT has been seen yet (the first step), the learner waits
-for the step's last probe, because the verdict needs a line to judge by. And the chunks of a step
-that was begun ahead (`rollout.max_staleness`) wait for the steps before it: `begin` starts a step,
-`finish` lets it learn and ends it at the one real barrier, the optimizer. The driver sees
+A chunk goes on as soon as its stage is done with it, so rollouts that finish early are
+scored, probed and accumulated while others still decode. Three things are held back on
+purpose. Chunks enter the learner in the order (c, e), whichever probe came back first:
+floating-point sums keep their order and a run repeats. Where no D_OT has been seen yet
+(the first step), the learner waits for the step's last probe, because the verdict needs
+a line to judge by. And the chunks of a step that was begun ahead
+(`rollout.max_staleness`) wait for the steps before it: `begin` starts a step, `finish`
+lets it learn and ends it at the one real barrier, the optimizer. The driver sees
 references and receipts, never an array.
 """
 
@@ -54,18 +56,28 @@ class Pipeline:
         recent: RecentDistances,
         revival: Revival,
     ) -> None:
-        self._config, self._fleet, self._caller, self._revival = config, fleet, caller, revival
+        self._config, self._fleet, self._caller, self._revival = (
+            config,
+            fleet,
+            caller,
+            revival,
+        )
         self._ledger, self._recent = ledger, recent
         self._teachers = Pool("teacher", fleet.teachers)
         self._probers = Pool("prober", fleet.probers)
         # A slot of its own for what a teacher writes: reading goes on beside it.
-        self._writers = self._probers if config.dedicated else Pool("teacher", fleet.teachers)
+        self._writers = (
+            self._probers if config.dedicated else Pool("teacher", fleet.teachers)
+        )
 
-    def begin(self, prompts: Sequence[Prompt], *, step: int, policy_version: int) -> OpenStep:
+    def begin(
+        self, prompts: Sequence[Prompt], *, step: int, policy_version: int
+    ) -> OpenStep:
         """Send the prompts of a step (counted from 0) to the rollout engines.
 
-        Its chunks are scored and probed as they come, and wait for `finish` to be learned. What is
-        asked of a rollout engine from here on comes after the step's rollouts.
+        Its chunks are scored and probed as they come, and wait for `finish` to be
+        learned. What is asked of a rollout engine from here on comes after the step's
+        rollouts.
         """
         opened = OpenStep(
             self._config,
@@ -81,7 +93,12 @@ class Pipeline:
         self._ledger.dispatch(opened.rollout_ids)
         shares = _dealt(prompts, len(self._fleet.rollouts))
         asks = [
-            _Ask(self._fleet.rollouts[engine], share, policy_version, opened.room_per_engine)
+            _Ask(
+                self._fleet.rollouts[engine],
+                share,
+                policy_version,
+                opened.room_per_engine,
+            )
             for engine, share in enumerate(shares)
         ]
         streams = [ask.send() for ask in asks]
@@ -97,17 +114,17 @@ class Pipeline:
     async def finish(self, step: OpenStep) -> tuple[StepReport, StepBooks]:
         """Let a begun step learn, and update the student. Steps are finished in order.
 
-        A step whose receipts give reason for complaint updates nothing (`health`). Any failure ends
-        it with a named error.
+        A step whose receipts give reason for complaint updates nothing (`health`). Any
+        failure ends it with a named error.
         """
         await step.let_learn(self._recent.threshold())
         assert step.task is not None
         await step.task
         if not any(chunk.learned for chunk in step.chunks()):
             raise TopdError(
-                f"step {step.number + 1}: every rollout was dropped "
-                f"({dict(self._ledger.dropped)} so far); nothing to learn from: loosen rewrite.keep"
-                ", or raise prompts.per_step"
+                f"step {step.number + 1}: every rollout was dropped"
+                f" ({dict(self._ledger.dropped)} so far); nothing to learn from: loosen"
+                " rewrite.keep, or raise prompts.per_step"
             )
         books = step.books()
         books.complaints = complaints(self._config, books)
@@ -124,8 +141,14 @@ class Pipeline:
         ask: "_Ask",
         stream: Any,
     ) -> None:
-        """Follow one rollout engine; each chunk it finishes becomes a task of its own."""
-        who, room, index = f"rollout[{engine}]", asyncio.Semaphore(step.room_per_engine), 0
+        """Follow one rollout engine; each chunk it finishes becomes a task of its
+        own.
+        """
+        who, room, index = (
+            f"rollout[{engine}]",
+            asyncio.Semaphore(step.room_per_engine),
+            0,
+        )
         while True:
             try:
                 async for payload, receipt in self._chunks(stream, who):
@@ -140,11 +163,13 @@ class Pipeline:
                 return
             except LOST as error:
                 if self._config.rollout.max_staleness:
-                    raise  # its queue held weights and prompts of several versions, in order
+                    raise  # its queue held weights and prompts of several versions
                 await self._revival.revive(ask.actor, ask.handle, error)
                 stream = ask.send()
 
-    async def _chunks(self, stream: Any, who: str) -> AsyncIterator[tuple[Any, RolloutReceipt]]:
+    async def _chunks(
+        self, stream: Any, who: str
+    ) -> AsyncIterator[tuple[Any, RolloutReceipt]]:
         """Pairs of payload reference and receipt from a streaming generator."""
         references = aiter(stream)
         while True:
@@ -154,21 +179,32 @@ class Pipeline:
                 return
             try:
                 receipt = await self._caller.call(who, "roll_out", anext(references))
-            except StopAsyncIteration:  # a lone last reference carries the generator's error
+            except (
+                StopAsyncIteration
+            ):  # a lone last reference carries the generator's error
                 await self._caller.call(who, "roll_out", payload)
-                raise ActorFailedError(f"{who} sent a chunk without its receipt") from None
+                raise ActorFailedError(
+                    f"{who} sent a chunk without its receipt"
+                ) from None
             yield payload, await self._caller.call(who, "roll_out", receipt)
 
-    async def _follow(self, step: OpenStep, chunk: Chunk, prompts: Sequence[Prompt]) -> None:
-        """Rewrite, score, probe (each where the method asks for it), wait for the turn, learn."""
+    async def _follow(
+        self, step: OpenStep, chunk: Chunk, prompts: Sequence[Prompt]
+    ) -> None:
+        """Rewrite, score, probe (each where the method asks for it), wait for the turn,
+        learn.
+        """
         if self._config.rewrites:
             await self._rewrite(step, chunk, prompts)
-        scored, probes = await self._look_at(step, chunk) if chunk.names else (None, None)
+        scored, probes = (
+            await self._look_at(step, chunk) if chunk.names else (None, None)
+        )
         threshold = await step.judged(chunk)
         if not chunk.names:
             return
         accumulated = [
-            actor.accumulate.remote(scored, probes, threshold) for actor in self._fleet.learners
+            actor.accumulate.remote(scored, probes, threshold)
+            for actor in self._fleet.learners
         ]
         chunk.learned = await self._ranks("accumulate", accumulated)
         for rank, receipt in enumerate(chunk.learned):
@@ -176,14 +212,20 @@ class Pipeline:
             step.note(f"learner[{rank}]", "accumulate", chunk, receipt.span, tokens)
         self._ledger.advance(chunk.names, Stage.CONSUMED)
 
-    async def _rewrite(self, step: OpenStep, chunk: Chunk, prompts: Sequence[Prompt]) -> None:
-        """The teacher's rewrites take the rollouts' place; unwanted outcomes are dropped."""
+    async def _rewrite(
+        self, step: OpenStep, chunk: Chunk, prompts: Sequence[Prompt]
+    ) -> None:
+        """The teacher's rewrites take the rollouts' place; unwanted outcomes are
+        dropped.
+        """
         async with self._writers.free() as (who, writer):
             chunk.payload, rewrite = await self._revival.asked(
                 who,
                 writer,
                 "rewrite",
-                lambda on: on.rewrite.options(num_returns=2).remote(chunk.payload, prompts),
+                lambda on: on.rewrite.options(num_returns=2).remote(
+                    chunk.payload, prompts
+                ),
             )
         step.note(who, "rewrite", chunk, rewrite.span, rewrite.num_tokens)
         chunk.rewrite = rewrite
@@ -210,11 +252,15 @@ class Pipeline:
         if self._config.dedicated:
             async with self._probers.free() as (who, prober):
                 windows = await self._continued(step, chunk, who, prober, found)
-                probes = await self._probed(step, chunk, who, prober, found, windows, fresh)
+                probes = await self._probed(
+                    step, chunk, who, prober, found, windows, fresh
+                )
         else:  # the teacher that scored has the prefixes in its cache
             windows = await self._continued(step, chunk, who, teacher, found)
             async with self._probers.free() as (who, prober):
-                probes = await self._probed(step, chunk, who, prober, found, windows, fresh)
+                probes = await self._probed(
+                    step, chunk, who, prober, found, windows, fresh
+                )
         self._ledger.advance(chunk.names, Stage.PROBED)
         return scored, probes
 
@@ -228,7 +274,9 @@ class Pipeline:
             who,
             engine,
             "resample",
-            lambda on: on.resample.options(num_returns=2).remote(found, policy_version=version),
+            lambda on: on.resample.options(num_returns=2).remote(
+                found, policy_version=version
+            ),
         )
         step.note(who, "resample", chunk, receipt.span)
         return fresh
@@ -287,15 +335,21 @@ class Pipeline:
 
     def _num_chunks(self, prompts: Sequence[Prompt]) -> list[int]:
         """Chunks that each engine will send."""
-        size, samples = self._config.rollout.chunk_size, self._config.rollout.samples_per_prompt
+        size, samples = (
+            self._config.rollout.chunk_size,
+            self._config.rollout.samples_per_prompt,
+        )
         return [
-            -(-len(share) * samples // size) for share in _dealt(prompts, len(self._fleet.rollouts))
+            -(-len(share) * samples // size)
+            for share in _dealt(prompts, len(self._fleet.rollouts))
         ]
 
 
 @dataclass(slots=True)
 class _Ask:
-    """The share of a step that one rollout engine was asked for, to ask again where it is lost."""
+    """The share of a step that one rollout engine was asked for, to ask again where it
+    is lost.
+    """
 
     actor: Any
     prompts: Sequence[Prompt]
@@ -310,7 +364,8 @@ class _Ask:
         """The stream of chunks of what has not come yet."""
         self.handle = holder(self.actor)
         streaming = self.handle.roll_out.options(
-            num_returns="streaming", _generator_backpressure_num_objects=2 * (self.room + 1)
+            num_returns="streaming",
+            _generator_backpressure_num_objects=2 * (self.room + 1),
         )
         return streaming.remote(
             self.prompts, policy_version=self.policy_version, done=frozenset(self.done)
@@ -323,7 +378,9 @@ def _dealt(prompts: Sequence[Prompt], num_engines: int) -> list[list[Prompt]]:
 
 @asynccontextmanager
 async def _tasks() -> AsyncIterator[asyncio.TaskGroup]:
-    """A task group whose failure surfaces as the first task's own error, not as a group of them."""
+    """A task group whose failure surfaces as the first task's own error, not as a group
+    of them.
+    """
     try:
         async with asyncio.TaskGroup() as group:
             yield group

@@ -1,4 +1,6 @@
-"""A whole run: check, start the actors, step until done, keep checkpoints, export, sum up."""
+"""A whole run: check, start the actors, step until done, keep checkpoints, export, sum
+up.
+"""
 
 import asyncio
 import math
@@ -40,17 +42,21 @@ _KEPT_DUMPS = 3
 
 
 def train(config: Config, *, resume_if_there: bool = False) -> Summary | None:
-    """Start a new run; returns what summary.json says, None where SIGTERM ended it before that.
+    """Start a new run; returns what summary.json says, None where SIGTERM ended it
+    before that.
 
-    With `resume_if_there` a run of this name and config is continued, and a finished one left as it
-    is: a job that is submitted again. Raises UserError before anything starts.
+    With `resume_if_there` a run of this name and config is continued, and a finished
+    one left as it is: a job that is submitted again. Raises UserError before anything
+    starts.
     """
     started = time.perf_counter()
     path = RunFolder.of(config).path
     if resume_if_there and RunFolder(path).config.is_file():
         folder, old = RunFolder.existing(path)
         if old != config:
-            raise UserError(f"{path}: holds a run of another config; choose another run.name")
+            raise UserError(
+                f"{path}: holds a run of another config; choose another run.name"
+            )
         return None if folder.summary.is_file() else resume(path)
     data = _load_data(config)
     with connected(config):
@@ -58,11 +64,15 @@ def train(config: Config, *, resume_if_there: bool = False) -> Summary | None:
 
 
 def resume(path: Path, checkpoint: str | None = None) -> Summary | None:
-    """Continue a run from a checkpoint, by default its newest (its start where there is none)."""
+    """Continue a run from a checkpoint, by default its newest (its start where there is
+    none).
+    """
     started = time.perf_counter()
     folder, config = RunFolder.existing(path)
     if folder.summary.is_file():
-        raise UserError(f"{folder.path}: this run is finished (summary.json); nothing to resume")
+        raise UserError(
+            f"{folder.path}: this run is finished (summary.json); nothing to resume"
+        )
     found = open_checkpoint(folder, checkpoint)
     data = _load_data(config)
     with connected(config):
@@ -81,7 +91,9 @@ class _Data:
 def _load_data(config: Config) -> _Data:
     student, teacher = check_models(config)
     source, dropped = load_source(config, student=student, teacher=teacher)
-    problems = load_problems(config.evaluation, student, max_tokens=config.prompts.max_tokens)
+    problems = load_problems(
+        config.evaluation, student, max_tokens=config.prompts.max_tokens
+    )
     return _Data(source=source, dropped=dropped, problems=problems)
 
 
@@ -108,13 +120,19 @@ class _Run:
     ) -> None:
         """`started`: reading of the performance counter when the command began."""
         self._started, self._config, self._folder = started, config, folder
-        self._source, self._dropped, self._problems = data.source, data.dropped, data.problems
+        self._source, self._dropped, self._problems = (
+            data.source,
+            data.dropped,
+            data.problems,
+        )
         self._take_up(checkpoint)
         self._earlier_s = self._place.totals.wall_s
         self._budget = Budget(config.cluster.max_failures)
         self._stop = Stop(config.cluster.grace_s)
         self._num_items = len(data.source) * config.prompts.epochs
-        self._total_steps = config.run.steps or math.ceil(self._num_items / config.prompts.per_step)
+        self._total_steps = config.run.steps or math.ceil(
+            self._num_items / config.prompts.per_step
+        )
         self._caller = Caller(
             start_deadline_s=config.cluster.start_deadline_s,
             call_deadline_s=config.cluster.call_deadline_s,
@@ -158,8 +176,8 @@ class _Run:
             except TopdError as error:
                 self._log.event("failed", step=self._step, error=str(error))
                 self._display.say(
-                    f"stopped after step {self._step}; `topd resume {self._folder.path}` goes on "
-                    "from the newest checkpoint"
+                    f"stopped after step {self._step}; `topd resume"
+                    f" {self._folder.path}` goes on from the newest checkpoint"
                 )
                 raise
             if accuracies is None:
@@ -179,15 +197,16 @@ class _Run:
         where = kept.path.name if kept else "its start"
         self._log.event("stopped", step=self._step, checkpoint=where)
         self._display.say(
-            f"stopped by SIGTERM after step {self._step}; `topd resume {self._folder.path}` goes "
-            f"on from {where}"
+            f"stopped by SIGTERM after step {self._step}; `topd resume"
+            f" {self._folder.path}` goes on from {where}"
         )
 
     async def _sessions(self) -> tuple[Accuracy, Accuracy] | None:
-        """Sessions until one ends; accuracy before and after training, None where it was stopped.
+        """Sessions until one ends; accuracy before and after training, None where it
+        was stopped.
 
-        What no single actor can make good ends a session, and the next one starts from the newest
-        checkpoint.
+        What no single actor can make good ends a session, and the next one starts from
+        the newest checkpoint.
         """
         self._stop.listen(self._say_stopping)
         while True:
@@ -198,15 +217,22 @@ class _Run:
                 reason = str(error).splitlines()[0]
                 self._take_up(open_checkpoint(self._folder))
                 self._log.go_back(self._step)
-                ranks = [f"learner[{rank}]" for rank in range(self._config.learner.num_ranks)]
+                ranks = [
+                    f"learner[{rank}]" for rank in range(self._config.learner.num_ranks)
+                ]
                 last_calls = {who: self._caller.last(who) for who in ranks}
-                self._log.event("went_back", step=self._step, error=reason, last_calls=last_calls)
+                self._log.event(
+                    "went_back", step=self._step, error=reason, last_calls=last_calls
+                )
                 self._display.say(f"{reason}; going back to step {self._step}")
 
     async def _session(self) -> tuple[Accuracy, Accuracy] | None:
         self._display.say("starting actors")
         fleet = await self._timed(
-            "start", spawn(self._config, self._folder, self._caller, total_steps=self._total_steps)
+            "start",
+            spawn(
+                self._config, self._folder, self._caller, total_steps=self._total_steps
+            ),
         )
         try:
             return await self._train(fleet)
@@ -222,7 +248,9 @@ class _Run:
         place = self._place
         if place.before is None:
             place.before = await self._evaluate(fleet, revival, "before training")
-        pipeline = Pipeline(self._config, fleet, self._caller, place.ledger, place.recent, revival)
+        pipeline = Pipeline(
+            self._config, fleet, self._caller, place.ledger, place.recent, revival
+        )
         begun = deque[_Begun]()
         self._last_ended_s = time.time()
         try:
@@ -246,26 +274,38 @@ class _Run:
     ) -> None:
         """The next step, and as many ahead of it as may be stale.
 
-        None beyond the next checkpoint: its rollouts would be of weights that nobody kept, and a
-        resumed run could not make them again.
+        None beyond the next checkpoint: its rollouts would be of weights that nobody
+        kept, and a resumed run could not make them again.
         """
         every = self._config.run.checkpoint_every
         checkpoint = (self._step // every + 1) * every
         ahead = self._step + 1 + self._config.rollout.max_staleness
-        for number in range(self._step + len(begun), min(ahead, checkpoint, self._total_steps)):
+        for number in range(
+            self._step + len(begun), min(ahead, checkpoint, self._total_steps)
+        ):
             prompts = self._source.take(self._num_prompts())
             step = pipeline.begin(prompts, step=number, policy_version=self._step)
-            answers = self._evaluated_beside(fleet, revival) if number == self._step else None
-            begun.append(_Begun(step, [prompt.prompt_id for prompt in prompts], answers))
+            answers = (
+                self._evaluated_beside(fleet, revival) if number == self._step else None
+            )
+            begun.append(
+                _Begun(step, [prompt.prompt_id for prompt in prompts], answers)
+            )
 
     def _num_prompts(self) -> int:
         count = self._config.prompts.per_step
-        if self._config.run.steps is None:  # the last step of the last epoch may be a short one
+        if (
+            self._config.run.steps is None
+        ):  # the last step of the last epoch may be a short one
             count = min(count, self._num_items - self._source.cursor)
         return count
 
-    def _evaluated_beside(self, fleet: Fleet, revival: Revival) -> asyncio.Task[Accuracy] | None:
-        """The engines answer when their rollouts are out, while the step goes on without."""
+    def _evaluated_beside(
+        self, fleet: Fleet, revival: Revival
+    ) -> asyncio.Task[Accuracy] | None:
+        """The engines answer when their rollouts are out, while the step goes on
+        without.
+        """
         every = self._config.evaluation.every
         if not every or not self._step or self._step % every:
             return None
@@ -283,10 +323,15 @@ class _Run:
         self._place.step = report.step
         if self._engines_decode_next:
             follow = self._config.teacher.follow_every
-            await refit.publish(self._step, to_teachers=follow > 0 and self._step % follow == 0)
+            await refit.publish(
+                self._step, to_teachers=follow > 0 and self._step % follow == 0
+            )
         self._book(report, books, fleet, refitted, update_s)
         await self._look_after(report, books, one, fleet)
-        if self._step % self._config.run.checkpoint_every == 0 or self._step == self._total_steps:
+        if (
+            self._step % self._config.run.checkpoint_every == 0
+            or self._step == self._total_steps
+        ):
             await self._timed("checkpoint", self._save(fleet))
 
     def _book(
@@ -297,7 +342,9 @@ class _Run:
         refitted: list[Work],
         update_s: float,
     ) -> None:
-        """A step's numbers, to wherever they are kept. It lasted from the end of the one before."""
+        """A step's numbers, to wherever they are kept. It lasted from the end of the
+        one before.
+        """
         began_s, self._last_ended_s = self._last_ended_s, time.time()
         works = books.works + refitted
         metrics = step_metrics(report, books, update_s=update_s) | busy_and_waits(
@@ -308,7 +355,9 @@ class _Run:
         )
         metrics["step/wall_s"] = self._last_ended_s - began_s
         metrics["cluster/num_failures"] = self._budget.spent
-        self._earlier_works = works  # a step that was begun ahead reaches back into this one
+        self._earlier_works = (
+            works  # a step that was begun ahead reaches back into this one
+        )
         self._place.totals.add_step(metrics)
         self._log.log(metrics)
         self._display.step(metrics)
@@ -318,7 +367,9 @@ class _Run:
     async def _look_after(
         self, report: StepReport, books: StepBooks, begun: _Begun, fleet: Fleet
     ) -> None:
-        """A skipped step is kept for `topd replay`; after too many in a row the run stops."""
+        """A skipped step is kept for `topd replay`; after too many in a row the run
+        stops.
+        """
         self._bad_in_a_row = self._bad_in_a_row + 1 if report.skipped else 0
         if not report.skipped:
             return
@@ -330,14 +381,17 @@ class _Run:
             threshold=begun.step.threshold,
         )
         dump = await self._dumped(bad, begun.step, fleet)
-        self._log.event("step_skipped", **asdict(bad), prompt_ids=begun.prompt_ids, dump=dump.name)
+        self._log.event(
+            "step_skipped", **asdict(bad), prompt_ids=begun.prompt_ids, dump=dump.name
+        )
         self._display.say(f"step {report.step} skipped: {why[0]}; `topd replay {dump}`")
         if self._bad_in_a_row >= self._config.health.max_bad_steps:
             raise BadStepsError(
-                f"step {report.step}: {'; '.join(why)}; {self._bad_in_a_row} bad steps in a "
-                f"row (health.max_bad_steps); rollouts {bad.suspects[:5]} of prompts "
-                f"{begun.prompt_ids[:5]}; `topd replay {dump}` does the step again, rollout by "
-                "rollout. Lower learner.lr, look at these prompts, or move the limit"
+                f"step {report.step}: {'; '.join(why)}; {self._bad_in_a_row} bad steps"
+                f" in a row (health.max_bad_steps); rollouts {bad.suspects[:5]} of"
+                f" prompts {begun.prompt_ids[:5]}; `topd replay {dump}` does the step"
+                " again, rollout by rollout. Lower learner.lr, look at these prompts,"
+                " or move the limit"
             )
 
     async def _dumped(self, bad: BadStep, step: OpenStep, fleet: Fleet) -> Path:
@@ -348,7 +402,9 @@ class _Run:
         await self._caller.call("learner[0]", "dump", kept)
         await self._ranks(fleet, "export", folder / STUDENT)
         await asyncio.to_thread(write_step, folder, bad)
-        by_age = sorted(self._folder.dumps.glob("step_*"), key=lambda path: path.stat().st_mtime)
+        by_age = sorted(
+            self._folder.dumps.glob("step_*"), key=lambda path: path.stat().st_mtime
+        )
         for old in by_age[:-_KEPT_DUMPS]:
             shutil.rmtree(old)
         return folder
@@ -357,13 +413,17 @@ class _Run:
     def _engines_decode_next(self) -> bool:
         """Whether anything asks the rollout engines for the weights of this step."""
         every = self._config.evaluation.every
-        evaluated = self._step == self._total_steps or (every and self._step % every == 0)
+        evaluated = self._step == self._total_steps or (
+            every and self._step % every == 0
+        )
         return self._config.objective.trajectory != "given" or bool(evaluated)
 
     async def _restore(self, fleet: Fleet, refit: Refit, path: Path) -> None:
         await self._ranks(fleet, "load", path)
         # the engines hold the student's folder, not the checkpoint
-        await refit.publish(self._step, to_teachers=self._config.teacher.follow_every > 0)
+        await refit.publish(
+            self._step, to_teachers=self._config.teacher.follow_every > 0
+        )
         await refit.done()
         self._log.event("resumed", step=self._step, checkpoint=path.name)
         self._display.say(f"resumed from {path.name}")
@@ -405,7 +465,9 @@ class _Run:
     async def _ranks(self, fleet: Fleet, what: str, *args: Any) -> None:
         await self._caller.all(
             [
-                self._caller.call(f"learner[{rank}]", what, getattr(actor, what).remote(*args))
+                self._caller.call(
+                    f"learner[{rank}]", what, getattr(actor, what).remote(*args)
+                )
                 for rank, actor in enumerate(fleet.learners)
             ]
         )
@@ -439,7 +501,9 @@ class _Run:
             "num_divergent": totals.num_divergent,
             "num_skipped_steps": totals.skipped_steps,
             "num_failures": self._budget.spent,
-            "stage_s": {stage: round(seconds, 3) for stage, seconds in totals.stage_s.items()},
+            "stage_s": {
+                stage: round(seconds, 3) for stage, seconds in totals.stage_s.items()
+            },
         }
 
 

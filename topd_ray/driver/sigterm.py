@@ -1,4 +1,6 @@
-"""SIGTERM: the machine is wanted back. What is under way may end, then there is a checkpoint."""
+"""SIGTERM: the machine is wanted back. What is under way may end, then there is a
+checkpoint.
+"""
 
 import asyncio
 import os
@@ -27,7 +29,9 @@ class Stop:
         )
 
     def listen(self, tell: Callable[[], None]) -> None:
-        """Take signals from here on, in the loop that runs; nothing outside the main thread."""
+        """Take signals from here on, in the loop that runs; nothing outside the main
+        thread.
+        """
         loop = asyncio.get_running_loop()
 
         def stop() -> None:
@@ -43,8 +47,13 @@ class Stop:
             return
 
     async def unless_late(self, work: Coroutine[None, None, T]) -> T | None:
-        """The work's result; None where the grace ended first, and the work was given up."""
-        task, late = asyncio.ensure_future(work), asyncio.ensure_future(self._late.wait())
+        """The work's result; None where the grace ended first, and the work was given
+        up.
+        """
+        task, late = (
+            asyncio.ensure_future(work),
+            asyncio.ensure_future(self._late.wait()),
+        )
         try:
             await asyncio.wait((task, late), return_when=asyncio.FIRST_COMPLETED)
             if task.done():

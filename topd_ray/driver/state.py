@@ -1,4 +1,6 @@
-"""Where a run is between two steps: what a checkpoint holds beside the learner's weights."""
+"""Where a run is between two steps: what a checkpoint holds beside the learner's
+weights.
+"""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -27,16 +29,25 @@ class Place:
 
     @classmethod
     def of(cls, config: Config, checkpoint: Checkpoint | None) -> "Place":
-        """Where a checkpoint says, or the start. Raises UserError where it says nonsense."""
+        """Where a checkpoint says, or the start. Raises UserError where it says
+        nonsense.
+        """
         divergence = config.windows.divergence
         if checkpoint is None:
             return cls(recent=RecentDistances(divergence, ()))
         try:
             return cls._read(checkpoint.driver, divergence)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            OverflowError,
+        ) as error:
             raise UserError(
-                f"{checkpoint.path}: driver.json is not what a run of this version writes "
-                f"({type(error).__name__}: {error}); resume from another one with --checkpoint"
+                f"{checkpoint.path}: driver.json is not what a run of this version"
+                f" writes ({type(error).__name__}: {error}); resume from another one"
+                " with --checkpoint"
             ) from None
 
     @classmethod
@@ -45,7 +56,9 @@ class Place:
         if step < 0 or cursor < 0:
             raise ValueError(f"step {step}, cursor {cursor}")
         return cls(
-            recent=RecentDistances(divergence, [float(d) for d in state["recent_distances"]]),
+            recent=RecentDistances(
+                divergence, [float(d) for d in state["recent_distances"]]
+            ),
             step=step,
             cursor=cursor,
             ledger=Ledger.restored(state["ledger"]),

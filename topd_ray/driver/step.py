@@ -1,4 +1,6 @@
-"""A step that was begun: its chunks, the order in which they are learned, and its books."""
+"""A step that was begun: its chunks, the order in which they are learned, and its
+books.
+"""
 
 import asyncio
 from collections.abc import Sequence
@@ -58,7 +60,9 @@ class Chunk:
 
 
 class OpenStep:
-    """What the chunks of one step share: room, turns, and the line of the verdict (D7)."""
+    """What the chunks of one step share: room, turns, and the line of the verdict
+    (D7).
+    """
 
     def __init__(
         self,
@@ -70,7 +74,9 @@ class OpenStep:
         num_chunks: Sequence[int],
     ) -> None:
         """`threshold` is the line as far as it is known now."""
-        order = sorted((c, e) for e, count in enumerate(num_chunks) for c in range(count))
+        order = sorted(
+            (c, e) for e, count in enumerate(num_chunks) for c in range(count)
+        )
         self.number, self.rollout_ids = number, rollout_ids
         self.task: asyncio.Task[None] | None = None
         self._turns = {place: turn for turn, place in enumerate(order)}
@@ -81,14 +87,20 @@ class OpenStep:
         self._changed = asyncio.Condition()
         self._judged: dict[int, Chunk] = {}
         self._works: list[Work] = []
-        # A first step with no line yet needs every probe before the learner takes any chunk; fresh
-        # windows are decoded when the engine is done with all rollouts.
-        everything = (config.probes and threshold is None) or config.probe.student == "resample"
-        # Room is kept for each engine: were it shared, a fast one could fill it with chunks that
-        # wait for the turn of a slow one's first.
+        # A first step with no line yet needs every probe before the learner takes any
+        # chunk; fresh windows are decoded when the engine is done with all rollouts.
+        everything = (
+            config.probes and threshold is None
+        ) or config.probe.student == "resample"
+        # Room is kept for each engine: were it shared, a fast one could fill it with
+        # chunks that wait for the turn of a slow one's first.
         self.room_per_engine = max(
             1,
-            len(order) if everything else config.cluster.max_chunks_in_flight // len(num_chunks),
+            (
+                len(order)
+                if everything
+                else config.cluster.max_chunks_in_flight // len(num_chunks)
+            ),
         )
 
     def turn(self, chunk: int, engine: int) -> int:
@@ -117,7 +129,8 @@ class OpenStep:
             self.task.cancel()
 
     async def let_learn(self, threshold: float | None) -> None:
-        """All steps before this one are done, and the line is what they left (None: no line yet).
+        """All steps before this one are done, and the line is what they left (None: no
+        line yet).
 
         The step then draws a line of its own, when it has its last probe.
         """
@@ -128,7 +141,9 @@ class OpenStep:
             self._changed.notify_all()
 
     async def judged(self, chunk: Chunk) -> float:
-        """Note the chunk; wait for its turn; return the line above which a window diverges."""
+        """Note the chunk; wait for its turn; return the line above which a window
+        diverges.
+        """
         async with self._changed:
             self._judged[chunk.turn] = chunk
             self._draw_line()
@@ -154,7 +169,9 @@ class OpenStep:
     def chunks(self) -> list[Chunk]:
         """All chunks, in the learner's order; only when the step is done."""
         if len(self._judged) != len(self._turns):
-            raise TopdError(f"{len(self._turns) - len(self._judged)} chunks were never learned")
+            raise TopdError(
+                f"{len(self._turns) - len(self._judged)} chunks were never learned"
+            )
         return [self._judged[turn] for turn in range(len(self._turns))]
 
     def books(self) -> StepBooks:
@@ -172,7 +189,9 @@ class OpenStep:
         )
 
     def _first_line(self) -> float:
-        """The line by this step's own distances; infinite where there was nothing to probe."""
+        """The line by this step's own distances; infinite where there was nothing to
+        probe.
+        """
         recent = RecentDistances(self._divergence)
         for chunk in self._judged.values():
             recent.add(chunk.probe.line_distances if chunk.probe else ())

@@ -19,25 +19,30 @@ async def _give_up(_actor: Any, _handle: Any, error: TopdError) -> None:
 
 
 class Refit:
-    """Publishes once, through the object store: one copy a node, however many engines take it.
+    """Publishes once, through the object store: one copy a node, however many engines
+    take it.
 
-    An engine takes new weights between two calls, in the order of submission: what is asked of it
-    after `publish` is answered with them. Nobody waits for that; `done` is where errors surface.
+    An engine takes new weights between two calls, in the order of submission: what is
+    asked of it after `publish` is answered with them. Nobody waits for that; `done` is
+    where errors surface.
     """
 
     def __init__(self, fleet: Fleet, caller: Caller) -> None:
         self._fleet, self._caller = fleet, caller
         self.revive: Revive = _give_up
-        self._pending: list[tuple[str, Any, Any, Any]] = []  # name, actor, its handle, reference
+        self._pending: list[
+            tuple[str, Any, Any, Any]
+        ] = []  # name, actor, its handle, reference
         self._newest: tuple[int, Sequence[Any]] | None = None
         self._followed: tuple[int, Sequence[Any]] | None = None
         self._version, self._began_s, self._works = 0, 0.0, list[Work]()
 
     async def publish(self, policy_version: int, *, to_teachers: bool = False) -> None:
-        """Send the learner's weights to the rollout engines; returns when all are on their way.
+        """Send the learner's weights to the rollout engines; returns when all are on
+        their way.
 
-        With `to_teachers` (self-distillation) whatever speaks as the teacher takes them too, and
-        has them on return.
+        With `to_teachers` (self-distillation) whatever speaks as the teacher takes them
+        too, and has them on return.
         """
         await self.done()
         self._newest = None  # gone from the object store before the next ones come
@@ -71,26 +76,34 @@ class Refit:
             await self._follow(policy_version, buckets)
 
     async def done(self) -> tuple[float, list[Work]]:
-        """Wait until the engines have taken what was published: its seconds, and who did what.
+        """Wait until the engines have taken what was published: its seconds, and who
+        did what.
 
         Both are told once; 0 and nothing where nothing was published since.
         """
         pending, self._pending = self._pending, []
         if not pending:
             return 0.0, []
-        spans: list[Span] = await self._caller.all([self._taken(*one) for one in pending])
+        spans: list[Span] = await self._caller.all(
+            [self._taken(*one) for one in pending]
+        )
         works = self._works + [
-            self._work(one[0], "update", span) for one, span in zip(pending, spans, strict=True)
+            self._work(one[0], "update", span)
+            for one, span in zip(pending, spans, strict=True)
         ]
         return sum(work.ended_s - work.began_s for work in works), works
 
     async def bring(self, member: Any) -> None:
-        """The newest weights, to one that has just been started from the student's folder."""
+        """The newest weights, to one that has just been started from the student's
+        folder.
+        """
         is_student = member.name.startswith("rollout")
         held = self._newest if is_student else self._followed
         if held is not None:
             version, buckets = held
-            await self._caller.call(member.name, "update", member.update.remote(version, *buckets))
+            await self._caller.call(
+                member.name, "update", member.update.remote(version, *buckets)
+            )
 
     async def _taken(self, who: str, actor: Any, handle: Any, reference: Any) -> Span:
         began_s = time.time()

@@ -9,46 +9,62 @@ from topd_ray.models.weight_files import TIED_HEAD, Shapes
 
 
 def check_requests(requests: Sequence[GenerationRequest], max_model_len: int) -> None:
-    """Raise UserError for an empty prompt, or one that could outgrow the engine's context."""
+    """Raise UserError for an empty prompt, or one that could outgrow the engine's
+    context.
+    """
     for request in requests:
         if len(request.prompt_ids) == 0:
             raise UserError(f"request {request.request_id}: the prompt is empty")
         if request.max_tokens < 1:
             raise UserError(
-                f"request {request.request_id}: max_tokens={request.max_tokens}; ask for at least 1"
+                f"request {request.request_id}: max_tokens={request.max_tokens}; ask"
+                " for at least 1"
             )
         total = len(request.prompt_ids) + request.max_tokens
         if total > max_model_len:
             raise UserError(
-                f"request {request.request_id}: prompt {len(request.prompt_ids)} + max_tokens "
-                f"{request.max_tokens} = {total} exceeds max_model_len={max_model_len}; "
-                "raise the engine's max_model_len or ask for less"
+                f"request {request.request_id}: prompt {len(request.prompt_ids)} +"
+                f" max_tokens {request.max_tokens} = {total} exceeds"
+                f" max_model_len={max_model_len}; raise the engine's max_model_len or"
+                " ask for less"
             )
 
 
 def check_sequences(sequences: Sequence[Ints], max_model_len: int) -> None:
-    """Raise UserError for a sequence that is empty or longer than the engine's context."""
+    """Raise UserError for a sequence that is empty or longer than the engine's
+    context.
+    """
     for index, sequence in enumerate(sequences):
         if len(sequence) == 0:
             raise UserError(f"sequence {index}: it is empty")
         if len(sequence) > max_model_len:
             raise UserError(
-                f"sequence {index}: {len(sequence)} tokens exceed max_model_len={max_model_len}; "
-                "raise the engine's max_model_len"
+                f"sequence {index}: {len(sequence)} tokens exceed"
+                f" max_model_len={max_model_len}; raise the engine's max_model_len"
             )
 
 
 def whole_weights(weights: Iterable[NamedArray], expected: Shapes) -> list[NamedArray]:
-    """Exactly the weights expected, each once; raises TopdError naming the first that is not."""
-    given = {name: array for name, array in weights if name != TIED_HEAD or name in expected}
+    """Exactly the weights expected, each once; raises TopdError naming the first that
+    is not.
+    """
+    given = {
+        name: array for name, array in weights if name != TIED_HEAD or name in expected
+    }
     for name, shape in expected.items():
         if name not in given:
-            raise TopdError(f"weight {name} is missing: an engine takes all weights or none")
+            raise TopdError(
+                f"weight {name} is missing: an engine takes all weights or none"
+            )
         if given[name].shape != shape:
-            raise TopdError(f"weight {name} has shape {given[name].shape}, the model has {shape}")
+            raise TopdError(
+                f"weight {name} has shape {given[name].shape}, the model has {shape}"
+            )
     unknown = next((name for name in given if name not in expected), None)
     if unknown is not None:
-        raise TopdError(f"weight {unknown} is unknown to the model; use Hugging Face names")
+        raise TopdError(
+            f"weight {unknown} is unknown to the model; use Hugging Face names"
+        )
     return list(given.items())
 
 

@@ -1,8 +1,9 @@
-"""DeepSpeed behind `TrainingEngine`: sharding, accumulation and AdamW, and nothing of the loss.
+"""DeepSpeed behind `TrainingEngine`: sharding, accumulation and AdamW, and nothing of
+the loss.
 
-Gradients are sums. DeepSpeed averages over ranks and would average over micro-batches; here the
-caller owns the accumulation (`managed_gradient_accumulation: false`), nothing is divided in the
-backward pass, and the step divides once, by normaliser / world size.
+Gradients are sums. DeepSpeed averages over ranks and would average over micro-batches;
+here the caller owns the accumulation (`managed_gradient_accumulation: false`), nothing
+is divided in the backward pass, and the step divides once, by normaliser / world size.
 """
 
 import logging
@@ -28,8 +29,12 @@ import deepspeed.comm as dist
 
 from topd_ray.engines.deepspeed_state import AdamState
 
-_BUCKET_ELEMENTS = 2**26  # of a reduction; DeepSpeed's 5e8 allocates gigabytes for any model
-_WHOLE_ELEMENTS = 10_000  # ZeRO 3 leaves a smaller weight (norms, biases) whole on every rank
+_BUCKET_ELEMENTS = (
+    2**26
+)  # of a reduction; DeepSpeed's 5e8 allocates gigabytes for any model
+_WHOLE_ELEMENTS = (
+    10_000  # ZeRO 3 leaves a smaller weight (norms, biases) whole on every rank
+)
 _TAG = "learner"  # folder inside a checkpoint
 
 
@@ -53,15 +58,17 @@ class DeepSpeedTraining:
         master_addr: str,
         master_port: int,
     ) -> None:
-        """`trained` is the part of `module` that names the weights; it may be `module` itself.
+        """`trained` is the part of `module` that names the weights; it may be `module`
+        itself.
 
-        `lr_factor` maps the number of updates made to the share of `lr` that the next one takes.
-        In bfloat16 the weights, gradients and moments of the optimizer are float32, and ZeRO 0 and
-        1 run as 2.
+        `lr_factor` maps the number of updates made to the share of `lr` that the next
+        one takes. In bfloat16 the weights, gradients and moments of the optimizer are
+        float32, and ZeRO 0 and 1 run as 2.
         """
         self._trained, self._world_size, self._rank = trained, world_size, rank
         self._lr, self._lr_factor, self._clip = lr, lr_factor, clip
-        # Below ZeRO 2, DeepSpeed has no bfloat16 with float32 gradients that takes a divisor
+        # Below ZeRO 2, DeepSpeed has no bfloat16 with float32 gradients that takes a
+        # divisor
         self._zero_stage = max(zero_stage, 2) if dtype == torch.bfloat16 else zero_stage
         self._num_updates = 0
         _join(rank, world_size, master_addr, master_port)
@@ -72,12 +79,18 @@ class DeepSpeedTraining:
             config=_ds_config(
                 zero_stage=self._zero_stage,
                 dtype=dtype,
-                optimizer={"lr": lr, "betas": list(betas), "weight_decay": weight_decay},
+                optimizer={
+                    "lr": lr,
+                    "betas": list(betas),
+                    "weight_decay": weight_decay,
+                },
                 clip=clip,
                 world_size=world_size,
             ),
         )
-        self._engine.enable_backward_allreduce = self._zero_stage > 0  # 0: see _step_whole
+        self._engine.enable_backward_allreduce = (
+            self._zero_stage > 0
+        )  # 0: see _step_whole
         self._state = AdamState(
             self._engine,
             {n: p for n, p in trained.named_parameters() if p.requires_grad},
@@ -87,7 +100,9 @@ class DeepSpeedTraining:
     def accumulate(self, *inputs: Any) -> tuple[float, ...]:
         """See `TrainingEngine`. Tensors are moved to the engine's device."""
         device = self._engine.device
-        outputs = self._engine(*(x.to(device) if isinstance(x, Tensor) else x for x in inputs))
+        outputs = self._engine(
+            *(x.to(device) if isinstance(x, Tensor) else x for x in inputs)
+        )
         self._engine.backward(outputs[0], scale_wrt_gas=False)
         return tuple(torch.stack([x.detach().double() for x in outputs]).tolist())
 
@@ -98,11 +113,15 @@ class DeepSpeedTraining:
         return tuple(sums.tolist())
 
     def step(self, *, normaliser: int, skip: bool = False) -> OptimizerOutcome:
-        """See `TrainingEngine`. The learning rate follows the updates made; a skip repeats it."""
+        """See `TrainingEngine`. The learning rate follows the updates made; a skip
+        repeats it.
+        """
         lr = self._lr * self._lr_factor(self._num_updates)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
-        divisor = normaliser / self._world_size  # DeepSpeed has divided by the world size
+        divisor = (
+            normaliser / self._world_size
+        )  # DeepSpeed has divided by the world size
         step = self._step_whole if self._zero_stage == 0 else self._step_sharded
         grad_norm = step(divisor, skip)
         skipped = not math.isfinite(grad_norm)
@@ -110,10 +129,14 @@ class DeepSpeedTraining:
         return OptimizerOutcome(grad_norm=grad_norm, lr=lr, skipped=skipped)
 
     def weights(self) -> Iterator[NamedArray]:
-        """See `TrainingEngine`. Names are those of `trained`; tied weights come once."""
+        """See `TrainingEngine`. Names are those of `trained`; tied weights come
+        once.
+        """
         for name, weight in self._trained.named_parameters():
             with self._whole(weight):
-                array = _to_numpy(weight) if self._rank == 0 else np.empty(0, np.float32)
+                array = (
+                    _to_numpy(weight) if self._rank == 0 else np.empty(0, np.float32)
+                )
             yield name, array
 
     def whole(self, weight: Tensor) -> Tensor:
@@ -122,7 +145,9 @@ class DeepSpeedTraining:
             return weight.detach().clone()
 
     def save(self, directory: Path) -> None:
-        """See `TrainingEngine`. Every rank must call it, on a file system that all share."""
+        """See `TrainingEngine`. Every rank must call it, on a file system that all
+        share.
+        """
         self._state.save(
             directory / _TAG,
             num_updates=self._num_updates,
@@ -143,15 +168,23 @@ class DeepSpeedTraining:
     def _step_sharded(self, divisor: float, skip: bool) -> float:
         """ZeRO 1-3: DeepSpeed reduces, divides, clips, and drops what is not finite."""
         optimizer = self._engine.optimizer
-        optimizer.override_loss_scale(divisor)  # by which the step divides, before it clips
+        optimizer.override_loss_scale(
+            divisor
+        )  # by which the step divides, before it clips
         with self._no_norm() if skip else nullcontext():
             self._engine.step()
-        optimizer.custom_loss_scaler = False  # or the next backward pass multiplies the loss by it
-        return float(self._engine.get_global_grad_norm())  # infinite where it was dropped
+        optimizer.custom_loss_scaler = (
+            False  # or the next backward pass multiplies the loss by it
+        )
+        return float(
+            self._engine.get_global_grad_norm()
+        )  # infinite where it was dropped
 
     @contextmanager
     def _no_norm(self) -> Iterator[None]:
-        """The gradient's norm is not a number: the only gradient that DeepSpeed drops, whole."""
+        """The gradient's norm is not a number: the only gradient that DeepSpeed drops,
+        whole.
+        """
         optimizer, nan = self._engine.optimizer, torch.tensor(math.nan)
         value: Any
         if self._zero_stage == 3:
@@ -163,7 +196,9 @@ class DeepSpeedTraining:
         delattr(optimizer, name)  # the method of its class is back
 
     def _step_whole(self, divisor: float, skip: bool) -> float:
-        """ZeRO 0: DeepSpeed reduces and updates, but would take a gradient that is not finite."""
+        """ZeRO 0: DeepSpeed reduces and updates, but would take a gradient that is not
+        finite.
+        """
         self._engine.buffered_allreduce_fallback()
         weights = [p for p in self._engine.module.parameters() if p.grad is not None]
         for weight in weights:
@@ -176,14 +211,21 @@ class DeepSpeedTraining:
         return grad_norm
 
     def _whole(self, weight: Tensor) -> AbstractContextManager[Any]:
-        return deepspeed.zero.GatheredParameters([weight], enabled=self._zero_stage == 3)  # type: ignore[no-any-return]
+        return deepspeed.zero.GatheredParameters(
+            [weight], enabled=self._zero_stage == 3
+        )  # type: ignore[no-any-return]
 
 
 def _join(rank: int, world_size: int, master_addr: str, master_port: int) -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", r".torch\.distributed\.\w+. is deprecated", FutureWarning)
-    os.environ["LOCAL_RANK"] = "0"  # DeepSpeed asks for it; a Ray actor sees its own GPU alone
-    # DeepSpeed compiles what this table offers: minutes of C++ at first start, for inference alone
+    warnings.filterwarnings(
+        "ignore", r".torch\.distributed\.\w+. is deprecated", FutureWarning
+    )
+    os.environ["LOCAL_RANK"] = (
+        "0"  # DeepSpeed asks for it; a Ray actor sees its own GPU alone
+    )
+    # DeepSpeed compiles what this table offers: minutes of C++ at first start, for
+    # inference alone
     deepspeed.ops.__compatible_ops__ = {}
     deepspeed.init_distributed(
         dist_backend="nccl" if torch.cuda.is_available() else "gloo",
@@ -208,15 +250,21 @@ def _ds_config(
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
-        "gradient_clipping": clip if zero_stage > 0 else 0.0,  # 0: clipped in _step_whole
+        "gradient_clipping": (
+            clip if zero_stage > 0 else 0.0
+        ),  # 0: clipped in _step_whole
         "optimizer": {"type": "AdamW", "params": {**optimizer, "torch_adam": True}},
         "zero_force_ds_cpu_optimizer": False,
-        "communication_data_type": "fp32",  # sums over ranks are as exact as over micro-batches
+        "communication_data_type": (
+            "fp32"
+        ),  # sums over ranks are as exact as over micro-batches
         "data_types": {"grad_accum_dtype": "fp32"},
         "steps_per_print": None,
         "zero_optimization": {
             "stage": zero_stage,
-            "overlap_comm": False,  # the caller-owned boundary allows it with ZeRO 2 alone
+            "overlap_comm": (
+                False
+            ),  # the caller-owned boundary allows it with ZeRO 2 alone
             "reduce_bucket_size": _BUCKET_ELEMENTS,
             "stage3_param_persistence_threshold": _WHOLE_ELEMENTS,
         },

@@ -1,8 +1,9 @@
 """What AdamW holds, in a form that knows neither ranks nor ZeRO stages.
 
-Every weight is stored whole in float32 under its own name, and so are both of its moments: a
-checkpoint of two ranks goes on with one, of ZeRO 2 with 3. The ranks share the writing. The files
-are safetensors: DeepSpeed's own checkpoints are pickles, which execute what they read.
+Every weight is stored whole in float32 under its own name, and so are both of its
+moments: a checkpoint of two ranks goes on with one, of ZeRO 2 with 3. The ranks share
+the writing. The files are safetensors: DeepSpeed's own checkpoints are pickles, which
+execute what they read.
 """
 
 import json
@@ -37,10 +38,18 @@ class AdamState:
     """Weights and moments of one DeepSpeed engine; every rank must call each method."""
 
     def __init__(self, engine: Any, weights: Named, *, zero_stage: int) -> None:
-        self._optimizer, self._weights, self._zero_stage = engine.optimizer, weights, zero_stage
+        self._optimizer, self._weights, self._zero_stage = (
+            engine.optimizer,
+            weights,
+            zero_stage,
+        )
 
-    def save(self, directory: Path, *, num_updates: int, rank: int, world_size: int) -> None:
-        """Write this rank's share of the weights, and on rank 0 what there is one of."""
+    def save(
+        self, directory: Path, *, num_updates: int, rank: int, world_size: int
+    ) -> None:
+        """Write this rank's share of the weights, and on rank 0 what there is one
+        of.
+        """
         directory.mkdir(parents=True, exist_ok=True)
         self._make_room()
         held, held_bytes, number = dict[str, Tensor](), 0, 0
@@ -48,7 +57,9 @@ class AdamState:
             for part in (_MASTER, *_MOMENTS):
                 whole = self._whole(weight, part)
                 if index % world_size == rank:
-                    held[f"{part}/{name}"] = whole.detach().float().cpu().contiguous().clone()
+                    held[f"{part}/{name}"] = (
+                        whole.detach().float().cpu().contiguous().clone()
+                    )
                     held_bytes += whole.numel() * 4
             if held_bytes >= _FILE_BYTES:
                 save_file(held, directory / _file(rank, number))
@@ -60,16 +71,22 @@ class AdamState:
             (directory / _FACTS).write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
     def load(self, directory: Path) -> int:
-        """Take over all that `save` wrote; returns its `num_updates`. Raises TopdError."""
+        """Take over all that `save` wrote; returns its `num_updates`. Raises
+        TopdError.
+        """
         try:
             facts = json.loads((directory / _FACTS).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise TopdError(f"{directory}: no learner checkpoint there ({error})") from None
+            raise TopdError(
+                f"{directory}: no learner checkpoint there ({error})"
+            ) from None
         found = _index(directory)
         self._make_room()
         for name, weight in self._weights.items():
             for part in (_MASTER, *_MOMENTS):
-                self._set(weight, part, _read(found, f"{part}/{name}", weight, directory))
+                self._set(
+                    weight, part, _read(found, f"{part}/{name}", weight, directory)
+                )
         for state in self._states():
             state["step"].fill_(facts["adam_steps"])
         return int(facts["num_updates"])
@@ -113,7 +130,9 @@ class AdamState:
         return max(float(state["step"]) for state in self._states())
 
     def _make_room(self) -> None:
-        """AdamW makes its moments, of zeros, at its first step; here they are needed before."""
+        """AdamW makes its moments, of zeros, at its first step; here they are needed
+        before.
+        """
         for master, state in zip(self._masters(), self._states(), strict=True):
             if not state:
                 state["step"] = torch.zeros((), dtype=torch.float32)
@@ -124,7 +143,9 @@ class AdamState:
 
 
 def _gathered(weight: nn.Parameter, zero_stage: int) -> Any:
-    return deepspeed.zero.GatheredParameters([weight], modifier_rank=0, enabled=zero_stage == 3)
+    return deepspeed.zero.GatheredParameters(
+        [weight], modifier_rank=0, enabled=zero_stage == 3
+    )
 
 
 def _file(rank: int, number: int) -> str:
@@ -140,7 +161,9 @@ def _index(directory: Path) -> dict[str, Path]:
     return found
 
 
-def _read(found: Mapping[str, Path], key: str, weight: nn.Parameter, directory: Path) -> Tensor:
+def _read(
+    found: Mapping[str, Path], key: str, weight: nn.Parameter, directory: Path
+) -> Tensor:
     if key not in found:
         raise TopdError(f"{directory}: holds no {key}; it is of another student")
     with safe_open(found[key], framework="pt") as tensors:
@@ -148,8 +171,8 @@ def _read(found: Mapping[str, Path], key: str, weight: nn.Parameter, directory: 
     shape = tuple(getattr(weight, "ds_shape", weight.shape))
     if tuple(value.shape) != shape:
         raise TopdError(
-            f"{directory}: {key} is {tuple(value.shape)}, the student's is {shape}; it is of "
-            "another student"
+            f"{directory}: {key} is {tuple(value.shape)}, the student's is {shape}; it"
+            " is of another student"
         )
     return value
 

@@ -1,7 +1,9 @@
-"""A pretended model without torch, for scheduling tests: a hash of the tokens so far decides all.
+"""A pretended model without torch, for scheduling tests: a hash of the tokens so far
+decides all.
 
-It keeps the contract of a real one: the same prefix gives the same distribution, greedy or sampled,
-in whatever company; new weights give another model. `top_p` and `top_k` have no effect.
+It keeps the contract of a real one: the same prefix gives the same distribution, greedy
+or sampled, in whatever company; new weights give another model. `top_p` and `top_k`
+have no effect.
 """
 
 import zlib
@@ -32,7 +34,9 @@ class FakeGeneration:
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Generation]:
         """Yield the generations, the shortest first."""
         check_requests(requests, self._max_model_len)
-        return iter(sorted(map(self._decode, requests), key=lambda g: len(g.token_ids_N)))
+        return iter(
+            sorted(map(self._decode, requests), key=lambda g: len(g.token_ids_N))
+        )
 
     def load_weights(self, weights: Iterable[NamedArray]) -> None:
         """Become another model, decided by the bytes of the weights."""
@@ -46,18 +50,22 @@ class FakeGeneration:
         state = _hash(request.prompt_ids, self._salt)
         tokens: list[int] = []
         logp_NV: list[NDArray[np.float64]] = []
-        while len(tokens) < request.max_tokens and not (tokens and tokens[-1] in self._eos):
+        while len(tokens) < request.max_tokens and not (
+            tokens and tokens[-1] in self._eos
+        ):
             logp_V = self._distribution(state)
             gumbel_V = noise.gumbel(size=self._vocab) * request.temperature
             tokens.append(int((logp_V + gumbel_V).argmax()))
             logp_NV.append(logp_V)
             state = _hash(np.asarray(tokens[-1:], np.int32), state)
-        return _generation(request, np.asarray(tokens, np.int32), np.asarray(logp_NV), self._eos)
+        return _generation(
+            request, np.asarray(tokens, np.int32), np.asarray(logp_NV), self._eos
+        )
 
     def _distribution(self, state: int) -> NDArray[np.float64]:
-        logits_V: NDArray[np.float64] = SHARPNESS * np.random.default_rng(state).standard_normal(
-            self._vocab
-        )
+        logits_V: NDArray[np.float64] = SHARPNESS * np.random.default_rng(
+            state
+        ).standard_normal(self._vocab)
         logits_V[list(self._eos)] = -np.inf
         logits_V -= np.log(np.exp(logits_V).sum()) - np.log1p(-EOS_PROBABILITY)
         logits_V[list(self._eos)] = np.log(EOS_PROBABILITY / len(self._eos))

@@ -1,4 +1,6 @@
-"""transformers: for machines without vLLM, and for many small runs on few cores. Same contract."""
+"""transformers: for machines without vLLM, and for many small runs on few cores. Same
+contract.
+"""
 
 import gc
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +22,9 @@ from topd_ray.models.weight_files import Shapes, eos_ids, weight_shapes
 class HfGeneration:
     """Decodes `max_num_seqs` requests at a time, those with prompts alike together."""
 
-    def __init__(self, folder: Path, engine: EngineConfig, *, max_model_len: int) -> None:
+    def __init__(
+        self, folder: Path, engine: EngineConfig, *, max_model_len: int
+    ) -> None:
         self._eos, self._shapes = eos_ids(folder), weight_shapes(folder)
         self._max_num_seqs, self._max_model_len = engine.max_num_seqs, max_model_len
         self._model = load_model(folder, engine)
@@ -28,7 +32,9 @@ class HfGeneration:
         self._turn = 0
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Generation]:
-        """Yield each generation as soon as it is finished; a later call ends an earlier one."""
+        """Yield each generation as soon as it is finished; a later call ends an earlier
+        one.
+        """
         check_requests(requests, self._max_model_len)
         return self._run(requests)
 
@@ -49,16 +55,22 @@ class HfGeneration:
             for generation in Decoding(self._model, batch, self._eos).run():
                 yield generation
                 if turn != self._turn:
-                    raise TopdError("a later call of the same engine ended this generation")
+                    raise TopdError(
+                        "a later call of the same engine ended this generation"
+                    )
 
 
 def batches(
     requests: Sequence[GenerationRequest], max_num_seqs: int
 ) -> Iterator[list[GenerationRequest]]:
-    """Prompts with a common beginning side by side (it is read once), short ones first."""
+    """Prompts with a common beginning side by side (it is read once), short ones
+    first.
+    """
     prompts = [request.prompt_ids for request in requests]
     family = longest_extensions(prompts).tolist()
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[family[i]]), family[i], i))
+    order = sorted(
+        range(len(prompts)), key=lambda i: (len(prompts[family[i]]), family[i], i)
+    )
     for start in range(0, len(order), max_num_seqs):
         yield [requests[index] for index in order[start : start + max_num_seqs]]
 
@@ -71,17 +83,21 @@ def load_model(folder: Path, engine: EngineConfig) -> Any:
     disable_progress_bar()  # of loading weights: a run says itself what it waits for
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[engine.dtype]
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True
+    )
     return model.to(device).eval()
 
 
 def refuse_windowed_attention(folder: Path, config: Any) -> None:
-    """The cache holds every token of every layer; a layer that forgets would see too much."""
+    """The cache holds every token of every layer; a layer that forgets would see too
+    much.
+    """
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"}:
         raise UserError(
-            f"{folder}: has layers of {', '.join(sorted(kinds - {'full_attention'}))}, which "
-            "backend hf cannot decode; set backend=vllm"
+            f"{folder}: has layers of {', '.join(sorted(kinds - {'full_attention'}))},"
+            " which backend hf cannot decode; set backend=vllm"
         )
 
 
@@ -94,4 +110,10 @@ def replace_weights(model: Any, weights: Iterable[NamedArray], shapes: Shapes) -
             parameters[name].copy_(seen_as_torch(array))
 
 
-__all__ = ["HfGeneration", "batches", "load_model", "refuse_windowed_attention", "replace_weights"]
+__all__ = [
+    "HfGeneration",
+    "batches",
+    "load_model",
+    "refuse_windowed_attention",
+    "replace_weights",
+]

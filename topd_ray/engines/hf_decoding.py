@@ -1,7 +1,7 @@
 """One batch of requests, decoded in step until the last of them is finished.
 
-Axes: R requests, B of them still live, L tokens of a prompt, T tokens of a response, M most likely
-ids, V vocabulary, D width of the model.
+Axes: R requests, B of them still live, L tokens of a prompt, T tokens of a response, M
+most likely ids, V vocabulary, D width of the model.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,9 @@ from topd_ray.messages import PAD, Ints
 
 
 class Decoding:
-    """Reads the prompts at once, each common beginning once, then adds a token a step to all."""
+    """Reads the prompts at once, each common beginning once, then adds a token a step
+    to all.
+    """
 
     def __init__(
         self, model: Any, requests: Sequence[GenerationRequest], eos: tuple[int, ...]
@@ -33,13 +35,17 @@ class Decoding:
         self._live_B = np.arange(len(requests))
 
     def run(self) -> Iterator[Generation]:
-        """Yield each generation as soon as it is finished, of one step in the requests' order."""
+        """Yield each generation as soon as it is finished, of one step in the requests'
+        order.
+        """
         logits_BV, cache = self._read_prompts()
         for step in range(int(self._limit_R.max())):
             live_B = torch.from_numpy(self._live_B).to(self._device)
             ids_B = self._sampler.draw(logits_BV, live_B, step)
             tokens_B = self._answers.extend(step, self._live_B, ids_B, logits_BV)
-            done_B = np.isin(tokens_B, self._eos) | (self._limit_R[self._live_B] == step + 1)
+            done_B = np.isin(tokens_B, self._eos) | (
+                self._limit_R[self._live_B] == step + 1
+            )
             for request in sorted(self._live_B[done_B]):
                 yield self._answers.finished(request, step + 1, self._eos)
             if done_B.all():
@@ -56,7 +62,10 @@ class Decoding:
         extension_R = longest_extensions(prompts)
         distinct, row_R = np.unique(extension_R, return_inverse=True)
         ids_RL = right_padded([prompts[index] for index in distinct]).to(self._device)
-        row, length = torch.from_numpy(row_R), torch.tensor([len(prompt) for prompt in prompts])
+        row, length = (
+            torch.from_numpy(row_R),
+            torch.tensor([len(prompt) for prompt in prompts]),
+        )
         cache = SlotCache(row.to(self._device), length.to(self._device))
         places_L = torch.arange(ids_RL.shape[1], device=self._device)
         future_LL = places_L[None] > places_L[:, None]
@@ -72,7 +81,9 @@ class Decoding:
 
     @torch.inference_mode()
     def _add(self, ids_B: Tensor, cache: SlotCache) -> Tensor:
-        """Logits of the next token, now that every live request has grown by `ids_B`."""
+        """Logits of the next token, now that every live request has grown by
+        `ids_B`.
+        """
         hidden_B1D = self._body(
             input_ids=ids_B[:, None],
             attention_mask=cache.make_room(self._dtype),
@@ -102,7 +113,9 @@ class _Answers:
     def extend(
         self, step: int, live_B: Places, ids_B: Tensor, logits_BV: Tensor
     ) -> NDArray[np.int64]:
-        """Keep each live request's token, and its log-probabilities if any of them are wanted."""
+        """Keep each live request's token, and its log-probabilities if any of them are
+        wanted.
+        """
         tokens_B: NDArray[np.int64] = ids_B.cpu().numpy()
         self._tokens_RT[live_B, step] = tokens_B
         if self._num_top == 0:
@@ -110,7 +123,9 @@ class _Answers:
         logp_BV = logits_BV.log_softmax(-1)
         num_ids = min(self._num_top, logp_BV.shape[1])
         top = logp_BV.topk(num_ids)
-        self._logp_RT[live_B, step] = logp_BV.gather(1, ids_B[:, None])[:, 0].cpu().numpy()
+        self._logp_RT[live_B, step] = (
+            logp_BV.gather(1, ids_B[:, None])[:, 0].cpu().numpy()
+        )
         for kept_RTM, found_BM, pad in (
             (self._top_ids_RTM, top.indices, PAD),
             (self._top_logp_RTM, top.values, -np.inf),
@@ -134,7 +149,9 @@ class _Answers:
 
 
 def right_padded(sequences: Sequence[Ints]) -> Tensor:
-    """Token ids (sequences, longest), 0 in the padding: no causal position looks at it."""
+    """Token ids (sequences, longest), 0 in the padding: no causal position looks at
+    it.
+    """
     ids_RL = np.zeros((len(sequences), max(map(len, sequences))), np.int64)
     for row, sequence in enumerate(sequences):
         ids_RL[row, : len(sequence)] = sequence

@@ -14,15 +14,21 @@ from topd_ray.engines.protocols import GenerationRequest
 class Sampler:
     """Greedy, or by inverting the cumulative distribution at one uniform draw a token.
 
-    How a request's draw becomes a token depends on its own settings alone, so that its answer is
-    the same in any company.
+    How a request's draw becomes a token depends on its own settings alone, so that its
+    answer is the same in any company.
     """
 
-    def __init__(self, requests: Sequence[GenerationRequest], device: torch.device) -> None:
-        temperature_R = torch.tensor([r.temperature for r in requests], dtype=torch.float64)
+    def __init__(
+        self, requests: Sequence[GenerationRequest], device: torch.device
+    ) -> None:
+        temperature_R = torch.tensor(
+            [r.temperature for r in requests], dtype=torch.float64
+        )
         self._greedy_R = (temperature_R == 0).to(device)
         self._temperature_R = temperature_R.where(temperature_R > 0, 1.0).to(device)
-        self._top_p_R = torch.tensor([r.top_p for r in requests], dtype=torch.float64).to(device)
+        self._top_p_R = torch.tensor(
+            [r.top_p for r in requests], dtype=torch.float64
+        ).to(device)
         self._top_k_R = torch.tensor([r.top_k for r in requests]).to(device)
         self._cut_R = (self._top_p_R < 1) | (self._top_k_R > 0)
         self._any_free = bool((~self._greedy_R & ~self._cut_R).any())
@@ -31,24 +37,31 @@ class Sampler:
 
     @torch.inference_mode()
     def draw(self, logits_BV: Tensor, live_B: Tensor, step: int) -> Tensor:
-        """Token id of each live request, (B,); only the kinds of sampling asked for are run."""
+        """Token id of each live request, (B,); only the kinds of sampling asked for are
+        run.
+        """
         ids_B = logits_BV.argmax(-1)
         if not (self._any_free or self._any_cut):
             return ids_B
         p_BV = (logits_BV.double() / self._temperature_R[live_B, None]).softmax(-1)
         uniform_B1 = self._uniform_RT[live_B, step, None]
         if self._any_free:
-            ids_B = torch.where(self._greedy_R[live_B], ids_B, _inverted(p_BV, uniform_B1))
+            ids_B = torch.where(
+                self._greedy_R[live_B], ids_B, _inverted(p_BV, uniform_B1)
+            )
         if self._any_cut:
             nucleus_BV, order_BV = self._nucleus(p_BV, live_B)
             cut_B = order_BV.gather(1, _inverted(nucleus_BV, uniform_B1)[:, None])[:, 0]
-            ids_B = torch.where(self._cut_R[live_B] & ~self._greedy_R[live_B], cut_B, ids_B)
+            ids_B = torch.where(
+                self._cut_R[live_B] & ~self._greedy_R[live_B], cut_B, ids_B
+            )
         return ids_B
 
     def _nucleus(self, p_BV: Tensor, live_B: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities, best first, 0 outside the nucleus; and their ids.
 
-        Of the top_k likeliest tokens (all where it is 0), the shortest list that reaches top_p.
+        Of the top_k likeliest tokens (all where it is 0), the shortest list that
+        reaches top_p.
         """
         p_BV, order_BV = p_BV.sort(descending=True, stable=True)
         top_k_B1 = self._top_k_R[live_B, None]
@@ -61,7 +74,9 @@ class Sampler:
 
 def _uniforms(requests: Sequence[GenerationRequest]) -> Tensor:
     """A row of draws for each request that samples, from a generator of its own."""
-    uniform_RT = torch.zeros(len(requests), max(r.max_tokens for r in requests)).double()
+    uniform_RT = torch.zeros(
+        len(requests), max(r.max_tokens for r in requests)
+    ).double()
     for row, request in enumerate(requests):
         if request.temperature > 0:
             own = uniform_RT[row, : request.max_tokens]
@@ -70,7 +85,9 @@ def _uniforms(requests: Sequence[GenerationRequest]) -> Tensor:
 
 
 def _inverted(p_BV: Tensor, uniform_B1: Tensor) -> Tensor:
-    """Index at which the cumulative sum of `p_BV` (of any total) passes the draw, (B,)."""
+    """Index at which the cumulative sum of `p_BV` (of any total) passes the draw,
+    (B,).
+    """
     cumulative_BV = p_BV.cumsum(-1)
     target_B1 = uniform_B1 * cumulative_BV[:, -1:]
     index_B1 = torch.searchsorted(cumulative_BV, target_B1, right=True)

@@ -1,6 +1,8 @@
-"""Keys and values of a batch under decoding: one slot a request, column l for its l-th token.
+"""Keys and values of a batch under decoding: one slot a request, column l for its l-th
+token.
 
-Axes: B live slots, S slots, C columns, L tokens of a forward pass, H heads, D width of a head.
+Axes: B live slots, S slots, C columns, L tokens of a forward pass, H heads, D width of
+a head.
 """
 
 import numpy as np
@@ -14,7 +16,9 @@ Places = NDArray[np.int64]
 
 
 def longest_extensions(prompts: list[Ints]) -> Places:
-    """For each prompt the index of the longest one that begins with it (often itself)."""
+    """For each prompt the index of the longest one that begins with it (often
+    itself).
+    """
     order = sorted(range(len(prompts)), key=lambda index: prompts[index].tolist())
     extension = np.arange(len(prompts))
     # In the order of a dictionary whatever begins with a prompt comes right behind it.
@@ -27,24 +31,32 @@ def longest_extensions(prompts: list[Ints]) -> Places:
 class SlotCache:
     """What transformers calls `past_key_values`: the model updates it layer by layer.
 
-    The first pass reads the prompts; each slot copies its columns from the prompt's row in that
-    pass. Every later pass adds one token to each live slot. Slots are never shifted, so a token's
-    states are written once; the live ones are kept at the front.
+    The first pass reads the prompts; each slot copies its columns from the prompt's row
+    in that pass. Every later pass adds one token to each live slot. Slots are never
+    shifted, so a token's states are written once; the live ones are kept at the front.
     """
 
     def __init__(self, row_S: Tensor, length_S: Tensor) -> None:
-        """`row_S`: row of the first pass that begins with the slot's prompt, of `length_S` tokens.
+        """`row_S`: row of the first pass that begins with the slot's prompt, of
+        `length_S` tokens.
 
-        What else that row holds stays behind the slot's end, is never attended to, and is
-        overwritten as the slot grows.
+        What else that row holds stays behind the slot's end, is never attended to, and
+        is overwritten as the slot grows.
         """
         self._row_S, self.length_B = row_S, length_S
         self._slot_B = torch.arange(len(row_S), device=row_S.device)
-        self._states: list[tuple[Tensor, Tensor]] = []  # keys and values of a layer, (S, C, H, D)
+        self._states: list[
+            tuple[Tensor, Tensor]
+        ] = []  # keys and values of a layer, (S, C, H, D)
         self._width = int(length_S.max())
 
     def update(
-        self, keys_BHLD: Tensor, values_BHLD: Tensor, layer: int, *_: object, **__: object
+        self,
+        keys_BHLD: Tensor,
+        values_BHLD: Tensor,
+        layer: int,
+        *_: object,
+        **__: object,
     ) -> tuple[Tensor, Tensor]:
         """Store a layer's new states; returns all that its attention sees."""
         if layer == len(self._states):
@@ -56,11 +68,14 @@ class SlotCache:
             self._states[layer], (keys_BHLD, values_BHLD), strict=True
         ):
             states_SCHD[place] = new_BHLD[:, :, 0]
-            seen.append(states_SCHD[: len(self._slot_B), : self._width + 1].transpose(1, 2))
+            seen.append(
+                states_SCHD[: len(self._slot_B), : self._width + 1].transpose(1, 2)
+            )
         return seen[0], seen[1]
 
     def make_room(self, dtype: torch.dtype) -> Tensor:
-        """For one more token a slot; returns the mask of the pass that adds it, (B, 1, 1, columns).
+        """For one more token a slot; returns the mask of the pass that adds it, (B, 1,
+        1, columns).
 
         It is added to the attention scores: 0 where a token is seen, else -inf.
         """
@@ -79,7 +94,8 @@ class SlotCache:
 
     @torch.inference_mode()
     def keep(self, kept: Places) -> Places:
-        """Let all slots go but `kept`; returns which of the old ones is now at each place.
+        """Let all slots go but `kept`; returns which of the old ones is now at each
+        place.
 
         Live slots from the back fill the holes, so little is copied.
         """
@@ -106,7 +122,9 @@ class SlotCache:
 
 
 def _widened(states_SCHD: Tensor, columns: int) -> Tensor:
-    """With zeros behind: a masked column is multiplied by 0, and 0 times garbage may be nan."""
+    """With zeros behind: a masked column is multiplied by 0, and 0 times garbage may be
+    nan.
+    """
     slots, held, heads, width = states_SCHD.shape
     wide = states_SCHD.new_zeros(slots, columns, heads, width)
     wide[:, :held] = states_SCHD

@@ -13,7 +13,12 @@ import torch
 
 from topd_ray.config.base import EngineConfig
 from topd_ray.engines.checks import check_requests, check_sequences
-from topd_ray.engines.hf import batches, load_model, refuse_windowed_attention, replace_weights
+from topd_ray.engines.hf import (
+    batches,
+    load_model,
+    refuse_windowed_attention,
+    replace_weights,
+)
 from topd_ray.engines.hf_decoding import Decoding, right_padded
 from topd_ray.engines.protocols import Generation, GenerationRequest, NamedArray
 from topd_ray.errors import TopdError
@@ -21,13 +26,19 @@ from topd_ray.messages import Floats, Ints
 from topd_ray.models.weight_files import eos_ids, weight_shapes
 
 BATCH_TOKENS = 4096
-"""Tokens of one scoring pass, padding included; a longer sequence has one of its own."""
+"""Tokens of one scoring pass, padding included; a longer sequence has one of its
+own.
+"""
 
 
 class HfTeacher:
-    """One model, one thread that computes: callers take turns, a pass or a generation at a time."""
+    """One model, one thread that computes: callers take turns, a pass or a generation
+    at a time.
+    """
 
-    def __init__(self, folder: Path, engine: EngineConfig, *, max_model_len: int) -> None:
+    def __init__(
+        self, folder: Path, engine: EngineConfig, *, max_model_len: int
+    ) -> None:
         self._eos, self._shapes = eos_ids(folder), weight_shapes(folder)
         self._max_num_seqs, self._max_model_len = engine.max_num_seqs, max_model_len
         self._model = load_model(folder, engine)
@@ -36,16 +47,22 @@ class HfTeacher:
         self._computing = ThreadPoolExecutor(1, thread_name_prefix="teacher")
 
     def hidden_states(self, sequences: Sequence[Ints]) -> list[Floats]:
-        """Last hidden state after the final norm of every token: one (len, D) array a sequence."""
+        """Last hidden state after the final norm of every token: one (len, D) array a
+        sequence.
+        """
         check_sequences(sequences, self._max_model_len)
         version, states = self._version, dict[int, Floats]()
         for batch in _by_length(sequences):
-            found = self._turn(version, self._states, [sequences[index] for index in batch])
+            found = self._turn(
+                version, self._states, [sequences[index] for index in batch]
+            )
             states |= zip(batch, found, strict=True)
         return [states[index] for index in range(len(sequences))]
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Generation]:
-        """Yield each generation as soon as it is finished; stop iterating to abandon the rest."""
+        """Yield each generation as soon as it is finished; stop iterating to abandon
+        the rest.
+        """
         check_requests(requests, self._max_model_len)
         return self._run(requests)
 
@@ -89,7 +106,8 @@ class HfTeacher:
 
     @torch.inference_mode()
     def _states(self, sequences: Sequence[Ints]) -> list[Floats]:
-        # Attention is causal, so what is padded to the right needs no mask: no token sees it.
+        # Attention is causal, so what is padded to the right needs no mask: no token
+        # sees it.
         ids_RL = right_padded(sequences).to(self._model.device)
         output = self._model.base_model(ids_RL, use_cache=False)
         states_RLD: Floats = output.last_hidden_state.float().cpu().numpy()
@@ -100,7 +118,9 @@ class HfTeacher:
 
 
 def _by_length(sequences: Sequence[Ints]) -> Iterator[list[int]]:
-    """Indices of the sequences, in batches of at most BATCH_TOKENS, the shortest first."""
+    """Indices of the sequences, in batches of at most BATCH_TOKENS, the shortest
+    first.
+    """
     batch: list[int] = []
     for index in sorted(range(len(sequences)), key=lambda i: len(sequences[i])):
         if batch and (len(batch) + 1) * len(sequences[index]) > BATCH_TOKENS:

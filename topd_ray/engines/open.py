@@ -1,4 +1,6 @@
-"""Folder and engine section -> a running engine; imports the back end asked for, and no other."""
+"""Folder and engine section -> a running engine; imports the back end asked for, and no
+other.
+"""
 
 from pathlib import Path
 
@@ -9,7 +11,9 @@ from topd_ray.engines.protocols import GenerationEngine, TeacherEngine
 def open_generation(
     folder: Path, engine: EngineConfig, *, max_model_len: int, seed: int = 0
 ) -> GenerationEngine:
-    """An engine that decodes; `engine.max_model_len` wins over `max_model_len` where it is set."""
+    """An engine that decodes; `engine.max_model_len` wins over `max_model_len` where it
+    is set.
+    """
     length = engine.max_model_len or max_model_len
     if engine.backend == "vllm":
         from topd_ray.engines.vllm import VllmGeneration
@@ -27,7 +31,9 @@ def open_generation(
 def open_teacher(
     folder: Path, engine: EngineConfig, *, max_model_len: int, seed: int = 0
 ) -> TeacherEngine:
-    """An engine that scores and decodes; `engine.max_model_len` wins where it is set."""
+    """An engine that scores and decodes; `engine.max_model_len` wins where it is
+    set.
+    """
     length = engine.max_model_len or max_model_len
     if engine.backend == "vllm":
         from topd_ray.engines.vllm_teacher import VllmTeacher

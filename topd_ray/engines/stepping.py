@@ -1,8 +1,9 @@
 """An engine that is advanced in steps, asked by several threads at once.
 
-One thread of its own opens the engine, steps it and runs whatever else touches it, in the order of
-asking. (Not whoever holds a lock: CUDA's current device and OpenMP's pool belong to a thread, a
-lock in a loop starves the other caller, and here the engine goes on while a caller computes.)
+One thread of its own opens the engine, steps it and runs whatever else touches it, in
+the order of asking. (Not whoever holds a lock: CUDA's current device and OpenMP's pool
+belong to a thread, a lock in a loop starves the other caller, and here the engine goes
+on while a caller computes.)
 """
 
 import threading
@@ -20,7 +21,9 @@ class Steps(Protocol):
     """What is asked of the engine; requests have string ids."""
 
     def step(self) -> Sequence[Any]:
-        """Advance all requests; outputs of those that have finished, with their `request_id`."""
+        """Advance all requests; outputs of those that have finished, with their
+        `request_id`.
+        """
         ...
 
     def abort(self, request_ids: Sequence[str]) -> None:
@@ -47,18 +50,24 @@ class Call:
         self.waiting: set[str] = set()
 
     def next(self) -> Any:
-        """The next output, as soon as there is one. Raises TopdError once the call has ended."""
+        """The next output, as soon as there is one. Raises TopdError once the call has
+        ended.
+        """
         output = None if self._error else self._outputs.get()
         if self._error is not None:
             raise self._error
         return output
 
     def hand_over(self, engine: Any, output: Any) -> None:
-        """An output for the caller; one that cannot be finished ends this call, and no other."""
+        """An output for the caller; one that cannot be finished ends this call, and no
+        other.
+        """
         try:
             self.waiting.remove(output.request_id)
             self._outputs.put(self._finish(engine, output))
-        except Exception as error:  # the caller's to handle: the engine serves others too
+        except (
+            Exception
+        ) as error:  # the caller's to handle: the engine serves others too
             self.end(f"{type(error).__name__}: {error}")
 
     def end(self, reason: str) -> None:
@@ -72,13 +81,18 @@ class Stepper:
 
     def __init__(self, open_engine: Callable[[], Steps], *, name: str) -> None:
         self._jobs: SimpleQueue[tuple[Job, Future[Any]]] = SimpleQueue()
-        # Reentrant: a forgotten iterator ends in whatever thread the garbage collector runs in.
+        # Reentrant: a forgotten iterator ends in whatever thread the garbage collector
+        # runs in.
         self._lock = threading.RLock()
         self._ended: str | None = None
-        self._calls: set[Call] = set()  # the engine thread's alone, like all of the engine
+        self._calls: set[Call] = (
+            set()
+        )  # the engine thread's alone, like all of the engine
         started: Future[None] = Future()
         arguments = (open_engine, started)
-        self._thread = threading.Thread(target=self._run, args=arguments, name=name, daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, args=arguments, name=name, daemon=True
+        )
         self._thread.start()
         started.result()
 
@@ -87,7 +101,9 @@ class Stepper:
         return self._ask(job).result()
 
     def begin(self, adds: Sequence[Add], finish: Callable[[Any, Any], Any]) -> Call:
-        """Add requests, all or none; `finish(engine, output)` is what the call will give."""
+        """Add requests, all or none; `finish(engine, output)` is what the call will
+        give.
+        """
         call = Call(finish)
 
         def add_all(engine: Steps) -> None:
@@ -103,7 +119,9 @@ class Stepper:
         return call
 
     def finish(self, call: Call) -> None:
-        """The caller wants no more of this call: abort what is left of it. Does not wait."""
+        """The caller wants no more of this call: abort what is left of it. Does not
+        wait.
+        """
         try:
             self._ask(lambda engine: self._forget(engine, call))
         except TopdError:  # the engine is closed, and the call with it
@@ -148,7 +166,9 @@ class Stepper:
             while self._ended is None:
                 self._run_jobs(engine)
                 self._step(engine)
-        except BaseException as error:  # a step failed: what the engine holds is unknown
+        except (
+            BaseException
+        ) as error:  # a step failed: what the engine holds is unknown
             self._shut(engine, f"the engine died: {type(error).__name__}: {error}")
         else:
             self._shut(engine, CLOSED)
@@ -167,7 +187,9 @@ class Stepper:
     def _step(self, engine: Steps) -> None:
         if self._ended is not None:
             return
-        owner = {request_id: call for call in self._calls for request_id in call.waiting}
+        owner = {
+            request_id: call for call in self._calls for request_id in call.waiting
+        }
         for output in engine.step():
             if output.request_id in owner:
                 owner[output.request_id].hand_over(engine, output)

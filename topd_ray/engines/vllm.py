@@ -1,7 +1,8 @@
 """vLLM: the back end of real runs. The only file that imports vllm.
 
-The engine lives in the process that opens it, seeds that process's random state, and owns its
-torch.distributed group: closing one engine ends every other of the same process.
+The engine lives in the process that opens it, seeds that process's random state, and
+owns its torch.distributed group: closing one engine ends every other of the same
+process.
 """
 
 import gc
@@ -20,11 +21,13 @@ from topd_ray.messages import PAD, FinishReason, Floats, Ints
 from topd_ray.models.weight_files import eos_ids, weight_shapes
 
 CPU_BLOCK = 32
-"""Tokens of a cache block on CPU: the kernels want a multiple of 32, and vLLM's own 128 would
-never cache a short prefix."""
+"""Tokens of a cache block on CPU: the kernels want a multiple of 32, and vLLM's own 128
+would never cache a short prefix.
+"""
 FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 ENVIRONMENT = {
-    # In the actor's own process: starts faster, and new weights need no copy between processes.
+    # In the actor's own process: starts faster, and new weights need no copy between
+    # processes.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # who runs where is Ray's affair
@@ -35,12 +38,16 @@ GENERATION_OPTIONS: dict[str, Any] = {
     "max_logprobs": -1,
 }
 LOGGING_LEVEL = "ERROR"
-"""Unless the user set it. A start on CPU gives a dozen warnings that ask for nothing, and each
-refit two: "Failed to load weights", of a rotary table and a tied head that have none."""
+"""Unless the user set it. A start on CPU gives a dozen warnings that ask for nothing,
+and each refit two: "Failed to load weights", of a rotary table and a tied head that
+have none.
+"""
 
 
 class VllmGeneration:
-    """A generating engine: continuous batching, prefix cache, weights replaced in place."""
+    """A generating engine: continuous batching, prefix cache, weights replaced in
+    place.
+    """
 
     def __init__(
         self, folder: Path, engine: EngineConfig, *, max_model_len: int, seed: int = 0
@@ -54,12 +61,16 @@ class VllmGeneration:
         self._live: dict[str, GenerationRequest] = {}  # by vLLM's id: call and index
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Generation]:
-        """Yield each generation as soon as it is finished; a later call ends an earlier one."""
+        """Yield each generation as soon as it is finished; a later call ends an earlier
+        one.
+        """
         check_requests(requests, self._max_model_len)
         return self._run(requests)
 
     def load_weights(self, weights: Iterable[NamedArray]) -> None:
-        """Replace all weights and drop the prefix cache; ends what is being generated."""
+        """Replace all weights and drop the prefix cache; ends what is being
+        generated.
+        """
         whole = whole_weights(weights, self._shapes)
         self._abort()
         replace_weights(self._engine, whole)
@@ -77,18 +88,24 @@ class VllmGeneration:
                 for output in self._engine.step():
                     yield as_generation(output, mine.pop(output.request_id))
                     if mine is not self._live:
-                        raise TopdError("a later call of the same engine ended this generation")
+                        raise TopdError(
+                            "a later call of the same engine ended this generation"
+                        )
         finally:
             if mine is self._live:
                 self._abort()
 
-    def _begin(self, requests: Sequence[GenerationRequest]) -> dict[str, GenerationRequest]:
+    def _begin(
+        self, requests: Sequence[GenerationRequest]
+    ) -> dict[str, GenerationRequest]:
         self._abort()
         self._calls += 1
         self._live = {f"{self._calls}-{index}": r for index, r in enumerate(requests)}
         for engine_id, request in self._live.items():
             params = sampling_params(self._engine, request, self._stop_ids)
-            self._engine.add_request(engine_id, tokens_prompt(request.prompt_ids), params)
+            self._engine.add_request(
+                engine_id, tokens_prompt(request.prompt_ids), params
+            )
         return self._live
 
     def _abort(self) -> None:
@@ -98,7 +115,9 @@ class VllmGeneration:
 
 
 def start_engine(folder: Path, engine: EngineConfig, **options: Any) -> Any:
-    """vLLM's engine itself: its `LLM` wants a tokenizer, which token ids do not need."""
+    """vLLM's engine itself: its `LLM` wants a tokenizer, which token ids do not
+    need.
+    """
     os.environ.update(ENVIRONMENT)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", LOGGING_LEVEL)
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # would win over the config
@@ -112,7 +131,8 @@ def start_engine(folder: Path, engine: EngineConfig, **options: Any) -> Any:
         load_format="safetensors",
         worker_extension_cls="topd_ray.engines.vllm_worker.WorkerExtension",
         use_tqdm_on_load=False,
-        generation_config="vllm",  # not the folder's sampling defaults: a request says it all
+        # not the sampling defaults of the folder: a request names every parameter
+        generation_config="vllm",
         dtype=engine.dtype,
         max_num_seqs=engine.max_num_seqs,
         enforce_eager=engine.enforce_eager,
@@ -133,7 +153,8 @@ def _machine(engine: EngineConfig) -> dict[str, Any]:
     return {
         "kv_cache_memory_bytes": int(engine.kv_cache_gib * 2**30),
         "block_size": CPU_BLOCK,
-        # Half a prefill rewinds the request's generator, which a CPU generator cannot: it dies.
+        # Half a prefill rewinds the request's generator, which a CPU generator cannot:
+        # it dies.
         "enable_chunked_prefill": False,
     }
 
@@ -142,7 +163,9 @@ def replace_weights(engine: Any, weights: Sequence[NamedArray]) -> None:
     """Whole weights into an engine that runs no request; drops the prefix cache."""
     engine.collective_rpc("receive_weights", args=(weights,))
     if not engine.reset_prefix_cache():
-        raise TopdError("vLLM kept its prefix cache after new weights: blocks are still in use")
+        raise TopdError(
+            "vLLM kept its prefix cache after new weights: blocks are still in use"
+        )
 
 
 def tokens_prompt(token_ids: Ints) -> Any:
@@ -152,7 +175,9 @@ def tokens_prompt(token_ids: Ints) -> Any:
     return tokens_input(token_ids.tolist())
 
 
-def sampling_params(engine: Any, request: GenerationRequest, stop_ids: Sequence[int]) -> Any:
+def sampling_params(
+    engine: Any, request: GenerationRequest, stop_ids: Sequence[int]
+) -> Any:
     """A generation request as vLLM takes it."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -196,11 +221,14 @@ def stop_engine(engine: Any) -> None:
 
 
 def as_generation(output: Any, request: GenerationRequest) -> Generation:
-    """vLLM's answer as ours: it lists the sampled token first, then the most likely ones."""
+    """vLLM's answer as ours: it lists the sampled token first, then the most likely
+    ones.
+    """
     completion = output.outputs[0]
     if completion.finish_reason not in FINISH_REASONS:
         raise TopdError(
-            f"request {request.request_id}: vLLM ended it with {completion.finish_reason!r}"
+            f"request {request.request_id}: vLLM ended it with"
+            f" {completion.finish_reason!r}"
         )
     logp_N, top_ids_NM, top_logp_NM = _logprobs(completion, request.num_top)
     return Generation(

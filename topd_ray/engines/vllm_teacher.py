@@ -1,8 +1,8 @@
 """A vLLM engine that scores and continues: one copy of the weights, one prefix cache.
 
-A scoring request reads nothing from the prefix cache, so that every state of its prefix is computed
-in its own prefill (the worker extension keeps them), but it writes the cache: the continuations
-behind it find their prefixes there.
+A scoring request reads nothing from the prefix cache, so that every state of its prefix
+is computed in its own prefill (the worker extension keeps them), but it writes the
+cache: the continuations behind it find their prefixes there.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,7 +33,9 @@ from topd_ray.messages import Floats, Ints
 from topd_ray.models.weight_files import eos_ids, read_config, weight_shapes
 
 FIRST, BEHIND = 0, 1
-"""Priorities of scoring and of continuations: whoever waits for a score holds up the learner."""
+"""Priorities of scoring and of continuations: whoever waits for a score holds up the
+learner.
+"""
 
 
 class VllmTeacher:
@@ -43,17 +45,21 @@ class VllmTeacher:
         self, folder: Path, engine: EngineConfig, *, max_model_len: int, seed: int = 0
     ) -> None:
         self._stop_ids, self._shapes = eos_ids(folder), weight_shapes(folder)
-        # vLLM only takes prompts that leave room for a token, which scoring has no use for.
+        # vLLM only takes prompts that leave room for a token, which scoring has no use
+        # for.
         limit = read_config(folder).get("max_position_embeddings")
         engine_len = max_model_len if max_model_len == limit else max_model_len + 1
         self._max_model_len, self._max_scored_len = max_model_len, engine_len - 1
         self._names = count()
         self._stepper = Stepper(
-            lambda: _Vllm(folder, engine, max_model_len=engine_len, seed=seed), name="teacher"
+            lambda: _Vllm(folder, engine, max_model_len=engine_len, seed=seed),
+            name="teacher",
         )
 
     def hidden_states(self, sequences: Sequence[Ints]) -> list[Floats]:
-        """Last hidden state after the final norm of every token: one (len, D) array a sequence."""
+        """Last hidden state after the final norm of every token: one (len, D) array a
+        sequence.
+        """
         check_sequences(sequences, self._max_scored_len)
         adds, place = [], {}
         for index, sequence in enumerate(sequences):
@@ -61,7 +67,9 @@ class VllmTeacher:
             place[name] = index
             adds.append(_adding(name, sequence, scoring_params, FIRST))
         lengths = {name: len(sequences[index]) for name, index in place.items()}
-        call = self._stepper.begin(adds, lambda vllm, output: vllm.states(output, lengths))
+        call = self._stepper.begin(
+            adds, lambda vllm, output: vllm.states(output, lengths)
+        )
         found: dict[int, Floats] = {}
         try:
             while len(found) < len(sequences):
@@ -72,7 +80,9 @@ class VllmTeacher:
         return [found[index] for index in range(len(sequences))]
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Generation]:
-        """Yield each generation as soon as it is finished; stop iterating to abort the rest."""
+        """Yield each generation as soon as it is finished; stop iterating to abort the
+        rest.
+        """
         check_requests(requests, self._max_model_len)
         return self._run(requests)
 
@@ -123,8 +133,12 @@ class _Vllm:
             **GENERATION_OPTIONS,
         )
         self.engine.collective_rpc("keep_states")
-        self._scoring: dict[str, str] = {}  # vLLM's id of a request: ours with a random tail
-        self._arrivals = count()  # not the clock: equal readings would leave the order to chance
+        self._scoring: dict[
+            str, str
+        ] = {}  # vLLM's id of a request: ours with a random tail
+        self._arrivals = (
+            count()
+        )  # not the clock: equal readings would leave the order to chance
 
     def add(self, name: str, token_ids: Ints, params: Any, priority: int) -> None:
         internal = self.engine.add_request(
@@ -141,10 +155,14 @@ class _Vllm:
         return [output for output in self.engine.step() if output.finished]
 
     def states(self, output: Any, lengths: dict[str, int]) -> tuple[str, Floats]:
-        """A finished scoring request's name and its (length, D) states, taken from the worker."""
+        """A finished scoring request's name and its (length, D) states, taken from the
+        worker.
+        """
         name: str = output.request_id
         arguments = (self._scoring.pop(name), lengths[name])
-        taken: NDArray[Any] = self.engine.collective_rpc("take_states", args=arguments)[0]
+        taken: NDArray[Any] = self.engine.collective_rpc("take_states", args=arguments)[
+            0
+        ]
         if taken.dtype == np.uint16:
             taken = to_torch(taken).float().numpy()
         return name, taken
@@ -159,7 +177,9 @@ class _Vllm:
         stop_engine(engine)
 
 
-def _adding(name: str, token_ids: Ints, params: Callable[[Any], Any], priority: int) -> Add:
+def _adding(
+    name: str, token_ids: Ints, params: Callable[[Any], Any], priority: int
+) -> Add:
     def add(vllm: _Vllm) -> str:
         vllm.add(name, token_ids, params(vllm.engine), priority)
         return name

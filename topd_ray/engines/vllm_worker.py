@@ -1,4 +1,5 @@
-"""What vLLM's worker learns on top: to take weights as numpy arrays, and to keep hidden states.
+"""What vLLM's worker learns on top: to take weights as numpy arrays, and to keep hidden
+states.
 
 Both wherever the worker runs. Axes: L tokens of a sequence, D width of the model.
 """
@@ -15,13 +16,16 @@ from topd_ray.engines.tensors import seen_as_torch
 from topd_ray.errors import TopdError
 
 SCORING = "score:"
-"""How the id of a request begins whose hidden states are kept. vLLM appends to an id, no more."""
+"""How the id of a request begins whose hidden states are kept. vLLM appends to an id,
+no more.
+"""
 
 
 class WorkerExtension:
     """Mixed into vLLM's worker by `worker_extension_cls`; vLLM calls it by name."""
 
-    # The worker's own; `reload_weights` shards, fuses and repacks as at start, in the same memory.
+    # The worker's own; `reload_weights` shards, fuses and repacks as at start, in the
+    # same memory.
     reload_weights: Any
     model_config: Any
     model_runner: Any
@@ -29,18 +33,26 @@ class WorkerExtension:
 
     def receive_weights(self, weights: Sequence[NamedArray]) -> None:
         """Replace the weights in place."""
-        self.reload_weights(weights_iterator=((n, seen_as_torch(array)) for n, array in weights))
+        self.reload_weights(
+            weights_iterator=((n, seen_as_torch(array)) for n, array in weights)
+        )
         if self.model_config.hf_text_config.tie_word_embeddings:
             _repack_head(self.model_runner.get_model())
 
     def keep_states(self) -> None:
-        """From now on keep the hidden states of scoring requests; called once, at start."""
-        if self.rank == 0:  # behind the final norm every rank of tensor parallel has them whole
+        """From now on keep the hidden states of scoring requests; called once, at
+        start.
+        """
+        if (
+            self.rank == 0
+        ):  # behind the final norm every rank of tensor parallel has them whole
             self.kept_states = KeptStates()
             self.model_runner.execute_model = self.kept_states.behind(self.model_runner)
 
     def take_states(self, request_id: str, length: int) -> NDArray[Any] | None:
-        """(length, D) of a request that has finished, as float32 or bits of bfloat16; rank 0's."""
+        """(length, D) of a request that has finished, as float32 or bits of bfloat16;
+        rank 0's.
+        """
         return self.kept_states.take(request_id, length) if self.rank == 0 else None
 
     def drop_states(self, request_ids: Sequence[str]) -> None:
@@ -56,10 +68,12 @@ class KeptStates:
         self._pieces: dict[str, list[tuple[int, torch.Tensor]]] = {}
 
     def behind(self, runner: Any) -> Any:
-        """The runner's `execute_model`, with a look at what it leaves for `sample_tokens`.
+        """The runner's `execute_model`, with a look at what it leaves for
+        `sample_tokens`.
 
-        Both of vLLM's runners (V1, V2) put the state after the final norm of all tokens of a step
-        into `execute_model_state`, whether the model ran eager, compiled or as a CUDA graph.
+        Both of vLLM's runners (V1, V2) put the state after the final norm of all tokens
+        of a step into `execute_model_state`, whether the model ran eager, compiled or
+        as a CUDA graph.
         """
         execute_model = runner.execute_model
 
@@ -73,17 +87,24 @@ class KeptStates:
 
         return watched
 
-    def keep(self, scheduled: Any, request_ids: Sequence[str], states_TD: torch.Tensor) -> None:
-        """Copy the rows of scoring requests; T scheduled tokens, in the order of `request_ids`."""
+    def keep(
+        self, scheduled: Any, request_ids: Sequence[str], states_TD: torch.Tensor
+    ) -> None:
+        """Copy the rows of scoring requests; T scheduled tokens, in the order of
+        `request_ids`.
+        """
         end, computed = 0, dict(_computed(scheduled))
         for request_id in request_ids:
             start, end = end, end + scheduled.num_scheduled_tokens[request_id]
             if request_id.startswith(SCORING):
-                # In stream order, so before the next step may overwrite the buffer of a graph.
+                # In stream order, so before the next step may overwrite the buffer of a
+                # graph.
                 rows_LD = torch.empty_like(
                     states_TD[start:end], device="cpu", pin_memory=states_TD.is_cuda
                 ).copy_(states_TD[start:end], non_blocking=True)
-                self._pieces.setdefault(request_id, []).append((computed[request_id], rows_LD))
+                self._pieces.setdefault(request_id, []).append(
+                    (computed[request_id], rows_LD)
+                )
 
     def take(self, request_id: str, length: int) -> NDArray[Any]:
         """(length, D) of one request; later pieces win, as after a preemption."""
@@ -95,8 +116,9 @@ class KeptStates:
             covered_L[start : start + len(rows_LD)] = True
         if not covered_L.all():
             raise TopdError(
-                f"request {request_id}: vLLM computed {int(covered_L.sum())} of {length} hidden "
-                "states; this model runner does not hand over the others"
+                f"request {request_id}: vLLM computed {int(covered_L.sum())} of"
+                f" {length} hidden states; this model runner does not hand over the"
+                " others"
             )
         states_LD = pieces[0][1].new_empty(length, pieces[0][1].shape[1])
         for start, rows_LD in pieces:
@@ -112,10 +134,12 @@ class KeptStates:
 
 
 def _repack_head(model: Any) -> None:
-    """A tied head is sent no weight, so vLLM 0.32 leaves the copy that it repacks on CPU as it was.
+    """A tied head is sent no weight, so vLLM 0.32 leaves the copy that it repacks on
+    CPU as it was.
 
-    Without this, new embeddings would be read out with the old ones. The embedding was repacked a
-    moment ago, though nothing multiplies with it: the head takes that copy over.
+    Without this, new embeddings would be read out with the old ones. The embedding was
+    repacked a moment ago, though nothing multiplies with it: the head takes that copy
+    over.
     """
     head = model.lm_head
     for layer in model.modules():

@@ -21,7 +21,9 @@ logger = logging.getLogger(__name__)
 
 
 def extract_boxed(text: str) -> str | None:
-    r"""Content of the last complete \boxed{...}, its inner braces balanced; None without one."""
+    r"""Content of the last complete \boxed{...}, its inner braces balanced; None
+    without one.
+    """
     open_braces: list[re.Match[str]] = []
     last: tuple[int, int] | None = None
     for match in _BRACES.finditer(text):
@@ -37,7 +39,9 @@ def extract_boxed(text: str) -> str | None:
 
 
 def same_answer(predicted: str | None, truth: str) -> bool:
-    """Whether two answers are the same text or, to math-verify, the same mathematics."""
+    """Whether two answers are the same text or, to math-verify, the same
+    mathematics.
+    """
     if predicted is None:
         return False
     predicted, truth = predicted.strip(), truth.strip()
@@ -57,9 +61,9 @@ def _is_word(text: str) -> bool:
 class _Comparer:
     r"""math-verify in a process of its own.
 
-    Some answers (`9^{9^9}`, `99999999!`) keep sympy busy for ever, inside C code that no signal
-    interrupts and that aborts the process when memory runs out; only a kill helps. A comparison
-    that must be killed is no match, and is logged.
+    Some answers (`9^{9^9}`, `99999999!`) keep sympy busy for ever, inside C code that
+    no signal interrupts and that aborts the process when memory runs out; only a kill
+    helps. A comparison that must be killed is no match, and is logged.
     """
 
     def __init__(self) -> None:
@@ -77,27 +81,41 @@ class _Comparer:
                 cause = f"no verdict within {COMPARE_DEADLINE_S:g} s"
             except (EOFError, OSError):
                 cause = "the comparing process died"
-            logger.warning("answer %.80r against %.80r: %s; no match", predicted, truth, cause)
+            logger.warning(
+                "answer %.80r against %.80r: %s; no match", predicted, truth, cause
+            )
             self._stop()
             return False
 
     def _started(self) -> Connection:
-        if self._pipe is not None and self._process is not None and self._process.is_alive():
+        if (
+            self._pipe is not None
+            and self._process is not None
+            and self._process.is_alive()
+        ):
             return self._pipe
         self._stop()
-        context = multiprocessing.get_context("spawn")  # forking a process with threads may hang
+        context = multiprocessing.get_context(
+            "spawn"
+        )  # forking a process with threads may hang
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_compare_for_ever, args=(theirs,), daemon=True)
+        self._process = context.Process(
+            target=_compare_for_ever, args=(theirs,), daemon=True
+        )
         self._process.start()
         theirs.close()
         if not self._pipe.poll(START_DEADLINE_S):
             self._stop()
-            raise DeadlineError(f"math-verify's process did not start in {START_DEADLINE_S:g} s")
+            raise DeadlineError(
+                f"math-verify's process did not start in {START_DEADLINE_S:g} s"
+            )
         try:
             self._pipe.recv()
         except EOFError:
             self._stop()
-            raise TopdError("math-verify's process died while it started; see stderr") from None
+            raise TopdError(
+                "math-verify's process died while it started; see stderr"
+            ) from None
         return self._pipe
 
     def _stop(self) -> None:
@@ -111,7 +129,9 @@ class _Comparer:
 
 
 def _compare_for_ever(pipe: Connection) -> None:
-    """Body of the comparing process: pairs of answers in, verdicts out, until the pipe closes."""
+    """Body of the comparing process: pairs of answers in, verdicts out, until the pipe
+    closes.
+    """
     import resource
     import signal
 
@@ -119,16 +139,20 @@ def _compare_for_ever(pipe: Connection) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its timeouts are off
+    logging.getLogger("math_verify").setLevel(
+        logging.ERROR
+    )  # it warns that its timeouts are off
     pipe.send("ready")
     while True:
         try:
             predicted, truth = pipe.recv()
         except EOFError:
             return
-        # Without timeouts (theirs are signals, for main threads only) both functions turn every
-        # exception of the parser or of sympy into "no match" by themselves.
-        parsed = [parse(f"${answer}$", parsing_timeout=None) for answer in (truth, predicted)]
+        # Without timeouts (theirs are signals, for main threads only) both functions
+        # turn every exception of the parser or of sympy into "no match" by themselves.
+        parsed = [
+            parse(f"${answer}$", parsing_timeout=None) for answer in (truth, predicted)
+        ]
         pipe.send(verify(parsed[0], parsed[1], timeout_seconds=None))
 
 

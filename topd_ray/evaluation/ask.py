@@ -10,9 +10,15 @@ from topd_ray.messages import Prompt
 
 
 def ask(
-    engine: GenerationEngine, problems: Sequence[Prompt], *, folder: Path, max_tokens: int
+    engine: GenerationEngine,
+    problems: Sequence[Prompt],
+    *,
+    folder: Path,
+    max_tokens: int,
 ) -> Accuracy:
-    """Greedy responses, decoded with the tokenizer in `folder`, compared with each answer."""
+    """Greedy responses, decoded with the tokenizer in `folder`, compared with each
+    answer.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(

@@ -1,1 +1,3 @@
-"""Everything that is judged before a run starts: models, prompts, and what a config asks for."""
+"""Everything that is judged before a run starts: models, prompts, and what a config
+asks for.
+"""

@@ -1,4 +1,6 @@
-"""What can be refused before a process starts: models that do not fit each other or the run."""
+"""What can be refused before a process starts: models that do not fit each other or the
+run.
+"""
 
 import re
 from pathlib import Path
@@ -19,17 +21,23 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def check_models(config: Config) -> tuple[Path, Path]:
-    """Resolve student and teacher (fetching them if need be) and check both; their folders."""
-    student, teacher = resolve_model(config.learner.model), resolve_model(config.teacher_model)
+    """Resolve student and teacher (fetching them if need be) and check both; their
+    folders.
+    """
+    student, teacher = (
+        resolve_model(config.learner.model),
+        resolve_model(config.teacher_model),
+    )
     _check_pair(config, student, teacher)
     return student, teacher
 
 
 def check_what_is_here(config: Config) -> list[str]:
-    """The same without any download, as far as files are on this machine; notes on the rest.
+    """The same without any download, as far as files are on this machine; notes on the
+    rest.
 
-    A missing data file is refused, unless neither model is here either: then the config was written
-    for another machine, and what is missing is noted.
+    A missing data file is refused, unless neither model is here either: then the config
+    was written for another machine, and what is missing is noted.
     """
     models = {
         "learner.model": config.learner.model,
@@ -38,19 +46,25 @@ def check_what_is_here(config: Config) -> list[str]:
     found = {field: find_model(name) for field, name in models.items()}
     for field, name in models.items():
         if found[field] is None and not _HUB_NAME.fullmatch(name):
-            raise UserError(f"{field}={name}: no such folder, and no hub name (owner/model) either")
+            raise UserError(
+                f"{field}={name}: no such folder, and no hub name (owner/model) either"
+            )
     notes = [
         f"{field}={models[field]} is not on this machine; `topd train` will fetch it"
         for field, folder in found.items()
         if folder is None
     ]
-    data = {"prompts.path": config.prompts.path, "evaluation.path": config.evaluation.path}
+    data = {
+        "prompts.path": config.prompts.path,
+        "evaluation.path": config.evaluation.path,
+    }
     for field, path in data.items():
         if path is not None and not Path(path).exists():
             if any(found.values()):
                 hint = (
                     "; `topd generate` writes the teacher's answers there"
-                    if field == "prompts.path" and config.objective.trajectory == "given"
+                    if field == "prompts.path"
+                    and config.objective.trajectory == "given"
                     else ""
                 )
                 raise UserError(f"{field}={path}: no such file or folder{hint}")

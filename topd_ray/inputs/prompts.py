@@ -1,4 +1,6 @@
-"""The run's data, read before anything starts: training prompts and held-out problems."""
+"""The run's data, read before anything starts: training prompts and held-out
+problems.
+"""
 
 from pathlib import Path
 
@@ -20,8 +22,8 @@ def load_source(
 ) -> tuple[PromptSource, list[DroppedPrompt]]:
     """Training prompts, and those that were dropped with the reason.
 
-    `student` and `teacher` are model folders. The prompts bring what the objective needs: the given
-    response, the teacher's own prompt.
+    `student` and `teacher` are model folders. The prompts bring what the objective
+    needs: the given response, the teacher's own prompt.
     """
     given = config.objective.trajectory == "given"
     kept, dropped = tokenize_records(
@@ -47,8 +49,12 @@ def _teacher_prompts(config: Config, teacher: Path) -> TeacherPrompts | None:
     )
 
 
-def load_problems(config: EvaluationConfig, student: Path, *, max_tokens: int) -> list[Prompt]:
-    """The first `num_problems` held-out problems, in file order; none where no path is set."""
+def load_problems(
+    config: EvaluationConfig, student: Path, *, max_tokens: int
+) -> list[Prompt]:
+    """The first `num_problems` held-out problems, in file order; none where no path is
+    set.
+    """
     if config.path is None:
         return []
     records = read_records(Path(config.path))[: config.num_problems]
@@ -61,6 +67,7 @@ def load_problems(config: EvaluationConfig, student: Path, *, max_tokens: int) -
     kept, dropped = tokenize_records(records, folder=student, max_tokens=max_tokens)
     if dropped:
         raise UserError(
-            f"{config.path}: problem {dropped[0].prompt_id!r} cannot be asked: {dropped[0].detail}"
+            f"{config.path}: problem {dropped[0].prompt_id!r} cannot be asked:"
+            f" {dropped[0].detail}"
         )
     return kept

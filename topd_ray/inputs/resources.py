@@ -1,7 +1,8 @@
-"""What a config asks for, before anything starts: actors, CPUs, GPUs, memory a role, tokens a step.
+"""What a config asks for, before anything starts: actors, CPUs, GPUs, memory a role,
+tokens a step.
 
-Memory is arithmetic, not a measurement: weights, gradients and optimizer states of the learner;
-weights of an engine, to which vLLM adds its cache.
+Memory is arithmetic, not a measurement: weights, gradients and optimizer states of the
+learner; weights of an engine, to which vLLM adds its cache.
 """
 
 from dataclasses import dataclass
@@ -57,8 +58,12 @@ def make_plan(config: Config) -> Plan:
         round(config.candidates.fraction * config.rollout.max_response_tokens),
     )
     roles = [
-        _engine_role("rollout", config.rollout.num_engines, config.rollout.engine, student),
-        _engine_role("teacher", config.teacher.num_engines, config.teacher.engine, teacher),
+        _engine_role(
+            "rollout", config.rollout.num_engines, config.rollout.engine, student
+        ),
+        _engine_role(
+            "teacher", config.teacher.num_engines, config.teacher.engine, teacher
+        ),
         _learner_role(config, student),
     ]
     if config.num_probe_workers:
@@ -67,7 +72,9 @@ def make_plan(config: Config) -> Plan:
         roles=roles,
         rollouts_a_step=rollouts,
         student_tokens_a_step=tokens,
-        probe_tokens_a_step=rollouts * per_rollout * config.probe.window if config.probes else 0,
+        probe_tokens_a_step=(
+            rollouts * per_rollout * config.probe.window if config.probes else 0
+        ),
     )
 
 
@@ -78,7 +85,9 @@ def _parameters(model: str, size_b: float | None) -> float | None:
     return None if size_b is None else size_b * 1e9
 
 
-def _engine_role(name: str, count: int, engine: EngineConfig, parameters: float | None) -> Role:
+def _engine_role(
+    name: str, count: int, engine: EngineConfig, parameters: float | None
+) -> Role:
     return Role(
         name=name,
         count=count,
@@ -91,7 +100,9 @@ def _engine_role(name: str, count: int, engine: EngineConfig, parameters: float 
 
 def _probe_role(config: Config, parameters: float | None) -> Role:
     if config.dedicated:
-        return _engine_role("probe", config.num_probe_workers, config.dedicated, parameters)
+        return _engine_role(
+            "probe", config.num_probe_workers, config.dedicated, parameters
+        )
     return Role(
         name="probe",
         count=config.num_probe_workers,
@@ -103,9 +114,13 @@ def _probe_role(config: Config, parameters: float | None) -> Role:
 
 
 def _learner_role(config: Config, parameters: float | None) -> Role:
-    """DeepSpeed's mixed precision: weights, fp32 gradients, fp32 master copy and two moments."""
+    """DeepSpeed's mixed precision: weights, fp32 gradients, fp32 master copy and two
+    moments.
+    """
     learner, ranks = config.learner, config.learner.num_ranks
-    stage = learner.zero_stage if learner.dtype == "float32" else max(learner.zero_stage, 2)
+    stage = (
+        learner.zero_stage if learner.dtype == "float32" else max(learner.zero_stage, 2)
+    )
     weights = _BYTES[learner.dtype] / (ranks if stage >= 3 else 1)
     gradients = 4.0 / (ranks if stage >= 2 else 1)
     master = 0.0 if learner.dtype == "float32" else 4.0

@@ -1,4 +1,6 @@
-"""TrainBatch -> LossSums -> StepReport: one learner rank, from micro-batch to new weights."""
+"""TrainBatch -> LossSums -> StepReport: one learner rank, from micro-batch to new
+weights.
+"""
 
 import json
 import math
@@ -34,16 +36,18 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class LearnerActor:
-    """TrainBatch -> StepReport. Gradients add up between steps; the step divides them once.
+    """TrainBatch -> StepReport. Gradients add up between steps; the step divides them
+    once.
 
-    Both losses are divided by the step's count of response tokens, whatever they weigh, over all
-    ranks and micro-batches. One count for both: the number of window positions is only known once
-    the last probe of the step is judged, so with a normaliser of its own L_traj could not be
-    weighed against L_OPD, and no gradient accumulated, while others still decode.
+    Both losses are divided by the step's count of response tokens, whatever they weigh,
+    over all ranks and micro-batches. One count for both: the number of window positions
+    is only known once the last probe of the step is judged, so with a normaliser of its
+    own L_traj could not be weighed against L_OPD, and no gradient accumulated, while
+    others still decode.
 
-    `policy_version` counts the steps, skipped ones too: every step publishes, and a rollout is
-    trained at most `max_staleness` steps after the weights that made it. Methods are collective:
-    each rank must call them in turn.
+    `policy_version` counts the steps, skipped ones too: every step publishes, and a
+    rollout is trained at most `max_staleness` steps after the weights that made it.
+    Methods are collective: each rank must call them in turn.
     """
 
     def __init__(
@@ -72,7 +76,9 @@ class LearnerActor:
         dtype = _DTYPES[config.dtype]
         self._model = DistillationModel(
             load_student(
-                student_folder, dtype=dtype, gradient_checkpointing=config.gradient_checkpointing
+                student_folder,
+                dtype=dtype,
+                gradient_checkpointing=config.gradient_checkpointing,
             ),
             signal=teacher.signal,
             teacher_head_VE=teacher_head_VE,
@@ -112,13 +118,17 @@ class LearnerActor:
         """
         if not 0 <= self._step - batch.policy_version <= self._max_staleness:
             raise TopdError(
-                f"micro-batch of rollouts {list(batch.rollout_ids)} is of policy_version "
-                f"{batch.policy_version}, the learner holds {self._step}; rollout.max_staleness="
-                f"{self._max_staleness} allows so many steps between them"
+                f"micro-batch of rollouts {list(batch.rollout_ids)} is of"
+                f" policy_version {batch.policy_version}, the learner holds"
+                f" {self._step}; rollout.max_staleness={self._max_staleness} allows so"
+                " many steps between them"
             )
-        # any randomness of the student (dropout) is the micro-batch's, not the process's
+        # any randomness of the student (dropout) is the micro-batch's, not the
+        # process's
         torch.manual_seed(
-            derive_seed(self._seed, self._step, self._num_batches, self._rank, "learner")
+            derive_seed(
+                self._seed, self._step, self._num_batches, self._rank, "learner"
+            )
         )
         _, opd, traj, rollout_kl = self._engine.accumulate(*self._inputs(batch))
         sums = LossSums(
@@ -134,9 +144,9 @@ class LearnerActor:
     def step(self, *, skip: bool = False) -> StepReport:
         """Update the weights; the same report on every rank.
 
-        With `skip`, and where the losses or the gradient are not finite, neither weights nor
-        optimizer nor learning rate move, and the report says `skipped`. Raises TopdError where no
-        rank trained a token.
+        With `skip`, and where the losses or the gradient are not finite, neither
+        weights nor optimizer nor learning rate move, and the report says `skipped`.
+        Raises TopdError where no rank trained a token.
         """
         opd, traj, rollout_kl, *counts = self._engine.all_sum(
             [
@@ -150,7 +160,8 @@ class LearnerActor:
         num_tokens, num_window_positions = (int(count) for count in counts)
         if num_tokens == 0:
             raise TopdError(
-                f"step {self._step + 1}: no response token on any rank; accumulate a batch first"
+                f"step {self._step + 1}: no response token on any rank; accumulate a"
+                " batch first"
             )
         finite = math.isfinite(opd) and math.isfinite(traj)
         outcome = self._engine.step(normaliser=num_tokens, skip=skip or not finite)
@@ -170,22 +181,28 @@ class LearnerActor:
         )
 
     def follow_teacher(self) -> None:
-        """Self-distillation: the teacher's head is from here on what the student's is now.
+        """Self-distillation: the teacher's head is from here on what the student's is
+        now.
 
-        For when the teacher's engine has loaded the student's weights. Without a copy of the head
-        (signals `topk` and `sampled`) there is nothing to replace.
+        For when the teacher's engine has loaded the student's weights. Without a copy
+        of the head (signals `topk` and `sampled`) there is nothing to replace.
         """
         if self._model.teacher_head_VE is not None:
-            self._model.set_teacher_head(self._engine.whole(student_head(self._model.student)))
+            self._model.set_teacher_head(
+                self._engine.whole(student_head(self._model.student))
+            )
 
     def publish(self, bucket_bytes: int) -> Iterator[WeightBucket]:
-        """The weights under their Hugging Face names, whole, on rank 0; other ranks yield nothing.
+        """The weights under their Hugging Face names, whole, on rank 0; other ranks
+        yield nothing.
 
         Each rank must exhaust it.
         """
         if self._rank == 0:
             yield from in_buckets(
-                self._engine.weights(), policy_version=self._step, max_bytes=bucket_bytes
+                self._engine.weights(),
+                policy_version=self._step,
+                max_bytes=bucket_bytes,
             )
         else:
             for _ in self._engine.weights():
@@ -195,22 +212,30 @@ class LearnerActor:
         """Write weights, optimizer and schedule; only between steps."""
         if self._num_batches:
             raise TopdError(
-                f"step {self._step + 1} has accumulated {self._num_batches} micro-batches; a "
-                "checkpoint holds no gradient, save after the step"
+                f"step {self._step + 1} has accumulated {self._num_batches}"
+                " micro-batches; a checkpoint holds no gradient, save after the step"
             )
         self._engine.save(folder)
         if self._rank == 0:
-            (folder / _STATE).write_text(json.dumps({"step": self._step}), encoding="utf-8")
+            (folder / _STATE).write_text(
+                json.dumps({"step": self._step}), encoding="utf-8"
+            )
 
     def load(self, folder: Path) -> None:
-        """Go on exactly where `save` was called; raises TopdError where nothing was saved."""
+        """Go on exactly where `save` was called; raises TopdError where nothing was
+        saved.
+        """
         self._engine.load(folder)
         self._step = json.loads((folder / _STATE).read_text(encoding="utf-8"))["step"]
 
     def export(self, target: Path) -> None:
-        """Write the student as a Hugging Face folder, on rank 0; every rank must call it."""
+        """Write the student as a Hugging Face folder, on rank 0; every rank must call
+        it.
+        """
         if self._rank == 0:
-            export_folder(self._engine.weights(), source=self._student_folder, target=target)
+            export_folder(
+                self._engine.weights(), source=self._student_folder, target=target
+            )
         else:
             for _ in self._engine.weights():
                 pass
@@ -244,8 +269,8 @@ class LearnerActor:
             case TopkSignal(ids_NM=ids_TM, logq_NM=logq_TM):
                 if (largest := int(ids_TM.max(initial=0))) >= self._model.num_ids:
                     raise UserError(
-                        f"the teacher names id {largest}, the student's output head has "
-                        f"{self._model.num_ids} rows; both need the same tokenizer"
+                        f"the teacher names id {largest}, the student's output head has"
+                        f" {self._model.num_ids} rows; both need the same tokenizer"
                     )
                 return _ids(ids_TM), to_torch(logq_TM)
             case SampledSignal(logq_N=logq_T):

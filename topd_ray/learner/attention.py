@@ -1,8 +1,9 @@
-"""Attention over a packed sequence: no padding, and no pair of tokens that does not see each other.
+"""Attention over a packed sequence: no padding, and no pair of tokens that does not see
+each other.
 
-Registered with transformers under the name `PACKED`; a student opened with it hands the keyword
-argument `layout` of its forward pass down to every layer. Axes: H key heads, G query heads that
-share one, L tokens of the sequence, D width of a head.
+Registered with transformers under the name `PACKED`; a student opened with it hands the
+keyword argument `layout` of its forward pass down to every layer. Axes: H key heads, G
+query heads that share one, L tokens of the sequence, D width of a head.
 """
 
 from functools import cache
@@ -36,16 +37,24 @@ def packed_attention(
     layout: Layout | None = None,
     **others: Any,
 ) -> tuple[Float[Tensor, "1 L HG D"], None]:
-    """What transformers calls in every layer; raises UserError where it asks for more than this."""
+    """What transformers calls in every layer; raises UserError where it asks for more
+    than this.
+    """
     if layout is None:
         raise _refusal(module, "does not pass a layout on to its attention")
     if dropout > 0:
-        raise _refusal(module, f"sets attention_dropout={dropout}; set it to 0 in config.json")
+        raise _refusal(
+            module, f"sets attention_dropout={dropout}; set it to 0 in config.json"
+        )
     if extras := [name for name in _EXTRAS if others.get(name) is not None]:
         raise _refusal(module, f"attends with {', '.join(extras)}")
     if _slides(module) != (sliding_window is not None):
-        raise _refusal(module, f"has a layer with sliding_window={sliding_window} unlike its type")
-    reach = sliding_window if sliding_window and sliding_window < layout.longest else None
+        raise _refusal(
+            module, f"has a layer with sliding_window={sliding_window} unlike its type"
+        )
+    reach = (
+        sliding_window if sliding_window and sliding_window < layout.longest else None
+    )
     if query.is_cuda:
         out_THLD = _compiled_flex()(
             query,
@@ -68,21 +77,28 @@ AttentionInterface.register(PACKED, packed_attention)
 
 @torch.no_grad()
 def check_isolation(student: Any) -> None:
-    """Raises UserError for a student in which a token would see another rollout beside it.
+    """Raises UserError for a student in which a token would see another rollout beside
+    it.
 
-    A model may leave its attention to no one, mix tokens outside it, or keep our layout to itself.
-    Two rollouts of one token are packed, the first one poisoned: the second must not notice.
+    A model may leave its attention to no one, mix tokens outside it, or keep our layout
+    to itself. Two rollouts of one token are packed, the first one poisoned: the second
+    must not notice.
     """
     layers = set(getattr(student.config, "layer_types", None) or ())
     if layers - _LAYERS:
-        raise _refusal(student, f"has layers of type {', '.join(sorted(layers - _LAYERS))}")
+        raise _refusal(
+            student, f"has layers of type {', '.join(sorted(layers - _LAYERS))}"
+        )
     ids_SL = torch.zeros((1, 2), dtype=torch.long, device=student.device)
     embeds_SLD = student.get_input_embeddings()(ids_SL).clone()
     embeds_SLD[:, 0] = torch.nan
     layout = Layout(*torch.tensor([[1, 1], [0, 1], [0, 0]], device=student.device))
     try:
         states_SLD = student.base_model(
-            inputs_embeds=embeds_SLD, position_ids=ids_SL, use_cache=False, layout=layout
+            inputs_embeds=embeds_SLD,
+            position_ids=ids_SL,
+            use_cache=False,
+            layout=layout,
         ).last_hidden_state
     except TypeError as error:  # an unknown argument
         raise _refusal(student, f"takes no layout ({error})") from error
@@ -101,8 +117,9 @@ def _slides(module: Any) -> bool:
 
 def _refusal(module: Any, why: str) -> UserError:
     return UserError(
-        f"a student of type {module.config.model_type} {why}; rollouts are packed into one "
-        "sequence, which needs plain attention in every layer. Choose another learner.model"
+        f"a student of type {module.config.model_type} {why}; rollouts are packed into"
+        " one sequence, which needs plain attention in every layer. Choose another"
+        " learner.model"
     )
 
 

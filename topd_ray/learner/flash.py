@@ -1,10 +1,12 @@
-"""Attention over a packed sequence on CPU, by the kernel behind `scaled_dot_product_attention`.
+"""Attention over a packed sequence on CPU, by the kernel behind
+`scaled_dot_product_attention`.
 
-One call a run of the layout, on the keys it sees and no others. A function of its own, since
-autograd would make a gradient as long as the sequence for every slice that is taken of it.
+One call a run of the layout, on the keys it sees and no others. A function of its own,
+since autograd would make a gradient as long as the sequence for every slice that is
+taken of it.
 
-Axes: H key heads, G query heads that share one, L tokens of the sequence, M tokens of a run, BM
-what they see: tokens before it and its own, D width of a head.
+Axes: H key heads, G query heads that share one, L tokens of the sequence, M tokens of a
+run, BM what they see: tokens before it and its own, D width of a head.
 """
 
 from typing import Any
@@ -15,7 +17,8 @@ from torch import Tensor
 
 from topd_ray.learner.layout import Layout, Run
 
-# By name, for the log-sum-exp that the backward pass needs and the public function keeps to itself
+# By name, for the log-sum-exp that the backward pass needs and the public function
+# keeps to itself
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -24,7 +27,8 @@ Keys = Float[Tensor, "H L D"]
 
 
 class PackedFlash(torch.autograd.Function):
-    """(query, key, value, layout, scale, reach) -> attention of every token over what it sees.
+    """(query, key, value, layout, scale, reach) -> attention of every token over what
+    it sees.
 
     `reach` is how many tokens back a token looks, itself included; None for all.
     """
@@ -90,7 +94,9 @@ def _in_order(like: Tensor) -> Tensor:
 
 
 def _seen(run: Run, keys_HLD: Keys, num_shared: int) -> Float[Tensor, "H G BM D"]:
-    """What a run looks at, for each of the query heads that share it; no copy for a rollout."""
+    """What a run looks at, for each of the query heads that share it; no copy for a
+    rollout.
+    """
     keys = keys_HLD[:, run.own]
     if run.before:
         keys = torch.cat([keys_HLD[:, run.before], keys], 1)
@@ -98,7 +104,9 @@ def _seen(run: Run, keys_HLD: Keys, num_shared: int) -> Float[Tensor, "H G BM D"
 
 
 def _add(run: Run, total_HLD: Keys, grad: Float[Tensor, "H BM D"]) -> None:
-    """The gradient of what a run looks at; a trunk has written its own before its windows add."""
+    """The gradient of what a run looks at; a trunk has written its own before its
+    windows add.
+    """
     num_own = run.own.stop - run.own.start
     total_HLD[:, run.own] = grad[:, -num_own:]
     if run.before:

@@ -1,13 +1,14 @@
 """Hidden states and both output heads -> the losses and, at once, their gradient.
 
-A full-vocabulary loss is small but for its logits, of which plain autograd holds a dozen copies. So
-the positions are cut twice. A chunk is what a matrix product works on at its full rate: its logits
-are made, their gradient takes their place, and two products turn it into the gradient of hidden
-states and head. A block is a few of its rows, over which the loss goes a dozen times while they are
-in the processor's cache. Nothing is computed twice, and the backward pass only scales.
+A full-vocabulary loss is small but for its logits, of which plain autograd holds a
+dozen copies. So the positions are cut twice. A chunk is what a matrix product works on
+at its full rate: its logits are made, their gradient takes their place, and two
+products turn it into the gradient of hidden states and head. A block is a few of its
+rows, over which the loss goes a dozen times while they are in the processor's cache.
+Nothing is computed twice, and the backward pass only scales.
 
-Axes: TU trained positions and, behind them, positions of resampled windows, C positions of a chunk,
-D width of the student, V vocabulary.
+Axes: TU trained positions and, behind them, positions of resampled windows, C positions
+of a chunk, D width of the student, V vocabulary.
 """
 
 from bisect import bisect_left
@@ -22,10 +23,13 @@ from topd_ray.learner.loss import Positions, Recipe, block_sums, target_entropy
 from topd_ray.learner.teacher import Teacher, WholeTeacher
 
 _CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**30}
-"""Of a chunk's logits in float32. Each chunk reads the head and adds to its gradient once, which
-costs a GPU, fast at products and slower at memory, relatively more."""
+"""Of a chunk's logits in float32. Each chunk reads the head and adds to its gradient
+once, which costs a GPU, fast at products and slower at memory, relatively more.
+"""
 _BLOCK_BYTES = {"cpu": 2**22, "cuda": 2**27}
-"""Of a block's: a share of a CPU's cache; on a GPU, much against the start of a kernel."""
+"""Of a block's: a share of a CPU's cache; on a GPU, much against the start of a
+kernel.
+"""
 
 
 class Tiles(NamedTuple):
@@ -62,12 +66,18 @@ def distillation_losses(
     recipe: Recipe,
     cut: Tiles,
 ) -> Losses:
-    """Temperature 1; gradient flows to the student alone, and none is computed where none is asked.
+    """Temperature 1; gradient flows to the student alone, and none is computed where
+    none is asked.
 
     Without a position the sums are 0, and so is the gradient of the head.
     """
     total, sums_3 = _Fused.apply(  # type: ignore[no-untyped-call]
-        student_hidden_TUD, student_head_VD, positions, recipe, cut, torch.is_grad_enabled()
+        student_hidden_TUD,
+        student_head_VD,
+        positions,
+        recipe,
+        cut,
+        torch.is_grad_enabled(),
     )
     return Losses(total, *sums_3.unbind())
 
@@ -84,8 +94,12 @@ class _Fused(torch.autograd.Function):
         with_slopes: bool,
     ) -> tuple[Tensor, Tensor]:
         wanted = [with_slopes and needed for needed in ctx.needs_input_grad[:2]]
-        sums_3, slopes = _sums_and_slopes(hidden_TUD, head_VD, positions, recipe, cut, wanted)
-        sums_3[1] -= target_entropy(positions.target_ids_QK, positions.target_weights_QK)
+        sums_3, slopes = _sums_and_slopes(
+            hidden_TUD, head_VD, positions, recipe, cut, wanted
+        )
+        sums_3[1] -= target_entropy(
+            positions.target_ids_QK, positions.target_weights_QK
+        )
         ctx.save_for_backward(*slopes)
         ctx.mark_non_differentiable(sums_3)
         return sums_3[0] + recipe.lambda_traj * sums_3[1], sums_3
@@ -94,7 +108,9 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         scale, slopes = upstream[0], ctx.saved_tensors
         if scale != 1.0:  # scaling is a copy, and the head's gradient is gigabytes
-            slopes = [one if one is None else one * scale.to(one.dtype) for one in slopes]
+            slopes = [
+                one if one is None else one * scale.to(one.dtype) for one in slopes
+            ]
         return (*slopes, None, None, None, None)
 
 
@@ -106,20 +122,27 @@ def _sums_and_slopes(
     cut: Tiles,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """See `block_sums`; the slopes by hidden states and head, None where they are not `wanted`."""
+    """See `block_sums`; the slopes by hidden states and head, None where they are not
+    `wanted`.
+    """
     positions = positions.by_window()
     window_at: list[int] = positions.window_Q.tolist()
     sums_3 = torch.zeros(3, dtype=torch.float64, device=hidden_TUD.device)
     slope_TUD = torch.empty_like(hidden_TUD) if wanted[0] else None
-    precise = torch.promote_types(head_VD.dtype, torch.float32)  # many chunks add up in it
+    precise = torch.promote_types(
+        head_VD.dtype, torch.float32
+    )  # many chunks add up in it
     slope_VD = torch.zeros_like(head_VD, dtype=precise) if wanted[1] else None
-    # rooms are kept from chunk to chunk: fresh memory costs a CPU more than what is put there
+    # rooms are kept from chunk to chunk: fresh memory costs a CPU more than what is put
+    # there
     room_CV = hidden_TUD.new_empty(min(cut.chunk, len(hidden_TUD)), len(head_VD))
     teacher_room_CV = _teacher_room(positions.teacher, cut)
     for first, last in _cuts(0, len(hidden_TUD), cut.chunk):
         hidden_CD = hidden_TUD[first:last]
         logits_CV = torch.mm(hidden_CD, head_VD.T, out=room_CV[: last - first])
-        teacher_logits_TV = _teacher_logits(positions.teacher, first, last, teacher_room_CV)
+        teacher_logits_TV = _teacher_logits(
+            positions.teacher, first, last, teacher_room_CV
+        )
         for start, stop in _cuts(first, last, cut.block):
             windows = slice(bisect_left(window_at, start), bisect_left(window_at, stop))
             rows = slice(start - first, stop - first)
@@ -148,7 +171,9 @@ def _cuts(first: int, last: int, size: int) -> Iterator[tuple[int, int]]:
 def _teacher_room(teacher: Teacher, cut: Tiles) -> Tensor | None:
     if not isinstance(teacher, WholeTeacher):
         return None
-    return teacher.head_VE.new_empty(min(cut.chunk, len(teacher.hidden_TE)), len(teacher.head_VE))
+    return teacher.head_VE.new_empty(
+        min(cut.chunk, len(teacher.hidden_TE)), len(teacher.head_VE)
+    )
 
 
 def _teacher_logits(

@@ -1,4 +1,5 @@
-"""Which token of a packed sequence sees which, and what each attention kernel needs to know of it.
+"""Which token of a packed sequence sees which, and what each attention kernel needs to
+know of it.
 
 Axes: L tokens of the sequence, S its segments.
 """
@@ -12,13 +13,16 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 _RUN_TOKENS = 128
-"""Windows of one trunk are run together up to here: fewer would leave the kernel waiting for its
-next call, more would look at much that only some of them see."""
+"""Windows of one trunk are run together up to here: fewer would leave the kernel
+waiting for its next call, more would look at much that only some of them see.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Tokens that attend in one call: a rollout, or windows of one trunk that follow each other."""
+    """Tokens that attend in one call: a rollout, or windows of one trunk that follow
+    each other.
+    """
 
     own: slice
     before: slice | None
@@ -26,10 +30,11 @@ class Run:
 
 
 class Layout:
-    """The segments of one packed sequence; made once a micro-batch, shared by all layers.
+    """The segments of one packed sequence; made once a micro-batch, shared by all
+    layers.
 
-    A rollout (its own trunk) sees itself causally; a window sees the first `branch` tokens of its
-    trunk, and itself causally.
+    A rollout (its own trunk) sees itself causally; a window sees the first `branch`
+    tokens of its trunk, and itself causally.
     """
 
     def __init__(
@@ -48,32 +53,44 @@ class Layout:
         self.place_L = index_L + (branch_S - start_S)[self._segment_L]
         """Position ids: a window goes on where its branch ends."""
         self.longest = int(self.place_L.max()) + 1
-        """Most tokens that any token sees, itself included, if no layer looks less far."""
+        """Most tokens that any token sees, itself included, if no layer looks less
+        far.
+        """
         self.runs = _runs(length_S.tolist(), trunk_S.tolist(), branch_S.tolist())
         self._masks: dict[tuple[int, int | None], Tensor] = {}
         self._blocks: dict[int | None, BlockMask] = {}
 
     def sees(
-        self, query: Int[Tensor, "..."], key: Int[Tensor, "..."], reach: int | None = None
+        self,
+        query: Int[Tensor, "..."],
+        key: Int[Tensor, "..."],
+        reach: int | None = None,
     ) -> Bool[Tensor, "..."]:
         """Whether the token at index `query` sees the one at `key`, element by element.
 
-        `reach` is how many tokens back a layer looks, itself included; None: all of them.
+        `reach` is how many tokens back a layer looks, itself included; None: all of
+        them.
         """
         own = (self._segment_L[query] == self._segment_L[key]) & (key <= query)
-        before = (self._trunk_L[query] == self._segment_L[key]) & (key < self._end_L[query])
+        before = (self._trunk_L[query] == self._segment_L[key]) & (
+            key < self._end_L[query]
+        )
         if reach is None:
             return own | before
         return (own | before) & (self.place_L[query] - self.place_L[key] < reach)
 
     def mask(self, run: Run, reach: int | None, dtype: torch.dtype) -> Tensor | None:
-        """`sees` as what is added to the scores of a run; None where plain causality says it."""
+        """`sees` as what is added to the scores of a run; None where plain causality
+        says it.
+        """
         if run.before is None and reach is None:
             return None
         if (run.own.start, reach) not in self._masks:
             index_L = torch.arange(len(self.place_L))
             query_M = index_L[run.own]
-            key_BM = torch.cat([index_L[run.before], query_M]) if run.before else query_M
+            key_BM = (
+                torch.cat([index_L[run.before], query_M]) if run.before else query_M
+            )
             seen = self.sees(query_M[:, None], key_BM, reach)
             mask = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, -torch.inf)
             self._masks[run.own.start, reach] = mask[None, None]
@@ -94,7 +111,9 @@ class Layout:
         return self._blocks[reach]
 
 
-def _runs(lengths: list[int], trunks: list[int], branches: list[int]) -> tuple[Run, ...]:
+def _runs(
+    lengths: list[int], trunks: list[int], branches: list[int]
+) -> tuple[Run, ...]:
     starts = [0, *accumulate(lengths)]
     runs: list[Run] = []
     for s, (trunk, branch) in enumerate(zip(trunks, branches, strict=True)):

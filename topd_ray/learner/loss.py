@@ -1,7 +1,8 @@
-"""Logits of a few positions -> sums of both losses, and their slope by the logits, in closed form.
+"""Logits of a few positions -> sums of both losses, and their slope by the logits, in
+closed form.
 
-Axes: T trained positions, B those and, behind them, positions of resampled windows, V vocabulary, Q
-window positions, K ids of a soft target.
+Axes: T trained positions, B those and, behind them, positions of resampled windows, V
+vocabulary, Q window positions, K ids of a soft target.
 """
 
 from dataclasses import dataclass, replace
@@ -25,12 +26,16 @@ _NO_ID = -1  # any negative id is padding
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Positions:
-    """T trained positions, what is known of each, and the soft targets of some of all B."""
+    """T trained positions, what is known of each, and the soft targets of some of all
+    B.
+    """
 
     teacher: Teacher
     response_ids_T: Int[Tensor, "T"]
     sampled_logp_T: Float[Tensor, "S"]
-    """Student's log-probability of the token when it sampled it; S = T, or 0 where it did not."""
+    """Student's log-probability of the token when it sampled it; S = T, or 0 where it
+    did not.
+    """
     weight_T: Float[Tensor, "T"]
     window_Q: Int[Tensor, "Q"]
     """Index into B; may repeat."""
@@ -46,7 +51,9 @@ class Positions:
             self,
             window_Q=window_Q,
             target_ids_QK=ids_QK.clamp(min=0),
-            target_weights_QK=self.target_weights_QK[order_Q].masked_fill(ids_QK < 0, 0.0),
+            target_weights_QK=self.target_weights_QK[order_Q].masked_fill(
+                ids_QK < 0, 0.0
+            ),
         )
 
     def between(self, first: int, last: int, windows: slice) -> "Positions":
@@ -65,7 +72,9 @@ class Positions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """What is descended: sum of token losses + lambda_traj x sum of KL(target || student)."""
+    """What is descended: sum of token losses + lambda_traj x sum of KL(target ||
+    student).
+    """
 
     parts: TokenLoss
     lambda_traj: float
@@ -79,10 +88,12 @@ def block_sums(
     *,
     with_slope: bool,
 ) -> tuple[Float[Tensor, "3"], Float[Tensor, "B V"] | None]:
-    """Sums over the positions `here` (as of `by_window`), and their slope by the student's logits.
+    """Sums over the positions `here` (as of `by_window`), and their slope by the
+    student's logits.
 
-    The sums, float64: weighted token losses, cross entropy of the targets, `rollout_kl`. The slope
-    is that of the first + lambda_traj x the second. `teacher_logits_TV` comes with a WholeTeacher.
+    The sums, float64: weighted token losses, cross entropy of the targets,
+    `rollout_kl`. The slope is that of the first + lambda_traj x the second.
+    `teacher_logits_TV` comes with a WholeTeacher.
     """
     kd_ratio = recipe.parts.kd_ratio
     logp_BV = _log_softmax(logits_BV)
@@ -98,14 +109,20 @@ def block_sums(
         -(here.target_weights_QK * logp_QK).sum(dtype=torch.float64),
         rollout_kl(logp_T, here.sampled_logp_T),
     ]
-    return torch.stack(sums), _slope(known, logp_BV, here, recipe) if with_slope else None
+    return torch.stack(sums), (
+        _slope(known, logp_BV, here, recipe) if with_slope else None
+    )
 
 
-def rollout_kl(logp_T: Float[Tensor, "T"], sampled_logp_T: Float[Tensor, "S"]) -> Float[Tensor, ""]:
-    """Sum of exp(d) - 1 - d, d = now - when sampled; 0 where S = 0: the student did not sample.
+def rollout_kl(
+    logp_T: Float[Tensor, "T"], sampled_logp_T: Float[Tensor, "S"]
+) -> Float[Tensor, ""]:
+    """Sum of exp(d) - 1 - d, d = now - when sampled; 0 where S = 0: the student did not
+    sample.
 
-    Its mean over tokens is an unbiased and never negative estimate (k3) of KL(the policy that
-    sampled || the policy as it is now), in nats a token; float64, since d may be 1e-7.
+    Its mean over tokens is an unbiased and never negative estimate (k3) of KL(the
+    policy that sampled || the policy as it is now), in nats a token; float64, since d
+    may be 1e-7.
     """
     if not len(sampled_logp_T):
         return torch.zeros((), dtype=torch.float64, device=logp_T.device)
@@ -116,7 +133,9 @@ def rollout_kl(logp_T: Float[Tensor, "T"], sampled_logp_T: Float[Tensor, "S"]) -
 def target_entropy(
     target_ids_QK: Int[Tensor, "Q K"], target_weights_QK: Float[Tensor, "Q K"]
 ) -> Float[Tensor, ""]:
-    """Sum over Q in nats, float64: what cross entropy has more than KL(target || student)."""
+    """Sum over Q in nats, float64: what cross entropy has more than KL(target ||
+    student).
+    """
     _, distribution_QK = aggregate_targets(target_ids_QK, target_weights_QK.double())
     entropy: Tensor = torch.special.entr(distribution_QK).sum()
     return entropy
@@ -125,11 +144,12 @@ def target_entropy(
 def aggregate_targets(
     target_ids_QK: Int[Tensor, "Q K"], target_weights_QK: Float[Tensor, "Q K"]
 ) -> tuple[Int[Tensor, "Q K"], Float[Tensor, "Q K"]]:
-    """The same targets with every id once a row, equal ids' weights added up; -1 fills the rest.
+    """The same targets with every id once a row, equal ids' weights added up; -1 fills
+    the rest.
 
-    A teacher's continuation repeats tokens, so a row may name an id more than once. As a
-    distribution over the vocabulary it has the sum there, and only the entropy of the sums makes
-    KL(target || student) 0 where the two agree.
+    A teacher's continuation repeats tokens, so a row may name an id more than once. As
+    a distribution over the vocabulary it has the sum there, and only the entropy of the
+    sums makes KL(target || student) 0 where the two agree.
     """
     ids_QK, order_QK = target_ids_QK.sort(1)
     weights_QK = target_weights_QK.gather(1, order_QK).masked_fill(ids_QK < 0, 0.0)
@@ -157,13 +177,19 @@ def _divergence(
             return divergence(logp_TV, _log_softmax(teacher_logits_TV), parts)
 
 
-def _slope(known: Divergence, logp_BV: Tensor, here: Positions, recipe: Recipe) -> Tensor:
-    """Overwrites `logp_BV`. A cross entropy pulls p from all ids and puts its weight on its own."""
+def _slope(
+    known: Divergence, logp_BV: Tensor, here: Positions, recipe: Recipe
+) -> Tensor:
+    """Overwrites `logp_BV`. A cross entropy pulls p from all ids and puts its weight on
+    its own.
+    """
     weight_T, kd_ratio = here.weight_T, recipe.parts.kd_ratio
     num_trained, num_behind = len(weight_T), len(logp_BV) - len(weight_T)
     slope_BV = known.slope().mul_((kd_ratio * weight_T)[:, None])
     if num_behind:
-        slope_BV = torch.cat([slope_BV, slope_BV.new_zeros(num_behind, slope_BV.shape[1])])
+        slope_BV = torch.cat(
+            [slope_BV, slope_BV.new_zeros(num_behind, slope_BV.shape[1])]
+        )
     if kd_ratio == 1.0 and not len(here.window_Q):
         return slope_BV
     pull_T = ((1.0 - kd_ratio) * weight_T).to(slope_BV.dtype)
@@ -171,15 +197,21 @@ def _slope(known: Divergence, logp_BV: Tensor, here: Positions, recipe: Recipe) 
     pull_B = torch.cat([pull_T, pull_T.new_zeros(num_behind)])
     pull_B.index_add_(0, here.window_Q, pull_QK.sum(1))
     slope_BV.addcmul_(logp_BV.exp_(), pull_B[:, None])
-    slope_BV[:num_trained].scatter_add_(1, here.response_ids_T[:, None], -pull_T[:, None])
+    slope_BV[:num_trained].scatter_add_(
+        1, here.response_ids_T[:, None], -pull_T[:, None]
+    )
     where = (here.window_Q[:, None], here.target_ids_QK)
     slope_BV.index_put_(where, -pull_QK, accumulate=True)
     return slope_BV
 
 
 def _log_softmax(logits_BV: Tensor) -> Tensor:
-    """In float32 at least: bfloat16 carries three digits, and a KL is a difference of logs."""
-    return logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32)).log_softmax(1)
+    """In float32 at least: bfloat16 carries three digits, and a KL is a difference of
+    logs.
+    """
+    return logits_BV.to(
+        torch.promote_types(logits_BV.dtype, torch.float32)
+    ).log_softmax(1)
 
 
 __all__ = [

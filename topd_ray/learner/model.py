@@ -1,8 +1,9 @@
-"""Micro-batch -> losses: the student, what is known of the teacher, and nothing between them.
+"""Micro-batch -> losses: the student, what is known of the teacher, and nothing between
+them.
 
-Axes: L tokens of the sequence, S its segments, T trained positions, TU those and positions of
-resampled windows, D width of the student, E width of the teacher, V vocabulary, M ids the teacher
-kept, Q window positions, K ids of a soft target.
+Axes: L tokens of the sequence, S its segments, T trained positions, TU those and
+positions of resampled windows, D width of the student, E width of the teacher, V
+vocabulary, M ids the teacher kept, Q window positions, K ids of a soft target.
 """
 
 from pathlib import Path
@@ -27,9 +28,11 @@ _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
 class DistillationModel(nn.Module):
-    """Both losses of a micro-batch in one forward pass, so that a sharding engine sees all of it.
+    """Both losses of a micro-batch in one forward pass, so that a sharding engine sees
+    all of it.
 
-    The teacher's head is a buffer outside the state dict: not trained, saved or exported.
+    The teacher's head is a buffer outside the state dict: not trained, saved or
+    exported.
     """
 
     def __init__(
@@ -43,7 +46,8 @@ class DistillationModel(nn.Module):
     ) -> None:
         """`teacher_head_VE` comes with the signal `hidden` and no other.
 
-        Raises UserError for a student whose logits are not its head's, or are not the teacher's.
+        Raises UserError for a student whose logits are not its head's, or are not the
+        teacher's.
         """
         super().__init__()
         assert (teacher_head_VE is not None) == (signal == "hidden")
@@ -63,9 +67,9 @@ class DistillationModel(nn.Module):
         """What hidden states of the teacher are multiplied with from here on."""
         if self.num_ids != len(teacher_head_VE):
             raise UserError(
-                f"the student's output head has {self.num_ids} rows, the teacher's "
-                f"{len(teacher_head_VE)}; distillation over the full vocabulary needs the same "
-                "tokenizer and head size"
+                f"the student's output head has {self.num_ids} rows, the teacher's"
+                f" {len(teacher_head_VE)}; distillation over the full vocabulary needs"
+                " the same tokenizer and head size"
             )
         self.teacher_head_VE = teacher_head_VE.detach()
 
@@ -84,14 +88,16 @@ class DistillationModel(nn.Module):
         target_weights_QK: Float[Tensor, "Q K"],
         *signal: Tensor,
     ) -> tuple[Float[Tensor, ""], ...]:
-        """The `Losses` of the micro-batch, as a plain tuple: sums in nats, the step divides.
+        """The `Losses` of the micro-batch, as a plain tuple: sums in nats, the step
+        divides.
 
-        Flat, because the engine moves what it is passed, not what lies inside; the sequence and
-        its segments are as in `TrainBatch`. `sampled_logp_T` is empty where the student did not
-        sample. `signal` is of the T positions: hidden (T, E); or ids (T, M) and their
-        log-probabilities (T, M); or the teacher's log-probability (T,). Without a trained position
-        all sums are 0, and the backward pass still runs through every weight (with gradient 0), as
-        the other ranks' does.
+        Flat, because the engine moves what it is passed, not what lies inside; the
+        sequence and its segments are as in `TrainBatch`. `sampled_logp_T` is empty
+        where the student did not sample. `signal` is of the T positions: hidden (T, E);
+        or ids (T, M) and their log-probabilities (T, M); or the teacher's
+        log-probability (T,). Without a trained position all sums are 0, and the
+        backward pass still runs through every weight (with gradient 0), as the other
+        ranks' does.
         """
         layout = Layout(length_S, trunk_S, branch_S)
         hidden_1LD = self.student.base_model(
@@ -109,7 +115,9 @@ class DistillationModel(nn.Module):
             target_ids_QK=target_ids_QK,
             target_weights_QK=target_weights_QK,
         )
-        losses: tuple[Tensor, ...] = self.loss(hidden_1LD[0, position_TU], positions=positions)
+        losses: tuple[Tensor, ...] = self.loss(
+            hidden_1LD[0, position_TU], positions=positions
+        )
         return losses
 
     def _teacher(self, *signal: Tensor) -> Teacher:
@@ -127,8 +135,9 @@ class DistillationModel(nn.Module):
 class FusedLoss(nn.Module):
     """Trained hidden states -> losses, past the student's output head.
 
-    The head is never called: the loss wants its weight. Held here too, the weight is this module's,
-    so that an engine that shards weights has it whole while this one runs.
+    The head is never called: the loss wants its weight. Held here too, the weight is
+    this module's, so that an engine that shards weights has it whole while this one
+    runs.
     """
 
     def __init__(self, head_VD: nn.Parameter, recipe: Recipe) -> None:
@@ -141,19 +150,28 @@ class FusedLoss(nn.Module):
     ) -> tuple[Float[Tensor, ""], ...]:
         """See `Losses`; a plain tuple, in which an engine's hooks find the tensors."""
         cut = tiles(self._num_ids, hidden_TUD.device)
-        return (*distillation_losses(hidden_TUD, self.head_VD, positions, self._recipe, cut),)
+        return (
+            *distillation_losses(
+                hidden_TUD, self.head_VD, positions, self._recipe, cut
+            ),
+        )
 
 
 def student_head(student: Any) -> nn.Parameter:
-    """Weight of the student's output head, (V, D); its embedding, where the two are tied."""
+    """Weight of the student's output head, (V, D); its embedding, where the two are
+    tied.
+    """
     weight: nn.Parameter = student.get_output_embeddings().weight
     return weight
 
 
-def load_student(folder: Path, *, dtype: torch.dtype, gradient_checkpointing: bool) -> nn.Module:
+def load_student(
+    folder: Path, *, dtype: torch.dtype, gradient_checkpointing: bool
+) -> nn.Module:
     """The student of a Hugging Face folder (safetensors), in training mode.
 
-    Raises UserError for one whose rollouts cannot lie beside each other in one sequence.
+    Raises UserError for one whose rollouts cannot lie beside each other in one
+    sequence.
     """
     disable_progress_bar()
     student: Any = AutoModelForCausalLM.from_pretrained(
@@ -175,8 +193,9 @@ def _check_logits(student: Any) -> None:
     for name in _LOGIT_TRANSFORMS:
         if getattr(student.config, name, None) not in (None, 1.0):
             raise UserError(
-                f"the student's config.json sets {name}={getattr(student.config, name)}; only "
-                "models whose logits are their output head times the hidden state can be trained"
+                "the student's config.json sets"
+                f" {name}={getattr(student.config, name)}; only models whose logits are"
+                " their output head times the hidden state can be trained"
             )
 
 

@@ -1,7 +1,8 @@
-"""What is known of the teacher at some positions -> their divergence, by all of the logits.
+"""What is known of the teacher at some positions -> their divergence, by all of the
+logits.
 
-Axes: T positions, V vocabulary, E width of the teacher, M ids the teacher kept, C entries of a
-distribution over these (M, or M and a bucket).
+Axes: T positions, V vocabulary, E width of the teacher, M ids the teacher kept, C
+entries of a distribution over these (M, or M and a bucket).
 """
 
 import math
@@ -44,9 +45,13 @@ def part_of(teacher: Teacher, where: slice) -> Teacher:
     """What is known of these positions."""
     match teacher:
         case WholeTeacher():
-            return WholeTeacher(hidden_TE=teacher.hidden_TE[where], head_VE=teacher.head_VE)
+            return WholeTeacher(
+                hidden_TE=teacher.hidden_TE[where], head_VE=teacher.head_VE
+            )
         case TopkTeacher():
-            return TopkTeacher(ids_TM=teacher.ids_TM[where], logq_TM=teacher.logq_TM[where])
+            return TopkTeacher(
+                ids_TM=teacher.ids_TM[where], logq_TM=teacher.logq_TM[where]
+            )
         case SampledTeacher():
             return SampledTeacher(logq_T=teacher.logq_T[where])
 
@@ -54,10 +59,11 @@ def part_of(teacher: Teacher, where: slice) -> Teacher:
 def topk_divergence(
     logp_TV: Float[Tensor, "T V"], teacher: TopkTeacher, parts: TokenLoss
 ) -> Divergence:
-    """Over the M ids and one bucket for all others, or over the M ids as if there were no others.
+    """Over the M ids and one bucket for all others, or over the M ids as if there were
+    no others.
 
-    Merging ids never raises a divergence, and a KL of distributions is never negative; a sum over
-    the M ids alone can be.
+    Merging ids never raises a divergence, and a KL of distributions is never negative;
+    a sum over the M ids alone can be.
     """
     ids_TM, logq_TM = teacher.ids_TM, teacher.logq_TM
     logp_TM = logp_TV.gather(1, ids_TM)
@@ -99,11 +105,13 @@ def sampled_divergence(
     response_ids_T: Int[Tensor, "T"],
     sampled_logp_T: Float[Tensor, "T"],
 ) -> Divergence:
-    """log p_S - log p_T of tokens sampled from p_S, with the slope of its mean over samples.
+    """log p_S - log p_T of tokens sampled from p_S, with the slope of its mean over
+    samples.
 
-    The log ratio's own slope has mean 0: it is a policy's reward (negated) and not what to descend.
-    So the slope is that of log ratio (held) x p_S / p_S at sampling time, which is 1 up to the
-    rounding of two engines and to staleness. Its mean over samples is the slope of reverse KL.
+    The log ratio's own slope has mean 0: it is a policy's reward (negated) and not what
+    to descend. So the slope is that of log ratio (held) x p_S / p_S at sampling time,
+    which is 1 up to the rounding of two engines and to staleness. Its mean over samples
+    is the slope of reverse KL.
     """
     chosen_T = response_ids_T[:, None]
     logp_T = logp_TV.gather(1, chosen_T)[:, 0]
@@ -117,9 +125,11 @@ def sampled_divergence(
 
 
 def _log_rest(logq_TM: Tensor) -> Tensor:
-    """log(1 - sum) of what the M ids leave, (T, 1); at least the resolution of their logs.
+    """log(1 - sum) of what the M ids leave, (T, 1); at least the resolution of their
+    logs.
 
-    Of less they do not know even the sign, and a bucket without mass would cost infinitely much.
+    Of less they do not know even the sign, and a bucket without mass would cost
+    infinitely much.
     """
     rest_T = 1.0 - logq_TM.double().exp().sum(1, keepdim=True)
     return rest_T.clamp(min=torch.finfo(logq_TM.dtype).eps).log().to(logq_TM.dtype)

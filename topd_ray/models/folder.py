@@ -15,7 +15,14 @@ from topd_ray.errors import UserError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "merges.txt", "vocab.*"]
+HUB_PATTERNS = [
+    "*.safetensors",
+    "*.json",
+    "*.jinja",
+    "tokenizer*",
+    "merges.txt",
+    "vocab.*",
+]
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 CONTEXT_CHARS = 20
@@ -58,7 +65,9 @@ def resolve_model(name: str) -> Path:
 
 
 def find_model(name: str) -> Path | None:
-    """The folder `name`, or the hub's model if this machine has it already; no network."""
+    """The folder `name`, or the hub's model if this machine has it already; no
+    network.
+    """
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     if (folder := _local_folder(name)) is not None:
@@ -70,19 +79,24 @@ def find_model(name: str) -> Path | None:
 
 
 def check_folder(folder: Path, *, role: str) -> None:
-    """Raise UserError unless `folder` is a whole safetensors model with its tokenizer."""
+    """Raise UserError unless `folder` is a whole safetensors model with its
+    tokenizer.
+    """
     try:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder")
         config = _read_json(folder / "config.json")
         if "auto_map" in config:
             raise UserError(
-                f"{folder / 'config.json'}: `auto_map` asks for code that came with the model; it "
-                "is never run (trust_remote_code is off); use a model that transformers knows"
+                f"{folder / 'config.json'}: `auto_map` asks for code that came with the"
+                " model; it is never run (trust_remote_code is off); use a model that"
+                " transformers knows"
             )
         tensor_facts(folder)
         if not (folder / "tokenizer.json").is_file():
-            raise UserError(f"{folder}: no tokenizer.json; save the model's tokenizer beside it")
+            raise UserError(
+                f"{folder}: no tokenizer.json; save the model's tokenizer beside it"
+            )
     except UserError as error:
         raise UserError(f"{role}: {error}") from None
 
@@ -101,7 +115,9 @@ def read_facts(folder: Path) -> ModelFacts:
         vocab_size=_whole_number(folder, config, "vocab_size"),
         hidden_size=_whole_number(folder, config, "hidden_size"),
         layers=_whole_number(folder, config, "num_hidden_layers"),
-        max_position_embeddings=_whole_number(folder, config, "max_position_embeddings"),
+        max_position_embeddings=_whole_number(
+            folder, config, "max_position_embeddings"
+        ),
         eos_ids=_eos_ids(folder, config),
         dtype=sizes.most_common(1)[0][0],
         tied=tied,
@@ -112,17 +128,17 @@ def check_context(facts: ModelFacts, needed: int, role: str) -> None:
     """Raise UserError where the model was not made for sequences of `needed` tokens."""
     if facts.max_position_embeddings < needed:
         raise UserError(
-            f"{role}: max_position_embeddings={facts.max_position_embeddings} in its config.json, "
-            f"but a run of this config needs {needed}; lower prompts.max_tokens or "
-            "rollout.max_response_tokens"
+            f"{role}: max_position_embeddings={facts.max_position_embeddings} in its"
+            f" config.json, but a run of this config needs {needed}; lower"
+            " prompts.max_tokens or rollout.max_response_tokens"
         )
 
 
 def compare_models(student: Path, teacher: Path) -> None:
     """Raise UserError with the first thing in which two models' tokens differ.
 
-    Distillation compares distributions id by id: the vocabulary, its size, the EOS ids and the chat
-    template must be the same.
+    Distillation compares distributions id by id: the vocabulary, its size, the EOS ids
+    and the chat template must be the same.
     """
     for difference in (
         _vocabulary_difference(student, teacher),
@@ -131,11 +147,15 @@ def compare_models(student: Path, teacher: Path) -> None:
         _template_difference(student, teacher),
     ):
         if difference is not None:
-            raise UserError(f"student {student} and teacher {teacher} do not fit: {difference}")
+            raise UserError(
+                f"student {student} and teacher {teacher} do not fit: {difference}"
+            )
 
 
 def tensor_facts(folder: Path) -> dict[str, TensorFact]:
-    """Every tensor of the folder, from the headers alone. Raises UserError for a broken file."""
+    """Every tensor of the folder, from the headers alone. Raises UserError for a broken
+    file.
+    """
     if (folder / INDEX).is_file():
         return _sharded_facts(folder)
     if (folder / SINGLE).is_file():
@@ -143,8 +163,8 @@ def tensor_facts(folder: Path) -> dict[str, TensorFact]:
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if pickles:
         raise UserError(
-            f"{folder}: weights as {pickles[0]} (pickle), safetensors only; convert with "
-            "transformers' save_pretrained"
+            f"{folder}: weights as {pickles[0]} (pickle), safetensors only; convert"
+            " with transformers' save_pretrained"
         )
     raise UserError(f"{folder}: no weights; expected {SINGLE} or {INDEX}")
 
@@ -152,15 +172,25 @@ def tensor_facts(folder: Path) -> dict[str, TensorFact]:
 def _sharded_facts(folder: Path) -> dict[str, TensorFact]:
     weight_map = _read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"{folder / INDEX}: expected a `weight_map` from tensors to shards")
+        raise UserError(
+            f"{folder / INDEX}: expected a `weight_map` from tensors to shards"
+        )
     shards = sorted({str(shard) for shard in weight_map.values()})
-    missing = [name for name in shards if Path(name).name != name or not (folder / name).is_file()]
+    missing = [
+        name
+        for name in shards
+        if Path(name).name != name or not (folder / name).is_file()
+    ]
     if missing:
         raise UserError(
-            f"{folder / INDEX}: names {len(shards)} shards, {len(missing)} of them missing, first "
-            f"{missing[0]!r}; download the model again"
+            f"{folder / INDEX}: names {len(shards)} shards, {len(missing)} of them"
+            f" missing, first {missing[0]!r}; download the model again"
         )
-    facts = {name: fact for shard in shards for name, fact in _header_facts(folder / shard).items()}
+    facts = {
+        name: fact
+        for shard in shards
+        for name, fact in _header_facts(folder / shard).items()
+    }
     for name, shard in weight_map.items():
         if name not in facts or facts[name].file.name != shard:
             raise UserError(f"{folder / INDEX}: tensor {name!r} is not in {shard}")
@@ -168,7 +198,9 @@ def _sharded_facts(folder: Path) -> dict[str, TensorFact]:
 
 
 def _header_facts(file: Path) -> dict[str, TensorFact]:
-    """Parse a safetensors header: 8 bytes of length, JSON, then exactly the bytes it promises."""
+    """Parse a safetensors header: 8 bytes of length, JSON, then exactly the bytes it
+    promises.
+    """
     header, data_bytes = _read_header(file)
     facts, promised_bytes = {}, 0
     try:
@@ -182,8 +214,8 @@ def _header_facts(file: Path) -> dict[str, TensorFact]:
         raise UserError(f"{file}: header entry of {name!r} is malformed") from None
     if promised_bytes != data_bytes:
         raise UserError(
-            f"{file}: truncated or overlong: {data_bytes} bytes of weights, its header promises "
-            f"{promised_bytes}; download it again"
+            f"{file}: truncated or overlong: {data_bytes} bytes of weights, its header"
+            f" promises {promised_bytes}; download it again"
         )
     if not facts:
         raise UserError(f"{file}: holds no tensors")
@@ -202,8 +234,8 @@ def _read_header(file: Path) -> tuple[dict[str, Any], int]:
         header = None
     if not isinstance(header, dict):
         raise UserError(
-            f"{file}: truncated or no safetensors file ({size} bytes, header unreadable); "
-            "download it again (with git: `git lfs pull`)"
+            f"{file}: truncated or no safetensors file ({size} bytes, header"
+            " unreadable); download it again (with git: `git lfs pull`)"
         )
     return header, size - 8 - length
 
@@ -213,9 +245,10 @@ def _vocabulary_difference(student: Path, teacher: Path) -> str | None:
     for token_id in sorted(token_S.keys() | token_T.keys()):
         if token_S.get(token_id) != token_T.get(token_id):
             return (
-                f"vocabulary: id {token_id} is {_named(token_S.get(token_id))} in the student's "
-                f"tokenizer.json and {_named(token_T.get(token_id))} in the teacher's "
-                f"({len(token_S)} and {len(token_T)} entries); take models of one family"
+                f"vocabulary: id {token_id} is {_named(token_S.get(token_id))} in the"
+                f" student's tokenizer.json and {_named(token_T.get(token_id))} in the"
+                f" teacher's ({len(token_S)} and {len(token_T)} entries); take models"
+                " of one family"
             )
     return None
 
@@ -228,8 +261,8 @@ def _size_difference(student: Path, teacher: Path) -> str | None:
     if size_S == size_T:
         return None
     return (
-        f"vocab_size: {size_S} in the student's config.json, {size_T} in the teacher's; pad the "
-        "smaller embedding and head"
+        f"vocab_size: {size_S} in the student's config.json, {size_T} in the teacher's;"
+        " pad the smaller embedding and head"
     )
 
 
@@ -241,8 +274,9 @@ def _eos_difference(student: Path, teacher: Path) -> str | None:
     if eos_S == eos_T:
         return None
     return (
-        f"EOS token ids: {eos_S} for the student, {eos_T} for the teacher (config.json and "
-        "generation_config.json together); set `eos_token_id` alike in both generation_config.json"
+        f"EOS token ids: {eos_S} for the student, {eos_T} for the teacher (config.json"
+        " and generation_config.json together); set `eos_token_id` alike in both"
+        " generation_config.json"
     )
 
 
@@ -250,15 +284,19 @@ def _template_difference(student: Path, teacher: Path) -> str | None:
     text_S, text_T = _chat_template(student), _chat_template(teacher)
     if text_S is None or text_T is None:
         role = "student" if text_S is None else "teacher"
-        return f"chat template: the {role} has none (chat_template.jinja or tokenizer_config.json)"
+        return (
+            f"chat template: the {role} has none (chat_template.jinja or"
+            " tokenizer_config.json)"
+        )
     if text_S == text_T:
         return None
     pairs = enumerate(zip(text_S, text_T, strict=False))
     shorter = min(len(text_S), len(text_T))
     place = next((index for index, (a, b) in pairs if a != b), shorter)
     return (
-        f"chat template: differs from character {place} on: student {_around(text_S, place)!r}, "
-        f"teacher {_around(text_T, place)!r}; copy chat_template.jinja from one to the other"
+        f"chat template: differs from character {place} on: student"
+        f" {_around(text_S, place)!r}, teacher {_around(text_T, place)!r}; copy"
+        " chat_template.jinja from one to the other"
     )
 
 
@@ -286,7 +324,9 @@ def _chat_template(folder: Path) -> str | None:
     template = _read_json(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(template, list):  # several, by name
         named = [entry for entry in template if isinstance(entry, dict)]
-        template = next((t.get("template") for t in named if t.get("name") == "default"), None)
+        template = next(
+            (t.get("template") for t in named if t.get("name") == "default"), None
+        )
     return template if isinstance(template, str) else None
 
 
@@ -297,7 +337,9 @@ def _eos_ids(folder: Path, config: dict[str, Any]) -> frozenset[int]:
         value = values.get("eos_token_id")
         ids = value if isinstance(value, list) else [] if value is None else [value]
         if not all(isinstance(token_id, int) for token_id in ids):
-            raise UserError(f"{folder}: eos_token_id={value!r}: expected a token id or a list")
+            raise UserError(
+                f"{folder}: eos_token_id={value!r}: expected a token id or a list"
+            )
         found.update(ids)
     return frozenset(found)
 
@@ -305,7 +347,9 @@ def _eos_ids(folder: Path, config: dict[str, Any]) -> frozenset[int]:
 def _whole_number(folder: Path, config: dict[str, Any], field: str) -> int:
     value = config.get(field)
     if not isinstance(value, int) or value < 1:
-        raise UserError(f"{folder / 'config.json'}: {field}={value!r}: expected a whole number")
+        raise UserError(
+            f"{folder / 'config.json'}: {field}={value!r}: expected a whole number"
+        )
     return value
 
 
@@ -315,7 +359,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise UserError(f"{path}: not readable as JSON (truncated?)") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(values).__name__}")
+        raise UserError(
+            f"{path}: expected a JSON object, found {type(values).__name__}"
+        )
     return cast("dict[str, Any]", values)
 
 
@@ -348,31 +394,40 @@ def _local_folder(name: str) -> Path | None:
 
 def _download(name: str) -> Path:
     from httpx import HTTPError
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+    )
 
     try:
         return _snapshot(name, local_files_only=False)
     except HFValidationError:
-        raise UserError(f"{name}: no such folder, and no name the hub could have") from None
+        raise UserError(
+            f"{name}: no such folder, and no name the hub could have"
+        ) from None
     except GatedRepoError:
         raise UserError(
-            f"{name}: the hub wants its terms accepted first; do so on the model's page, then "
-            "`hf auth login`"
+            f"{name}: the hub wants its terms accepted first; do so on the model's"
+            " page, then `hf auth login`"
         ) from None
     except RepositoryNotFoundError:
         raise UserError(
-            f"{name}: no such folder, and the hub knows no such model; check the spelling, or log "
-            "in with `hf auth login` if it is private"
+            f"{name}: no such folder, and the hub knows no such model; check the"
+            " spelling, or log in with `hf auth login` if it is private"
         ) from None
     except (HTTPError, OSError) as error:
         raise UserError(
-            f"{name}: no such folder, not in the local hub cache, and the hub cannot be reached "
-            f"({type(error).__name__}); go online, or give the path of a folder"
+            f"{name}: no such folder, not in the local hub cache, and the hub cannot be"
+            f" reached ({type(error).__name__}); go online, or give the path of a"
+            " folder"
         ) from None
 
 
 def _snapshot(name: str, *, local_files_only: bool) -> Path:
     from huggingface_hub import snapshot_download
 
-    folder = snapshot_download(name, allow_patterns=HUB_PATTERNS, local_files_only=local_files_only)
+    folder = snapshot_download(
+        name, allow_patterns=HUB_PATTERNS, local_files_only=local_files_only
+    )
     return Path(folder)

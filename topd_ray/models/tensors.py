@@ -16,7 +16,9 @@ HEAD_NAMES = ("lm_head.weight",)
 
 
 def load_tensor(folder: Path, *names: str) -> Tensor:
-    """The first of `names` that the folder's shards hold, in the dtype they store. CPU."""
+    """The first of `names` that the folder's shards hold, in the dtype they store.
+    CPU.
+    """
     facts = tensor_facts(folder)
     for name in names:
         if name in facts:
@@ -24,7 +26,9 @@ def load_tensor(folder: Path, *names: str) -> Tensor:
                 tensor: Tensor = shard.get_tensor(name)
                 return tensor
     wanted = " or ".join(names)
-    raise UserError(f"{folder}: holds no tensor {wanted} (among {len(facts)}); wrong model family?")
+    raise UserError(
+        f"{folder}: holds no tensor {wanted} (among {len(facts)}); wrong model family?"
+    )
 
 
 def input_embedding(folder: Path) -> Tensor:
@@ -33,5 +37,11 @@ def input_embedding(folder: Path) -> Tensor:
 
 
 def output_head(folder: Path) -> Tensor:
-    """The matrix (V, D) from hidden states to logits: the embedding itself where they are tied."""
-    return input_embedding(folder) if read_facts(folder).tied else load_tensor(folder, *HEAD_NAMES)
+    """The matrix (V, D) from hidden states to logits: the embedding itself where they
+    are tied.
+    """
+    return (
+        input_embedding(folder)
+        if read_facts(folder).tied
+        else load_tensor(folder, *HEAD_NAMES)
+    )

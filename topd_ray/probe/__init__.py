@@ -1,4 +1,6 @@
-"""CandidateSet -> ProbeSet. Where would each model go from here, and how far apart is that?"""
+"""CandidateSet -> ProbeSet. Where would each model go from here, and how far apart is
+that?
+"""
 
 from topd_ray.probe.actor import ProbeActor
 from topd_ray.probe.continuations import Continued, continue_from

@@ -31,17 +31,23 @@ class _Solved:
     def part(self, start: int, end: int) -> "_Solved":
         """Windows start..end alone."""
         return _Solved(
-            self.plan_WKK[start:end], self.d_ot_W[start:end], self.converged_W[start:end]
+            self.plan_WKK[start:end],
+            self.d_ot_W[start:end],
+            self.converged_W[start:end],
         )
 
 
 class ProbeActor:
-    """CandidateSet, continuations -> ProbeSet. Keeps nothing between calls: any can be retried."""
+    """CandidateSet, continuations -> ProbeSet. Keeps nothing between calls: any can be
+    retried.
+    """
 
     def __init__(
         self, config: ProbeConfig, folder: Path, *, student_folder: Path | None = None
     ) -> None:
-        """`folder` is the teacher's; the student's is needed where its embeddings measure."""
+        """`folder` is the teacher's; the student's is needed where its embeddings
+        measure.
+        """
         self._config = config
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._embedding_VD = _embedding(config, folder, student_folder).to(self._device)
@@ -54,10 +60,11 @@ class ProbeActor:
     ) -> list[ProbeSet]:
         """One ProbeSet a rollout, in order; all windows are solved together.
 
-        Both kinds of windows hold one (W, K) array a rollout, in the order of its positions,
-        padded: `teacher_windows` are the teacher's continuations. D3: the student's is its own
-        rollout from t on, or, with `probe.student: resample`, the `fresh` one. Raises TopdError
-        where windows are missing, not asked for, or of another shape.
+        Both kinds of windows hold one (W, K) array a rollout, in the order of its
+        positions, padded: `teacher_windows` are the teacher's continuations. D3: the
+        student's is its own rollout from t on, or, with `probe.student: resample`, the
+        `fresh` one. Raises TopdError where windows are missing, not asked for, or of
+        another shape.
         """
         self._check(candidates, teacher_windows, fresh)
         none = np.zeros((0, self._config.window), np.int32)
@@ -78,10 +85,11 @@ class ProbeActor:
         ]
 
     def update(self, policy_version: int, buckets: Sequence[WeightBucket]) -> None:
-        """Self-distillation: with `probe.embedding: teacher` the ground cost follows the student.
+        """Self-distillation: with `probe.embedding: teacher` the ground cost follows
+        the student.
 
-        The student's table stays the one of its start. Raises TopdError for buckets that are not
-        whole.
+        The student's table stays the one of its start. Raises TopdError for buckets
+        that are not whole.
         """
         weights = dict(open_buckets(buckets, policy_version=policy_version))
         if self._config.embedding == "teacher":
@@ -99,12 +107,20 @@ class ProbeActor:
                 f"{'without' if fresh is None else 'with'} fresh continuations of the "
                 "student; they are for probe.student=resample, and it needs them"
             )
-        expected = [(len(found.positions_W), self._config.window) for found in candidates]
-        for whose, windows in (("the teacher", teacher_windows), ("the student", fresh)):
-            if windows is not None and (shapes := [one.shape for one in windows]) != expected:
+        expected = [
+            (len(found.positions_W), self._config.window) for found in candidates
+        ]
+        for whose, windows in (
+            ("the teacher", teacher_windows),
+            ("the student", fresh),
+        ):
+            if (
+                windows is not None
+                and (shapes := [one.shape for one in windows]) != expected
+            ):
                 raise TopdError(
-                    f"continuations by {whose} of shapes {shapes} for candidates of {expected}: "
-                    "one row a candidate and probe.window tokens a row"
+                    f"continuations by {whose} of shapes {shapes} for candidates of"
+                    f" {expected}: one row a candidate and probe.window tokens a row"
                 )
 
     def _student_windows(
@@ -124,10 +140,12 @@ class ProbeActor:
         )
 
     def _transport(self, student_WK: Ints, teacher_WK: Ints) -> _Solved:
-        """Plans of all windows. Identical continuations need no solver: the diagonal moves nothing.
+        """Plans of all windows. Identical continuations need no solver: the diagonal
+        moves nothing.
 
-        The entropic plan of such a window would cost a little more than 0 where embeddings of its
-        tokens are close, and agreement is common enough to be worth not solving for.
+        The entropic plan of such a window would cost a little more than 0 where
+        embeddings of its tokens are close, and agreement is common enough to be worth
+        not solving for.
         """
         num_windows, width = student_WK.shape
         same_W = (student_WK == teacher_WK).all(-1)
@@ -159,12 +177,16 @@ class ProbeActor:
         return sinkhorn(problem, epsilon=self._config.epsilon, way=self._config.solver)
 
 
-def _embedding(config: ProbeConfig, folder: Path, student_folder: Path | None) -> torch.Tensor:
+def _embedding(
+    config: ProbeConfig, folder: Path, student_folder: Path | None
+) -> torch.Tensor:
     """D5: the table that measures the ground cost."""
     if config.embedding == "teacher":
         return input_embedding(folder)
     if student_folder is None:
-        raise TopdError("probe.embedding=student, but the probe was given no student's folder")
+        raise TopdError(
+            "probe.embedding=student, but the probe was given no student's folder"
+        )
     return input_embedding(student_folder)
 
 
@@ -173,13 +195,18 @@ def _published_embedding(weights: Mapping[str, NDArray[Any]]) -> torch.Tensor:
         if name in weights:
             return to_torch(weights[name])
     raise TopdError(
-        f"published weights hold no input embedding ({' or '.join(EMBEDDING_NAMES)}), which "
-        "probe.embedding=teacher follows; wrong model family?"
+        f"published weights hold no input embedding ({' or '.join(EMBEDDING_NAMES)}),"
+        " which probe.embedding=teacher follows; wrong model family?"
     )
 
 
 def _probe_set(
-    found: CandidateSet, student_WK: Ints, teacher_WK: Ints, solved: _Solved, *, resampled: bool
+    found: CandidateSet,
+    student_WK: Ints,
+    teacher_WK: Ints,
+    solved: _Solved,
+    *,
+    resampled: bool,
 ) -> ProbeSet:
     return ProbeSet(
         rollout_id=found.rollout_id,

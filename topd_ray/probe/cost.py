@@ -23,12 +23,14 @@ def continuation_cost(
     *,
     chunk: int = COST_CHUNK,
 ) -> Float[Tensor, "W K L"]:
-    """Cosine distance between the embeddings of every student and every teacher token, in [0, 2].
+    """Cosine distance between the embeddings of every student and every teacher token,
+    in [0, 2].
 
-    Decision D5: 1 - cos in fp32 whatever the table's dtype, exactly 0 between equal ids, 1 from
-    an all-zero row to any other id. Padding (beyond num_student / num_teacher, whatever ids are
-    there) is 0. The result lies on the table's device and carries no gradient. Raises ValueError
-    for an id outside the table; a non-finite row gives non-finite costs in its own windows only.
+    Decision D5: 1 - cos in fp32 whatever the table's dtype, exactly 0 between equal
+    ids, 1 from an all-zero row to any other id. Padding (beyond num_student /
+    num_teacher, whatever ids are there) is 0. The result lies on the table's device and
+    carries no gradient. Raises ValueError for an id outside the table; a non-finite row
+    gives non-finite costs in its own windows only.
     """
     device = embedding_VD.device
     inside_WK = _inside(num_student_W.to(device), student_ids_WK.shape[1])
@@ -48,12 +50,16 @@ def continuation_cost(
 
 
 def _cosines(embedding_VD: Tensor, ids_WK: Tensor, ids_WL: Tensor) -> Tensor:
-    """From one product of all distinct tokens where these are few, else window by window."""
+    """From one product of all distinct tokens where these are few, else window by
+    window.
+    """
     distinct_S, at_WK = torch.unique(ids_WK, return_inverse=True)
     distinct_T, at_WL = torch.unique(ids_WL, return_inverse=True)
     num_pairs = ids_WK.numel() * ids_WL.shape[1]
     if len(distinct_S) * len(distinct_T) <= num_pairs:
-        cosine_ST = _cosine(_embed(embedding_VD, distinct_S), _embed(embedding_VD, distinct_T))
+        cosine_ST = _cosine(
+            _embed(embedding_VD, distinct_S), _embed(embedding_VD, distinct_T)
+        )
         return cosine_ST.take((at_WK * len(distinct_T))[:, :, None] + at_WL[:, None, :])
     parts = [
         _cosine(_embed(embedding_VD, rows_WK), _embed(embedding_VD, cols_WL))
@@ -65,13 +71,17 @@ def _cosines(embedding_VD: Tensor, ids_WK: Tensor, ids_WL: Tensor) -> Tensor:
 
 
 def _cosine(rows: tuple[Tensor, Tensor], cols: tuple[Tensor, Tensor]) -> Tensor:
-    """Dividing the products, not the embeddings, saves two passes over the largest arrays."""
+    """Dividing the products, not the embeddings, saves two passes over the largest
+    arrays.
+    """
     dot = rows[0] @ cols[0].transpose(-1, -2)
     return dot.div_(rows[1][..., :, None]).div_(cols[1][..., None, :])
 
 
 def _embed(embedding_VD: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Embeddings in fp32 and their lengths; an all-zero row gets length 1, so its cosines are 0."""
+    """Embeddings in fp32 and their lengths; an all-zero row gets length 1, so its
+    cosines are 0.
+    """
     embedded = torch.nn.functional.embedding(ids, embedding_VD.detach()).float()
     norm = torch.linalg.vector_norm(embedded, dim=-1)
     return embedded, norm.where(norm != 0, 1.0)
@@ -86,6 +96,6 @@ def _check_ids(name: str, ids_WN: Tensor, num_rows: int) -> None:
     if bool(bad_WN.any()):
         window, position = bad_WN.nonzero()[0].tolist()
         raise ValueError(
-            f"{name}[{window}, {position}]={int(ids_WN[window, position])}; the embedding table "
-            f"has rows 0..{num_rows - 1}"
+            f"{name}[{window}, {position}]={int(ids_WN[window, position])}; the"
+            f" embedding table has rows 0..{num_rows - 1}"
         )

@@ -12,7 +12,8 @@ from topd_ray.prompts.record import PromptRecord
 
 
 class GivenResponses:
-    """Reads given responses as those of the student in `folder`: ids as they are, text once.
+    """Reads given responses as those of the student in `folder`: ids as they are, text
+    once.
 
     Each is whole: the rollout stage cuts it where decoding would stop, and says so.
     """
@@ -31,9 +32,10 @@ class GivenResponses:
             return None
         if max(ids) >= self._vocab_size:
             raise UserError(
-                f"prompt {record.prompt_id!r}: response_ids holds {max(ids)}, but the vocabulary "
-                f"of {self._folder} ends at {self._vocab_size - 1}; the responses are another "
-                "model's: generate them again, or leave out response_ids and keep `response`"
+                f"prompt {record.prompt_id!r}: response_ids holds {max(ids)}, but the"
+                f" vocabulary of {self._folder} ends at {self._vocab_size - 1}; the"
+                " responses are another model's: generate them again, or leave out"
+                " response_ids and keep `response`"
             )
         return np.array(ids, dtype=np.int32)
 
@@ -42,10 +44,12 @@ class GivenResponses:
         end = self._tokenizer.eos_token_id
         if end is None:
             raise UserError(
-                f"{self._folder}: its tokenizer has no eos_token, so a response given as text "
-                "could never end; add one to tokenizer_config.json"
+                f"{self._folder}: its tokenizer has no eos_token, so a response given"
+                " as text could never end; add one to tokenizer_config.json"
             )
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)[
+            "input_ids"
+        ]
         return (*ids, end) if ids[-1:] != [end] else tuple(ids)
 
 

@@ -1,4 +1,6 @@
-"""JSONL, Parquet or a `save_to_disk` folder -> records; a malformed row is named by its place."""
+"""JSONL, Parquet or a `save_to_disk` folder -> records; a malformed row is named by its
+place.
+"""
 
 import json
 from collections.abc import Iterator
@@ -11,7 +13,9 @@ PARQUET_BATCH_ROWS = 1024
 
 
 def read_records(path: Path) -> list[PromptRecord]:
-    """Every row of `path`, in file order. Raises UserError naming file, row, wanted and found."""
+    """Every row of `path`, in file order. Raises UserError naming file, row, wanted and
+    found.
+    """
     records: list[PromptRecord] = []
     first_place: dict[str, str] = {}
     for place, number, row in read_rows(path):
@@ -22,8 +26,8 @@ def read_records(path: Path) -> list[PromptRecord]:
         earlier = first_place.setdefault(record.prompt_id, place)
         if earlier != place:
             raise UserError(
-                f"{path}, {place}: prompt_id {shown(record.prompt_id)} was taken at {earlier}; "
-                "ids must be unique"
+                f"{path}, {place}: prompt_id {shown(record.prompt_id)} was taken at"
+                f" {earlier}; ids must be unique"
             )
         records.append(record)
     if not records:
@@ -37,7 +41,8 @@ def read_rows(path: Path) -> Iterator[tuple[str, int, object]]:
         return _dataset_rows(path)
     if not path.is_file():
         raise UserError(
-            f"{path}: no such file; expected JSONL, Parquet or a `datasets.save_to_disk` folder"
+            f"{path}: no such file; expected JSONL, Parquet or a"
+            " `datasets.save_to_disk` folder"
         )
     return _parquet_rows(path) if path.suffix == ".parquet" else _jsonl_rows(path)
 
@@ -48,7 +53,11 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, int, object]]:
             for number, line in enumerate(lines, start=1):
                 line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
                 if line.strip():
-                    yield f"line {number}", number, _parse_json(line, f"{path}, line {number}")
+                    yield (
+                        f"line {number}",
+                        number,
+                        _parse_json(line, f"{path}, line {number}"),
+                    )
     except OSError as error:
         raise UserError(f"{path}: not readable: {error.strerror}") from None
 
@@ -58,12 +67,15 @@ def _parse_json(line: bytes, where: str) -> object:
         return json.loads(line.decode())
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{where}: expected UTF-8, found {shown(line[error.start : error.start + 8])} at byte "
-            f"{error.start}; convert the file"
+            f"{where}: expected UTF-8, found"
+            f" {shown(line[error.start : error.start + 8])} at byte {error.start};"
+            " convert the file"
         ) from None
     except (ValueError, RecursionError):  # RecursionError: thousands of nested brackets
         text = line.decode().strip()
-        raise UserError(f"{where}: expected one JSON object a line, found {shown(text)}") from None
+        raise UserError(
+            f"{where}: expected one JSON object a line, found {shown(text)}"
+        ) from None
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, int, object]]:
@@ -91,10 +103,13 @@ def _dataset_rows(path: Path) -> Iterator[tuple[str, int, object]]:
     """Rows of `Dataset.save_to_disk`; of several splits one must be named."""
     if (path / "dataset_dict.json").is_file():
         splits = ", ".join(sorted(p.parent.name for p in path.glob("*/state.json")))
-        raise UserError(f"{path}: holds several splits ({splits}); name the folder of one")
+        raise UserError(
+            f"{path}: holds several splits ({splits}); name the folder of one"
+        )
     if not (path / "state.json").is_file():
         raise UserError(
-            f"{path}: expected a folder written by `datasets.save_to_disk`, found no state.json"
+            f"{path}: expected a folder written by `datasets.save_to_disk`, found no"
+            " state.json"
         )
     import datasets
     import pyarrow as pa

@@ -1,9 +1,9 @@
 """One row of the data -> a record; what is wrong with it is said in one line.
 
-A row holds `messages` ([{role, content}]), ShareGPT `conversations` ([{from, value}]) or a plain
-`prompt`; the first of them that is there counts. Beside it may stand an `answer`, a `reference`
-(or `solution`), and a given response: `response_ids`, `response`, or else the assistant turns at
-the end, which are never part of the prompt.
+A row holds `messages` ([{role, content}]), ShareGPT `conversations` ([{from, value}])
+or a plain `prompt`; the first of them that is there counts. Beside it may stand an
+`answer`, a `reference` (or `solution`), and a given response: `response_ids`,
+`response`, or else the assistant turns at the end, which are never part of the prompt.
 """
 
 import math
@@ -12,7 +12,12 @@ from typing import Any, NamedTuple
 
 FORMS = "`messages`, `conversations` or `prompt`"
 ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
-SHAREGPT_ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant"}
+SHAREGPT_ROLES = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+}
 SHOWN_CHARS = 80
 
 
@@ -33,7 +38,9 @@ class PromptRecord:
     reference: str | None = None
     response: str | None = None
     response_ids: tuple[int, ...] | None = None
-    """Token ids end to end, as `topd generate` writes them; they count before the text."""
+    """Token ids end to end, as `topd generate` writes them; they count before the
+    text.
+    """
 
 
 class RowError(Exception):
@@ -62,12 +69,17 @@ def _turns(row: dict[str, Any]) -> list[Turn]:
     if row.get("messages") is not None:
         return _parse_turns(row["messages"], "messages", "role", "content", ROLES)
     if row.get("conversations") is not None:
-        return _parse_turns(row["conversations"], "conversations", "from", "value", SHAREGPT_ROLES)
+        return _parse_turns(
+            row["conversations"], "conversations", "from", "value", SHAREGPT_ROLES
+        )
     if row.get("prompt") is None:
-        raise RowError(f"expected {FORMS}, found the keys {shown(sorted(map(str, row)))}")
+        raise RowError(
+            f"expected {FORMS}, found the keys {shown(sorted(map(str, row)))}"
+        )
     if isinstance(row["prompt"], list):
         raise RowError(
-            f"prompt: expected text, found {shown(row['prompt'])}; put turns under `messages`"
+            f"prompt: expected text, found {shown(row['prompt'])}; put turns under"
+            " `messages`"
         )
     return [Turn(role="user", text=_text(row["prompt"], "prompt"))]
 
@@ -88,7 +100,8 @@ def _parse_turns(
         role = value.get(role_key)
         if not isinstance(role, str) or role not in roles:
             raise RowError(
-                f"{name}.{role_key}: expected one of {', '.join(roles)}, found {shown(role)}"
+                f"{name}.{role_key}: expected one of {', '.join(roles)}, found"
+                f" {shown(role)}"
             )
         text = _text(value.get(text_key), f"{name}.{text_key}")
         turns.append(Turn(role=roles[role], text=text))
@@ -114,18 +127,24 @@ def _optional_text(row: dict[str, Any], field: str) -> str | None:
 
 
 def _prompt_id(row: dict[str, Any], default_id: str) -> str:
-    value = next((row[key] for key in ("prompt_id", "id") if row.get(key) is not None), default_id)
+    value = next(
+        (row[key] for key in ("prompt_id", "id") if row.get(key) is not None),
+        default_id,
+    )
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or not value or not value.isprintable():
         raise RowError(
-            f"prompt_id: expected printable text or a whole number, found {shown(value)}"
+            "prompt_id: expected printable text or a whole number, found"
+            f" {shown(value)}"
         )
     return value
 
 
 def _answer(value: object) -> str | None:
-    """Text or a finite number; a whole float such as 3.0 reads "3"; blank text is no answer."""
+    """Text or a finite number; a whole float such as 3.0 reads "3"; blank text is no
+    answer.
+    """
     if value is None:
         return None
     if isinstance(value, str):
@@ -144,14 +163,18 @@ def _token_ids(value: object) -> tuple[int, ...] | None:
     if not isinstance(value, list) or not all(
         isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in value
     ):
-        raise RowError(f"response_ids: expected a list of token ids, found {shown(value)}")
+        raise RowError(
+            f"response_ids: expected a list of token ids, found {shown(value)}"
+        )
     return tuple(value) or None
 
 
 def shown(value: object) -> str:
     """`value` as Python writes it, shortened; lone surrogates come out escaped."""
     text = repr(value[:SHOWN_CHARS] if isinstance(value, str | bytes) else value)
-    if len(text) > SHOWN_CHARS or (isinstance(value, str | bytes) and len(value) > SHOWN_CHARS):
+    if len(text) > SHOWN_CHARS or (
+        isinstance(value, str | bytes) and len(value) > SHOWN_CHARS
+    ):
         return f"{text[:SHOWN_CHARS]}..."
     return text
 

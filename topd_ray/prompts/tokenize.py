@@ -1,4 +1,6 @@
-"""Records -> prompts of token ids, once; what a run cannot use is named, with the reason."""
+"""Records -> prompts of token ids, once; what a run cannot use is named, with the
+reason.
+"""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -18,10 +20,14 @@ DropReason = Literal["empty", "too_long", "no_response", "no_reference"]
 WAYS_OUT: dict[DropReason, str] = {
     "empty": "check the data",
     "too_long": "raise prompts.max_tokens or check the data",
-    "no_response": "`topd generate CONFIG --out FILE` writes the teacher's responses to a file for "
-    "prompts.path; or set objective.trajectory=rollout",
-    "no_reference": "add a `reference` (or `solution`) to the rows, or set an objective.context "
-    "without one",
+    "no_response": (
+        "`topd generate CONFIG --out FILE` writes the teacher's responses to a file for"
+        " prompts.path; or set objective.trajectory=rollout"
+    ),
+    "no_reference": (
+        "add a `reference` (or `solution`) to the rows, or set an objective.context "
+        "without one"
+    ),
 }
 
 
@@ -42,12 +48,13 @@ def tokenize_records(
     responses: GivenResponses | None = None,
     teacher: TeacherPrompts | None = None,
 ) -> tuple[list[Prompt], list[DroppedPrompt]]:
-    """Apply the chat template of the student in `folder`; positions count the prompts kept.
+    """Apply the chat template of the student in `folder`; positions count the prompts
+    kept.
 
-    Dropped are prompts without any text of a user, prompts of more than `max_tokens` tokens and,
-    where `responses` or a `teacher` with a context of its own are given, prompts that lack the
-    response or the reference they need. Raises UserError where nothing is left, or where the
-    folder's template refuses a prompt.
+    Dropped are prompts without any text of a user, prompts of more than `max_tokens`
+    tokens and, where `responses` or a `teacher` with a context of its own are given,
+    prompts that lack the response or the reference they need. Raises UserError where
+    nothing is left, or where the folder's template refuses a prompt.
     """
     tokenizer = load_tokenizer(folder)
     kept: list[Prompt] = []
@@ -67,7 +74,9 @@ def tokenize_records(
     return kept, dropped
 
 
-def _tokenize(record: PromptRecord, tokenizer: Any, *, max_tokens: int) -> Prompt | DroppedPrompt:
+def _tokenize(
+    record: PromptRecord, tokenizer: Any, *, max_tokens: int
+) -> Prompt | DroppedPrompt:
     asked = [turn for turn in record.turns if turn.role == "user"]
     if not any(turn.text.strip() for turn in asked):
         return _dropped(record.prompt_id, "empty", "no text of a user in it")
@@ -85,7 +94,9 @@ def _tokenize(record: PromptRecord, tokenizer: Any, *, max_tokens: int) -> Promp
         token_ids_P=np.array(token_ids, dtype=np.int32),
         answer=record.answer,
         problem=last.text,
-        earlier_turns=tuple((turn.role, turn.text) for turn in record.turns if turn is not last),
+        earlier_turns=tuple(
+            (turn.role, turn.text) for turn in record.turns if turn is not last
+        ),
         reference=record.reference,
     )
 
@@ -95,19 +106,27 @@ def _with_response(
 ) -> Prompt | DroppedPrompt:
     token_ids_N = responses.token_ids(record)
     if token_ids_N is None:
-        return _dropped(prompt.prompt_id, "no_response", "objective.trajectory=given needs one")
+        return _dropped(
+            prompt.prompt_id, "no_response", "objective.trajectory=given needs one"
+        )
     return replace(prompt, response_ids_N=token_ids_N)
 
 
 def _with_context(prompt: Prompt, teacher: TeacherPrompts) -> Prompt | DroppedPrompt:
-    """The teacher's prompt where it is known by now; where it waits for an attempt, room for it."""
+    """The teacher's prompt where it is known by now; where it waits for an attempt,
+    room for it.
+    """
     if teacher.needs_reference and prompt.reference is None:
-        return _dropped(prompt.prompt_id, "no_reference", f"context {teacher.context} needs one")
+        return _dropped(
+            prompt.prompt_id, "no_reference", f"context {teacher.context} needs one"
+        )
     try:
         token_ids_P = teacher.build(prompt)
     except DoesNotFitError as error:
         return _dropped(prompt.prompt_id, "too_long", str(error))
-    return prompt if teacher.needs_attempt else replace(prompt, teacher_ids_P=token_ids_P)
+    return (
+        prompt if teacher.needs_attempt else replace(prompt, teacher_ids_P=token_ids_P)
+    )
 
 
 def _dropped(prompt_id: str, reason: DropReason, detail: str) -> DroppedPrompt:
@@ -122,8 +141,8 @@ def _nothing_left(dropped: list[DroppedPrompt]) -> str:
     commonest = counts.most_common(1)[0][0]
     example = next(drop for drop in dropped if drop.reason == commonest)
     return (
-        f"all {len(dropped)} prompts were dropped ({reasons}), e.g. {example.prompt_id!r}: "
-        f"{example.detail}; {WAYS_OUT[commonest]}"
+        f"all {len(dropped)} prompts were dropped ({reasons}), e.g."
+        f" {example.prompt_id!r}: {example.detail}; {WAYS_OUT[commonest]}"
     )
 
 

@@ -1,1 +1,3 @@
-"""What a run leaves behind: the run folder, metrics, windows, time line, display, receipts."""
+"""What a run leaves behind: the run folder, metrics, windows, time line, display,
+receipts.
+"""

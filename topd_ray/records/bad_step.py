@@ -19,7 +19,9 @@ from topd_ray.records.run_folder import write_json
 
 STUDENT = "student"
 _STEP, _ROLLOUTS = "step.json", "rollouts.safetensors"
-_ARRAYS = tuple(field.name for field in fields(Rollout) if field.name.split("_")[-1].isupper())
+_ARRAYS = tuple(
+    field.name for field in fields(Rollout) if field.name.split("_")[-1].isupper()
+)
 _PLAIN = tuple(field.name for field in fields(Rollout) if field.name not in _ARRAYS)
 
 
@@ -58,11 +60,13 @@ def read_dump(folder: Path) -> tuple[BadStep, list[Rollout]]:
         step = BadStep(**json.loads((folder / _STEP).read_text(encoding="utf-8")))
         arrays = load_file(folder / _ROLLOUTS)
         plain = json.loads(_metadata(folder / _ROLLOUTS)["rollouts"])
-        rollouts = [_rollout(values, index, arrays) for index, values in enumerate(plain)]
+        rollouts = [
+            _rollout(values, index, arrays) for index, values in enumerate(plain)
+        ]
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise UserError(
-            f"{folder}: not a dump of a step ({type(error).__name__}: {error}); a run that skips a "
-            "step leaves one in dumps/"
+            f"{folder}: not a dump of a step ({type(error).__name__}: {error}); a run"
+            " that skips a step leaves one in dumps/"
         ) from None
     return step, rollouts
 

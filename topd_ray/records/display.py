@@ -7,7 +7,13 @@ from typing import Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from topd_ray.errors import printable
@@ -25,9 +31,16 @@ class Display:
     """Live on a terminal; elsewhere a line a step."""
 
     def __init__(
-        self, title: str, *, total_steps: int, started: float, console: Console | None = None
+        self,
+        title: str,
+        *,
+        total_steps: int,
+        started: float,
+        console: Console | None = None,
     ) -> None:
-        """`started`: reading of the performance counter that lines count seconds from."""
+        """`started`: reading of the performance counter that lines count seconds
+        from.
+        """
         self._console = console or Console()
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
@@ -43,13 +56,17 @@ class Display:
     def say(self, text: str) -> None:
         """One line that stays."""
         seconds = time.perf_counter() - self._started
-        self._console.print(f"{seconds:6.1f} s  {printable(text)}", soft_wrap=True, markup=False)
+        self._console.print(
+            f"{seconds:6.1f} s  {printable(text)}", soft_wrap=True, markup=False
+        )
 
     def step(self, metrics: Metrics) -> None:
         """Show a finished step."""
         self._bar.update(self._task, completed=metrics["step"])
         if self._console.is_terminal:
-            self._live.update(Group(self._bar, _stage_table(metrics), _state_line(metrics)))
+            self._live.update(
+                Group(self._bar, _stage_table(metrics), _state_line(metrics))
+            )
             self._live.refresh()
         else:
             self.say(f"step {metrics['step']}  {_state_line(metrics)}")
@@ -74,7 +91,9 @@ class Display:
 
 
 def _stage_table(metrics: Metrics) -> Table:
-    table = Table("stage", "a step", "a second of its work", "busy", box=None, pad_edge=False)
+    table = Table(
+        "stage", "a step", "a second of its work", "busy", box=None, pad_edge=False
+    )
     for column in table.columns[1:]:
         column.justify = "right"
     for stage, (unit, count) in _STAGES.items():
@@ -93,8 +112,8 @@ def _state_line(metrics: Metrics) -> str:
     line = f"loss {metrics['loss']:.4f} (opd {metrics['loss/opd']:.4f})"
     if metrics["candidates/num"]:
         line += (
-            f"  divergent {metrics['windows/divergent_frac']:.0%} of {metrics['candidates/num']}"
-            f"  D_OT {metrics['probe/mean_d_ot']:.3f}"
+            f"  divergent {metrics['windows/divergent_frac']:.0%} of"
+            f" {metrics['candidates/num']}  D_OT {metrics['probe/mean_d_ot']:.3f}"
         )
     return (
         f"{line}  staleness {metrics['rollout/staleness']}  "
@@ -103,7 +122,9 @@ def _state_line(metrics: Metrics) -> str:
 
 
 def _summary_table(summary: Mapping[str, Any]) -> Table:
-    table = Table(title=f"{summary['name']}: {summary['method']}, seed {summary['seed']}")
+    table = Table(
+        title=f"{summary['name']}: {summary['method']}, seed {summary['seed']}"
+    )
     table.add_column("what")
     table.add_column("value", justify="right")
     if summary["num_eval"]:

@@ -1,4 +1,6 @@
-"""Numbers of a step, from its receipts, to metrics.jsonl, TensorBoard and, if asked, W&B."""
+"""Numbers of a step, from its receipts, to metrics.jsonl, TensorBoard and, if asked,
+W&B.
+"""
 
 import json
 import math
@@ -42,19 +44,27 @@ def step_metrics(report: StepReport, books: StepBooks, *, update_s: float) -> Me
         "learner/num_tokens": report.num_tokens,
         "learner/num_window_positions": report.num_window_positions,
         "learner/skipped": int(report.skipped),
-        "learner/busy_s": sum(one.span.busy_s for ranks in books.learned for one in ranks),
+        "learner/busy_s": sum(
+            one.span.busy_s for ranks in books.learned for one in ranks
+        ),
         "rollout/num": num_rollouts,
         "rollout/num_tokens": rollout_tokens,
         "rollout/mean_tokens": rollout_tokens / num_rollouts,
-        "rollout/entropy": sum(one.entropy_sum for one in books.rollouts) / rollout_tokens,
-        "rollout/truncated_frac": sum(one.num_truncated for one in books.rollouts) / num_rollouts,
+        "rollout/entropy": (
+            sum(one.entropy_sum for one in books.rollouts) / rollout_tokens
+        ),
+        "rollout/truncated_frac": (
+            sum(one.num_truncated for one in books.rollouts) / num_rollouts
+        ),
         "rollout/busy_s": sum(one.span.busy_s for one in books.rollouts),
         "rollout/staleness": report.step - 1 - oldest,
         "rewrite/num_tokens": sum(one.num_tokens for one in books.rewrites),
         "rewrite/num_dropped": sum(len(one.dropped) for one in books.rewrites),
         "rewrite/busy_s": sum(one.span.busy_s for one in books.rewrites),
         "teacher/num_tokens": scored_tokens,
-        "teacher/mean_token_loss": sum(one.loss_sum for one in books.scores) / scored_tokens,
+        "teacher/mean_token_loss": (
+            sum(one.loss_sum for one in books.scores) / scored_tokens
+        ),
         "teacher/busy_s": sum(one.span.busy_s for one in books.scores),
         "candidates/num": num_candidates,
         "probe/num_tokens": sum(one.num_tokens for one in books.continued),
@@ -81,10 +91,14 @@ def _busy_s(receipts: Iterable[ContinueReceipt | ProbeReceipt]) -> float:
 
 
 class MetricsLog:
-    """Open sinks of one run; a context manager, so that nothing written is lost on the way out."""
+    """Open sinks of one run; a context manager, so that nothing written is lost on the
+    way out.
+    """
 
     def __init__(self, config: Config, folder: RunFolder, *, last_step: int) -> None:
-        """Steps after `last_step` were logged by a session that died before their checkpoint."""
+        """Steps after `last_step` were logged by a session that died before their
+        checkpoint.
+        """
         self._folder, self._wandb = folder, _open_wandb(config)
         self._events = folder.events.open("a", encoding="utf-8")
         self._open(last_step)
@@ -114,7 +128,9 @@ class MetricsLog:
 
         _forget_after(self._folder.metrics, last_step)
         self._metrics = self._folder.metrics.open("a", encoding="utf-8")
-        self._tensorboard = SummaryWriter(str(self._folder.tensorboard), purge_step=last_step + 1)
+        self._tensorboard = SummaryWriter(
+            str(self._folder.tensorboard), purge_step=last_step + 1
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -162,8 +178,8 @@ def _open_wandb(config: Config) -> Any:
         import wandb
     except ImportError:
         raise UserError(
-            f"run.wandb_project={config.run.wandb_project}: the wandb package is not installed; "
-            "`pip install wandb`, or leave the field out"
+            f"run.wandb_project={config.run.wandb_project}: the wandb package is not"
+            " installed; `pip install wandb`, or leave the field out"
         ) from None
     return wandb.init(
         project=config.run.wandb_project,

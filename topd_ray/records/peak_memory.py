@@ -12,14 +12,16 @@ _PERIOD_S = 2.0
 class PeakMemory:
     """Samples the resident memory of the process tree until the block ends.
 
-    Pages shared between processes (libraries, the object store) count once a process, so the figure
-    is an upper bound.
+    Pages shared between processes (libraries, the object store) count once a process,
+    so the figure is an upper bound.
     """
 
     def __init__(self) -> None:
         self.peak_bytes = 0
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="peak-memory", daemon=True)
+        self._thread = threading.Thread(
+            target=self._watch, name="peak-memory", daemon=True
+        )
 
     @property
     def peak_gb(self) -> float:

@@ -1,4 +1,6 @@
-"""What the driver learns from a call: plain counts, while the payload stays in the object store."""
+"""What the driver learns from a call: plain counts, while the payload stays in the
+object store.
+"""
 
 import time
 from dataclasses import dataclass
@@ -33,7 +35,9 @@ class RolloutReceipt:
     num_tokens: int
     num_truncated: int
     entropy_sum: float
-    """-log p of every sampled token, in nats: its mean estimates the policy's entropy."""
+    """-log p of every sampled token, in nats: its mean estimates the policy's
+    entropy.
+    """
     span: Span
 
 
@@ -85,7 +89,9 @@ class ProbeReceipt:
     distances: tuple[float, ...]
     """D_OT of every candidate, in order; nan where the plan did not converge."""
     line_distances: tuple[float, ...]
-    """D_OT of the group that draws the line of the verdict (D7): the candidates or a control."""
+    """D_OT of the group that draws the line of the verdict (D7): the candidates or a
+    control.
+    """
     num_unconverged: int
     span: Span
 

@@ -22,7 +22,9 @@ class RunFolder:
 
     @classmethod
     def create(cls, config: Config) -> "RunFolder":
-        """A new folder holding the resolved config. Raises UserError where a run is in the way."""
+        """A new folder holding the resolved config. Raises UserError where a run is in
+        the way.
+        """
         folder = cls.of(config)
         if folder.config.exists():
             raise UserError(
@@ -55,8 +57,8 @@ class RunFolder:
             except OSError:
                 file.seek(0)
                 raise UserError(
-                    f"{self.path}: {file.read().strip() or 'another process'} works on this run; "
-                    "wait for it, or end it first"
+                    f"{self.path}: {file.read().strip() or 'another process'} works on"
+                    " this run; wait for it, or end it first"
                 ) from None
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")

@@ -1,8 +1,10 @@
-"""What each actor did when: a trace to look at, busy shares, and what idle actors waited for.
+"""What each actor did when: a trace to look at, busy shares, and what idle actors
+waited for.
 
-Every call of an actor leaves one `Work`, timed where it was done. Three things are made of them:
-a Chrome trace (ui.perfetto.dev opens it), a file of the same events that grows while a run goes on,
-and a step's shares of time by `busy_and_waits`, where every idle second has one name.
+Every call of an actor leaves one `Work`, timed where it was done. Three things are made
+of them: a Chrome trace (ui.perfetto.dev opens it), a file of the same events that grows
+while a run goes on, and a step's shares of time by `busy_and_waits`, where every idle
+second has one name.
 """
 
 import json
@@ -15,7 +17,9 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 STEP = "step"
-"""Idle because nothing of the step was there to wait for: the optimizer and the refit."""
+"""Idle because nothing of the step was there to wait for: the optimizer and the
+refit.
+"""
 QUEUE = "queue"
 """Idle although the next chunk was under way and nobody worked on it."""
 
@@ -32,7 +36,9 @@ class Work:
     """Name of the method: the stage that the chunk goes through."""
     step: int
     chunk: int | None
-    """Place in the learner's queue, unique within the step; None where the work is of no chunk."""
+    """Place in the learner's queue, unique within the step; None where the work is of
+    no chunk.
+    """
     began_s: float
     """Epoch seconds, read in the actor."""
     ended_s: float
@@ -45,19 +51,26 @@ class Work:
 
 
 def busy_and_waits(
-    works: Iterable[Work], *, began_s: float, ended_s: float, actors: Collection[str] = ()
+    works: Iterable[Work],
+    *,
+    began_s: float,
+    ended_s: float,
+    actors: Collection[str] = (),
 ) -> dict[str, float]:
-    """`busy/<kind>_frac` and `wait/<kind>_on_<stage>_frac`: shares of wall time x actors of a kind.
+    """`busy/<kind>_frac` and `wait/<kind>_on_<stage>_frac`: shares of wall time x
+    actors of a kind.
 
-    For each kind they add up to 1. A gap before the work on a chunk is charged to the stage that
-    this chunk was going through meanwhile; before the chunk was begun, to what its first actor was
-    busy with; else to `queue` once it was begun and to `step` before. All other gaps are charged
-    to `step`. Works may reach beyond the window (with staleness they do); what lies outside is not
-    counted. `actors` names those that may have had no work at all.
-    Raises ValueError where the window is empty.
+    For each kind they add up to 1. A gap before the work on a chunk is charged to the
+    stage that this chunk was going through meanwhile; before the chunk was begun, to
+    what its first actor was busy with; else to `queue` once it was begun and to `step`
+    before. All other gaps are charged to `step`. Works may reach beyond the window
+    (with staleness they do); what lies outside is not counted. `actors` names those
+    that may have had no work at all. Raises ValueError where the window is empty.
     """
     if ended_s <= began_s:
-        raise ValueError(f"window of {ended_s - began_s:g} s: ended_s must come after began_s")
+        raise ValueError(
+            f"window of {ended_s - began_s:g} s: ended_s must come after began_s"
+        )
     books = _Books(works)
     names = sorted({*actors, *books.of_actor})
     num_actors = Counter(_kind(actor) for actor in names)
@@ -91,11 +104,15 @@ class _Books:
                 self._of_chunk[work.step, work.chunk].append(work)
 
     def day(self, actor: str, began_s: float, ended_s: float) -> Iterator[Named]:
-        """The window cut into spans; an empty name where the actor is busy, else the reason."""
+        """The window cut into spans; an empty name where the actor is busy, else the
+        reason.
+        """
         now = began_s
         for work in self.of_actor.get(actor, ()):
             first, last = max(work.began_s, now), min(work.ended_s, ended_s)
-            if first >= ended_s:  # begun in the next step; it still says what the gap was for
+            if (
+                first >= ended_s
+            ):  # begun in the next step; it still says what the gap was for
                 yield from self._reasons(work, (now, ended_s))
                 return
             if first > now:
@@ -108,20 +125,28 @@ class _Books:
             yield STEP, now, ended_s
 
     def _reasons(self, work: Work, gap: Span) -> Iterator[Named]:
-        """The gap before `work`, cut where its chunk went from one stage to the next."""
+        """The gap before `work`, cut where its chunk went from one stage to the
+        next.
+        """
         same = [] if work.chunk is None else self._of_chunk[work.step, work.chunk]
-        earlier = [one for one in same if one.began_s < work.began_s and one.what != work.what]
+        earlier = [
+            one for one in same if one.began_s < work.began_s and one.what != work.what
+        ]
         if not earlier:
             yield STEP, *gap
             return
         start_s = earlier[0].began_s
-        before = [one for one in self.of_actor[earlier[0].actor] if one.began_s < start_s]
+        before = [
+            one for one in self.of_actor[earlier[0].actor] if one.began_s < start_s
+        ]
         yield from _covered(before, (gap[0], min(gap[1], start_s)), otherwise=STEP)
         yield from _covered(earlier, (max(gap[0], start_s), gap[1]), otherwise=QUEUE)
 
 
 def _covered(works: Sequence[Work], gap: Span, *, otherwise: str) -> Iterator[Named]:
-    """`gap` cut at the works' edges, each piece named after the work there that began last."""
+    """`gap` cut at the works' edges, each piece named after the work there that began
+    last.
+    """
     if gap[1] <= gap[0]:
         return
     inside = [one for one in works if one.ended_s > gap[0] and one.began_s < gap[1]]
@@ -134,7 +159,8 @@ def _covered(works: Sequence[Work], gap: Span, *, otherwise: str) -> Iterator[Na
 
 
 def chrome_trace(works: Iterable[Work]) -> dict[str, Any]:
-    """Chrome trace JSON, one row an actor (a second one where its calls overlap); open in Perfetto.
+    """Chrome trace JSON, one row an actor (a second one where its calls overlap); open
+    in Perfetto.
 
     Times are epoch microseconds.
     """
@@ -153,7 +179,9 @@ class _Rows:
         """One complete event a work, and a name for each row before its first."""
         for work in sorted(works, key=lambda one: one.began_s):
             rows = self._rows[work.actor]
-            free = next((i for i, (_, end_s) in enumerate(rows) if end_s <= work.began_s), None)
+            free = next(
+                (i for i, (_, end_s) in enumerate(rows) if end_s <= work.began_s), None
+            )
             if free is None:
                 free = len(rows)
                 self._count += 1
@@ -207,9 +235,9 @@ def read_trace(path: Path) -> list[Work]:
 class TraceWriter:
     """A trace file that grows with the run.
 
-    An event a line. Once closed it is valid JSON; after a crash it lacks the last bracket, which
-    Chrome's array format allows. A file that is there is gone on with: a resumed session is a
-    process of its own in it.
+    An event a line. Once closed it is valid JSON; after a crash it lacks the last
+    bracket, which Chrome's array format allows. A file that is there is gone on with: a
+    resumed session is a process of its own in it.
     """
 
     def __init__(self, path: Path) -> None:

@@ -27,7 +27,9 @@ class Totals:
         self.num_divergent += int(metrics["windows/num_divergent"])
         self.skipped_steps += int(metrics["learner/skipped"])
         for stage in ("rollout", "rewrite", "teacher", "probe", "learner"):
-            if seconds := float(metrics[f"{stage}/busy_s"]):  # a run without probes has no such row
+            if seconds := float(
+                metrics[f"{stage}/busy_s"]
+            ):  # a run without probes has no such row
                 self.add_seconds(stage, seconds)
         self.add_seconds("weights", float(metrics["weights/update_s"]))
 

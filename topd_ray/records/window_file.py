@@ -1,4 +1,6 @@
-"""Every probed window of a run, one Parquet file a step: what was compared, and the verdict."""
+"""Every probed window of a run, one Parquet file a step: what was compared, and the
+verdict.
+"""
 
 import os
 from collections.abc import Sequence

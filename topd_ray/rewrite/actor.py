@@ -1,4 +1,6 @@
-"""TRD's trajectory: each rollout again, as the teacher would have it, under a refinement prompt."""
+"""TRD's trajectory: each rollout again, as the teacher would have it, under a
+refinement prompt.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,7 +31,9 @@ class RewriteActor:
         max_response_tokens: int,
         run_seed: int,
     ) -> None:
-        """`folder` and `engine` are the teacher's; `context` is refine or refine_reference."""
+        """`folder` and `engine` are the teacher's; `context` is refine or
+        refine_reference.
+        """
         self._config, self._engine, self._run_seed = config, engine, run_seed
         self._max_response_tokens = max_response_tokens
         self._prompts = TeacherPrompts(
@@ -40,15 +44,19 @@ class RewriteActor:
             max_reference_tokens=max_reference_tokens,
         )
 
-    def rewrite(self, rollouts: Sequence[Rollout], prompts: Mapping[str, Prompt]) -> list[Rollout]:
+    def rewrite(
+        self, rollouts: Sequence[Rollout], prompts: Mapping[str, Prompt]
+    ) -> list[Rollout]:
         """One rewrite a rollout, in order, under the same id; `prompts` by prompt_id.
 
-        The teacher's prompt becomes the refinement prompt it wrote under, the student's stays; the
-        student sampled nothing of it, so `logp_N` and the top ids are empty. The same rollout gives
-        the same rewrite, in whatever company.
+        The teacher's prompt becomes the refinement prompt it wrote under, the student's
+        stays; the student sampled nothing of it, so `logp_N` and the top ids are empty.
+        The same rollout gives the same rewrite, in whatever company.
         """
         requests = [self._request(one, prompts[one.prompt_id]) for one in rollouts]
-        by_id = {answer.request_id: answer for answer in self._engine.generate(requests)}
+        by_id = {
+            answer.request_id: answer for answer in self._engine.generate(requests)
+        }
         return [
             _rewritten(rollout, request.prompt_ids, by_id[rollout.rollout_id])
             for rollout, request in zip(rollouts, requests, strict=True)
@@ -61,7 +69,9 @@ class RewriteActor:
     def _request(self, rollout: Rollout, prompt: Prompt) -> GenerationRequest:
         return GenerationRequest(
             request_id=rollout.rollout_id,
-            prompt_ids=self._prompts.build(prompt, attempt=self.decode(rollout.response_ids_N)),
+            prompt_ids=self._prompts.build(
+                prompt, attempt=self.decode(rollout.response_ids_N)
+            ),
             max_tokens=self._max_response_tokens,
             temperature=self._config.temperature,
             top_p=self._config.top_p,
@@ -71,7 +81,9 @@ class RewriteActor:
         )
 
 
-def _rewritten(rollout: Rollout, teacher_prompt_ids_P: Ints, answer: Generation) -> Rollout:
+def _rewritten(
+    rollout: Rollout, teacher_prompt_ids_P: Ints, answer: Generation
+) -> Rollout:
     return replace(
         rollout,
         teacher_prompt_ids_P=teacher_prompt_ids_P,

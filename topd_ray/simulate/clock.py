@@ -11,7 +11,9 @@ T = TypeVar("T")
 
 
 def run_in_virtual_time(work: Coroutine[Any, Any, T]) -> T:
-    """What the coroutine returns. Raises TopdError where everything waits for nothing."""
+    """What the coroutine returns. Raises TopdError where everything waits for
+    nothing.
+    """
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(work)
 
@@ -35,7 +37,9 @@ class _Leaping(selectors.DefaultSelector):
         super().__init__()
         self._loop = loop
 
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+    def select(
+        self, timeout: float | None = None
+    ) -> list[tuple[selectors.SelectorKey, int]]:
         ready = super().select(0)
         if timeout is None and not ready:
             raise TopdError("simulation: every actor waits and nothing is left to come")

@@ -1,10 +1,10 @@
 """Rates of a real run, from its trace and metrics: `run.trace=true` leaves both.
 
-A call's span holds the time in which other actors had its core. With n actors at work on c cores
-each gets c / n of one, so a span is first cut down to the seconds of its own; fixed and per-token
-costs are then non-negative least squares over the calls of a stage. What is left between the calls
-(messages, Python in the driver) becomes a latency, chosen so that a simulation of the fitted run
-takes as long as the run did.
+A call's span holds the time in which other actors had its core. With n actors at work
+on c cores each gets c / n of one, so a span is first cut down to the seconds of its
+own; fixed and per-token costs are then non-negative least squares over the calls of a
+stage. What is left between the calls (messages, Python in the driver) becomes a
+latency, chosen so that a simulation of the fitted run takes as long as the run did.
 """
 
 import json
@@ -47,18 +47,28 @@ class Fitted:
 
 
 def fit_run(path: Path, *, cores: int, prompt_tokens: int) -> Fitted:
-    """Rates of the run in a folder. Raises UserError where it was not traced or is too short.
+    """Rates of the run in a folder. Raises UserError where it was not traced or is too
+    short.
 
-    The first step, which warms engines up, is left out. `prompt_tokens`: a prompt's mean length.
+    The first step, which warms engines up, is left out. `prompt_tokens`: a prompt's
+    mean length.
     """
     folder = path / TRACE
     if not folder.is_file():
-        raise UserError(f"{folder}: no such file; train with run.trace=true to leave one")
+        raise UserError(
+            f"{folder}: no such file; train with run.trace=true to leave one"
+        )
     config = load_config(path / "config.yaml")
     works = read_trace(folder)
     lines = (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     walls = {line["step"]: line["step/wall_s"] for line in map(json.loads, lines)}
-    return fit(config, works, list(walls.values())[1:], cores=cores, prompt_tokens=prompt_tokens)
+    return fit(
+        config,
+        works,
+        list(walls.values())[1:],
+        cores=cores,
+        prompt_tokens=prompt_tokens,
+    )
 
 
 def fit(
@@ -77,7 +87,8 @@ def fit(
             calls[work.what].append((work, seconds))
     if len(walls_s) < _MIN_STEPS:
         raise UserError(
-            f"{len(walls_s)} steady steps to fit rates on; take a run of {_MIN_STEPS + 1} or more"
+            f"{len(walls_s)} steady steps to fit rates on; take a run of"
+            f" {_MIN_STEPS + 1} or more"
         )
     if not calls["roll_out"]:
         raise UserError("no rollouts in the trace; was it written by `topd train`?")
@@ -110,12 +121,17 @@ def own_seconds(works: Sequence[Work], *, cores: int) -> list[float]:
 
 
 def _workload(
-    config: Config, lengths: Sequence[int], calls: dict[str, list[Call]], prompt_tokens: int
+    config: Config,
+    lengths: Sequence[int],
+    calls: dict[str, list[Call]],
+    prompt_tokens: int,
 ) -> Workload:
     written = sum(work.num_tokens for work, _ in calls[_decoding(calls)])
     candidates = config.candidates
     windows = sum(
-        num_to_pick(one, fraction=candidates.fraction, min_count=candidates.min_per_rollout)
+        num_to_pick(
+            one, fraction=candidates.fraction, min_count=candidates.min_per_rollout
+        )
         for one in lengths
     )
     return Workload(
@@ -131,7 +147,10 @@ def _decoding(calls: dict[str, list[Call]]) -> str:
 
 
 def _rates(
-    config: Config, calls: dict[str, list[Call]], workload: Workload, rollouts: FittedRollouts
+    config: Config,
+    calls: dict[str, list[Call]],
+    workload: Workload,
+    rollouts: FittedRollouts,
 ) -> Rates:
     size, prompt = config.rollout.chunk_size, workload.prompt_tokens
     score = _forward(calls["score"], extra=size * prompt)
@@ -148,7 +167,9 @@ def _rates(
         continue_call_s=0.0,
         transport_call_s=transport_call_s,
         transport_s=transport_s,
-        learn=_forward(calls["accumulate"], extra=size * prompt / config.learner.num_ranks),
+        learn=_forward(
+            calls["accumulate"], extra=size * prompt / config.learner.num_ranks
+        ),
         step_s=_typical(calls["step"]),
         publish_s=_typical(calls["publish"]),
         update_s=_typical(calls["update"]),
@@ -182,7 +203,8 @@ def _continue(
 def _forward(calls: Sequence[Call], *, extra: float) -> Forward:
     """`extra`: tokens a call that its receipt does not count, of the prompts."""
     call_s, token_s = _line(
-        [work.num_tokens + extra for work, _ in calls], [seconds for _, seconds in calls]
+        [work.num_tokens + extra for work, _ in calls],
+        [seconds for _, seconds in calls],
     )
     return Forward(call_s=call_s, token_s=token_s)
 
@@ -202,10 +224,14 @@ def _typical(calls: Sequence[Call]) -> float:
 def _with_latency(
     config: Config, rates: Rates, workload: Workload, *, cores: int, step_s: float
 ) -> Rates:
-    """The latency at which the run's own setting takes `step_s`; 0 where it is slower already."""
+    """The latency at which the run's own setting takes `step_s`; 0 where it is slower
+    already.
+    """
     low, high = 0.0, _MOST_LATENCY_S
     for _ in range(20):
         middle = (low + high) / 2
-        tried = simulate(config, replace(rates, latency_s=middle), workload, cores=cores)
+        tried = simulate(
+            config, replace(rates, latency_s=middle), workload, cores=cores
+        )
         low, high = (middle, high) if tried.step_s < step_s else (low, middle)
     return replace(rates, latency_s=low)

@@ -1,9 +1,10 @@
-"""Decode rates and response lengths from the chunks that rollout engines sent, in two passes.
+"""Decode rates and response lengths from the chunks that rollout engines sent, in two
+passes.
 
-A trace knows how many tokens a chunk had and when it was full, not how long each rollout was. They
-leave an engine the shortest first, so chunks are slices of the sorted lengths. The longest of the
-last chunk cannot be read off its mean; it follows from how long that chunk took, once the rates are
-known from the others.
+A trace knows how many tokens a chunk had and when it was full, not how long each
+rollout was. They leave an engine the shortest first, so chunks are slices of the sorted
+lengths. The longest of the last chunk cannot be read off its mean; it follows from how
+long that chunk took, once the rates are known from the others.
 """
 
 from collections import defaultdict
@@ -31,7 +32,9 @@ class FittedRollouts:
     """Of all rollouts, response tokens."""
 
 
-def fit_rollouts(config: Config, calls: Sequence[Call], *, prompt_tokens: int) -> FittedRollouts:
+def fit_rollouts(
+    config: Config, calls: Sequence[Call], *, prompt_tokens: int
+) -> FittedRollouts:
     """Seconds of a decode step and of a sequence in it; and the lengths."""
     streams = _streams(calls)
     rows: dict[int, list[list[float]]] = defaultdict(list)
@@ -43,7 +46,8 @@ def fit_rollouts(config: Config, calls: Sequence[Call], *, prompt_tokens: int) -
         told = stream[:-1] or stream  # how far the last chunk reaches is not known yet
         for index, (_, spent_s) in enumerate(told):
             rows[index].append([steps[index], sequences[index], spent_s])
-    # Means a chunk: the lengths of one stream are guesses, whose errors would flatten the line.
+    # Means a chunk: the lengths of one stream are guesses, whose errors would flatten
+    # the line.
     means = [np.mean(some, axis=0) for some in rows.values()]
     step_s, seq_s = least_squares([one[:2] for one in means], [one[2] for one in means])
     decode = Decode(step_s=step_s, seq_s=seq_s)
@@ -51,7 +55,9 @@ def fit_rollouts(config: Config, calls: Sequence[Call], *, prompt_tokens: int) -
     return FittedRollouts(decode=decode, lengths=lengths)
 
 
-def least_squares(rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
+def least_squares(
+    rows: Sequence[Sequence[float]], seconds: Sequence[float]
+) -> list[float]:
     """Costs of the columns, none negative."""
     costs, _ = nnls(np.array(rows), np.array(seconds))
     return [float(cost) for cost in costs]
@@ -65,14 +71,19 @@ def _streams(calls: Sequence[Call]) -> list[list[Call]]:
     return list(streams.values())
 
 
-def _lengths(config: Config, stream: Sequence[Call], decode: Decode | None) -> list[int]:
+def _lengths(
+    config: Config, stream: Sequence[Call], decode: Decode | None
+) -> list[int]:
     """Sorted response lengths of a stream, as far as its chunks tell.
 
-    Between the middles of two chunks' means they rise evenly; in the last chunk along a power law
-    from that middle to the longest that `decode` had time for, which keeps the chunk's mean.
+    Between the middles of two chunks' means they rise evenly; in the last chunk along a
+    power law from that middle to the longest that `decode` had time for, which keeps
+    the chunk's mean.
     """
     counts = _counts(config, len(stream))
-    means = np.array([work.num_tokens / n for (work, _), n in zip(stream, counts, strict=True)])
+    means = np.array(
+        [work.num_tokens / n for (work, _), n in zip(stream, counts, strict=True)]
+    )
     means = np.maximum.accumulate(means)
     edges = (means[1:] + means[:-1]) / 2
     first = 2 * means[0] - edges[0] if len(edges) else means[0]
@@ -105,7 +116,9 @@ def _by_chunk(config: Config, lengths: Sequence[int], decode: Decode) -> list[fl
     """What decoding costs until each chunk is full."""
     parts, chunk, ended = [0.0], config.rollout.chunk_size, 0
     slots = config.rollout.engine.max_num_seqs
-    for seconds, done in continuous_batching(decode, lengths, [0] * len(lengths), slots=slots):
+    for seconds, done in continuous_batching(
+        decode, lengths, [0] * len(lengths), slots=slots
+    ):
         parts[-1] += seconds
         for _ in done:
             ended += 1

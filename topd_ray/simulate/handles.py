@@ -1,9 +1,11 @@
-"""Handles that look like Ray's, over simulated workers: coroutines that take virtual time.
+"""Handles that look like Ray's, over simulated workers: coroutines that take virtual
+time.
 
-    handle.method.options(...).remote(...)  ->  references; a stream where `num_returns` says so
+    handle.method.options(...).remote(...)  ->  references, or a stream
 
-Calls of one actor are served in the order of submission, one at a time a lane; a method's lane is
-what Ray calls its concurrency group. A call takes its arguments when they are there.
+Calls of one actor are served in the order of submission, one at a time a lane; a
+method's lane is what Ray calls its concurrency group. A call takes its arguments when
+they are there.
 """
 
 import asyncio
@@ -19,7 +21,9 @@ class SimulatedActor:
     def __init__(
         self, worker: Any, *, latency_s: float, lanes: Mapping[str, str] | None = None
     ) -> None:
-        """`latency_s`: from the driver's call until the worker has it. `lanes`: method -> lane."""
+        """`latency_s`: from the driver's call until the worker has it. `lanes`: method
+        -> lane.
+        """
         self._worker, self._latency_s = worker, latency_s
         self._lane_of = dict(lanes or {})
         self._turns: dict[str, asyncio.Lock] = {}
@@ -31,7 +35,9 @@ class SimulatedActor:
     def start(self, name: str, *args: Any, **kwargs: Any) -> list[Reference]:
         """One call; `num_returns` references."""
         num_returns = kwargs.pop("num_returns")
-        references = [asyncio.get_running_loop().create_future() for _ in range(num_returns)]
+        references = [
+            asyncio.get_running_loop().create_future() for _ in range(num_returns)
+        ]
         self._run(self._serve(references, name, args, kwargs))
         return references
 
@@ -109,9 +115,14 @@ class _Method:
         self._actor, self._name = actor, name
 
     def options(
-        self, *, num_returns: int | str = 1, _generator_backpressure_num_objects: int = 0
+        self,
+        *,
+        num_returns: int | str = 1,
+        _generator_backpressure_num_objects: int = 0,
     ) -> "_Called":
-        return _Called(self._actor, self._name, num_returns, _generator_backpressure_num_objects)
+        return _Called(
+            self._actor, self._name, num_returns, _generator_backpressure_num_objects
+        )
 
     @property
     def remote(self) -> Callable[..., Any]:
@@ -119,13 +130,22 @@ class _Method:
 
 
 class _Called:
-    def __init__(self, actor: SimulatedActor, name: str, num_returns: int | str, room: int) -> None:
-        self._actor, self._name, self._num_returns, self._room = actor, name, num_returns, room
+    def __init__(
+        self, actor: SimulatedActor, name: str, num_returns: int | str, room: int
+    ) -> None:
+        self._actor, self._name, self._num_returns, self._room = (
+            actor,
+            name,
+            num_returns,
+            room,
+        )
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         if isinstance(self._num_returns, str):
             return self._actor.stream(self._name, *args, room=self._room, **kwargs)
-        references = self._actor.start(self._name, *args, num_returns=self._num_returns, **kwargs)
+        references = self._actor.start(
+            self._name, *args, num_returns=self._num_returns, **kwargs
+        )
         return references[0] if self._num_returns == 1 else tuple(references)
 
 

@@ -10,7 +10,8 @@ _SLICE_S = 0.02
 
 
 class Device:
-    """Processor sharing: each piece of work gets at most one unit, all together `capacity` units.
+    """Processor sharing: each piece of work gets at most one unit, all together
+    `capacity` units.
 
     With n pieces running, one that asks for s seconds takes s x max(1, n / capacity).
     """
@@ -31,7 +32,9 @@ class Device:
             return
         self._catch_up()
         done = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._running, (self._served_s + seconds, next(self._names), done))
+        heapq.heappush(
+            self._running, (self._served_s + seconds, next(self._names), done)
+        )
         self._arm()
         await done
 
@@ -53,7 +56,9 @@ class Device:
 
     def _ring(self) -> None:
         self._catch_up()
-        self._served_s = max(self._served_s, self._running[0][0])  # rounding must not stall it
+        self._served_s = max(
+            self._served_s, self._running[0][0]
+        )  # rounding must not stall it
         while self._running and self._running[0][0] <= self._served_s + _EPSILON_S:
             *_, done = heapq.heappop(self._running)
             if not done.done():

@@ -1,9 +1,11 @@
-"""Which share of the GPUs each role gets: simulate, move GPUs to the busiest role while it helps.
+"""Which share of the GPUs each role gets: simulate, move GPUs to the busiest role while
+it helps.
 
-Two families are tried, and the better one kept: every actor has a GPU of its own; or each learner
-rank shares its GPU with a rollout engine. A teacher (and, where probe workers have engines of their
-own, one such worker with it) has whole GPUs. Chunks are as large as the number of ranks, as far as
-an engine's rollouts go, since a chunk is dealt out over the ranks.
+Two families are tried, and the better one kept: every actor has a GPU of its own; or
+each learner rank shares its GPU with a rollout engine. A teacher (and, where probe
+workers have engines of their own, one such worker with it) has whole GPUs. Chunks are
+as large as the number of ranks, as far as an engine's rollouts go, since a chunk is
+dealt out over the ranks.
 """
 
 from collections.abc import Callable
@@ -19,7 +21,9 @@ _SEARCH_STEPS = 2
 _FINENESS = 64
 _CORES_A_GPU = 12
 _ROLLOUT_SHARE = 0.35
-"""Of a GPU that a learner rank shares with a rollout engine, as in the paper's config here."""
+"""Of a GPU that a learner rank shares with a rollout engine, as in the paper's config
+here.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,15 +59,22 @@ class Placed:
         return self.placement + (f", {self.num_idle} idle" if self.num_idle else "")
 
 
-def as_configured(config: Config, rates_of: RatesOf, workload: Workload, *, cores: int) -> Placed:
+def as_configured(
+    config: Config, rates_of: RatesOf, workload: Workload, *, cores: int
+) -> Placed:
     """The config's own counts."""
     prediction = simulate(config, rates_of(config), workload, cores=cores)
     return Placed(
-        gpus=num_gpus(config), placement="as configured", config=config, prediction=prediction
+        gpus=num_gpus(config),
+        placement="as configured",
+        config=config,
+        prediction=prediction,
     )
 
 
-def best_placement(config: Config, rates_of: RatesOf, workload: Workload, *, gpus: int) -> Placed:
+def best_placement(
+    config: Config, rates_of: RatesOf, workload: Workload, *, gpus: int
+) -> Placed:
     """The best split found of so many GPUs. Raises UserError where they are too few."""
     whole = _gpus_a_teacher(config)
     teachers = max(1, gpus // (4 * whole))
@@ -75,24 +86,34 @@ def best_placement(config: Config, rates_of: RatesOf, workload: Workload, *, gpu
     started = [one for one in splits if min(one.rollouts, one.teachers, one.ranks) > 0]
     if not started:
         raise UserError(
-            f"--gpus {gpus}: too few for a teacher of {whole} GPUs beside rollout and learner; "
-            f"at least {whole + 1}"
+            f"--gpus {gpus}: too few for a teacher of {whole} GPUs beside rollout and"
+            f" learner; at least {whole + 1}"
         )
 
     def tried(split: Split, steps: int) -> Placed:
         placed = _with_split(config, split)
         cores = _CORES_A_GPU * gpus
-        prediction = simulate(placed, rates_of(placed), workload, cores=cores, steps=steps)
-        return Placed(gpus=gpus, placement=str(split), config=placed, prediction=prediction)
+        prediction = simulate(
+            placed, rates_of(placed), workload, cores=cores, steps=steps
+        )
+        return Placed(
+            gpus=gpus, placement=str(split), config=placed, prediction=prediction
+        )
 
     found = [_improved(split, whole, gpus, tried) for split in started]
-    return min((tried(split, 8) for split in found), key=lambda one: one.prediction.step_s)
+    return min(
+        (tried(split, 8) for split in found), key=lambda one: one.prediction.step_s
+    )
 
 
-def _improved(split: Split, whole: int, gpus: int, tried: Callable[[Split, int], Placed]) -> Split:
-    """Move GPUs between roles while a step gets shorter; by smaller and smaller numbers.
+def _improved(
+    split: Split, whole: int, gpus: int, tried: Callable[[Split, int], Placed]
+) -> Split:
+    """Move GPUs between roles while a step gets shorter; by smaller and smaller
+    numbers.
 
-    To a sixty-fourth of them: a finer split moves a step by less than the rates are known.
+    To a sixty-fourth of them: a finer split moves a step by less than the rates are
+    known.
     """
     best, best_s = split, tried(split, _SEARCH_STEPS).prediction.step_s
     amount = max(1, gpus // 8)
@@ -114,12 +135,18 @@ def _neighbours(split: Split, whole: int, amount: int) -> list[Split]:
         if split.colocated:
             moves.append((-teachers * whole, teachers, -teachers * whole))
         else:
-            moves += [(-teachers * whole, teachers, 0), (0, teachers, -teachers * whole)]
+            moves += [
+                (-teachers * whole, teachers, 0),
+                (0, teachers, -teachers * whole),
+            ]
     if not split.colocated:
         moves += [(amount, 0, -amount), (-amount, 0, amount)]
     found = [
         replace(
-            split, rollouts=split.rollouts + r, teachers=split.teachers + t, ranks=split.ranks + k
+            split,
+            rollouts=split.rollouts + r,
+            teachers=split.teachers + t,
+            ranks=split.ranks + k,
         )
         for r, t, k in moves
     ]
@@ -127,7 +154,9 @@ def _neighbours(split: Split, whole: int, amount: int) -> list[Split]:
 
 
 def _gpus_a_teacher(config: Config) -> int:
-    return round(config.teacher.engine.gpus + (config.dedicated.gpus if config.dedicated else 0))
+    return round(
+        config.teacher.engine.gpus + (config.dedicated.gpus if config.dedicated else 0)
+    )
 
 
 def _with_split(config: Config, split: Split) -> Config:
@@ -140,13 +169,18 @@ def _with_split(config: Config, split: Split) -> Config:
             update={
                 "num_engines": split.rollouts,
                 "engine": engine,
-                "chunk_size": min(max(config.rollout.chunk_size, split.ranks), an_engine),
+                "chunk_size": min(
+                    max(config.rollout.chunk_size, split.ranks), an_engine
+                ),
             }
         ),
         "teacher": config.teacher.model_copy(update={"num_engines": split.teachers}),
         "probe": config.probe.model_copy(update={"num_workers": split.teachers}),
         "learner": config.learner.model_copy(
-            update={"num_ranks": split.ranks, "gpus": 1 - share if split.colocated else 1.0}
+            update={
+                "num_ranks": split.ranks,
+                "gpus": 1 - share if split.colocated else 1.0,
+            }
         ),
         "cluster": config.cluster.model_copy(
             update={

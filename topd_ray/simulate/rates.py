@@ -41,7 +41,9 @@ class Decode:
     """Share of the experts that one token wakes."""
 
     def steps_s(self, steps: int, batch: int, context: int) -> float:
-        """`steps` steps of `batch` sequences that begin with `context` tokens in all."""
+        """`steps` steps of `batch` sequences that begin with `context` tokens in
+        all.
+        """
         awake = 1.0 - (1.0 - self.expert_share) ** batch
         step_s = self.step_s + self.expert_s * awake + self.seq_s * batch
         read = steps * context + batch * steps * (steps - 1) / 2
@@ -51,7 +53,8 @@ class Decode:
 def continuous_batching(
     decode: Decode, lengths: Sequence[int], contexts: Sequence[int], *, slots: int
 ) -> Iterator[tuple[float, list[int]]]:
-    """(seconds, sequences that end then) until all have ended; who waits is let in at once.
+    """(seconds, sequences that end then) until all have ended; who waits is let in at
+    once.
 
     `lengths`: tokens to write; `contexts`: tokens there before; both a sequence.
     """
@@ -121,13 +124,17 @@ class Workload:
 def long_tailed(
     *, mean: float, spread: float, longest: int, num_quantiles: int = 65
 ) -> tuple[float, ...]:
-    """Quantiles of a log-normal law cut at `longest`; `mean` and `spread` (of the logarithm)."""
+    """Quantiles of a log-normal law cut at `longest`; `mean` and `spread` (of the
+    logarithm).
+    """
     normal = NormalDist()
     places = [(i + 0.5) / num_quantiles for i in range(num_quantiles)]
     shape = [NormalDist.inv_cdf(normal, place) for place in places]
     low, high = 0.0, float(longest)  # of the scale: the cut pulls the mean down
     for _ in range(60):
         scale = (low + high) / 2
-        drawn = [min(longest, scale * 2.718281828459045 ** (spread * one)) for one in shape]
+        drawn = [
+            min(longest, scale * 2.718281828459045 ** (spread * one)) for one in shape
+        ]
         low, high = (scale, high) if sum(drawn) / len(drawn) < mean else (low, scale)
     return tuple(drawn)

@@ -1,7 +1,9 @@
-"""Rates of the paper's models on H100 by arithmetic: a prediction, nothing here was measured.
+"""Rates of the paper's models on H100 by arithmetic: a prediction, nothing here was
+measured.
 
-Work is bound by arithmetic (tokens read, trained) or by memory (tokens written) at a stated share
-of the data sheet's peak. Model shapes are those of their config.json on the Hugging Face hub.
+Work is bound by arithmetic (tokens read, trained) or by memory (tokens written) at a
+stated share of the data sheet's peak. Model shapes are those of their config.json on
+the Hugging Face hub.
 """
 
 from dataclasses import dataclass
@@ -71,7 +73,9 @@ SHAPES = {"Qwen3-4B": _QWEN3_4B, "Qwen3-30B-A3B": _QWEN3_30B_A3B}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
-    """A GPU and what is around it: peaks of the data sheet, and the shares that are reached."""
+    """A GPU and what is around it: peaks of the data sheet, and the shares that are
+    reached.
+    """
 
     name: str = "H100 SXM 80 GB"
     flops: float = 989e12
@@ -104,7 +108,9 @@ class Hardware:
 
 
 def roofline_rates(config: Config, hardware: Hardware) -> Rates:
-    """Of the config's models, ranks and ZeRO stage. Raises UserError for a model without shape."""
+    """Of the config's models, ranks and ZeRO stage. Raises UserError for a model
+    without shape.
+    """
     student, teacher = _shape(config.learner.model), _shape(config.teacher_model)
     share = hardware.expert_read_share if teacher.experts else hardware.read_share
     weights = student.dense * _BF16
@@ -129,10 +135,14 @@ def roofline_rates(config: Config, hardware: Hardware) -> Rates:
 
 
 def assumed_workload(config: Config) -> Workload:
-    """Log-normal responses of 0.6 x the longest, cut there; prompts of half their limit."""
+    """Log-normal responses of 0.6 x the longest, cut there; prompts of half their
+    limit.
+    """
     longest = config.rollout.max_response_tokens
     return Workload(
-        quantiles=long_tailed(mean=_MEAN_SHARE * longest, spread=_SPREAD, longest=longest),
+        quantiles=long_tailed(
+            mean=_MEAN_SHARE * longest, spread=_SPREAD, longest=longest
+        ),
         prompt_tokens=config.prompts.max_tokens // 2,
         window_tokens=config.probe.window,
     )
@@ -143,8 +153,8 @@ def _shape(model: str) -> Shape:
         if name in model:
             return shape
     raise UserError(
-        f"topd plan: no shape is known for model {model}, only for {', '.join(SHAPES)}; take the "
-        "rates of a run of it: --from RUN"
+        f"topd plan: no shape is known for model {model}, only for {', '.join(SHAPES)};"
+        " take the rates of a run of it: --from RUN"
     )
 
 
@@ -159,27 +169,41 @@ def _decode(shape: Shape, hardware: Hardware) -> Decode:
     )
 
 
-def _learn(config: Config, student: Shape, teacher: Shape, hardware: Hardware) -> Forward:
-    """Forward, backward, recomputation; the teacher's head; collectives of a micro-batch."""
+def _learn(
+    config: Config, student: Shape, teacher: Shape, hardware: Hardware
+) -> Forward:
+    """Forward, backward, recomputation; the teacher's head; collectives of a
+    micro-batch.
+    """
     passes = 4 if config.learner.gradient_checkpointing else 3
     flops_s = hardware.flops * hardware.train_share
     stage, ranks = max(2, config.learner.zero_stage), config.learner.num_ranks
-    moved = student.dense * _BF16 * (3 if stage == 3 else 1)  # 3: gathered twice, reduced once
+    moved = (
+        student.dense * _BF16 * (3 if stage == 3 else 1)
+    )  # 3: gathered twice, reduced once
     return Forward(
-        call_s=hardware.call_s + moved * (ranks - 1) / ranks / _collective(ranks, hardware),
-        token_s=(2 * passes * student.active + 2 * teacher.width * teacher.vocab) / flops_s,
+        call_s=hardware.call_s
+        + moved * (ranks - 1) / ranks / _collective(ranks, hardware),
+        token_s=(2 * passes * student.active + 2 * teacher.width * teacher.vocab)
+        / flops_s,
         pair_s=passes * student.pair_flops / flops_s,
     )
 
 
 def _optimizer_s(config: Config, student: Shape, hardware: Hardware) -> float:
-    """Float32 weights, moments and gradient, read and written; then the weights gathered."""
+    """Float32 weights, moments and gradient, read and written; then the weights
+    gathered.
+    """
     ranks = config.learner.num_ranks
-    touched = student.dense * 28 / ranks / (hardware.memory_bytes_s * hardware.decode_share)
+    touched = (
+        student.dense * 28 / ranks / (hardware.memory_bytes_s * hardware.decode_share)
+    )
     gathered = student.dense * _BF16 * (ranks - 1) / ranks
     return touched + gathered / _collective(ranks, hardware)
 
 
 def _collective(ranks: int, hardware: Hardware) -> float:
     inside = ranks <= hardware.gpus_a_node
-    return (hardware.link_bytes_s if inside else hardware.network_bytes_s) * hardware.link_share
+    return (
+        hardware.link_bytes_s if inside else hardware.network_bytes_s
+    ) * hardware.link_share

@@ -1,4 +1,6 @@
-"""Steps of a run in virtual time: the real pipeline, simulated actors, predicted seconds."""
+"""Steps of a run in virtual time: the real pipeline, simulated actors, predicted
+seconds.
+"""
 
 import asyncio
 from collections import deque
@@ -31,8 +33,9 @@ from topd_ray.simulate.workers import (
 from topd_ray.windows import RecentDistances
 
 NUM_STEPS = 8
-"""Steady steps that a prediction averages over; the first one, which draws its own line, is left
-out."""
+"""Steady steps that a prediction averages over; the first one, which draws its own
+line, is left out.
+"""
 _LANES = {"score": "reading"}
 """A teacher reads beside what it writes."""
 _NO_TOKENS = np.zeros(0, dtype=np.int32)
@@ -62,9 +65,16 @@ class Prediction:
 
 
 def simulate(
-    config: Config, rates: Rates, workload: Workload, *, cores: int, steps: int = NUM_STEPS
+    config: Config,
+    rates: Rates,
+    workload: Workload,
+    *,
+    cores: int,
+    steps: int = NUM_STEPS,
 ) -> Prediction:
-    """What `steps` steady steps of the config would take; `cores`: of all its CPU-bound actors."""
+    """What `steps` steady steps of the config would take; `cores`: of all its CPU-bound
+    actors.
+    """
     world = World(config=config, rates=rates, workload=workload)
     return run_in_virtual_time(_steps(world, cores, steps))
 
@@ -115,14 +125,18 @@ async def _steps(world: World, cores: int, steps: int) -> Prediction:
 
 def _prompt(position: int) -> Prompt:
     name = f"{position:08d}"
-    return Prompt(prompt_id=name, position=position, token_ids_P=_NO_TOKENS, answer=None)
+    return Prompt(
+        prompt_id=name, position=position, token_ids_P=_NO_TOKENS, answer=None
+    )
 
 
 def _fleet(world: World, cores: int) -> Fleet:
     config, devices = world.config, _devices(world.config, cores)
     meeting = asyncio.Barrier(config.learner.num_ranks)
 
-    def actors(kind: str, worker: type, count: int, *shared: object) -> list[SimulatedActor]:
+    def actors(
+        kind: str, worker: type, count: int, *shared: object
+    ) -> list[SimulatedActor]:
         return [
             SimulatedActor(
                 worker(world, index, devices[kind][index], *shared),
@@ -141,10 +155,11 @@ def _fleet(world: World, cores: int) -> Fleet:
 
 
 def _devices(config: Config, cores: int) -> dict[str, list[Device]]:
-    """Where each actor runs: all CPU-bound ones on the cores, others on the first GPU with room.
+    """Where each actor runs: all CPU-bound ones on the cores, others on the first GPU
+    with room.
 
-    Learner ranks are placed first, so that what shares a GPU with one is its neighbour, as Ray's
-    packing would have it. An engine split over several GPUs is one device.
+    Learner ranks are placed first, so that what shares a GPU with one is its neighbour,
+    as Ray's packing would have it. An engine split over several GPUs is one device.
     """
     asked = {
         "learner": [config.learner.gpus] * config.learner.num_ranks,
@@ -154,7 +169,8 @@ def _devices(config: Config, cores: int) -> dict[str, list[Device]]:
     }
     host, gpus = Device(cores), list[tuple[float, Device]]()
     return {
-        kind: [_placed(share, host, gpus) for share in shares] for kind, shares in asked.items()
+        kind: [_placed(share, host, gpus) for share in shares]
+        for kind, shares in asked.items()
     }
 
 

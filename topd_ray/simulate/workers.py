@@ -1,7 +1,8 @@
-"""The four kinds of worker as far as the driver can tell: same methods, same receipts, no model.
+"""The four kinds of worker as far as the driver can tell: same methods, same receipts,
+no model.
 
-A payload is a tuple of `Piece`s, whatever stage it comes from. Each method takes the time that the
-rates ask for on the worker's device, and leaves a `Work`.
+A payload is a tuple of `Piece`s, whatever stage it comes from. Each method takes the
+time that the rates ask for on the worker's device, and leaves a `Work`.
 """
 
 import asyncio
@@ -60,17 +61,23 @@ class World:
     def piece(self, name: str) -> Piece:
         """The rollout of this name."""
         candidates = self.config.candidates
-        num_tokens = min(self.workload.length(name), self.config.rollout.max_response_tokens)
+        num_tokens = min(
+            self.workload.length(name), self.config.rollout.max_response_tokens
+        )
         wanted = num_to_pick(
-            num_tokens, fraction=candidates.fraction, min_count=candidates.min_per_rollout
+            num_tokens,
+            fraction=candidates.fraction,
+            min_count=candidates.min_per_rollout,
         )
         return Piece(
             name=name,
             prompt_tokens=self.workload.prompt_tokens,
             num_tokens=num_tokens,
-            num_candidates=min(wanted, max(0, num_tokens - candidates.min_window + 1))
-            if self.config.probes
-            else 0,
+            num_candidates=(
+                min(wanted, max(0, num_tokens - candidates.min_window + 1))
+                if self.config.probes
+                else 0
+            ),
         )
 
     @contextmanager
@@ -82,7 +89,9 @@ class World:
 
     def note(self, actor: str, what: str, began_s: float, num_tokens: int) -> None:
         """The actor worked from then until now."""
-        self.works.append(Work(actor, what, self.step, None, began_s, _now_s(), num_tokens))
+        self.works.append(
+            Work(actor, what, self.step, None, began_s, _now_s(), num_tokens)
+        )
 
 
 class SimulatedRollout:
@@ -102,7 +111,9 @@ class SimulatedRollout:
             for sample in range(config.samples_per_prompt)
         ]
         began_s, chunk, left = _now_s(), list[Piece](), len(pieces)
-        await self._device.work(rates.prompt_s * sum(one.prompt_tokens for one in pieces))
+        await self._device.work(
+            rates.prompt_s * sum(one.prompt_tokens for one in pieces)
+        )
         for seconds, ended in continuous_batching(
             rates.roll_out,
             [one.num_tokens for one in pieces],
@@ -119,7 +130,9 @@ class SimulatedRollout:
                     yield receipt
                     began_s, chunk = _now_s(), []
 
-    async def resample(self, found: Payload, **_: Any) -> tuple[Payload, ResampleReceipt]:
+    async def resample(
+        self, found: Payload, **_: Any
+    ) -> tuple[Payload, ResampleReceipt]:
         """D3 `resample`."""
         began_s, decode = _now_s(), self._world.rates.roll_out
         slots = self._world.config.rollout.engine.max_num_seqs
@@ -151,10 +164,16 @@ class SimulatedRollout:
 
 
 class SimulatedTeacher:
-    """`TeacherWorker`: it scores, and continues from what it scored unless probe workers do."""
+    """`TeacherWorker`: it scores, and continues from what it scored unless probe
+    workers do.
+    """
 
     def __init__(self, world: World, index: int, device: Device) -> None:
-        self._world, self._name, self._engine = world, f"teacher[{index}]", Engine(device)
+        self._world, self._name, self._engine = (
+            world,
+            f"teacher[{index}]",
+            Engine(device),
+        )
 
     async def score(self, rollouts: Payload) -> tuple[Payload, Payload, ScoreReceipt]:
         """Scored rollouts, candidates."""
@@ -171,27 +190,39 @@ class SimulatedTeacher:
         return rollouts, rollouts, receipt
 
     async def continue_from(self, found: Payload) -> tuple[Payload, ContinueReceipt]:
-        """The teacher's windows, whose prefixes are in its cache; scoring goes first."""
-        return await _continued(self._world, self._name, self._engine, found, read_s=0.0)
+        """The teacher's windows, whose prefixes are in its cache; scoring goes
+        first.
+        """
+        return await _continued(
+            self._world, self._name, self._engine, found, read_s=0.0
+        )
 
 
 class SimulatedProber:
     """`ProbeWorker`. An engine of its own has not seen the rollouts' prefixes."""
 
     def __init__(self, world: World, index: int, device: Device) -> None:
-        self._world, self._name, self._engine = world, f"prober[{index}]", Engine(device)
+        self._world, self._name, self._engine = (
+            world,
+            f"prober[{index}]",
+            Engine(device),
+        )
 
     async def continue_from(self, found: Payload) -> tuple[Payload, ContinueReceipt]:
         """The teacher's windows, each rollout read once."""
         read_s = self._world.rates.score.seconds([one.length for one in found])
-        return await _continued(self._world, self._name, self._engine, found, read_s=read_s)
+        return await _continued(
+            self._world, self._name, self._engine, found, read_s=read_s
+        )
 
     async def probe(self, found: Payload, *_: Any) -> tuple[Payload, ProbeReceipt]:
         """Transport between continuations."""
         began_s, rates = _now_s(), self._world.rates
         windows = sum(one.num_candidates for one in found)
         with self._world.working(self._name, "probe"):
-            await self._engine.work(rates.transport_call_s + rates.transport_s * windows)
+            await self._engine.work(
+                rates.transport_call_s + rates.transport_s * windows
+            )
         return found, ProbeReceipt(
             distances=(0.5,) * windows,
             line_distances=(0.5,) * windows,
@@ -204,7 +235,9 @@ async def _continued(
     world: World, actor: str, engine: Engine, found: Payload, *, read_s: float
 ) -> tuple[Payload, ContinueReceipt]:
     began_s = _now_s()
-    num_tokens = round(sum(one.num_candidates for one in found) * world.workload.window_tokens)
+    num_tokens = round(
+        sum(one.num_candidates for one in found) * world.workload.window_tokens
+    )
     slots = (world.config.dedicated or world.config.teacher.engine).max_num_seqs
     with world.working(actor, "continue_from", num_tokens):
         decode_s = _windows_s(world, world.rates.continue_from, found, slots)
@@ -221,15 +254,23 @@ async def _continued(
 class SimulatedLearner:
     """`LearnerWorker`. From ZeRO 2 on the ranks meet in every micro-batch."""
 
-    def __init__(self, world: World, index: int, device: Device, meeting: asyncio.Barrier) -> None:
-        self._world, self._rank, self._device, self._meeting = world, index, device, meeting
+    def __init__(
+        self, world: World, index: int, device: Device, meeting: asyncio.Barrier
+    ) -> None:
+        self._world, self._rank, self._device, self._meeting = (
+            world,
+            index,
+            device,
+            meeting,
+        )
 
     async def accumulate(self, scored: Payload, *_: Any) -> LearnReceipt:
         """This rank's share of a chunk, dealt out as `windows.pack` does."""
         config, began_s = self._world.config, _now_s()
         ranks = config.learner.num_ranks
         order = sorted(scored, key=lambda one: (-self._row(one), one.name))
-        # Rank 0's row is the longest at every place, and next-fit needs no fewer batches for it.
+        # Rank 0's row is the longest at every place, and next-fit needs no fewer
+        # batches for it.
         fullest = [self._row(one) for one in order[::ranks]]
         batches = _num_batches(fullest, config.windows.token_budget)
         own = order[self._rank :: ranks]
@@ -240,7 +281,9 @@ class SimulatedLearner:
         if config.learner.zero_stage >= 2:
             await self._meeting.wait()
         return LearnReceipt(
-            sums=LossSums(num_tokens=num_tokens), num_divergent=0, span=Span(began_s, _now_s())
+            sums=LossSums(num_tokens=num_tokens),
+            num_divergent=0,
+            span=Span(began_s, _now_s()),
         )
 
     async def step(self, *, skip: bool) -> StepReport:
@@ -277,17 +320,27 @@ class SimulatedLearner:
     def _row(self, piece: Piece) -> int:
         """Tokens of its row: a resampled window is a branch behind its rollout."""
         config = self._world.config
-        branches = config.probe.student == "resample" and config.objective.lambda_traj > 0
-        return piece.length + (config.probe.window * piece.num_candidates if branches else 0)
+        branches = (
+            config.probe.student == "resample" and config.objective.lambda_traj > 0
+        )
+        return piece.length + (
+            config.probe.window * piece.num_candidates if branches else 0
+        )
 
 
 def _windows_s(world: World, decode: Decode, found: Payload, slots: int) -> float:
-    """Decoding a window from every candidate; candidates lie anywhere in the rollout."""
+    """Decoding a window from every candidate; candidates lie anywhere in the
+    rollout.
+    """
     contexts = [
-        one.prompt_tokens + one.num_tokens // 2 for one in found for _ in range(one.num_candidates)
+        one.prompt_tokens + one.num_tokens // 2
+        for one in found
+        for _ in range(one.num_candidates)
     ]
     lengths = [round(world.workload.window_tokens)] * len(contexts)
-    return sum(s for s, _ in continuous_batching(decode, lengths, contexts, slots=slots))
+    return sum(
+        s for s, _ in continuous_batching(decode, lengths, contexts, slots=slots)
+    )
 
 
 def _num_batches(lengths: Sequence[int], budget: int) -> int:

@@ -1,4 +1,6 @@
-"""Tables 1 and 2: every objective from the same warm starts, seed by seed, on held-out problems."""
+"""Tables 1 and 2: every objective from the same warm starts, seed by seed, on held-out
+problems.
+"""
 
 import logging
 from collections.abc import Sequence
@@ -25,9 +27,13 @@ Results = dict[str, list[PlannedRun]]
 
 
 def run(study: StudyConfig) -> None:
-    """Do the runs that are missing, then write the report. Raises UserError, TopdError."""
+    """Do the runs that are missing, then write the report. Raises UserError,
+    TopdError.
+    """
     if study.ablation is None:
-        raise UserError("the study file has no `ablation` section; configs/studies has an example")
+        raise UserError(
+            "the study file has no `ablation` section; configs/studies has an example"
+        )
     planned = plan_runs(study, study.ablation)
     carry_out(planned, processes=study.ablation.processes, say=logger.info)
     results: Results = {}
@@ -37,14 +43,18 @@ def run(study: StudyConfig) -> None:
         study.load_run(),
         _section(study.ablation),
         study_seed=study.seed,
-        wall_s=sum(one.summary["wall_s"] for one in planned),  # as if one after the other
+        wall_s=sum(
+            one.summary["wall_s"] for one in planned
+        ),  # as if one after the other
     )
     report = make_report(results, study.ablation, seed=study.seed)
     logger.info("written: %s", write_report(report, study.folder, provenance))
 
 
 def _section(ablation: AblationConfig) -> dict[str, Any]:
-    """The study file's section, with configs by their names: where they lie is this machine's."""
+    """The study file's section, with configs by their names: where they lie is this
+    machine's.
+    """
     section = ablation.model_dump(mode="json")
     for variant in section["variants"].values():
         variant["config"] = variant["config"] and Path(variant["config"]).name
@@ -73,7 +83,8 @@ def plan_runs(study: StudyConfig, ablation: AblationConfig) -> list[PlannedRun]:
 def make_report(results: Results, ablation: AblationConfig, *, seed: int) -> Report:
     """Tables, curves and numbers of finished runs."""
     after = {
-        name: [100 * r.summary["accuracy_after"] for r in runs] for name, runs in results.items()
+        name: [100 * r.summary["accuracy_after"] for r in runs]
+        for name, runs in results.items()
     }
     warm = [100 * run.summary["accuracy_before"] for run in results[ablation.baseline]]
     problems = results[ablation.baseline][0].summary["num_eval"]
@@ -81,10 +92,13 @@ def make_report(results: Results, ablation: AblationConfig, *, seed: int) -> Rep
         study="ablation",
         title="Tables 1 and 2: what each objective is worth",
         summary=[
-            f"{len(ablation.seeds)} seeds, each with a warm start of its own, equal steps and "
-            f"prompts; greedy accuracy (%) on {problems:,} held-out problems. Means with 95 % "
-            "t-intervals over seeds; differences are paired by seed, p from a paired t-test, "
-            "uncorrected for the number of rows.",
+            (
+                f"{len(ablation.seeds)} seeds, each with a warm start of its own, equal"
+                f" steps and prompts; greedy accuracy (%) on {problems:,} held-out"
+                " problems. Means with 95 % t-intervals over seeds; differences are"
+                " paired by seed, p from a paired t-test, uncorrected for the number"
+                " of rows."
+            ),
         ],
         tables=[
             _accuracy_table(results, after, warm, ablation, seed=seed),
@@ -93,8 +107,10 @@ def make_report(results: Results, ablation: AblationConfig, *, seed: int) -> Rep
         plots=[
             Plot(
                 name="accuracy",
-                caption="Accuracy after training, and the same against the baseline: points are "
-                "seeds, bars 95 % intervals.",
+                caption=(
+                    "Accuracy after training, and the same against the baseline: points"
+                    " are seeds, bars 95 % intervals."
+                ),
                 figure=_accuracy_figure(after, warm, ablation.baseline),
             ),
             Plot(
@@ -103,7 +119,11 @@ def make_report(results: Results, ablation: AblationConfig, *, seed: int) -> Rep
                 figure=_curve_figure(results, ablation),
             ),
         ],
-        numbers={"accuracy_after": after, "accuracy_before": warm, "seeds": ablation.seeds},
+        numbers={
+            "accuracy_after": after,
+            "accuracy_before": warm,
+            "seeds": ablation.seeds,
+        },
     )
 
 
@@ -162,7 +182,10 @@ def _accuracy_table(
         ],
         rows=rows,
         decimals=1,
-        note="The paper's numbers are another world's (AIME and HMMT, one run each, 90 problems).",
+        note=(
+            "The paper's numbers are another world's (AIME and HMMT, one run each, 90"
+            " problems)."
+        ),
     )
 
 
@@ -210,8 +233,12 @@ def _seed_table(results: Results, ablation: AblationConfig) -> Table:
     )
 
 
-def _accuracy_figure(after: dict[str, list[float]], warm: list[float], baseline: str) -> Figure:
-    """Accuracies on the left; on the right what is left of them when seeds are paired."""
+def _accuracy_figure(
+    after: dict[str, list[float]], warm: list[float], baseline: str
+) -> Figure:
+    """Accuracies on the left; on the right what is left of them when seeds are
+    paired.
+    """
     values = {"warm start": warm} | after
     with drawing():
         figure, (left, right) = new_figure(
@@ -232,7 +259,9 @@ def _accuracy_figure(after: dict[str, list[float]], warm: list[float], baseline:
 
 def _row(axes: Axes, row: int, values: list[float]) -> None:
     estimate = t_interval(values)
-    axes.plot([estimate.low, estimate.high], [row, row], color=BLUE, linewidth=3, alpha=0.35)
+    axes.plot(
+        [estimate.low, estimate.high], [row, row], color=BLUE, linewidth=3, alpha=0.35
+    )
     axes.plot(values, [row] * len(values), "o", color=GREY, markersize=3)
     axes.plot(estimate.value, row, "D", color=BLUE, markersize=5)
 
@@ -242,7 +271,12 @@ def _curve_figure(results: Results, ablation: AblationConfig) -> Figure:
         columns = 4
         rows = -(-len(results) // columns)
         figure, panels = new_figure(
-            rows, columns, width_in=8.4, height_in=0.6 + 1.5 * rows, sharex=True, sharey=True
+            rows,
+            columns,
+            width_in=8.4,
+            height_in=0.6 + 1.5 * rows,
+            sharex=True,
+            sharey=True,
         )
         baseline = _mean_curve(results[ablation.baseline])
         for axes, (name, runs) in zip(panels, results.items(), strict=False):
@@ -260,4 +294,6 @@ def _curve_figure(results: Results, ablation: AblationConfig) -> Figure:
 def _mean_curve(runs: Sequence[PlannedRun]) -> tuple[list[int], Any]:
     curves = [run.curve for run in runs]
     steps = [step for step, _ in curves[0]]
-    return steps, 100 * np.mean([[share for _, share in curve] for curve in curves], axis=0)
+    return steps, 100 * np.mean(
+        [[share for _, share in curve] for curve in curves], axis=0
+    )

@@ -17,7 +17,12 @@ from topd_ray.studies.case_text import as_written
 from topd_ray.studies.config import CaseConfig, StudyConfig
 from topd_ray.studies.lab import Lab
 from topd_ray.studies.local import LocalLearner
-from topd_ray.studies.prefixes import Prefix, divergent_rows, make_prefixes, window_batch
+from topd_ray.studies.prefixes import (
+    Prefix,
+    divergent_rows,
+    make_prefixes,
+    window_batch,
+)
 from topd_ray.studies.provenance import make_provenance
 from topd_ray.studies.report import Cell, Report, Table, write_report
 
@@ -72,13 +77,15 @@ class Case:
 
 
 def run(study: StudyConfig) -> None:
-    """Find the fork, follow it, and write the report. Raises UserError where there is none."""
+    """Find the fork, follow it, and write the report. Raises UserError where there is
+    none.
+    """
     start = time.perf_counter()
     config = study.load_run(["teacher.signal=hidden"])
     if config.objective.lambda_traj == 0:
         raise UserError(
-            "objective.lambda_traj=0: the study shows OPD beside TOPD; add run.method=topd to the "
-            "study's overrides"
+            "objective.lambda_traj=0: the study shows OPD beside TOPD; add"
+            " run.method=topd to the study's overrides"
         )
     lab = Lab(config)
     try:
@@ -112,8 +119,9 @@ def _find_fork(lab: Lab, settings: CaseConfig) -> Prefix:
                 best = float(probe.d_ot_W[row]), found, probe, int(row)
     if best is None:
         raise UserError(
-            f"no fork in {len(rollouts)} rollouts: student and teacher never part; raise "
-            "case.num_prompts or candidates.fraction, or give another case.prompt"
+            f"no fork in {len(rollouts)} rollouts: student and teacher never part;"
+            " raise case.num_prompts or candidates.fraction, or give another"
+            " case.prompt"
         )
     (fork,) = make_prefixes(lab, rollouts, [best[1:]])
     return fork
@@ -123,14 +131,17 @@ def _given_prompt(lab: Lab, text: str) -> Prompt:
     context = lab.config.objective.context
     if context != "plain":
         raise UserError(
-            f"case.prompt with objective.context={context}: a given prompt brings no reference for "
-            "the teacher to read; leave it out, or set objective.context=plain"
+            f"case.prompt with objective.context={context}: a given prompt brings no"
+            " reference for the teacher to read; leave it out, or set"
+            " objective.context=plain"
         )
     record = PromptRecord(prompt_id="given", turns=(Turn("user", text),), answer=None)
     (kept, *_), _ = tokenize_records(
         [record], folder=lab.student_folder, max_tokens=lab.config.prompts.max_tokens
     )
-    return Prompt(prompt_id="given", position=0, token_ids_P=kept.token_ids_P, answer=None)
+    return Prompt(
+        prompt_id="given", position=0, token_ids_P=kept.token_ids_P, answer=None
+    )
 
 
 def _follow(lab: Lab, study: StudyConfig, fork: Prefix) -> Case:
@@ -149,7 +160,9 @@ def _follow(lab: Lab, study: StudyConfig, fork: Prefix) -> Case:
             for update in range(1, study.correction.updates + 1):
                 learner.update(batch)
                 engine.load_weights(learner.weights())
-                states.append(_look(lab, engine, fork, study.case, method=name, updates=update))
+                states.append(
+                    _look(lab, engine, fork, study.case, method=name, updates=update)
+                )
             learner.restore()
     finally:
         engine.close()
@@ -195,7 +208,9 @@ def _look(
         Step(
             token=_word(lab.tokenizer, int(said.token_ids_N[i])),
             student=_ranked(lab.tokenizer, said.top_ids_NM[i], said.top_logp_NM[i]),
-            teacher=_ranked(lab.tokenizer, read.signal.ids_NM[i], read.signal.logq_NM[i]),
+            teacher=_ranked(
+                lab.tokenizer, read.signal.ids_NM[i], read.signal.logq_NM[i]
+            ),
             p_student=math.exp(float(said.logp_N[i])),
             p_teacher=math.exp(-float(read.token_loss_N[i])),
         )
@@ -245,25 +260,38 @@ def _report(case: Case, study: StudyConfig, lambda_traj: float) -> Report:
     first = case.teacher[0]
     forked = {
         name: next(
-            (s.updates for s in case.states if s.method == name and s.steps[0].token == first), None
+            (
+                s.updates
+                for s in case.states
+                if s.method == name and s.steps[0].token == first
+            ),
+            None,
         )
         for name in METHODS.values()
     }
     said = {
-        name: (f"never in {settings.updates} updates" if after is None else f"after update {after}")
+        name: (
+            f"never in {settings.updates} updates"
+            if after is None
+            else f"after update {after}"
+        )
         for name, after in forked.items()
     }
     return Report(
         study="case",
         title="One fork, token by token (figure 3)",
         summary=[
-            f"The probed window with the largest D_OT ({case.d_ot:.3f}, token loss "
-            f"{case.loss:.2f} nats). Each row is the student's greedy continuation from the same "
-            f"prefix: before, and after each of {settings.updates} updates on its own window at "
-            f"learning rate {settings.lr:g}, by OPD and, from the same start, by TOPD (lambda "
-            f"{lambda_traj:g}).",
-            f"The teacher would go on with `{first}`. The student says so first: by OPD "
-            f"{said['OPD']}, by TOPD {said['TOPD']}.",
+            (
+                f"The probed window with the largest D_OT ({case.d_ot:.3f}, token loss"
+                f" {case.loss:.2f} nats). Each row is the student's greedy continuation"
+                f" from the same prefix: before, and after each of {settings.updates}"
+                f" updates on its own window at learning rate {settings.lr:g}, by OPD"
+                f" and, from the same start, by TOPD (lambda {lambda_traj:g})."
+            ),
+            (
+                f"The teacher would go on with `{first}`. The student says so first: by"
+                f" OPD {said['OPD']}, by TOPD {said['TOPD']}."
+            ),
         ],
         text=as_written(case),
         tables=[_table(case)],
@@ -283,7 +311,16 @@ def _table(case: Case) -> Table:
     return Table(
         name="tokens",
         title="Every token",
-        columns=("method", "updates", "position", "model", "rank", "token", "p", "said"),
+        columns=(
+            "method",
+            "updates",
+            "position",
+            "model",
+            "rank",
+            "token",
+            "p",
+            "said",
+        ),
         rows=rows,
         shown=False,
     )

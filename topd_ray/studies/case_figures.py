@@ -1,4 +1,6 @@
-"""A fork as pictures: every continuation as a row of tokens, and the odds at the fork itself."""
+"""A fork as pictures: every continuation as a row of tokens, and the odds at the fork
+itself.
+"""
 
 import math
 from typing import TYPE_CHECKING
@@ -13,7 +15,9 @@ from topd_ray.studies.report import Plot
 if TYPE_CHECKING:
     from topd_ray.studies.case import Case
 
-_SURPRISE = LinearSegmentedColormap.from_list("surprise", ["#FFFFFF", "#F6C9A8", VERMILION])
+_SURPRISE = LinearSegmentedColormap.from_list(
+    "surprise", ["#FFFFFF", "#F6C9A8", VERMILION]
+)
 _WORST_NATS = 8.0
 """Of the colour scale: the teacher gives such a token a probability of 1 in 3,000."""
 _FLOOR = 1e-6
@@ -28,16 +32,24 @@ def continuation_plot(case: "Case") -> Plot:
     columns = max(len(tokens) for _, tokens in rows)
     norm = Normalize(0.0, _WORST_NATS)
     with drawing():
-        figure, (axes,) = new_figure(width_in=1.4 + 0.72 * columns, height_in=1.2 + 0.3 * len(rows))
+        figure, (axes,) = new_figure(
+            width_in=1.4 + 0.72 * columns, height_in=1.2 + 0.3 * len(rows)
+        )
         gap = 0.0
         for row, (name, tokens) in enumerate(rows):
             gap += 0.35 if row == 1 or name.endswith(" 1") else 0.0
             place = row + gap
             axes.text(-0.15, place + 0.5, name, ha="right", va="center")
             for column, (token, p_teacher) in enumerate(tokens):
-                colour = "#E8F3EE" if p_teacher is None else _SURPRISE(norm(_nats(p_teacher)))
+                colour = (
+                    "#E8F3EE"
+                    if p_teacher is None
+                    else _SURPRISE(norm(_nats(p_teacher)))
+                )
                 axes.add_patch(
-                    Rectangle((column, place), 1, 1, facecolor=colour, edgecolor="white")
+                    Rectangle(
+                        (column, place), 1, 1, facecolor=colour, edgecolor="white"
+                    )
                 )
                 follows = column < len(case.teacher) and token == case.teacher[column]
                 axes.text(
@@ -53,28 +65,38 @@ def continuation_plot(case: "Case") -> Plot:
         axes.set_xlim(0, columns)
         axes.set_ylim(len(rows) + gap, 0)
         axes.set_yticks([])
-        axes.set_xticks([c + 0.5 for c in range(columns)], [str(c) for c in range(columns)])
+        axes.set_xticks(
+            [c + 0.5 for c in range(columns)], [str(c) for c in range(columns)]
+        )
         axes.tick_params(length=0)
         for spine in axes.spines.values():
             spine.set_visible(False)
         axes.set_xlabel("tokens from the fork on")
         axes.set_title("Greedy continuations from the same prefix")
         bar = figure.colorbar(
-            ScalarMappable(norm, _SURPRISE), ax=axes, fraction=0.03, pad=0.01, extend="max"
+            ScalarMappable(norm, _SURPRISE),
+            ax=axes,
+            fraction=0.03,
+            pad=0.01,
+            extend="max",
         )
         bar.set_label("teacher's surprise (nats)")
         bar.outline.set_visible(False)
     return Plot(
         name="continuations",
-        caption="The student's continuation before and after each update. Colour: -log p of the "
-        "token under the teacher in the same context; bold: the token that stands there in the "
-        "teacher's own continuation.",
+        caption=(
+            "The student's continuation before and after each update. Colour: -log p of"
+            " the token under the teacher in the same context; bold: the token that"
+            " stands there in the teacher's own continuation."
+        ),
         figure=figure,
     )
 
 
 def fork_plot(case: "Case") -> Plot:
-    """At the fork: the student's probability of its own and of the teacher's token, by update."""
+    """At the fork: the student's probability of its own and of the teacher's token, by
+    update.
+    """
     teacher_token, own_token = case.teacher[0], case.states[0].steps[0].token
     before, *after = case.states
     with drawing():
@@ -86,7 +108,10 @@ def fork_plot(case: "Case") -> Plot:
                 (teacher_token, GREEN, f"teacher's token: {teacher_token}"),
                 (own_token, VERMILION, f"student's token: {own_token}"),
             ):
-                shares = [dict(state.steps[0].student).get(token, math.nan) for state in states]
+                shares = [
+                    dict(state.steps[0].student).get(token, math.nan)
+                    for state in states
+                ]
                 one.plot(updates, shares, "o-", color=colour, markersize=4, label=label)
             sure = [
                 math.exp(
@@ -112,9 +137,11 @@ def fork_plot(case: "Case") -> Plot:
         axes[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return Plot(
         name="fork",
-        caption="The student's probability of both tokens at the fork (a gap: not among its "
-        "likeliest), and how likely the teacher finds the continuation that follows: the "
-        "geometric mean of its probabilities.",
+        caption=(
+            "The student's probability of both tokens at the fork (a gap: not among its"
+            " likeliest), and how likely the teacher finds the continuation that"
+            " follows: the geometric mean of its probabilities."
+        ),
         figure=figure,
     )
 

@@ -1,4 +1,6 @@
-"""A fork as text: all continuations side by side, then every position's likeliest tokens."""
+"""A fork as text: all continuations side by side, then every position's likeliest
+tokens.
+"""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -20,7 +22,10 @@ def as_written(case: "Case") -> str:
             [
                 ("teacher", case.teacher),
                 ("rollout", case.own),
-                *((state.name, [step.token for step in state.steps]) for state in case.states),
+                *(
+                    (state.name, [step.token for step in state.steps])
+                    for state in case.states
+                ),
             ]
         ),
     ]
@@ -39,7 +44,9 @@ def _aligned(rows: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
     names = max(len(name) for name, _ in rows)
     return [
         f"{name:<{names}}  "
-        + " ".join(f"{token:<{width}}" for token, width in zip(tokens, widths, strict=False))
+        + " ".join(
+            f"{token:<{width}}" for token, width in zip(tokens, widths, strict=False)
+        )
         for name, tokens in rows
     ]
 

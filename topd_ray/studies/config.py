@@ -1,4 +1,6 @@
-"""A study file: the run it starts from, where its results go, and one section a study."""
+"""A study file: the run it starts from, where its results go, and one section a
+study.
+"""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -23,30 +25,46 @@ Name = Annotated[str, Field(min_length=1)]
 
 
 class ProbingConfig(Section):
-    """Section 2.1 of the paper, figures 2, 4 and 6: what token loss says of the near future."""
+    """Section 2.1 of the paper, figures 2, 4 and 6: what token loss says of the near
+    future.
+    """
 
     num_prompts: PositiveInt = 200
-    """Prompts, the first of the run's order; each gets `rollout.samples_per_prompt` rollouts."""
+    """Prompts, the first of the run's order; each gets `rollout.samples_per_prompt`
+    rollouts.
+    """
     resamples: PositiveInt = 2000
-    """Of the bootstrap, which draws whole prompts: windows of one prompt are no strangers."""
+    """Of the bootstrap, which draws whole prompts: windows of one prompt are no
+    strangers.
+    """
     bins: PositiveInt = 10
     """Of the binned mean: equally many positions each."""
     epsilons: tuple[PositiveFloat, ...] = (0.005, 0.02, 0.05, 0.2)
     """Entropic blurs of the sensitivity table, beside exact transport."""
     windows: tuple[PositiveInt, ...] = (10, 25, 50)
-    """K of the sensitivity table, in tokens; the run's `probe.window` is the longest possible."""
+    """K of the sensitivity table, in tokens; the run's `probe.window` is the longest
+    possible.
+    """
     temperatures: tuple[NonNegativeFloat, ...] = (0.0, 0.6, 1.0)
-    """Of the teacher's decoding in the sensitivity table; each is one more probe of everything."""
+    """Of the teacher's decoding in the sensitivity table; each is one more probe of
+    everything.
+    """
     surface_tokens: tuple[Name, ...] = ()
-    """Words that change the wording and not the reasoning; a position where the student says one
-    of them is reported apart. Each must be one token of the student's tokenizer."""
+    """Words that change the wording and not the reasoning; a position where the student
+    says one of them is reported apart. Each must be one token of the student's
+    tokenizer.
+    """
 
 
 class CorrectionConfig(Section):
-    """Section 5.2 of the paper, figure 5: a few updates on one window, then look again."""
+    """Section 5.2 of the paper, figure 5: a few updates on one window, then look
+    again.
+    """
 
     num_prompts: PositiveInt = 200
-    """Prompts whose rollouts are searched for a divergent prefix, at most one a rollout."""
+    """Prompts whose rollouts are searched for a divergent prefix, at most one a
+    rollout.
+    """
     num_prefixes: PositiveInt = 100
     """Divergent prefixes corrected (paper: 1,000)."""
     updates: PositiveInt = 5
@@ -62,7 +80,9 @@ class CorrectionConfig(Section):
 
 
 class CaseConfig(Section):
-    """Figure 3 of the paper: one fork, token by token; updates and lr are `correction`'s."""
+    """Figure 3 of the paper: one fork, token by token; updates and lr are
+    `correction`'s.
+    """
 
     num_prompts: PositiveInt = 50
     """Prompts among whose probes the fork is the one with the largest D_OT."""
@@ -78,13 +98,17 @@ class VariantConfig(Section):
     """One row of the ablation."""
 
     config: Name | None = None
-    """Config of its runs (a relative path starts at the study file's folder); by default `run`."""
+    """Config of its runs (a relative path starts at the study file's folder); by
+    default `run`.
+    """
     overrides: tuple[str, ...] = ()
     """`section.key=value` on top of it."""
 
 
 class AblationConfig(Section):
-    """Tables 1 and 2 of the paper: whole runs, a few seeds each, and their held-out accuracy."""
+    """Tables 1 and 2 of the paper: whole runs, a few seeds each, and their held-out
+    accuracy.
+    """
 
     seeds: Annotated[list[NonNegativeInt], Field(min_length=1)]
     """One run of every variant for each; variants are compared seed by seed."""
@@ -124,13 +148,17 @@ class StudyConfig(Section):
     """A study file, whole."""
 
     run: Name
-    """Config of the run that is studied; a relative path starts at the study file's folder."""
+    """Config of the run that is studied; a relative path starts at the study file's
+    folder.
+    """
     overrides: tuple[str, ...] = ()
     """`section.key=value` on top of it."""
     out: Name | None = None
     """Folder of the results; by default `runs/studies/<name of the study file>`."""
     seed: NonNegativeInt = 0
-    """Of the bootstrap and of whatever else a study draws; the run has a seed of its own."""
+    """Of the bootstrap and of whatever else a study draws; the run has a seed of its
+    own.
+    """
     probing: ProbingConfig = ProbingConfig()
     correction: CorrectionConfig = CorrectionConfig()
     case: CaseConfig = CaseConfig()
@@ -148,7 +176,8 @@ class StudyConfig(Section):
 
 
 def load_study(path: Path, out: Path | None = None) -> StudyConfig:
-    """Read and validate a study file and the run config it names; `out` wins over the file's.
+    """Read and validate a study file and the run config it names; `out` wins over the
+    file's.
 
     Paths in the result are absolute. Raises UserError.
     """
@@ -173,7 +202,9 @@ def _resolved(ablation: AblationConfig, folder: Path) -> AblationConfig:
     """The same with absolute paths of the variants' configs."""
     variants = {
         name: variant.model_copy(
-            update={"config": variant.config and str((folder / variant.config).resolve())}
+            update={
+                "config": variant.config and str((folder / variant.config).resolve())
+            }
         )
         for name, variant in ablation.variants.items()
     }

@@ -1,9 +1,10 @@
 """Section 5.2: a few updates on one divergent window, then the same prefix once more.
 
-Both methods train on the student's own window with the reverse KL of the live teacher; TOPD adds
-lambda L_traj with the window's transport plan. As the paper can also be read, both are then tried
-on the teacher's continuation as the window. Nothing outside the window has a gradient, and
-weights and optimizer are put back exactly before the next method and the next prefix.
+Both methods train on the student's own window with the reverse KL of the live teacher;
+TOPD adds lambda L_traj with the window's transport plan. As the paper can also be read,
+both are then tried on the teacher's continuation as the window. Nothing outside the
+window has a gradient, and weights and optimizer are put back exactly before the next
+method and the next prefix.
 """
 
 import json
@@ -42,14 +43,17 @@ _LOG_EVERY = 10
 
 
 def run(study: StudyConfig) -> None:
-    """Correct, compare, and write the report; what was done before an interruption is kept."""
+    """Correct, compare, and write the report; what was done before an interruption is
+    kept.
+    """
     start = time.perf_counter()
-    # the full vocabulary on both sides, as in the paper, whatever the run itself learns from
+    # the full vocabulary on both sides, as in the paper, whatever the run itself learns
+    # from
     config, settings = study.load_run(["teacher.signal=hidden"]), study.correction
     if config.objective.lambda_traj == 0:
         raise UserError(
-            "objective.lambda_traj=0: the study compares OPD with TOPD; add run.method=topd to the "
-            "study's overrides"
+            "objective.lambda_traj=0: the study compares OPD with TOPD; add"
+            " run.method=topd to the study's overrides"
         )
     lab = Lab(config)
     try:
@@ -85,8 +89,8 @@ def find_prefixes(lab: Lab, settings: CorrectionConfig) -> tuple[list[Prefix], f
             chosen += [(found, probe, int(row)) for row in rows[:1]]
     if not chosen:
         raise UserError(
-            f"no divergent prefix in {len(rollouts)} rollouts; raise the study's num_prompts or "
-            "candidates.fraction"
+            f"no divergent prefix in {len(rollouts)} rollouts; raise the study's"
+            " num_prompts or candidates.fraction"
         )
     return make_prefixes(lab, rollouts, chosen[: settings.num_prefixes]), line
 
@@ -127,7 +131,13 @@ def _correct_all(
                     kept.add(prefix, method, ids)
                 spoken[method].append(ids)
             if count % _LOG_EVERY == 0 or count == len(prefixes):
-                logger.info("%s's window, lr %g: %d of %d prefixes", on, lr, count, len(prefixes))
+                logger.info(
+                    "%s's window, lr %g: %d of %d prefixes",
+                    on,
+                    lr,
+                    count,
+                    len(prefixes),
+                )
     finally:
         engine.close()
     return Correction(
@@ -167,7 +177,9 @@ class _Kept:
         self._path = path
         self._known: dict[tuple[str, str], list[int]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        for line in (
+            path.read_text(encoding="utf-8").splitlines() if path.is_file() else ()
+        ):
             if line.endswith("}"):  # the last one may be torn
                 one = json.loads(line)
                 self._known[one["prefix"], one["method"]] = one["ids"]
@@ -177,7 +189,9 @@ class _Kept:
         return None if ids is None else np.array(ids, np.int32)
 
     def add(self, prefix: Prefix, method: str, ids: Ints) -> None:
-        line = json.dumps({"prefix": prefix.name, "method": method, "ids": ids.tolist()})
+        line = json.dumps(
+            {"prefix": prefix.name, "method": method, "ids": ids.tolist()}
+        )
         with self._path.open("a", encoding="utf-8") as file:
             file.write(f"\n{line}")
 

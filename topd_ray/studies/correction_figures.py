@@ -27,7 +27,9 @@ def correction_plot(
         for place, (name, values) in enumerate(distances.items()):
             colour, mean = _COLOURS[place], estimates[name]
             offsets = _beeswarm(values)
-            axes.scatter(place + offsets, values, s=12, color=colour, alpha=0.45, linewidths=0)
+            axes.scatter(
+                place + offsets, values, s=12, color=colour, alpha=0.45, linewidths=0
+            )
             at = place + _SPREAD + 0.1
             low, high = np.nan_to_num([mean.value - mean.low, mean.high - mean.value])
             axes.errorbar(
@@ -67,16 +69,22 @@ def correction_plot(
         axes.set_title(f"The same {count} prefixes, {updates} updates on the window")
     return Plot(
         name="distances",
-        caption="D_OT of the regenerated continuation to the teacher's, one point a prefix, with "
-        "mean and 95 % interval, as in figure 5 of the paper.",
+        caption=(
+            "D_OT of the regenerated continuation to the teacher's, one point a prefix,"
+            " with mean and 95 % interval, as in figure 5 of the paper."
+        ),
         figure=figure,
     )
 
 
 def _beeswarm(values: Floats) -> Floats:
-    """Sideways places that leave crowded values apart: a fixed pattern, no randomness."""
+    """Sideways places that leave crowded values apart: a fixed pattern, no
+    randomness.
+    """
     order = np.argsort(values, kind="stable")
-    golden = (np.arange(len(values)) * 0.618034) % 1.0  # spreads neighbours in rank evenly
+    golden = (
+        np.arange(len(values)) * 0.618034
+    ) % 1.0  # spreads neighbours in rank evenly
     offsets = np.empty(len(values), np.float32)
     offsets[order] = (golden - 0.5) * 2 * _SPREAD
     return offsets

@@ -1,4 +1,6 @@
-"""The correction study's report: continuations' distances in, tables and the figure out."""
+"""The correction study's report: continuations' distances in, tables and the figure
+out.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +13,13 @@ from topd_ray.studies.config import CorrectionConfig
 from topd_ray.studies.correction_figures import correction_plot
 from topd_ray.studies.prefixes import Prefix, WindowOf
 from topd_ray.studies.report import Cell, Report, Table
-from topd_ray.studies.statistics import Estimate, bootstrap, mean, median, paired_difference
+from topd_ray.studies.statistics import (
+    Estimate,
+    bootstrap,
+    mean,
+    median,
+    paired_difference,
+)
 
 STATES = {"before": "before", "opd": "after OPD", "topd": "after TOPD"}
 PAPER_MEANS = {"before": 0.538, "opd": 0.350, "topd": 0.204}
@@ -89,7 +97,10 @@ def analyse(
 
 
 def _states_table(
-    prefixes: Sequence[Prefix], line: float, main: Correction, estimates: dict[str, Estimate]
+    prefixes: Sequence[Prefix],
+    line: float,
+    main: Correction,
+    estimates: dict[str, Estimate],
 ) -> Table:
     probed = np.array([prefix.d_ot for prefix in prefixes])
     own_lead = np.array(
@@ -104,7 +115,12 @@ def _states_table(
     for state, name in STATES.items():
         one = main.states[state]
         rows.append(
-            (name, estimates[state], PAPER_MEANS[state], *_row(one.d_ot_P, one.lead_P, line))
+            (
+                name,
+                estimates[state],
+                PAPER_MEANS[state],
+                *_row(one.d_ot_P, one.lead_P, line),
+            )
         )
     return Table(
         name="states",
@@ -120,9 +136,11 @@ def _states_table(
             "tokens in step with the teacher",
         ),
         rows=rows,
-        note="95 % bootstrap intervals over prompts. The line is the D_OT above which the run "
-        "would call a candidate divergent. First token right and window still above the line is "
-        "the paper's token-by-token learning trap.",
+        note=(
+            "95 % bootstrap intervals over prompts. The line is the D_OT above which"
+            " the run would call a candidate divergent. First token right and window"
+            " still above the line is the paper's token-by-token learning trap."
+        ),
     )
 
 
@@ -146,7 +164,13 @@ def _pairs_table(distances: dict[str, Floats], seed: int) -> Table:
     return Table(
         name="pairs",
         title="Paired by prefix",
-        columns=("difference of D_OT", "mean", "p, t test", "p, Wilcoxon", "p, sign flips"),
+        columns=(
+            "difference of D_OT",
+            "mean",
+            "p, t test",
+            "p, Wilcoxon",
+            "p, sign flips",
+        ),
         rows=rows,
         note="t-interval of the mean; two-sided p. Negative: closer to the teacher.",
     )
@@ -164,9 +188,11 @@ def _rates_table(results: Sequence[Correction], seed: int) -> Table:
         title="Mean D_OT by window and learning rate",
         columns=("window", "learning rate", *STATES.values(), "TOPD minus OPD, paired"),
         rows=rows,
-        note="The first row is the study's own; the paper gives no learning rate. Where the window "
-        "is the teacher's, the student learns along the continuation it is then measured by, and "
-        "L_traj is the cross entropy of its tokens.",
+        note=(
+            "The first row is the study's own; the paper gives no learning rate. Where"
+            " the window is the teacher's, the student learns along the continuation it"
+            " is then measured by, and L_traj is the cross entropy of its tokens."
+        ),
     )
 
 
@@ -208,31 +234,42 @@ def _summary(
     config: Config,
 ) -> list[str]:
     means = {state: mean(main.states[state].d_ot_P) for state in STATES}
-    gap = paired_difference(main.states["opd"].d_ot_P, main.states["topd"].d_ot_P, seed=0).mean
+    gap = paired_difference(
+        main.states["opd"].d_ot_P, main.states["topd"].d_ot_P, seed=0
+    ).mean
     order = "TOPD and OPD do not differ beyond chance, unlike in the paper"
     if gap.high < 0:
         order = "TOPD ends closer to the teacher than OPD, as in the paper"
     elif gap.low > 0:
         order = "TOPD ends farther from the teacher than OPD, unlike in the paper"
     shown = ", ".join(f"{STATES[state]} {value:.3f}" for state, value in means.items())
-    decoding = "greedily" if settings.temperature == 0 else f"at {settings.temperature:g}"
+    decoding = (
+        "greedily" if settings.temperature == 0 else f"at {settings.temperature:g}"
+    )
     return [
-        f"{len(prefixes)} divergent prefixes, at most one a rollout: the candidate of highest "
-        f"token loss among those whose D_OT exceeds {line:.3f} (the "
-        f"{config.windows.divergence.quantile:g} quantile of all candidates'). From the same "
-        f"start, M = {settings.updates} updates of AdamW at learning rate {main.lr:g} on the "
-        f"student's own window of K = {config.probe.window} tokens: OPD by reverse KL under the "
-        f"live teacher, TOPD with {config.objective.lambda_traj:g} L_traj beside it. Weights and "
-        "optimizer are restored exactly after each.",
-        f"The prefix is then continued anew, {decoding}, and compared with the teacher's "
-        f"continuation: {order} "
-        f"({shown}; TOPD minus OPD {gap}).",
-        "The paper's section 2.2 trains on the student's regenerated window, its section 5.2 takes "
-        "the teacher's continuation as the target in the window. Here the window is the student's "
-        "own, as in training, and the teacher's continuation enters by the plan of L_traj alone; "
-        "the other reading is in the table by window. The row before is decoded like the rows "
-        "after, so that decoding accounts for no difference; the rollout's own window, sampled, "
-        "stands above it.",
+        (
+            f"{len(prefixes)} divergent prefixes, at most one a rollout: the candidate"
+            f" of highest token loss among those whose D_OT exceeds {line:.3f} (the"
+            f" {config.windows.divergence.quantile:g} quantile of all candidates')."
+            f" From the same start, M = {settings.updates} updates of AdamW at learning"
+            f" rate {main.lr:g} on the student's own window of K ="
+            f" {config.probe.window} tokens: OPD by reverse KL under the live teacher,"
+            f" TOPD with {config.objective.lambda_traj:g} L_traj beside it. Weights and"
+            " optimizer are restored exactly after each."
+        ),
+        (
+            f"The prefix is then continued anew, {decoding}, and compared with the"
+            f" teacher's continuation: {order} ({shown}; TOPD minus OPD {gap})."
+        ),
+        (
+            "The paper's section 2.2 trains on the student's regenerated window, its"
+            " section 5.2 takes the teacher's continuation as the target in the window."
+            " Here the window is the student's own, as in training, and the teacher's"
+            " continuation enters by the plan of L_traj alone; the other reading is in"
+            " the table by window. The row before is decoded like the rows after, so"
+            " that decoding accounts for no difference; the rollout's own window,"
+            " sampled, stands above it."
+        ),
     ]
 
 

@@ -1,4 +1,5 @@
-"""One look for all figures: matplotlib's object interface, no global state, same bytes each time.
+"""One look for all figures: matplotlib's object interface, no global state, same bytes
+each time.
 
 Colours are Okabe and Ito's, which most colour-blind readers can tell apart.
 """
@@ -59,7 +60,12 @@ def drawing() -> Iterator[None]:
 
 
 def new_figure(
-    rows: int = 1, columns: int = 1, *, width_in: float = 6.4, height_in: float = 3.6, **grid: Any
+    rows: int = 1,
+    columns: int = 1,
+    *,
+    width_in: float = 6.4,
+    height_in: float = 3.6,
+    **grid: Any,
 ) -> tuple[Figure, list[Axes]]:
     """A figure and its axes, row by row; only inside `drawing()`."""
     figure = Figure(figsize=(width_in, height_in), layout="constrained")
@@ -69,7 +75,9 @@ def new_figure(
 
 
 def save_figure(figure: Figure, stem: Path) -> None:
-    """`stem`.png and `stem`.svg, without dates, so that the same numbers give the same files."""
+    """`stem`.png and `stem`.svg, without dates, so that the same numbers give the same
+    files.
+    """
     with drawing():
         figure.savefig(f"{stem}.png", dpi=_DPI, metadata={"Software": None})
         figure.savefig(f"{stem}.svg", metadata={"Date": None})

@@ -1,4 +1,6 @@
-"""The student and the teacher of a run, opened in this process, and the stages over them."""
+"""The student and the teacher of a run, opened in this process, and the stages over
+them.
+"""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -32,8 +34,9 @@ from topd_ray.teacher import TeacherActor
 class Lab:
     """Prompt -> Rollout -> ScoredRollout -> CandidateSet -> ProbeSet, without Ray.
 
-    Every arrow is the stage's own class; engines are opened when they are first needed. Raises
-    UserError for another back end than `hf`: a process holds one vLLM engine at most.
+    Every arrow is the stage's own class; engines are opened when they are first needed.
+    Raises UserError for another back end than `hf`: a process holds one vLLM engine at
+    most.
     """
 
     def __init__(self, config: Config) -> None:
@@ -44,8 +47,9 @@ class Lab:
         ]:
             if engine.backend != "hf":
                 raise UserError(
-                    f"{field}.backend={engine.backend}: a study holds student and teacher in one "
-                    f"process; add {field}.backend=hf to the study's overrides"
+                    f"{field}.backend={engine.backend}: a study holds student and"
+                    f" teacher in one process; add {field}.backend=hf to the study's"
+                    " overrides"
                 )
         self.student_folder = resolve_model(config.learner.model)
         self.teacher_folder = resolve_model(config.teacher_model)
@@ -60,16 +64,22 @@ class Lab:
         return source.take(min(count, len(source)))
 
     def roll_out(self, prompts: Sequence[Prompt]) -> list[Rollout]:
-        """`rollout.samples_per_prompt` responses each, in the order of prompts and samples."""
+        """`rollout.samples_per_prompt` responses each, in the order of prompts and
+        samples.
+        """
         chunks = self._student.roll_out(prompts, policy_version=0)
-        return sorted((one for chunk in chunks for one in chunk), key=lambda one: one.rollout_id)
+        return sorted(
+            (one for chunk in chunks for one in chunk), key=lambda one: one.rollout_id
+        )
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
         """Whatever `teacher.signal` says, and the loss that picks candidates."""
         return self._teacher.score(rollouts)
 
     def read(self, rollouts: Sequence[Rollout], *, top: int) -> list[ScoredRollout]:
-        """The teacher's `top` likeliest ids at each position, and its -log p of what is there."""
+        """The teacher's `top` likeliest ids at each position, and its -log p of what is
+        there.
+        """
         reader = TeacherActor(
             self.config.teacher.model_copy(update={"signal": "topk", "top_k": top}),
             self.config.candidates.model_copy(update={"loss": "teacher_nll"}),
@@ -81,7 +91,9 @@ class Lab:
     def candidates(
         self, scored: Sequence[ScoredRollout], *, controls: bool = False
     ) -> list[CandidateSet]:
-        """High-loss positions of each rollout; with `controls`, as many random and low-loss."""
+        """High-loss positions of each rollout; with `controls`, as many random and
+        low-loss.
+        """
         return [
             find_candidates(
                 one,
@@ -104,7 +116,9 @@ class Lab:
             config = config.model_copy(update={"teacher_temperature": temperature})
         fresh = None
         if config.student == "resample":
-            fresh = self._student.resample(candidates, window=config.window, policy_version=0)
+            fresh = self._student.resample(
+                candidates, window=config.window, policy_version=0
+            )
         continued = continue_from(
             self._teacher_engine, candidates, config, run_seed=self.config.run.seed
         )
@@ -121,18 +135,29 @@ class Lab:
         epsilon: float | None = None,
         embedding: Literal["teacher", "student"] | None = None,
     ) -> list[ProbeSet]:
-        """The teacher's recorded continuations under another setting; what is None stays as it was.
+        """The teacher's recorded continuations under another setting; what is None
+        stays as it was.
 
-        The student's are those on record too, or `student_ids`: one (W, K) array a rollout.
+        The student's are those on record too, or `student_ids`: one (W, K) array a
+        rollout.
         """
-        changes = {"window": window, "solver": solver, "epsilon": epsilon, "embedding": embedding}
+        changes = {
+            "window": window,
+            "solver": solver,
+            "epsilon": epsilon,
+            "embedding": embedding,
+        }
         config = self.config.probe.model_copy(
             update={name: value for name, value in changes.items() if value is not None}
             | {"student": "resample"}
         )
-        fresh = [one.student_ids_WK for one in probes] if student_ids is None else student_ids
-        # for greedy decoding, and for any whose seed is the request's, a continuation of fewer
-        # tokens is the beginning of a longer one
+        fresh = (
+            [one.student_ids_WK for one in probes]
+            if student_ids is None
+            else student_ids
+        )
+        # for greedy decoding, and for any whose seed is the request's, a continuation
+        # of fewer tokens is the beginning of a longer one
         teacher = [one.teacher_ids_WK for one in probes]
         return self._prober(config).probe(
             candidates,
@@ -143,7 +168,9 @@ class Lab:
         )
 
     def open_student(self) -> GenerationEngine:
-        """One more student engine, whose weights its owner may change; the owner closes it."""
+        """One more student engine, whose weights its owner may change; the owner closes
+        it.
+        """
         return open_generation(
             self.student_folder,
             self.config.rollout.engine,
@@ -165,12 +192,16 @@ class Lab:
                 self.__dict__.pop(name).close()
 
     def _prober(self, config: ProbeConfig) -> ProbeActor:
-        return ProbeActor(config, self.teacher_folder, student_folder=self.student_folder)
+        return ProbeActor(
+            config, self.teacher_folder, student_folder=self.student_folder
+        )
 
     @cached_property
     def _student(self) -> RolloutActor:
         return RolloutActor(
-            self.config.rollout, lambda: self._student_engine, run_seed=self.config.run.seed
+            self.config.rollout,
+            lambda: self._student_engine,
+            run_seed=self.config.run.seed,
         )
 
     @cached_property
@@ -202,8 +233,9 @@ def token_id(lab: Lab, word: str) -> int:
     unknown = lab.tokenizer.unk_token_id
     if len(ids) != 1 or (ids[0] == unknown and word != lab.tokenizer.unk_token):
         raise UserError(
-            f"probing.surface_tokens: {word!r} is {len(ids)} tokens of {lab.student_folder}'s "
-            "tokenizer, or none that it knows; name single tokens (a leading space may matter)"
+            f"probing.surface_tokens: {word!r} is {len(ids)} tokens of"
+            f" {lab.student_folder}'s tokenizer, or none that it knows; name single"
+            " tokens (a leading space may matter)"
         )
     return int(ids[0])
 

@@ -17,10 +17,12 @@ from topd_ray.models.tensors import output_head
 
 
 class LocalLearner:
-    """The learner's losses under torch's AdamW in this process, at a constant learning rate.
+    """The learner's losses under torch's AdamW in this process, at a constant learning
+    rate.
 
-    Weights and optimizer are float32 whatever the run trains in, and there is no dropout: an
-    update is a function of the batch and of the updates since the last `restore`, nothing else.
+    Weights and optimizer are float32 whatever the run trains in, and there is no
+    dropout: an update is a function of the batch and of the updates since the last
+    `restore`, nothing else.
     """
 
     def __init__(
@@ -32,7 +34,9 @@ class LocalLearner:
         lr: float,
         lambda_traj: float,
     ) -> None:
-        student = load_student(student_folder, dtype=torch.float32, gradient_checkpointing=False)
+        student = load_student(
+            student_folder, dtype=torch.float32, gradient_checkpointing=False
+        )
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model = DistillationModel(
             student.eval(),
@@ -43,13 +47,18 @@ class LocalLearner:
         ).to(device)
         self._device, self._clip = device, config.clip
         self._optimizer = torch.optim.AdamW(
-            student.parameters(), lr=lr, betas=config.betas, weight_decay=config.weight_decay
+            student.parameters(),
+            lr=lr,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
         )
         self._start = {n: p.detach().clone() for n, p in student.named_parameters()}
         self._optimizer_start = copy.deepcopy(self._optimizer.state_dict())
 
     def update(self, batch: TrainBatch) -> LossSums:
-        """One step on the batch; returns the losses before it, summed over its tokens."""
+        """One step on the batch; returns the losses before it, summed over its
+        tokens.
+        """
         assert isinstance(batch.signal, HiddenSignal)
         loss, token, traj, rollout_kl = self._model(
             *(

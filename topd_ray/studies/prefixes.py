@@ -1,7 +1,8 @@
-"""Divergent prefixes: one window of a rollout, cut out so that it can be learned by itself.
+"""Divergent prefixes: one window of a rollout, cut out so that it can be learned by
+itself.
 
-The window is the response of a rollout whose prompt is the original prompt and y_<t: whatever
-trains on a rollout then trains on the window, and on nothing else.
+The window is the response of a rollout whose prompt is the original prompt and y_<t:
+whatever trains on a rollout then trains on the window, and on nothing else.
 """
 
 from collections.abc import Sequence
@@ -40,7 +41,9 @@ class Prefix:
     probe: ProbeSet
     """With this window alone."""
     window: ScoredRollout
-    """The student's own window as a response to the prefix, under the live teacher's eyes."""
+    """The student's own window as a response to the prefix, under the live teacher's
+    eyes.
+    """
     teacher_window: ScoredRollout
     """The teacher's continuation in its place."""
 
@@ -71,15 +74,19 @@ class Prefix:
 
 
 def divergence_line(probes: Sequence[ProbeSet], quantile: float) -> float:
-    """D7 over all candidates at once: the quantile of their D_OT. Raises ValueError without any."""
+    """D7 over all candidates at once: the quantile of their D_OT. Raises ValueError
+    without any.
+    """
     distances = [one.d_ot_W[one.converged_W & (one.groups_W == HIGH)] for one in probes]
     return float(np.quantile(np.concatenate(distances), quantile))
 
 
 def divergent_rows(found: CandidateSet, probe: ProbeSet, line: float) -> Ints:
-    """Windows above the line that the token limit did not cut, highest token loss first.
+    """Windows above the line that the token limit did not cut, highest token loss
+    first.
 
-    By loss, not by D_OT: picking the largest distances would make any second look seem closer.
+    By loss, not by D_OT: picking the largest distances would make any second look seem
+    closer.
     """
     window = probe.student_ids_WK.shape[1]
     left_W = len(found.response_ids_N) - probe.positions_W
@@ -115,12 +122,16 @@ def make_prefixes(
 
 
 def window_batch(
-    prefix: Prefix, objective: ObjectiveConfig, *, with_plan: bool, on: WindowOf = "student"
+    prefix: Prefix,
+    objective: ObjectiveConfig,
+    *,
+    with_plan: bool,
+    on: WindowOf = "student",
 ) -> TrainBatch:
     """The micro-batch of a window: token loss alone, or with the plan's soft targets.
 
-    The teacher's window differs from the teacher's continuation in nothing, so there the plan is
-    the diagonal, and L_traj the cross entropy of the teacher's own tokens.
+    The teacher's window differs from the teacher's continuation in nothing, so there
+    the plan is the diagonal, and L_traj the cross entropy of the teacher's own tokens.
     """
     window = prefix.window if on == "student" else prefix.teacher_window
     rollout = window.rollout

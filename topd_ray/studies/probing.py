@@ -1,7 +1,8 @@
 """Section 2.1: does a high token loss mean that the two models part ways?
 
-Equally many high-loss, random and low-loss positions of the student's rollouts are probed as the
-run would probe them; then the same windows once more under other settings.
+Equally many high-loss, random and low-loss positions of the student's rollouts are
+probed as the run would probe them; then the same windows once more under other
+settings.
 """
 
 import logging
@@ -26,7 +27,9 @@ logger = logging.getLogger(__name__)
 
 
 def run(study: StudyConfig) -> None:
-    """Probe, compute, and write the report into the study's folder. Raises UserError."""
+    """Probe, compute, and write the report into the study's folder. Raises
+    UserError.
+    """
     start = time.perf_counter()
     config, settings = study.load_run(), study.probing
     _check_windows(settings, config.probe.window)
@@ -36,22 +39,33 @@ def run(study: StudyConfig) -> None:
         rollouts = lab.roll_out(lab.prompts(settings.num_prompts))
         candidates = lab.candidates(lab.score(rollouts), controls=True)
         prompts = {one.rollout_id: one.prompt_id for one in rollouts}
-        logger.info("probing %d windows", sum(len(one.positions_W) for one in candidates))
+        logger.info(
+            "probing %d windows", sum(len(one.positions_W) for one in candidates)
+        )
         probes = lab.probe(candidates)
         windows = gather(probes, prompts)
         if not windows.of(HIGH).any():
             raise UserError(
-                f"no candidate in {len(candidates)} rollouts: raise candidates.fraction or "
-                "probing.num_prompts, or lower candidates.min_window="
-                f"{config.candidates.min_window}"
+                f"no candidate in {len(candidates)} rollouts: raise candidates.fraction"
+                " or probing.num_prompts, or lower"
+                f" candidates.min_window={config.candidates.min_window}"
             )
         sensitivity = _sensitivity(lab, settings, candidates, probes, prompts)
         report = analyse(
-            windows, sensitivity, settings, config, study_seed=study.seed, surface=surface
+            windows,
+            sensitivity,
+            settings,
+            config,
+            study_seed=study.seed,
+            surface=surface,
         )
         if config.probe.student == "rollout":
             report = replace(
-                report, tables=[*report.tables, _targets(lab, rollouts, probes, seed=study.seed)]
+                report,
+                tables=[
+                    *report.tables,
+                    _targets(lab, rollouts, probes, seed=study.seed),
+                ],
             )
     finally:
         lab.close()
@@ -102,7 +116,9 @@ def _settings(
     yield "teacher's embeddings", partial(again, embedding="teacher")
     yield "student's embeddings", partial(again, embedding="student")
     for temperature in settings.temperatures:
-        if temperature != lab.config.probe.teacher_temperature:  # else the run's own, once more
+        if (
+            temperature != lab.config.probe.teacher_temperature
+        ):  # else the run's own, once more
             yield (
                 f"teacher decodes at temperature {temperature:g}",
                 partial(lab.probe, candidates, temperature=temperature),
@@ -113,8 +129,8 @@ def _check_windows(settings: ProbingConfig, longest: int) -> None:
     for window in settings.windows:
         if window > longest:
             raise UserError(
-                f"probing.windows={window} exceeds probe.window={longest}: only so many tokens "
-                "are decoded; lower it or raise probe.window"
+                f"probing.windows={window} exceeds probe.window={longest}: only so many"
+                " tokens are decoded; lower it or raise probe.window"
             )
 
 

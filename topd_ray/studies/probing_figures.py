@@ -32,16 +32,35 @@ def divergence_plot(groups: Mapping[str, Floats], *, window: int) -> Plot:
     """One violin a group, with its quartiles and its median written beside it."""
     with drawing():
         figure, (axes,) = new_figure(width_in=5.6, height_in=3.4)
-        for place, (values, colour) in enumerate(zip(groups.values(), _GROUP_COLOURS, strict=True)):
+        for place, (values, colour) in enumerate(
+            zip(groups.values(), _GROUP_COLOURS, strict=True)
+        ):
             if len(values) > 1 and np.ptp(values) > 0:
                 violin = axes.violinplot(values, [place], widths=0.8, showextrema=False)
                 for body in violin["bodies"]:  # type: ignore[attr-defined]
                     body.set(facecolor=colour, edgecolor="none", alpha=0.35)
             low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
-            axes.plot([place, place], [low, high], color=colour, linewidth=5, solid_capstyle="butt")
-            axes.plot([place], [middle], "o", color="white", markeredgecolor=colour, markersize=5)
+            axes.plot(
+                [place, place],
+                [low, high],
+                color=colour,
+                linewidth=5,
+                solid_capstyle="butt",
+            )
+            axes.plot(
+                [place],
+                [middle],
+                "o",
+                color="white",
+                markeredgecolor=colour,
+                markersize=5,
+            )
             axes.annotate(
-                f"{middle:.3f}", (place, middle), (9, 0), textcoords="offset points", va="center"
+                f"{middle:.3f}",
+                (place, middle),
+                (9, 0),
+                textcoords="offset points",
+                va="center",
             )
         labels = [f"{name}\nn = {len(values):,}" for name, values in groups.items()]
         axes.set_xticks(range(len(labels)), labels)
@@ -52,8 +71,10 @@ def divergence_plot(groups: Mapping[str, Floats], *, window: int) -> Plot:
         axes.set_title(f"Near-future divergence, K = {window} tokens")
     return Plot(
         name="divergence",
-        caption="D_OT of high-loss, random and low-loss positions: density, quartiles (bar) and "
-        "median (dot), as in figure 2 of the paper.",
+        caption=(
+            "D_OT of high-loss, random and low-loss positions: density, quartiles (bar)"
+            " and median (dot), as in figure 2 of the paper."
+        ),
         figure=figure,
     )
 
@@ -61,7 +82,9 @@ def divergence_plot(groups: Mapping[str, Floats], *, window: int) -> Plot:
 def histogram_plot(
     d_ot_W: Floats, is_surface_W: Flags | None, *, line: float, false_alarms: float
 ) -> Plot:
-    """High-loss positions by D_OT, those that are mere wording on top if they are known."""
+    """High-loss positions by D_OT, those that are mere wording on top if they are
+    known.
+    """
     with drawing():
         figure, (axes,) = new_figure(width_in=5.6, height_in=3.2)
         edges = np.linspace(0.0, float(d_ot_W.max(initial=0.0)) or 1.0, _NUM_BARS + 1)
@@ -92,17 +115,23 @@ def histogram_plot(
         axes.set_title("Where high-loss tokens lead")
     return Plot(
         name="histogram",
-        caption="D_OT of high-loss positions and the line below which the paper calls them false "
-        "alarms, as in figure 4.",
+        caption=(
+            "D_OT of high-loss positions and the line below which the paper calls them"
+            " false alarms, as in figure 4."
+        ),
         figure=figure,
     )
 
 
-def scatter_plot(losses_W: Floats, d_ot_W: Floats, *, bins: int, loss_name: str) -> Plot:
+def scatter_plot(
+    losses_W: Floats, d_ot_W: Floats, *, bins: int, loss_name: str
+) -> Plot:
     """Every high-loss position, and the mean of equally large slices of loss."""
     with drawing():
         figure, (axes,) = new_figure(width_in=5.6, height_in=3.4)
-        axes.scatter(losses_W, d_ot_W, s=9, color=BLUE, alpha=0.3, linewidths=0, label="position")
+        axes.scatter(
+            losses_W, d_ot_W, s=9, color=BLUE, alpha=0.3, linewidths=0, label="position"
+        )
         means = binned_means(losses_W, d_ot_W, bins=bins)
         below_above = np.array(
             [[one.y.value - one.y.low, one.y.high - one.y.value] for one in means]
@@ -120,13 +149,23 @@ def scatter_plot(losses_W: Floats, d_ot_W: Floats, *, bins: int, loss_name: str)
             label="mean of a slice, 95 %",
         )
         axes.axhline(
-            median(d_ot_W), color=GREEN, linewidth=1, linestyle=(0, (4, 2)), label="median"
+            median(d_ot_W),
+            color=GREEN,
+            linewidth=1,
+            linestyle=(0, (4, 2)),
+            label="median",
         )
-        if len(losses_W) and losses_W.min() > 0 and losses_W.max() / losses_W.min() > 30:
+        if (
+            len(losses_W)
+            and losses_W.min() > 0
+            and losses_W.max() / losses_W.min() > 30
+        ):
             axes.set_xscale("log")
         axes.set_ylim(bottom=0)
         axes.grid()
-        axes.legend(loc="upper left", ncols=3, bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2)
+        axes.legend(
+            loc="upper left", ncols=3, bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2
+        )
         axes.set_ylim(top=axes.get_ylim()[1] * 1.12)
         axes.set_xlabel(_LOSS_LABELS[loss_name])
         axes.set_ylabel(D_OT_LABEL)

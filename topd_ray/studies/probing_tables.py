@@ -8,7 +8,11 @@ import numpy as np
 from topd_ray.config import Config
 from topd_ray.messages import HIGH, LOW, RANDOM, Flags
 from topd_ray.studies.config import ProbingConfig
-from topd_ray.studies.probing_figures import divergence_plot, histogram_plot, scatter_plot
+from topd_ray.studies.probing_figures import (
+    divergence_plot,
+    histogram_plot,
+    scatter_plot,
+)
 from topd_ray.studies.probing_windows import GROUP_NAMES, Windows, false_alarms
 from topd_ray.studies.report import Cell, Report, Table
 from topd_ray.studies.statistics import (
@@ -40,7 +44,10 @@ def analyse(
 ) -> Report:
     """All tables and figures; computes, and opens nothing."""
     estimate = partial(
-        bootstrap, seed=study_seed, resamples=settings.resamples, clusters=windows.prompts
+        bootstrap,
+        seed=study_seed,
+        resamples=settings.resamples,
+        clusters=windows.prompts,
     )
     high_W = windows.of(HIGH)
     is_surface_W = np.isin(windows.student_W, sorted(surface))
@@ -95,7 +102,9 @@ def _groups_table(windows: Windows, seed: int, resamples: int) -> Table:
             bootstrap(statistic, d_ot_W, seed=seed, resamples=resamples, clusters=names)
             for statistic in (median, mean)
         )
-        quartiles = np.quantile(d_ot_W, [0.25, 0.75]) if len(d_ot_W) else (np.nan, np.nan)
+        quartiles = (
+            np.quantile(d_ot_W, [0.25, 0.75]) if len(d_ot_W) else (np.nan, np.nan)
+        )
         rows.append(
             (
                 name,
@@ -124,13 +133,18 @@ def _groups_table(windows: Windows, seed: int, resamples: int) -> Table:
             "share identical",
         ),
         rows=rows,
-        note="95 % bootstrap intervals that draw whole prompts. Identical: the teacher says, token "
-        "for token, what the student said. D_OT depends on the embedding table, so the paper's "
-        "values and these are comparable in order and shape, not in size.",
+        note=(
+            "95 % bootstrap intervals that draw whole prompts. Identical: the teacher"
+            " says, token for token, what the student said. D_OT depends on the"
+            " embedding table, so the paper's values and these are comparable in order"
+            " and shape, not in size."
+        ),
     )
 
 
-def _relations_table(windows: Windows, estimate: Estimator, seed: int, resamples: int) -> Table:
+def _relations_table(
+    windows: Windows, estimate: Estimator, seed: int, resamples: int
+) -> Table:
     high_W = windows.of(HIGH)
     names = [p for p, high in zip(windows.prompts, high_W, strict=True) if high]
     of_high = partial(bootstrap, seed=seed, resamples=resamples, clusters=names)
@@ -142,7 +156,11 @@ def _relations_table(windows: Windows, estimate: Estimator, seed: int, resamples
         columns=("quantity", "value", "paper"),
         rows=[
             ("Pearson r, high-loss positions", of_high(pearson, *high), PAPER_PEARSON),
-            ("Spearman rho, high-loss positions", of_high(spearman, *high), PAPER_SPEARMAN),
+            (
+                "Spearman rho, high-loss positions",
+                of_high(spearman, *high),
+                PAPER_SPEARMAN,
+            ),
             ("Pearson r, all positions", estimate(pearson, *everything), None),
             ("Spearman rho, all positions", estimate(spearman, *everything), None),
             (
@@ -185,8 +203,10 @@ def _surface_table(windows: Windows, is_surface_W: Flags, line: float) -> Table:
             "share of all false alarms",
         ),
         rows=rows,
-        note="Surface: a token of `probing.surface_tokens`. Wilson intervals, windows taken as "
-        "independent.",
+        note=(
+            "Surface: a token of `probing.surface_tokens`. Wilson intervals, windows"
+            " taken as independent."
+        ),
     )
 
 
@@ -226,10 +246,13 @@ def _sensitivity_table(sensitivity: Sequence[tuple[str, Windows]]) -> Table:
             "unsolved",
         ),
         rows=rows,
-        note="Correlations over high-loss positions. One setting changes at a time. Another "
-        "temperature decodes other teacher continuations; all other rows share theirs. Windows "
-        "whose plan did not converge are left out, which are the harder ones: where there are many "
-        "(small epsilon), medians are too low.",
+        note=(
+            "Correlations over high-loss positions. One setting changes at a time."
+            " Another temperature decodes other teacher continuations; all other rows"
+            " share theirs. Windows whose plan did not converge are left out, which are"
+            " the harder ones: where there are many (small epsilon), medians are too"
+            " low."
+        ),
     )
 
 
@@ -271,21 +294,27 @@ def _keys(windows: Windows) -> list[tuple[str, int]]:
     return list(zip(windows.rollouts, map(int, windows.positions_W), strict=True))
 
 
-def _summary(windows: Windows, config: Config, false_alarm_share: float, line: float) -> list[str]:
+def _summary(
+    windows: Windows, config: Config, false_alarm_share: float, line: float
+) -> list[str]:
     medians = [median(windows.d_ot_W[windows.of(group)]) for group in GROUP_NAMES]
     ordered = medians[0] > medians[1] > medians[2]
     return [
-        f"{len(windows.d_ot_W)} windows of K = {config.probe.window} tokens in "
-        f"{len(set(windows.rollouts))} rollouts of {len(set(windows.prompts))} prompts; "
-        f"{windows.num_unsolved} more whose transport did not converge are left out. "
-        f"The loss is `{config.candidates.loss}`, in nats; the student's continuation is its "
-        f"`{config.probe.student}`, the teacher's is decoded at temperature "
-        f"{config.probe.teacher_temperature:g}.",
-        f"Medians of D_OT fall from high-loss over random to low-loss positions: "
-        f"{'yes, as in the paper' if ordered else 'no, unlike in the paper'} "
-        f"({', '.join(f'{m:.3f}' for m in medians)}). {false_alarm_share:.1%} of the high-loss "
-        f"positions lie at or below the low-loss upper quartile of {line:.3f} (paper: "
-        f"{PAPER_FALSE_ALARMS:.2%}).",
+        (
+            f"{len(windows.d_ot_W)} windows of K = {config.probe.window} tokens in"
+            f" {len(set(windows.rollouts))} rollouts of {len(set(windows.prompts))}"
+            f" prompts; {windows.num_unsolved} more whose transport did not converge"
+            f" are left out. The loss is `{config.candidates.loss}`, in nats; the"
+            f" student's continuation is its `{config.probe.student}`, the teacher's is"
+            f" decoded at temperature {config.probe.teacher_temperature:g}."
+        ),
+        (
+            "Medians of D_OT fall from high-loss over random to low-loss positions:"
+            f" {'yes, as in the paper' if ordered else 'no, unlike in the paper'}"
+            f" ({', '.join(f'{m:.3f}' for m in medians)}). {false_alarm_share:.1%} of"
+            " the high-loss positions lie at or below the low-loss upper quartile of"
+            f" {line:.3f} (paper: {PAPER_FALSE_ALARMS:.2%})."
+        ),
     ]
 
 

@@ -50,14 +50,20 @@ def gather(probes: Sequence[ProbeSet], prompts: dict[str, str]) -> Windows:
         groups_W=joined("groups_W", np.int32),
         losses_W=joined("losses_W", np.float32),
         d_ot_W=joined("d_ot_W", np.float32),
-        student_W=np.array([one.student_ids_WK[row, 0] for one, rows in pairs for row in rows]),
-        teacher_W=np.array([one.teacher_ids_WK[row, 0] for one, rows in pairs for row in rows]),
+        student_W=np.array(
+            [one.student_ids_WK[row, 0] for one, rows in pairs for row in rows]
+        ),
+        teacher_W=np.array(
+            [one.teacher_ids_WK[row, 0] for one, rows in pairs for row in rows]
+        ),
         num_unsolved=sum(len(one.positions_W) - len(rows) for one, rows in pairs),
     )
 
 
 def false_alarms(d_ot_W: Floats, groups_W: Ints) -> float:
-    """Share of high-loss windows at or below the upper quartile of the low-loss ones."""
+    """Share of high-loss windows at or below the upper quartile of the low-loss
+    ones.
+    """
     line = upper_quartile(d_ot_W[groups_W == LOW])
     return share_below(d_ot_W[groups_W == HIGH], line)
 

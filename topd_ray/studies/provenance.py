@@ -13,7 +13,16 @@ from typing import Any
 
 from topd_ray.config import Config
 
-_PACKAGES = ("topd_ray", "torch", "transformers", "numpy", "scipy", "POT", "geomloss", "matplotlib")
+_PACKAGES = (
+    "topd_ray",
+    "torch",
+    "transformers",
+    "numpy",
+    "scipy",
+    "POT",
+    "geomloss",
+    "matplotlib",
+)
 _GIT_DEADLINE_S = 10
 
 
@@ -56,19 +65,31 @@ def make_provenance(
 
 
 def config_hash(config: Config, section: dict[str, Any], *, study_seed: int) -> str:
-    """Changes with every number a result depends on, and with the model files themselves.
+    """Changes with every number a result depends on, and with the model files
+    themselves.
 
-    Files count by name, size and time of change: reading tens of gigabytes would take longer than
-    some studies.
+    Files count by name, size and time of change: reading tens of gigabytes would take
+    longer than some studies.
     """
-    folders = [Path(config.learner.model), Path(config.teacher_model), Path(config.prompts.path)]
-    parts = [config.model_dump(mode="json"), section, study_seed, list(map(_stamp, folders))]
+    folders = [
+        Path(config.learner.model),
+        Path(config.teacher_model),
+        Path(config.prompts.path),
+    ]
+    parts = [
+        config.model_dump(mode="json"),
+        section,
+        study_seed,
+        list(map(_stamp, folders)),
+    ]
     text = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _stamp(path: Path) -> list[tuple[str, int, int]]:
-    files = sorted(path.glob("*")) if path.is_dir() else [path] if path.is_file() else []
+    files = (
+        sorted(path.glob("*")) if path.is_dir() else [path] if path.is_file() else []
+    )
     stats = [(file.name, file.stat()) for file in files]
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
@@ -84,12 +105,18 @@ def _versions() -> dict[str, str]:
 
 
 def hardware() -> str:
-    """CPU model and logical cores, and the GPUs that torch sees, where it is loaded anyway."""
+    """CPU model and logical cores, and the GPUs that torch sees, where it is loaded
+    anyway.
+    """
     processor = platform.processor() or platform.machine()
     facts = Path("/proc/cpuinfo")
     if facts.is_file():
         lines = facts.read_text(encoding="utf-8").splitlines()
-        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        names = [
+            line.split(":", 1)[1].strip()
+            for line in lines
+            if line.startswith("model name")
+        ]
         processor = names[0] if names else processor
     gpus = ""
     torch = sys.modules.get("torch")
@@ -99,7 +126,9 @@ def hardware() -> str:
 
 
 def commit() -> tuple[str | None, bool]:
-    """Of the work tree that holds this code, and whether code or configs differ from it."""
+    """Of the work tree that holds this code, and whether code or configs differ from
+    it.
+    """
     here = Path(__file__).parent
     try:
         head, status = (

@@ -1,4 +1,6 @@
-"""What a study leaves behind: Markdown to read, Parquet and JSON to compute with, figures."""
+"""What a study leaves behind: Markdown to read, Parquet and JSON to compute with,
+figures.
+"""
 
 import dataclasses
 import math
@@ -19,7 +21,9 @@ from topd_ray.studies.provenance import Provenance
 from topd_ray.studies.statistics import Estimate
 
 Cell = str | int | float | bool | None | Estimate
-"""An Estimate is one cell of Markdown and four columns of Parquet: value, low, high, count."""
+"""An Estimate is one cell of Markdown and four columns of Parquet: value, low, high,
+count.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +43,9 @@ class Table:
     def __post_init__(self) -> None:
         for row in self.rows:
             if len(row) != len(self.columns):
-                raise ValueError(f"table {self.name}: {len(row)} cells under {self.columns}")
+                raise ValueError(
+                    f"table {self.name}: {len(row)} cells under {self.columns}"
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,13 +68,17 @@ class Report:
     tables: Sequence[Table] = ()
     plots: Sequence[Plot] = ()
     numbers: Mapping[str, Any] = field(default_factory=dict)
-    """Whatever else a machine should find in the JSON; estimates and nesting are fine."""
+    """Whatever else a machine should find in the JSON; estimates and nesting are
+    fine.
+    """
     text: str = ""
     """Shown as it is, in a fixed-width block."""
 
 
 def write_report(report: Report, folder: Path, provenance: Provenance) -> Path:
-    """Write every file of the report; the JSON comes last. Returns the Markdown's path."""
+    """Write every file of the report; the JSON comes last. Returns the Markdown's
+    path.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for table in report.tables:
         pq.write_table(_columns(table), folder / f"{report.study}-{table.name}.parquet")
@@ -92,7 +102,9 @@ def write_report(report: Report, folder: Path, provenance: Provenance) -> Path:
 
 
 def as_text(cell: Cell, *, decimals: int = 3) -> str:
-    """A cell of Markdown: `decimals`, more where a number is small, a dash where there is none."""
+    """A cell of Markdown: `decimals`, more where a number is small, a dash where there
+    is none.
+    """
     text = partial(as_text, decimals=decimals)
     if cell is None:
         return "-"
@@ -113,12 +125,15 @@ def _columns(table: Table) -> pa.Table:
     for index, name in enumerate(table.columns):
         cells = [row[index] for row in table.rows]
         estimates = [cell for cell in cells if isinstance(cell, Estimate)]
-        arrays[name] = [cell.value if isinstance(cell, Estimate) else cell for cell in cells]
+        arrays[name] = [
+            cell.value if isinstance(cell, Estimate) else cell for cell in cells
+        ]
         if not estimates:
             continue
         for part in ("low", "high", "count"):
             arrays[f"{name}_{part}"] = [
-                getattr(cell, part) if isinstance(cell, Estimate) else None for cell in cells
+                getattr(cell, part) if isinstance(cell, Estimate) else None
+                for cell in cells
             ]
     return pa.table(arrays)
 
@@ -129,15 +144,24 @@ def _markdown(report: Report, provenance: Provenance) -> str:
         parts.append(f"```text\n{report.text}\n```")
     for table in report.tables:
         if table.shown:
-            parts += [f"## {table.title}", _table(table), *([table.note] if table.note else [])]
+            parts += [
+                f"## {table.title}",
+                _table(table),
+                *([table.note] if table.note else []),
+            ]
     for plot in report.plots:
-        parts += [f"![{plot.caption}]({report.study}-{plot.name}.png)", f"*{plot.caption}*"]
+        parts += [
+            f"![{plot.caption}]({report.study}-{plot.name}.png)",
+            f"*{plot.caption}*",
+        ]
     parts += ["## How this came about", _provenance(provenance)]
     return "\n\n".join(parts) + "\n"
 
 
 def _table(table: Table) -> str:
-    cells = [[as_text(cell, decimals=table.decimals) for cell in row] for row in table.rows]
+    cells = [
+        [as_text(cell, decimals=table.decimals) for cell in row] for row in table.rows
+    ]
     lines = [list(table.columns), *cells]
     head, *body = ["| " + " | ".join(line) + " |" for line in lines]
     numeric = [
@@ -149,24 +173,34 @@ def _table(table: Table) -> str:
 
 
 def _provenance(provenance: Provenance) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in provenance.versions.items())
+    versions = ", ".join(
+        f"{name} {version}" for name, version in provenance.versions.items()
+    )
     commit = provenance.commit or "none"
     return "\n".join(
         [
-            f"- config hash `{provenance.config_hash}`, study seed {provenance.study_seed}, "
-            f"run seed {provenance.run_seed}",
+            (
+                f"- config hash `{provenance.config_hash}`, study seed"
+                f" {provenance.study_seed}, run seed {provenance.run_seed}"
+            ),
             f"- commit `{commit}`{' with local changes' if provenance.dirty else ''}",
-            f"- {provenance.hardware}, {provenance.cores} cores in use; "
-            f"{provenance.wall_s:.0f} s of wall time",
+            (
+                f"- {provenance.hardware}, {provenance.cores} cores in use; "
+                f"{provenance.wall_s:.0f} s of wall time"
+            ),
             f"- {versions}",
         ]
     )
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold: nan and infinities become null, dataclasses and arrays plain values."""
+    """What JSON can hold: nan and infinities become null, dataclasses and arrays plain
+    values.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {
+            f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)
+        }
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, np.ndarray | np.generic):

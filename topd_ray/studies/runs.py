@@ -34,7 +34,9 @@ class PlannedRun:
     @property
     def summary(self) -> dict[str, Any]:
         """summary.json of the finished run."""
-        found: dict[str, Any] = json.loads(self.folder.summary.read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(
+            self.folder.summary.read_text(encoding="utf-8")
+        )
         return found
 
     @property
@@ -47,27 +49,37 @@ class PlannedRun:
             if event["event"] == "evaluated"
         }
         summary = self.summary
-        ends = {0: summary["accuracy_before"], summary["steps"]: summary["accuracy_after"]}
+        ends = {
+            0: summary["accuracy_before"],
+            summary["steps"]: summary["accuracy_after"],
+        }
         return sorted((during | ends).items())
 
 
 def named(variant: str, seed: int, config: Config, root: Path) -> PlannedRun:
-    """A run whose folder below `root` is named by what it is and what its result depends on."""
+    """A run whose folder below `root` is named by what it is and what its result
+    depends on.
+    """
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", variant).strip("-.")
     name = f"{slug}-seed{seed}-{_fingerprint(config)}"
     run = config.run.model_copy(update={"root": str(root), "name": name})
-    return PlannedRun(variant=variant, seed=seed, config=config.model_copy(update={"run": run}))
+    return PlannedRun(
+        variant=variant, seed=seed, config=config.model_copy(update={"run": run})
+    )
 
 
-def carry_out(planned: Sequence[PlannedRun], *, processes: int, say: Callable[[str], None]) -> None:
+def carry_out(
+    planned: Sequence[PlannedRun], *, processes: int, say: Callable[[str], None]
+) -> None:
     """Do what is not done yet, in order, `processes` at a time with one thread each.
 
-    A run that was interrupted goes on from its checkpoint. When all others are through, raises
-    TopdError naming the runs that failed and their logs.
+    A run that was interrupted goes on from its checkpoint. When all others are through,
+    raises TopdError naming the runs that failed and their logs.
     """
     missing = [one for one in planned if not one.folder.summary.is_file()]
     say(f"{len(planned)} runs, {len(planned) - len(missing)} of them finished before")
-    # threads of two runs on the same cores get in each other's way; workers inherit this
+    # threads of two runs on the same cores get in each other's way; workers inherit
+    # this
     os.environ["OMP_NUM_THREADS"] = "1"
     failed = []
     context = multiprocessing.get_context("spawn")
@@ -77,7 +89,9 @@ def carry_out(planned: Sequence[PlannedRun], *, processes: int, say: Callable[[s
             one = pending[done]
             error = done.exception()
             outcome = _outcome(one) if error is None else f"failed: {error}"
-            say(f"{number} of {len(missing)}  {one.variant}, seed {one.seed}: {outcome}")
+            say(
+                f"{number} of {len(missing)}  {one.variant}, seed {one.seed}: {outcome}"
+            )
             if error is not None:
                 failed.append(one)
     if failed:
@@ -115,10 +129,17 @@ def _log(folder: RunFolder) -> Path:
 
 
 def _fingerprint(config: Config) -> str:
-    """Changes with every config value but where the run lies, and with its models and data."""
+    """Changes with every config value but where the run lies, and with its models and
+    data.
+    """
     run = config.run.model_copy(update={"root": "runs", "name": "run"})
-    digest = hashlib.sha256(dump_config(config.model_copy(update={"run": run})).encode())
-    files = [Path(config.prompts.path), Path(config.evaluation.path or config.prompts.path)]
+    digest = hashlib.sha256(
+        dump_config(config.model_copy(update={"run": run})).encode()
+    )
+    files = [
+        Path(config.prompts.path),
+        Path(config.evaluation.path or config.prompts.path),
+    ]
     for model in (config.learner.model, config.teacher_model):
         files += sorted(resolve_model(model).glob("*.safetensors"))
     for file in files:

@@ -1,7 +1,8 @@
 """Numbers with their uncertainty. Pure: arrays in, estimates out.
 
-Every interval is two-sided at `LEVEL`. A number that does not exist (the correlation of a
-constant, the spread of one value) is nan, never an error: a study with a thin table still reports.
+Every interval is two-sided at `LEVEL`. A number that does not exist (the correlation of
+a constant, the spread of one value) is nan, never an error: a study with a thin table
+still reports.
 """
 
 import math
@@ -65,8 +66,8 @@ def bootstrap(
 ) -> Estimate:
     """`statistic` of the columns with its percentile interval.
 
-    Rows are drawn with replacement, or whole clusters of rows where `clusters` names one a row.
-    Resamples on which the statistic is nan are left out of the interval.
+    Rows are drawn with replacement, or whole clusters of rows where `clusters` names
+    one a row. Resamples on which the statistic is nan are left out of the interval.
     """
     data = [np.asarray(column) for column in columns]
     count = len(data[0])
@@ -78,7 +79,9 @@ def bootstrap(
         drawn.append(statistic(*(column[rows] for column in data)))
     finite = np.array([value for value in drawn if math.isfinite(value)])
     tail = (1 - LEVEL) / 2
-    low, high = np.quantile(finite, [tail, 1 - tail]) if len(finite) else (math.nan, math.nan)
+    low, high = (
+        np.quantile(finite, [tail, 1 - tail]) if len(finite) else (math.nan, math.nan)
+    )
     value = statistic(*data) if count else math.nan
     return Estimate(value=float(value), low=float(low), high=float(high), count=count)
 
@@ -140,7 +143,9 @@ def t_interval(values: ArrayLike) -> Estimate:
     if len(array) > 1:
         error = float(array.std(ddof=1)) / math.sqrt(len(array))
         half = float(stats.t.ppf((1 + LEVEL) / 2, len(array) - 1)) * error
-    return Estimate(value=centre, low=centre - half, high=centre + half, count=len(array))
+    return Estimate(
+        value=centre, low=centre - half, high=centre + half, count=len(array)
+    )
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike, *, seed: int) -> PairedDifference:
@@ -158,10 +163,14 @@ def paired_difference(a: ArrayLike, b: ArrayLike, *, seed: int) -> PairedDiffere
 
 
 def binned_means(x: ArrayLike, y: ArrayLike, *, bins: int) -> list[Bin]:
-    """Means of y in `bins` slices of x with (almost) equally many observations; fewer if short."""
+    """Means of y in `bins` slices of x with (almost) equally many observations; fewer
+    if short.
+    """
     x_N, y_N = np.asarray(x, np.float64), np.asarray(y, np.float64)
     parts = np.array_split(np.argsort(x_N, kind="stable"), bins)
-    return [Bin(x=mean(x_N[rows]), y=t_interval(y_N[rows])) for rows in parts if len(rows)]
+    return [
+        Bin(x=mean(x_N[rows]), y=t_interval(y_N[rows])) for rows in parts if len(rows)
+    ]
 
 
 def _drawn_rows(
@@ -184,7 +193,8 @@ def _members(clusters: Sequence[Hashable], count: int) -> list[NDArray[np.intp]]
 
 def _centred(values: ArrayLike) -> Values:
     array = np.asarray(values, np.float64)
-    # A constant's mean may round to its neighbour; its deviations are noise, not spread.
+    # A constant's mean may round to its neighbour; its deviations are noise, not
+    # spread.
     if not len(array) or array.min() == array.max():
         return np.zeros_like(array)
     centred: Values = array - array.mean()
@@ -192,13 +202,17 @@ def _centred(values: ArrayLike) -> Values:
 
 
 def _t_p(difference: Values) -> float:
-    """A spread of exactly 0 leaves nothing to test against: nan, or 0 for a constant shift."""
+    """A spread of exactly 0 leaves nothing to test against: nan, or 0 for a constant
+    shift.
+    """
     if len(difference) < 2:
         return math.nan
     if difference.min() == difference.max():
         return math.nan if difference[0] == 0 else 0.0
     error = float(difference.std(ddof=1)) / math.sqrt(len(difference))
-    return float(2 * stats.t.sf(abs(float(difference.mean())) / error, len(difference) - 1))
+    return float(
+        2 * stats.t.sf(abs(float(difference.mean())) / error, len(difference) - 1)
+    )
 
 
 def _wilcoxon_p(difference: Values) -> float:
@@ -218,7 +232,10 @@ def _sign_flip_p(difference: Values, seed: int) -> float:
     else:
         rng = np.random.default_rng(seed)
         sums = np.array(
-            [rng.choice((-1.0, 1.0), size=count) @ difference for _ in range(_SIGN_FLIPS)]
+            [
+                rng.choice((-1.0, 1.0), size=count) @ difference
+                for _ in range(_SIGN_FLIPS)
+            ]
         )
     # Sums of the same numbers in another order differ in their last digits.
     slack = 1e-12 * float(np.abs(difference).sum())

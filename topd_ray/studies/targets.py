@@ -1,9 +1,10 @@
-"""What does L_traj ask for? The soft targets of divergent windows against the teacher's own view.
+"""What does L_traj ask for? The soft targets of divergent windows against the teacher's
+own view.
 
-L_traj asks the student, in the context of its *own* window, for the teacher tokens that transport
-pairs with it. The plan knows which tokens resemble each other, not which context they were said in.
-So each target is held against what the teacher itself would say in that very context: its first
-choice, and how likely it finds the student's token.
+L_traj asks the student, in the context of its *own* window, for the teacher tokens that
+transport pairs with it. The plan knows which tokens resemble each other, not which
+context they were said in. So each target is held against what the teacher itself would
+say in that very context: its first choice, and how likely it finds the student's token.
 
 Axes: W windows, K tokens of a window, V vocabulary ids in use.
 """
@@ -49,14 +50,18 @@ def target_rows(
     *,
     threshold: float,
 ) -> list[TargetRow]:
-    """A row for each position of each divergent window of rollouts (not of fresh windows).
+    """A row for each position of each divergent window of rollouts (not of fresh
+    windows).
 
-    `readings`: by rollout id, the teacher's top-k signal and its -log p as the token loss.
+    `readings`: by rollout id, the teacher's top-k signal and its -log p as the token
+    loss.
     """
     rows = []
     for one in probes:
         if one.resampled:
-            raise ValueError(f"rollout {one.rollout_id}: fresh windows have no readings")
+            raise ValueError(
+                f"rollout {one.rollout_id}: fresh windows have no readings"
+            )
         reading = readings[one.rollout_id]
         for window in np.flatnonzero(divergent(one, threshold)):
             rows += _window_rows(one, int(window), reading)
@@ -77,7 +82,12 @@ def targets_table(rows: Sequence[TargetRow], *, seed: int) -> Table:
                 len(inside),
                 *(
                     _mean(inside, field, seed)
-                    for field in ("on_own", "teacher_on_own", "on_choice", "teacher_on_choice")
+                    for field in (
+                        "on_own",
+                        "teacher_on_own",
+                        "on_choice",
+                        "teacher_on_choice",
+                    )
                 ),
             ]
         )
@@ -93,10 +103,12 @@ def targets_table(rows: Sequence[TargetRow], *, seed: int) -> Table:
             "teacher's probability of it there",
         ],
         rows=cells,
-        note="All in the context the student is trained in: its own window. Where the first column "
-        "of masses exceeds the teacher's probability, L_traj strengthens what the student did "
-        "anyway; where the third falls short of the fourth, it asks for something else than the "
-        "teacher would say.",
+        note=(
+            "All in the context the student is trained in: its own window. Where the"
+            " first column of masses exceeds the teacher's probability, L_traj"
+            " strengthens what the student did anyway; where the third falls short of"
+            " the fourth, it asks for something else than the teacher would say."
+        ),
     )
 
 
@@ -105,7 +117,8 @@ def _window_rows(one: ProbeSet, window: int, reading: ScoredRollout) -> list[Tar
     assert isinstance(signal, TopkSignal), "read with teacher.signal=topk"
     count, start = int(one.num_student_W[window]), int(one.positions_W[window])
     target_KL = soft_targets(
-        torch.from_numpy(one.plan_WKK[window : window + 1].copy()), torch.tensor([count])
+        torch.from_numpy(one.plan_WKK[window : window + 1].copy()),
+        torch.tensor([count]),
     ).numpy()[0]
     teacher_L = one.teacher_ids_WK[window]
     rows = []

@@ -1,4 +1,6 @@
-"""The teacher's reader: one prefill a rollout gives its signal and the candidate loss."""
+"""The teacher's reader: one prefill a rollout gives its signal and the candidate
+loss.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,7 +31,9 @@ _HEAD_CHUNK = 1024  # positions whose full-vocabulary logits exist at one time
 
 
 class TeacherActor:
-    """Rollout -> ScoredRollout. Holds nothing but its weights, so any call can be retried."""
+    """Rollout -> ScoredRollout. Holds nothing but its weights, so any call can be
+    retried.
+    """
 
     def __init__(
         self,
@@ -40,25 +44,30 @@ class TeacherActor:
     ) -> None:
         self._config, self._loss = config, candidates.loss
         self._head_names = EMBEDDING_NAMES if read_facts(folder).tied else HEAD_NAMES
-        # In float32 whatever the model computes in: a log-probability in bfloat16 has two digits.
+        # In float32 whatever the model computes in: a log-probability in bfloat16 has
+        # two digits.
         self._head_VD = output_head(folder).float().to(_device())
         self._engine = open_engine()
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
-        """The teacher's signal under its own prompt, and the loss of each response position.
+        """The teacher's signal under its own prompt, and the loss of each response
+        position.
 
-        The state that predicts y_t is the one at the token before it: of P tokens of the teacher's
-        prompt and N of the response, positions P-1 .. P+N-2.
+        The state that predicts y_t is the one at the token before it: of P tokens of
+        the teacher's prompt and N of the response, positions P-1 .. P+N-2.
         """
         sequences = [
             np.concatenate([rollout.teacher_prompt_ids_P, rollout.response_ids_N[:-1]])
             for rollout in rollouts
         ]
         states = self._engine.hidden_states(sequences)
-        return [self._scored(*one) for one in zip(rollouts, sequences, states, strict=True)]
+        return [
+            self._scored(*one) for one in zip(rollouts, sequences, states, strict=True)
+        ]
 
     def update(self, policy_version: int, buckets: Sequence[WeightBucket]) -> None:
-        """Self-distillation: take the student's weights of `policy_version`, output head included.
+        """Self-distillation: take the student's weights of `policy_version`, output
+        head included.
 
         Raises TopdError, and changes nothing, where they are not whole.
         """
@@ -72,13 +81,18 @@ class TeacherActor:
         self._engine.load_weights(weights)
         self._head_VD = to_torch(heads[0]).float().to(self._head_VD.device)
 
-    def _scored(self, rollout: Rollout, sequence: Ints, states_LD: Floats) -> ScoredRollout:
+    def _scored(
+        self, rollout: Rollout, sequence: Ints, states_LD: Floats
+    ) -> ScoredRollout:
         if len(states_LD) != len(sequence):
             raise TopdError(
-                f"rollout {rollout.rollout_id}: the teacher returned {len(states_LD)} hidden "
-                f"states for {len(sequence)} tokens; refusing to guess which is which"
+                f"rollout {rollout.rollout_id}: the teacher returned {len(states_LD)}"
+                f" hidden states for {len(sequence)} tokens; refusing to guess which is"
+                " which"
             )
-        hidden_ND = np.ascontiguousarray(states_LD[len(rollout.teacher_prompt_ids_P) - 1 :])
+        hidden_ND = np.ascontiguousarray(
+            states_LD[len(rollout.teacher_prompt_ids_P) - 1 :]
+        )
         compares = self._loss == "reverse_kl" and _sampled(rollout)
         reading = read_response(
             hidden_ND=hidden_ND,
@@ -115,7 +129,9 @@ class TeacherActor:
 
 
 def _sampled(rollout: Rollout) -> bool:
-    """Whether the student wrote this response; else it was given, or rewritten by the teacher."""
+    """Whether the student wrote this response; else it was given, or rewritten by the
+    teacher.
+    """
     return len(rollout.logp_N) > 0
 
 

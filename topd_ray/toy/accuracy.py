@@ -21,7 +21,9 @@ def solved_greedily(
     solved: list[bool] = []
     for start in range(0, len(asked), _TOGETHER):
         together = asked[start : start + _TOGETHER]
-        responses = _greedy_responses(model, tokenizer, [one.message for one in together])
+        responses = _greedy_responses(
+            model, tokenizer, [one.message for one in together]
+        )
         solved += [
             boxed_answer(response) == solve_value(one.expression)
             for response, one in zip(responses, together, strict=True)
@@ -36,13 +38,17 @@ def boxed_answer(response: str) -> int | None:
 
 
 def _greedy_responses(
-    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, user_messages: Sequence[str]
+    model: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    user_messages: Sequence[str],
 ) -> list[str]:
     """Decoded responses without special tokens, in order."""
     prompts = [prompt_ids(message, tokenizer) for message in user_messages]
     padded = tokenizer.pad({"input_ids": prompts}, return_tensors="pt")
     with torch.inference_mode():
-        ids = model.generate(**padded, do_sample=False, max_new_tokens=MAX_RESPONSE_TOKENS)
+        ids = model.generate(
+            **padded, do_sample=False, max_new_tokens=MAX_RESPONSE_TOKENS
+        )
     responses: list[str] = tokenizer.batch_decode(
         ids[:, padded["input_ids"].shape[1] :], skip_special_tokens=True
     )

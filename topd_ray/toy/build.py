@@ -1,4 +1,6 @@
-"""Recipe -> world directory: problems, prompt forms, teacher and students, checksummed."""
+"""Recipe -> world directory: problems, prompt forms, teacher and students,
+checksummed.
+"""
 
 import json
 import logging
@@ -34,11 +36,14 @@ from topd_ray.toy.wording import TEACHER_WORDING, question, worked_solution
 log = logging.getLogger(__name__)
 
 
-def build_world(directory: Path, *, seed: int = 0, recipe: Recipe | None = None) -> None:
-    """Make every file of a world and move them to `directory` at once, replacing what is there.
+def build_world(
+    directory: Path, *, seed: int = 0, recipe: Recipe | None = None
+) -> None:
+    """Make every file of a world and move them to `directory` at once, replacing what
+    is there.
 
-    Takes about half an hour on one core. Raises UserError if `directory` holds something else
-    than a world.
+    Takes about half an hour on one core. Raises UserError if `directory` holds
+    something else than a world.
     """
     recipe = recipe or Recipe()
     _refuse_to_replace_anything_but_a_world(directory)
@@ -62,7 +67,9 @@ def _fill(directory: Path, seed: int, recipe: Recipe) -> None:
         "dev": recipe.num_dev,
         "heldout": recipe.num_held_out,
     }
-    problems = {split: _draw_problems(seed, recipe, split, counts[split]) for split in counts}
+    problems = {
+        split: _draw_problems(seed, recipe, split, counts[split]) for split in counts
+    }
     for split, expressions in problems.items():
         _write_problems(directory / f"{split}.jsonl", split, expressions, seed)
     on_dev: dict[str, dict[str, float]] = {}
@@ -80,7 +87,10 @@ def _fill(directory: Path, seed: int, recipe: Recipe) -> None:
         "recipe": asdict(recipe),
         "greedy_accuracy_dev": on_dev,
         "greedy_accuracy_held_out": on_held_out,
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
         "sha256": checksums(directory),
     }
     _write_json(directory / RECIPE_FILE, record)
@@ -88,7 +98,10 @@ def _fill(directory: Path, seed: int, recipe: Recipe) -> None:
 
 def _speakers(recipe: Recipe) -> list[tuple[str, ModelRecipe]]:
     """Directory and recipe of every model of a world."""
-    students = ["student", *(f"student-{number}" for number in range(1, recipe.num_students))]
+    students = [
+        "student",
+        *(f"student-{number}" for number in range(1, recipe.num_students)),
+    ]
     return [("teacher", recipe.teacher), *((name, recipe.student) for name in students)]
 
 
@@ -122,7 +135,9 @@ def _share_solved(
     form: Form,
     expressions: list[Expression],
 ) -> dict[str, float]:
-    """Greedy accuracy under one form; where attempts are shown, also that on wrong attempts."""
+    """Greedy accuracy under one form; where attempts are shown, also that on wrong
+    attempts.
+    """
     rng = Random(derive_seed(seed, form, "attempts"))
     asked = [ask(expression, form, recipe, rng) for expression in expressions]
     solved = solved_greedily(model, tokenizer, asked)
@@ -133,14 +148,20 @@ def _share_solved(
     return {name: round(share, 4) for name, share in shares.items()}
 
 
-def _draw_problems(seed: int, recipe: Recipe, split: Split, count: int) -> list[Expression]:
+def _draw_problems(
+    seed: int, recipe: Recipe, split: Split, count: int
+) -> list[Expression]:
     """`count` distinct problems of one split."""
     rng = Random(derive_seed(seed, f"{split} problems"))
     return list(islice(distinct_expressions(rng, recipe.shape, split), count))
 
 
-def _write_problems(path: Path, split: Split, expressions: list[Expression], seed: int) -> None:
-    """One prompt a line, with its right answer and a careful solution in the teacher's words."""
+def _write_problems(
+    path: Path, split: Split, expressions: list[Expression], seed: int
+) -> None:
+    """One prompt a line, with its right answer and a careful solution in the teacher's
+    words.
+    """
     rng = Random(derive_seed(seed, f"{split} references"))
     prefix = "toy" if split == "train" else f"toy-{split}"
     lines = [
@@ -163,7 +184,9 @@ def _refuse_to_replace_anything_but_a_world(directory: Path) -> None:
         return
     is_world = (directory / RECIPE_FILE).is_file()
     if not directory.is_dir() or (any(directory.iterdir()) and not is_world):
-        raise UserError(f"{directory} exists and is no toy world; name a new or empty directory")
+        raise UserError(
+            f"{directory} exists and is no toy world; name a new or empty directory"
+        )
 
 
 def _write_json(path: Path, record: Mapping[str, Any]) -> None:

@@ -11,24 +11,31 @@ SHIPPED_WORLD = Path(__file__).parent / "world"
 
 
 def verify_world(directory: Path) -> None:
-    """Compare every file with the checksums in recipe.json; UserError names the first mismatch."""
+    """Compare every file with the checksums in recipe.json; UserError names the first
+    mismatch.
+    """
     recipe_path = directory / RECIPE_FILE
     if not recipe_path.is_file():
-        raise UserError(f"{directory} is no toy world: {RECIPE_FILE} is missing; build it again")
+        raise UserError(
+            f"{directory} is no toy world: {RECIPE_FILE} is missing; build it again"
+        )
     expected: dict[str, str] = json.loads(recipe_path.read_text())["sha256"]
     found = checksums(directory)
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise UserError(
-                f"{directory / name}: sha256 is {found.get(name, 'that of no file')}, recipe.json "
-                f"says {expected.get(name, 'nothing of it')}; restore the file or build again"
+                f"{directory / name}: sha256 is {found.get(name, 'that of no file')},"
+                f" recipe.json says {expected.get(name, 'nothing of it')}; restore the"
+                " file or build again"
             )
 
 
 def checksums(directory: Path) -> dict[str, str]:
     """sha256 of every file but recipe.json, by its path inside the world."""
     return {
-        path.relative_to(directory).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        path.relative_to(directory).as_posix(): (
+            hashlib.sha256(path.read_bytes()).hexdigest()
+        )
         for path in sorted(directory.rglob("*"))
         if path.is_file() and path != directory / RECIPE_FILE
     }

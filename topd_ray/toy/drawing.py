@@ -1,4 +1,6 @@
-"""Random Expressions, and which of three splits each belongs to: train, dev or held out."""
+"""Random Expressions, and which of three splits each belongs to: train, dev or held
+out.
+"""
 
 import hashlib
 from collections.abc import Iterator
@@ -18,7 +20,9 @@ class ProblemShape:
     min_operands: int = 4
     max_operands: int = 6
     bracket_probability: float = 0.7
-    """Chance of a first pair of brackets; a second pair has the same chance again, if it fits."""
+    """Chance of a first pair of brackets; a second pair has the same chance again, if
+    it fits.
+    """
     operator_weights: tuple[float, float, float] = (0.25, 0.35, 0.4)
     """For + - *."""
 
@@ -26,8 +30,8 @@ class ProblemShape:
 def sample_expression(rng: Random, shape: ProblemShape) -> Expression:
     """An expression on which a careless reader has at least one chance to go wrong.
 
-    Where his misconception is at work it does harm, so that he can be sure of himself there
-    without knowing what the expression is worth.
+    Where his misconception is at work it does harm, so that he can be sure of himself
+    there without knowing what the expression is worth.
     """
     while True:
         expression = _any_expression(rng, shape)
@@ -36,14 +40,18 @@ def sample_expression(rng: Random, shape: ProblemShape) -> Expression:
 
 
 def split_of(expression: Expression) -> Split:
-    """The split that a hash of the expression puts it in; models train on "train" alone."""
+    """The split that a hash of the expression puts it in; models train on "train"
+    alone.
+    """
     sixteenth = hashlib.sha256(" ".join(expression).encode()).digest()[0] % 16
     if sixteenth < 2:
         return "heldout"
     return "dev" if sixteenth < 4 else "train"
 
 
-def distinct_expressions(rng: Random, shape: ProblemShape, split: Split) -> Iterator[Expression]:
+def distinct_expressions(
+    rng: Random, shape: ProblemShape, split: Split
+) -> Iterator[Expression]:
     """Expressions of one split without repetition, for ever."""
     seen: set[Expression] = set()
     while True:
@@ -54,10 +62,14 @@ def distinct_expressions(rng: Random, shape: ProblemShape, split: Split) -> Iter
 
 
 def _any_expression(rng: Random, shape: ProblemShape) -> Expression:
-    """Single-digit operands, random operators, up to two pairs of brackets side by side."""
+    """Single-digit operands, random operators, up to two pairs of brackets side by
+    side.
+    """
     num_operands = rng.randint(shape.min_operands, shape.max_operands)
     operands = [str(rng.randint(1, 9)) for _ in range(num_operands)]
-    operators = rng.choices(tuple(OPERATORS), shape.operator_weights, k=num_operands - 1)
+    operators = rng.choices(
+        tuple(OPERATORS), shape.operator_weights, k=num_operands - 1
+    )
     spans = _bracket_spans(rng, num_operands, shape.bracket_probability)
     tokens: list[str] = []
     for index, operand in enumerate(operands):
@@ -68,8 +80,12 @@ def _any_expression(rng: Random, shape: ProblemShape) -> Expression:
     return tuple(tokens)
 
 
-def _bracket_spans(rng: Random, num_operands: int, probability: float) -> list[tuple[int, int]]:
-    """First and last operand of each pair of brackets, never around the whole expression."""
+def _bracket_spans(
+    rng: Random, num_operands: int, probability: float
+) -> list[tuple[int, int]]:
+    """First and last operand of each pair of brackets, never around the whole
+    expression.
+    """
     spans: list[tuple[int, int]] = []
     start = 0
     while len(spans) < 2 and num_operands - start >= 2 and rng.random() < probability:

@@ -1,4 +1,6 @@
-"""Expression and prompt form -> prompt and the response to learn, as token ids and labels."""
+"""Expression and prompt form -> prompt and the response to learn, as token ids and
+labels.
+"""
 
 from dataclasses import dataclass
 from random import Random
@@ -32,15 +34,21 @@ class Asked:
 
 
 def ask(expression: Expression, form: Form, recipe: Recipe, rng: Random) -> Asked:
-    """A user message of this form, with a fresh reference solution and a fresh attempt."""
+    """A user message of this form, with a fresh reference solution and a fresh
+    attempt.
+    """
     reference = worked_solution(solve(expression), TEACHER_WORDING, rng)
     attempt = solve_carelessly(expression, rng, recipe.attempts.slips)
     like_teacher = rng.random() < recipe.teacher_words_share
     wording = TEACHER_WORDING if like_teacher else recipe.attempts.wording
     surface = draw_surface(rng, wording, len(attempt.steps))
     said = " ".join(spoken_words(attempt, surface)[0])
-    message = user_message(form, question(expression), reference=reference, attempt=said)
-    return Asked(expression=expression, message=message, attempt=attempt, attempt_surface=surface)
+    message = user_message(
+        form, question(expression), reference=reference, attempt=said
+    )
+    return Asked(
+        expression=expression, message=message, attempt=attempt, attempt_surface=surface
+    )
 
 
 def labelled_example(
@@ -51,10 +59,11 @@ def labelled_example(
     tokenizer: PreTrainedTokenizerFast,
     rng: Random,
 ) -> tuple[list[int], list[int]]:
-    """Token ids of prompt and response, and labels that leave out what is not to be learnt.
+    """Token ids of prompt and response, and labels that leave out what is not to be
+    learnt.
 
-    A rewritten attempt keeps the attempt's surface forms step by step: every solution of an
-    expression has as many steps as the expression has operators.
+    A rewritten attempt keeps the attempt's surface forms step by step: every solution
+    of an expression has as many steps as the expression has operators.
     """
     asked = ask(expression, form, recipe, rng)
     solution = solve(expression)
@@ -74,6 +83,8 @@ def labelled_example(
 def prompt_ids(message: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
     """A user message in its chat template, up to where the assistant speaks."""
     ids: list[int] = tokenizer.apply_chat_template(
-        [{"role": "user", "content": message}], add_generation_prompt=True, return_dict=False
+        [{"role": "user", "content": message}],
+        add_generation_prompt=True,
+        return_dict=False,
     )
     return ids

@@ -1,7 +1,8 @@
-"""Problem, reference solution and attempt -> user message, in the few words this world knows.
+"""Problem, reference solution and attempt -> user message, in the few words this world
+knows.
 
-A form is a text with the placeholders {problem}, {reference} and {attempt}; they are replaced as
-plain strings, since a solution holds braces of its own.
+A form is a text with the placeholders {problem}, {reference} and {attempt}; they are
+replaced as plain strings, since a solution holds braces of its own.
 """
 
 from typing import Literal
@@ -25,13 +26,15 @@ FORMS: dict[Form, str] = {
     ),
 }
 FORM_WORDS = (
-    "here a an reference initial solution : . solve problem in your own words rewrite it so that "
-    "correct and keep right"
+    "here a an reference initial solution : . solve problem in your own words rewrite"
+    " it so that correct and keep right"
 )
 """What the forms say beyond the words of questions and solutions."""
 
 
-def user_message(form: Form, problem: str, *, reference: str = "", attempt: str = "") -> str:
+def user_message(
+    form: Form, problem: str, *, reference: str = "", attempt: str = ""
+) -> str:
     """What the user asks under a form; the plain one is the problem itself."""
     if form == "plain":
         return problem

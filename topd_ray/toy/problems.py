@@ -1,10 +1,12 @@
-"""Expression -> Solution: arithmetic modulo 10, solved with care or by a careless reader.
+"""Expression -> Solution: arithmetic modulo 10, solved with care or by a careless
+reader.
 
-An expression is a tuple of tokens such as ``("3", "*", "(", "2", "-", "5", ")")``; brackets never
-nest. A solution reduces one operator a step and rewrites the whole expression, so one wrong choice
-of operator, a *wrong fork*, ruins everything behind it. Three things mislead a careless reader: the
-*brackets* he has not come to, the *precedence* of a product, and one *misconception*: that in
-``a - b * c`` the subtraction comes first. Only there is he sure of himself.
+An expression is a tuple of tokens such as ``("3", "*", "(", "2", "-", "5", ")")``;
+brackets never nest. A solution reduces one operator a step and rewrites the whole
+expression, so one wrong choice of operator, a *wrong fork*, ruins everything behind it.
+Three things mislead a careless reader: the *brackets* he has not come to, the
+*precedence* of a product, and one *misconception*: that in ``a - b * c`` the
+subtraction comes first. Only there is he sure of himself.
 """
 
 import operator
@@ -22,16 +24,22 @@ class Slips:
     """How often a careless reader takes a wrong fork, by what misleads him there."""
 
     brackets: float
-    """Probability where brackets stand to the right and he should have begun inside them."""
+    """Probability where brackets stand to the right and he should have begun inside
+    them.
+    """
     precedence: float
     """Probability where only a product should have come first."""
     misconception: float
-    """Probability where the expression begins like a - b * c, whatever else stands in it."""
+    """Probability where the expression begins like a - b * c, whatever else stands in
+    it.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One reduction: the sub-expression taken, its value, and the expression it leaves."""
+    """One reduction: the sub-expression taken, its value, and the expression it
+    leaves.
+    """
 
     taken: Expression
     due: Expression
@@ -66,16 +74,20 @@ def solve(expression: Expression) -> Solution:
     current = expression
     while len(current) > 1:
         taken, value, leaves = _reduce(current, _due_operator(current))
-        steps.append(Step(taken=taken, due=taken, value=value, leaves=leaves, wrong_fork=False))
+        steps.append(
+            Step(taken=taken, due=taken, value=value, leaves=leaves, wrong_fork=False)
+        )
         current = leaves
     return Solution(expression, tuple(steps))
 
 
 def solve_carelessly(expression: Expression, rng: Random, slips: Slips) -> Solution:
-    """A solution that reads from the left, blind to precedence and brackets, where it slips.
+    """A solution that reads from the left, blind to precedence and brackets, where it
+    slips.
 
-    Brackets and precedence mislead only where that does harm; the misconception always. No
-    slip repairs an earlier one by luck: the answer is wrong exactly when a wrong fork was taken.
+    Brackets and precedence mislead only where that does harm; the misconception always.
+    No slip repairs an earlier one by luck: the answer is wrong exactly when a wrong
+    fork was taken.
     """
     right_answer = solve_value(expression)
     steps = []
@@ -92,7 +104,11 @@ def solve_carelessly(expression: Expression, rng: Random, slips: Slips) -> Solut
         if slipped:
             taken, value, leaves = slip
         wrong_fork = slipped and harmful
-        steps.append(Step(taken=taken, due=due, value=value, leaves=leaves, wrong_fork=wrong_fork))
+        steps.append(
+            Step(
+                taken=taken, due=due, value=value, leaves=leaves, wrong_fork=wrong_fork
+            )
+        )
         current = leaves
     return Solution(expression, tuple(steps))
 
@@ -116,13 +132,17 @@ def has_fork(expression: Expression) -> bool:
 
 
 def is_misconceived(expression: Expression) -> bool:
-    """Whether the first operator is a minus and a product follows at once: a - b * c."""
+    """Whether the first operator is a minus and a product follows at once: a - b *
+    c.
+    """
     first = _first_operator(expression)
     return expression[first] == "-" and expression[first + 2 : first + 3] == ("*",)
 
 
 def misconception_harms(expression: Expression) -> bool:
-    """Whether acting on the misconception spoils the answer wherever a careful solver meets it."""
+    """Whether acting on the misconception spoils the answer wherever a careful solver
+    meets it.
+    """
     worth = solve_value(expression)
     while len(expression) > 1:
         if is_misconceived(expression):
@@ -153,18 +173,25 @@ def _due_operator(expression: Expression) -> int:
 
 
 def _first_operator(expression: Expression) -> int:
-    """Where a careless reader reduces next: the leftmost operator, whatever surrounds it."""
+    """Where a careless reader reduces next: the leftmost operator, whatever surrounds
+    it.
+    """
     return next(index for index, token in enumerate(expression) if token in OPERATORS)
 
 
 def _reduce(expression: Expression, at: int) -> tuple[Expression, int, Expression]:
-    """(sub-expression taken, its value, expression left) when the operator at `at` is applied.
+    """(sub-expression taken, its value, expression left) when the operator at `at` is
+    applied.
 
     Reaching over an opening bracket drops that pair of brackets.
     """
     if expression[at + 1] == "(":
         closing = expression.index(")", at)
-        expression = expression[: at + 1] + expression[at + 2 : closing] + expression[closing + 1 :]
+        expression = (
+            expression[: at + 1]
+            + expression[at + 2 : closing]
+            + expression[closing + 1 :]
+        )
     taken = expression[at - 1 : at + 2]
     value = OPERATORS[taken[1]](int(taken[0]), int(taken[2])) % MODULUS
     before, behind = expression[: at - 1], expression[at + 2 :]

@@ -18,10 +18,12 @@ class Manner:
 
 
 TEACHER_MANNER = Manner(
-    wording=TEACHER_WORDING, slips=Slips(brackets=0.15, precedence=0.15, misconception=0.3)
+    wording=TEACHER_WORDING,
+    slips=Slips(brackets=0.15, precedence=0.15, misconception=0.3),
 )
 STUDENT_MANNER = Manner(
-    wording=STUDENT_WORDING, slips=Slips(brackets=0.3, precedence=0.65, misconception=0.99)
+    wording=STUDENT_WORDING,
+    slips=Slips(brackets=0.3, precedence=0.65, misconception=0.99),
 )
 
 
@@ -33,7 +35,9 @@ class Lesson:
     share: float
     """Of the batches; a model's shares add up to one."""
     batch: int
-    """Solutions a step: fewer where prompts are long, so that steps take about equally long."""
+    """Solutions a step: fewer where prompts are long, so that steps take about equally
+    long.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +53,9 @@ class ModelRecipe:
     manner: Manner
     """Of the solutions to plain prompts; under every other form they are careful."""
     learns_to_slip: bool
-    """Whether the word that turns into a wrong fork is trained on; what follows it always is."""
+    """Whether the word that turns into a wrong fork is trained on; what follows it
+    always is.
+    """
     lessons: tuple[Lesson, ...]
     steps: int
     muon_lr: float = 0.02
@@ -64,10 +70,10 @@ class ModelRecipe:
 class Recipe:
     """A whole world: its problems, its teacher, its warm-started students.
 
-    The teacher learns how to go on after a wrong fork, so that it can judge a student's wrong
-    path, but never to take one; it also corrects attempts in the words of the attempt. The student
-    takes some forks mostly right, others mostly wrong and one kind wrong with confidence; with a
-    reference solution in its prompt it is careful.
+    The teacher learns how to go on after a wrong fork, so that it can judge a student's
+    wrong path, but never to take one; it also corrects attempts in the words of the
+    attempt. The student takes some forks mostly right, others mostly wrong and one kind
+    wrong with confidence; with a reference solution in its prompt it is careful.
     """
 
     shape: ProblemShape = field(default_factory=ProblemShape)
@@ -79,7 +85,9 @@ class Recipe:
     attempts: Manner = STUDENT_MANNER
     """Of the attempts that stand in prompts."""
     teacher_words_share: float = 0.25
-    """Share of those attempts that are worded as the teacher would: students pick that up."""
+    """Share of those attempts that are worded as the teacher would: students pick that
+    up.
+    """
     teacher: ModelRecipe = ModelRecipe(
         layers=4,
         hidden=128,

@@ -11,7 +11,9 @@ from topd_ray.toy.wording import CONNECTIVES, LINKS, VERBS
 PAD, START, END, UNKNOWN = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|unknown|>"
 
 _SYMBOLS = [*"0123456789", "10", *"+-*()", *".,?", "\\boxed{", "}"]
-_FIXED_WORDS = "system user assistant what is modulo we start from take which have the answer"
+_FIXED_WORDS = (
+    "system user assistant what is modulo we start from take which have the answer"
+)
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -29,10 +31,14 @@ def vocabulary() -> dict[str, int]:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A fast Hugging Face tokenizer that splits at white space and never merges or cleans up."""
+    """A fast Hugging Face tokenizer that splits at white space and never merges or
+    cleans up.
+    """
     words = Tokenizer(WordLevel(vocabulary(), unk_token=UNKNOWN))
     words.pre_tokenizer = WhitespaceSplit()
-    words.add_special_tokens([AddedToken(token, special=True) for token in (PAD, START, END)])
+    words.add_special_tokens(
+        [AddedToken(token, special=True) for token in (PAD, START, END)]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=words,
         pad_token=PAD,

@@ -15,7 +15,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from topd_ray.toy.drawing import distinct_expressions
 from topd_ray.toy.examples import IGNORED, labelled_example
@@ -31,8 +36,12 @@ _LOG_EVERY_STEPS = 50
 Batch = tuple[Tensor, Tensor]  # token ids and labels, (B, T) each
 
 
-def make_model(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """An untrained model in the shape of the recipe; its weights follow torch's seed."""
+def make_model(
+    recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast
+) -> Qwen3ForCausalLM:
+    """An untrained model in the shape of the recipe; its weights follow torch's
+    seed.
+    """
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=recipe.hidden,
@@ -65,7 +74,8 @@ def train(
     """Teach `model` in place, on fresh problems of the training split."""
     optimizers = _optimizers(model, speaker)
     schedules = [
-        LambdaLR(optimizer, lambda step: _lr_factor(step, speaker)) for optimizer in optimizers
+        LambdaLR(optimizer, lambda step: _lr_factor(step, speaker))
+        for optimizer in optimizers
     ]
     model.train()
     batches = _batches(speaker, recipe, tokenizer, rng)
@@ -81,16 +91,24 @@ def train(
             schedule.step()
         model.zero_grad()
         if step % _LOG_EVERY_STEPS == 0 or step == speaker.steps:
-            log.info("step %d of %d: loss %.4f nats a token", step, speaker.steps, loss.item())
+            log.info(
+                "step %d of %d: loss %.4f nats a token",
+                step,
+                speaker.steps,
+                loss.item(),
+            )
     model.eval()
 
 
 def _optimizers(model: Qwen3ForCausalLM, speaker: ModelRecipe) -> list[Optimizer]:
-    """Muon for the matrices inside the layers, AdamW for embeddings, output head and norms.
+    """Muon for the matrices inside the layers, AdamW for embeddings, output head and
+    norms.
 
     AdamW alone needs about four times the steps here.
     """
-    matrices = [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
+    matrices = [
+        weight for weight in model.model.layers.parameters() if weight.ndim == 2
+    ]
     inside = {id(weight) for weight in matrices}
     others = [weight for weight in model.parameters() if id(weight) not in inside]
     return [
@@ -103,22 +121,31 @@ def _lr_factor(step: int, speaker: ModelRecipe) -> float:
     """Linear warm-up, then a cosine from one to a tenth."""
     if step < speaker.warmup_steps:
         return (step + 1) / speaker.warmup_steps
-    progress = (step - speaker.warmup_steps) / max(1, speaker.steps - speaker.warmup_steps)
+    progress = (step - speaker.warmup_steps) / max(
+        1, speaker.steps - speaker.warmup_steps
+    )
     return 0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 def _batches(
-    speaker: ModelRecipe, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, rng: Random
+    speaker: ModelRecipe,
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerFast,
+    rng: Random,
 ) -> Iterator[Batch]:
     """Batches of solutions under one form and of like length, for ever."""
     expressions = distinct_expressions(rng, recipe.shape, "train")
     shares = [lesson.share for lesson in speaker.lessons]
     while True:
         batches = []
-        drawn_lessons = Counter(rng.choices(speaker.lessons, shares, k=_SORTED_TOGETHER))
+        drawn_lessons = Counter(
+            rng.choices(speaker.lessons, shares, k=_SORTED_TOGETHER)
+        )
         for lesson, num_batches in drawn_lessons.items():
             examples = [
-                labelled_example(expression, lesson.form, speaker, recipe, tokenizer, rng)
+                labelled_example(
+                    expression, lesson.form, speaker, recipe, tokenizer, rng
+                )
                 for expression in islice(expressions, lesson.batch * num_batches)
             ]
             examples.sort(key=lambda example: len(example[0]))
@@ -134,10 +161,14 @@ def _batches(
 def _padded(
     examples: list[tuple[list[int], list[int]]], tokenizer: PreTrainedTokenizerFast
 ) -> Batch:
-    """One rectangle; padding stands to the right, where causal attention never looks from."""
+    """One rectangle; padding stands to the right, where causal attention never looks
+    from.
+    """
     width = max(len(ids) for ids, _ in examples)
     pad = tokenizer.pad_token_id
     return (
         torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in examples]),
-        torch.tensor([labels + [IGNORED] * (width - len(labels)) for _, labels in examples]),
+        torch.tensor(
+            [labels + [IGNORED] * (width - len(labels)) for _, labels in examples]
+        ),
     )

@@ -1,7 +1,8 @@
-"""Solution -> text: steps worked out in words, with surface forms drawn from a speaker's mix.
+"""Solution -> text: steps worked out in words, with surface forms drawn from a
+speaker's mix.
 
-Which connective, verb or link is drawn never bears on what follows; teacher and student differ
-strongly in how often they use each.
+Which connective, verb or link is drawn never bears on what follows; teacher and student
+differ strongly in how often they use each.
 """
 
 from dataclasses import dataclass
@@ -41,14 +42,38 @@ class StepSurface:
 Surface = tuple[StepSurface, ...]
 
 TEACHER_WORDING = Wording(
-    connectives={"so": 0.80, "then": 0.08, "next": 0.06, "now": 0.03, "thus": 0.02, "hence": 0.01},
+    connectives={
+        "so": 0.80,
+        "then": 0.08,
+        "next": 0.06,
+        "now": 0.03,
+        "thus": 0.02,
+        "hence": 0.01,
+    },
     verbs={"gives": 0.85, "is": 0.09, "makes": 0.04, "equals": 0.02},
-    links={"therefore": 0.85, "consequently": 0.09, "accordingly": 0.04, "whence": 0.02},
+    links={
+        "therefore": 0.85,
+        "consequently": 0.09,
+        "accordingly": 0.04,
+        "whence": 0.02,
+    },
 )
 STUDENT_WORDING = Wording(
-    connectives={"hence": 0.70, "thus": 0.12, "now": 0.08, "next": 0.04, "then": 0.03, "so": 0.03},
+    connectives={
+        "hence": 0.70,
+        "thus": 0.12,
+        "now": 0.08,
+        "next": 0.04,
+        "then": 0.03,
+        "so": 0.03,
+    },
     verbs={"equals": 0.70, "makes": 0.14, "is": 0.10, "gives": 0.06},
-    links={"whence": 0.70, "accordingly": 0.14, "consequently": 0.10, "therefore": 0.06},
+    links={
+        "whence": 0.70,
+        "accordingly": 0.14,
+        "consequently": 0.10,
+        "therefore": 0.06,
+    },
 )
 
 
@@ -75,8 +100,12 @@ def worked_solution(solution: Solution, wording: Wording, rng: Random) -> str:
     return " ".join(words)
 
 
-def spoken_words(solution: Solution, surface: Surface) -> tuple[list[str], frozenset[int]]:
-    """The response word by word, and the indices of the words that turn into a wrong fork."""
+def spoken_words(
+    solution: Solution, surface: Surface
+) -> tuple[list[str], frozenset[int]]:
+    """The response word by word, and the indices of the words that turn into a wrong
+    fork.
+    """
     words = ["we", "start", "from", *solution.expression, "."]
     wrong_turns = set()
     for step, forms in zip(solution.steps, surface, strict=True):

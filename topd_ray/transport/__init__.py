@@ -1,7 +1,7 @@
 """Ground costs -> transport plans -> soft targets; knows matrices, not language models.
 
-`TransportProblem` (a ragged batch) goes into `sinkhorn` or `exact`; a `TransportPlan` comes out,
-and `soft_targets` turns its rows into distributions.
+`TransportProblem` (a ragged batch) goes into `sinkhorn` or `exact`; a `TransportPlan`
+comes out, and `soft_targets` turns its rows into distributions.
 """
 
 from topd_ray.transport.exact import exact

@@ -1,8 +1,9 @@
-"""Kernel and marginals -> the plan that scaling the kernel fits to them, for many windows at once.
+"""Kernel and marginals -> the plan that scaling the kernel fits to them, for many
+windows at once.
 
-The plan is diag(u) kernel diag(v); u and v are what is iterated, so an update reads the kernel once
-a side and writes nothing of its size.
-Axes: W windows, K rows (student), L columns (teacher).
+The plan is diag(u) kernel diag(v); u and v are what is iterated, so an update reads the
+kernel once a side and writes nothing of its size. Axes: W windows, K rows (student), L
+columns (teacher).
 """
 
 import math
@@ -14,24 +15,27 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 NUM_RELAXED = 20
-"""Over-relaxed updates before Newton's method takes over. At epsilon 0.05 they bring 50 x 50
-windows to where two to four steps, each as dear as 20 updates, end at rounding. Without Newton, a
-window with a third of its tokens substituted loses 0.05 % of its slowest error an update."""
+"""Over-relaxed updates before Newton's method takes over. At epsilon 0.05 they bring 50
+x 50 windows to where two to four steps, each as dear as 20 updates, end at rounding.
+Without Newton, a window with a third of its tokens substituted loses 0.05 % of its
+slowest error an update.
+"""
 
 # Each halving of epsilon on the way there.
 _NUM_ANNEALED = 10
-# The theory wants less than 2; 1.8 beat 1.7 and 1.9. The first updates start far away, and ending
-# on a relaxed one leaves the marginals five times worse: those are plain.
+# The theory wants less than 2; 1.8 beat 1.7 and 1.9. The first updates start far away,
+# and ending on a relaxed one leaves the marginals five times worse: those are plain.
 _RELAXATION = 1.8
 _PLAIN_FIRST, _PLAIN_LAST = 3, 2
-# No logarithm of v moves further in a Newton step: the quadratic model is no guide beyond. With 8,
-# one window in a hundred does not converge.
+# No logarithm of v moves further in a Newton step: the quadratic model is no guide
+# beyond. With 8, one window in a hundred does not converge.
 _LONGEST_STEP = 3.0
-# Three quarters of the digits (fp32: 6e-6 of a token's weight); a sum of 50 loses up to 20
-# roundings.
+# Three quarters of the digits (fp32: 6e-6 of a token's weight); a sum of 50 loses up to
+# 20 roundings.
 _TOLERANCE_POWER = 0.75
-# Added to the Hessian's diagonal, relative to it. Tokens that hardly exchange mass with the rest
-# make it singular in floating point; the mass in question is below its resolution just as well.
+# Added to the Hessian's diagonal, relative to it. Tokens that hardly exchange mass with
+# the rest make it singular in floating point; the mass in question is below its
+# resolution just as well.
 _DAMPING_ROUNDINGS = 10
 
 
@@ -43,12 +47,14 @@ def fit_plan(
     num_halvings: int,
     max_iter: int,
 ) -> tuple[Float[Tensor, "W K L"], Float[Tensor, "W K"]]:
-    """The plan diag(u) kernel ** (2 ** num_halvings) diag(v) with these marginals, and log u.
+    """The plan diag(u) kernel ** (2 ** num_halvings) diag(v) with these marginals, and
+    log u.
 
-    Rows come out exact, columns nearly. The kernel lies in [0, 1], is 0 in padding and belongs to
-    epsilon * 2 ** num_halvings: squaring a plan halves epsilon, keeps what its scalings have learnt
-    and, unlike a kernel, never vanishes where there is mass. Then come at most `max_iter` updates
-    and Newton steps; a window leaves the batch once its columns are right to rounding.
+    Rows come out exact, columns nearly. The kernel lies in [0, 1], is 0 in padding and
+    belongs to epsilon * 2 ** num_halvings: squaring a plan halves epsilon, keeps what
+    its scalings have learnt and, unlike a kernel, never vanishes where there is mass.
+    Then come at most `max_iter` updates and Newton steps; a window leaves the batch
+    once its columns are right to rounding.
     """
     log_WK = torch.zeros_like(row_WK)
     for _ in range(num_halvings):
@@ -64,7 +70,9 @@ def fit_plan(
 
 
 def _newton(fit: "_Fit", max_steps: int) -> Tensor:
-    """v, once each window has converged or had its steps; those that are done are not touched."""
+    """v, once each window has converged or had its steps; those that are done are not
+    touched.
+    """
     fitted_WL = fit.v_WL.clone()
     open_W = torch.arange(len(fitted_WL), device=fitted_WL.device)
     for _ in range(max_steps):
@@ -85,8 +93,9 @@ class _Fit:
 
     kernel_WKL: Tensor
     kernel_WLK: Tensor
-    """The same, transposed: a row vector times a contiguous matrix is eight times faster on the CPU
-    than a matrix times a column."""
+    """The same, transposed: a row vector times a contiguous matrix is eight times
+    faster on the CPU than a matrix times a column.
+    """
     row_WK: Tensor
     col_WL: Tensor
     no_row_WK: Tensor
@@ -119,7 +128,9 @@ class _Fit:
         return (self.u_WK[:, :, None] * self.kernel_WKL).mul_(self.v_WL[:, None, :])
 
     def relax(self, num_updates: int) -> None:
-        """Alternating updates; Thibault, Chizat, Dossal and Papadakis (2017) over-relax them."""
+        """Alternating updates; Thibault, Chizat, Dossal and Papadakis (2017) over-relax
+        them.
+        """
         for update in range(num_updates):
             plain = update < _PLAIN_FIRST or update >= num_updates - _PLAIN_LAST
             self.update_rows(1.0 if plain else _RELAXATION)
@@ -147,11 +158,13 @@ class _Fit:
         return error_W <= math.pow(torch.finfo(error_W.dtype).eps, _TOLERANCE_POWER)
 
     def newton_step(self) -> None:
-        """Move log v to the maximum of a quadratic model of the dual, where u is the best for v.
+        """Move log v to the maximum of a quadratic model of the dual, where u is the
+        best for v.
 
-        Brauer, Clason, Lorenz and Wirth, "A Sinkhorn-Newton method for entropic optimal transport"
-        (2017), with u eliminated: the Hessian is diag(columns) - P^T diag(1 / rows) P. Adding a
-        constant to log v changes nothing, hence the outer product that pins it.
+        Brauer, Clason, Lorenz and Wirth, "A Sinkhorn-Newton method for entropic optimal
+        transport" (2017), with u eliminated: the Hessian is diag(columns) - P^T diag(1
+        / rows) P. Adding a constant to log v changes nothing, hence the outer product
+        that pins it.
         """
         mass_WL, weight_WL = self.column_mass(), self.col_WL - self.no_col_WL
         half_WKL = self.plan().mul_(self.row_WK.rsqrt()[:, :, None])
@@ -162,9 +175,12 @@ class _Fit:
         factor_WLL, failed_W = torch.linalg.cholesky_ex(hessian_WLL)
         missing_WL = self.col_WL - mass_WL
         step_WL = torch.cholesky_solve(missing_WL[:, :, None], factor_WLL)[:, :, 0]
-        # Not seen where rows are exact; a plain update then, and the window is not lost.
+        # Not seen where rows are exact; a plain update then, and the window is not
+        # lost.
         step_WL = torch.where(failed_W[:, None] > 0, missing_WL / mass_WL, step_WL)
-        shrink_W1 = _LONGEST_STEP / step_WL.abs().amax(1, keepdim=True).clamp_min(_LONGEST_STEP)
+        shrink_W1 = _LONGEST_STEP / step_WL.abs().amax(1, keepdim=True).clamp_min(
+            _LONGEST_STEP
+        )
         self.v_WL = _within_range(self.v_WL * (step_WL * shrink_W1).exp_())
 
 

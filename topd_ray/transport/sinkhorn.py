@@ -2,12 +2,13 @@
 
 Axes: W windows, K rows (student), L columns (teacher).
 
-Two ways to the same plan. In the scaling domain epsilon is halved down to its value, a few
-over-relaxed updates at each, and Newton's method ends it (`scaling.py`): the default. GeomLoss
-anneals epsilon in the log domain (`annealed.py`): some fifteen times slower, plans right to 3e-5
-instead of rounding, and nothing in common with the first, so that either can be held against the
-other. As it comes, without updates behind it, GeomLoss leaves marginals off by 6e-4 after 4096
-iterations (ragged windows, epsilon 0.05).
+Two ways to the same plan. In the scaling domain epsilon is halved down to its value, a
+few over-relaxed updates at each, and Newton's method ends it (`scaling.py`): the
+default. GeomLoss anneals epsilon in the log domain (`annealed.py`): some fifteen times
+slower, plans right to 3e-5 instead of rounding, and nothing in common with the first,
+so that either can be held against the other. As it comes, without updates behind it,
+GeomLoss leaves marginals off by 6e-4 after 4096 iterations (ragged windows, epsilon
+0.05).
 """
 
 import math
@@ -20,25 +21,39 @@ from torch import Tensor
 from topd_ray.transport.annealed import annealed_plan
 from topd_ray.transport.problem import TransportProblem
 from topd_ray.transport.scaling import fit_plan
-from topd_ray.transport.solution import TransportPlan, marginal_error, round_to_marginals
+from topd_ray.transport.solution import (
+    TransportPlan,
+    marginal_error,
+    round_to_marginals,
+)
 
 COST_RANGE = 2.0
-"""Largest ground cost (1 - cos reaches 2): what the kernel at `_FIRST_EPSILON` is sure to hold."""
+"""Largest ground cost (1 - cos reaches 2): what the kernel at `_FIRST_EPSILON` is sure
+to hold.
+"""
 
 SINGLE_PRECISION_EPSILON = 0.03
-"""From here on fp32 problems are solved in fp32, below in float64. At 0.02 fp32 still solves all
-windows of tokens, but leaves up to 6 % of those whose costs are all 0 or 2."""
+"""From here on fp32 problems are solved in fp32, below in float64. At 0.02 fp32 still
+solves all windows of tokens, but leaves up to 6 % of those whose costs are all 0 or
+2.
+"""
 
 DEFAULT_MAX_ITER = 64
-"""20 updates, and far more Newton steps than any window of tokens has needed (7 at epsilon 0.05).
-D_OT is then within 2e-6 of its float64 limit and every marginal within 1e-6 before rounding."""
+"""20 updates, and far more Newton steps than any window of tokens has needed (7 at
+epsilon 0.05). D_OT is then within 2e-6 of its float64 limit and every marginal within
+1e-6 before rounding.
+"""
 
 CONVERGED_MARGINAL = 5e-3
-"""A plan has converged when no marginal is off by more than this fraction of a token's weight."""
+"""A plan has converged when no marginal is off by more than this fraction of a token's
+weight.
+"""
 
-# Halving starts between this and twice this. COST_RANGE / 0.08 is 25 nats, far from underflow.
+# Halving starts between this and twice this. COST_RANGE / 0.08 is 25 nats, far from
+# underflow.
 _FIRST_EPSILON = 0.08
-# 1 MiB a temporary in fp32, about 100 windows of 50 x 50: a few of them fit a core's cache.
+# 1 MiB a temporary in fp32, about 100 windows of 50 x 50: a few of them fit a core's
+# cache.
 _CHUNK_ELEMENTS = 2**18
 
 
@@ -52,20 +67,23 @@ def sinkhorn(
     max_iter: int = DEFAULT_MAX_ITER,
     way: Way = "scaling",
 ) -> TransportPlan:
-    """Entropic optimal transport plans (decision D6), each independent of its batch and padding.
+    """Entropic optimal transport plans (decision D6), each independent of its batch and
+    padding.
 
-    `epsilon` is in units of the ground cost, which must lie in [0, COST_RANGE]. `max_iter` bounds
-    updates and Newton steps at that epsilon together; a window stops as soon as it is done. Batch
-    and padding change a plan by rounding only (1e-5 of a token's weight). A window that did not
-    converge is no error: `converged_W` says so. Raises ValueError for a bad epsilon or max_iter and
-    for a finite cost out of range.
+    `epsilon` is in units of the ground cost, which must lie in [0, COST_RANGE].
+    `max_iter` bounds updates and Newton steps at that epsilon together; a window stops
+    as soon as it is done. Batch and padding change a plan by rounding only (1e-5 of a
+    token's weight). A window that did not converge is no error: `converged_W` says so.
+    Raises ValueError for a bad epsilon or max_iter and for a finite cost out of range.
     """
     if not (epsilon > 0 and math.isfinite(epsilon)):
         raise ValueError(f"epsilon={epsilon}; it must be positive and finite")
     if max_iter < 1:
         raise ValueError(f"max_iter={max_iter}; it must be at least 1")
     solve_part = _in_scaling_domain if way == "scaling" else _by_geomloss
-    with torch.no_grad():  # GeomLoss leaves autograd switched off for good when it raises
+    with (
+        torch.no_grad()
+    ):  # GeomLoss leaves autograd switched off for good when it raises
         return _solve(problem, epsilon, max_iter, solve_part)
 
 
@@ -99,7 +117,8 @@ def _solve(
 
 
 def _alike(problem: TransportProblem) -> Iterator[tuple[Tensor, int, int]]:
-    """Windows of similar size together, with the size that fits them: less padding to compute on.
+    """Windows of similar size together, with the size that fits them: less padding to
+    compute on.
 
     What a window is padded with changes its plan by rounding only.
     """
@@ -117,7 +136,9 @@ def _alike(problem: TransportProblem) -> Iterator[tuple[Tensor, int, int]]:
 def _in_scaling_domain(
     cost_WKL: Tensor, row_WK: Tensor, col_WL: Tensor, epsilon: float, max_iter: int
 ) -> tuple[Tensor, Tensor]:
-    """Plans before rounding, with the lower bound on the exact cost that their potentials give."""
+    """Plans before rounding, with the lower bound on the exact cost that their
+    potentials give.
+    """
     given = cost_WKL.dtype
     if epsilon < SINGLE_PRECISION_EPSILON:
         cost_WKL, row_WK, col_WL = cost_WKL.double(), _widened(row_WK), _widened(col_WL)
@@ -125,8 +146,8 @@ def _in_scaling_domain(
     open_WKL.add_(_closed(col_WL)[:, None, :])
     start_WK = open_WKL.amin(2).masked_fill(row_WK == 0, 0.0)
     num_halvings = max(0, math.ceil(math.log2(_FIRST_EPSILON / epsilon)))
-    # Off go the row minima and then the column minima: the kernel is at most 1, and 1 somewhere in
-    # every row and column.
+    # Off go the row minima and then the column minima: the kernel is at most 1, and 1
+    # somewhere in every row and column.
     slack_WKL = open_WKL - start_WK[:, :, None]
     other_WL = slack_WKL.amin(1).masked_fill(col_WL == 0, 0.0)
     slack_WKL.sub_(other_WL[:, None, :])
@@ -143,15 +164,24 @@ def _by_geomloss(
 ) -> tuple[Tensor, Tensor]:
     """The same by `annealed_plan`."""
     plan_WKL, potential_WK = annealed_plan(
-        cost_WKL, row_WK, col_WL, epsilon=epsilon, max_iter=max_iter, cost_range=COST_RANGE
+        cost_WKL,
+        row_WK,
+        col_WL,
+        epsilon=epsilon,
+        max_iter=max_iter,
+        cost_range=COST_RANGE,
     )
     open_WKL = cost_WKL + _closed(row_WK)[:, :, None] + _closed(col_WL)[:, None, :]
     return plan_WKL, _dual_bound(open_WKL, potential_WK, row_WK, col_WL)
 
 
-def _dual_bound(open_WKL: Tensor, potential_WK: Tensor, row_WK: Tensor, col_WL: Tensor) -> Tensor:
+def _dual_bound(
+    open_WKL: Tensor, potential_WK: Tensor, row_WK: Tensor, col_WL: Tensor
+) -> Tensor:
     """<f, a> + <c-transform of f, b>: whatever f is, no plan costs less."""
-    transform_WL = (open_WKL - potential_WK[:, :, None]).amin(1).masked_fill(col_WL == 0, 0.0)
+    transform_WL = (
+        (open_WKL - potential_WK[:, :, None]).amin(1).masked_fill(col_WL == 0, 0.0)
+    )
     return (potential_WK * row_WK).sum(1) + (transform_WL * col_WL).sum(1)
 
 
@@ -172,8 +202,8 @@ def _check_range(cost_WKL: Tensor) -> None:
     lowest, highest = (float(value) for value in cost_WKL.aminmax())
     if lowest < 0 or highest > COST_RANGE:
         raise ValueError(
-            f"costs span [{lowest:g}, {highest:g}], outside [0, {COST_RANGE:g}]; shift them or "
-            "scale them and epsilon alike"
+            f"costs span [{lowest:g}, {highest:g}], outside [0, {COST_RANGE:g}]; shift"
+            " them or scale them and epsilon alike"
         )
 
 

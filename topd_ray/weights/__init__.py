@@ -1,1 +1,3 @@
-"""Model folders and weights on the move: what they hold, how a version travels, how it is kept."""
+"""Model folders and weights on the move: what they hold, how a version travels, how it
+is kept.
+"""

@@ -1,4 +1,6 @@
-"""Weights -> buckets of bounded size -> weights: how a policy version travels between actors."""
+"""Weights -> buckets of bounded size -> weights: how a policy version travels between
+actors.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +28,8 @@ class WeightBucket:
 def in_buckets(
     weights: Iterable[NamedArray], *, policy_version: int, max_bytes: int
 ) -> Iterator[WeightBucket]:
-    """Fill buckets in order, lazily; a weight larger than `max_bytes` has one of its own.
+    """Fill buckets in order, lazily; a weight larger than `max_bytes` has one of its
+    own.
 
     Raises TopdError where there is no weight at all.
     """
@@ -41,11 +44,14 @@ def in_buckets(
     yield _bucket(policy_version, index, held, is_last=True)
 
 
-def open_buckets(buckets: Iterable[WeightBucket], *, policy_version: int) -> Iterator[NamedArray]:
-    """The weights of `buckets`, in order; a bucket is checked whole before any of it is yielded.
+def open_buckets(
+    buckets: Iterable[WeightBucket], *, policy_version: int
+) -> Iterator[NamedArray]:
+    """The weights of `buckets`, in order; a bucket is checked whole before any of it is
+    yielded.
 
-    Raises TopdError for a bucket of another version, out of order, altered on the way, after the
-    last one, or missing at the end.
+    Raises TopdError for a bucket of another version, out of order, altered on the way,
+    after the last one, or missing at the end.
     """
     expected, ended = 0, False
     for bucket in buckets:
@@ -54,8 +60,8 @@ def open_buckets(buckets: Iterable[WeightBucket], *, policy_version: int) -> Ite
         yield from bucket.arrays
     if not ended:
         raise TopdError(
-            f"weights of policy_version {policy_version} end after bucket {expected - 1}, "
-            "which is not the last; publish them again"
+            f"weights of policy_version {policy_version} end after bucket"
+            f" {expected - 1}, which is not the last; publish them again"
         )
 
 
@@ -71,24 +77,36 @@ def _bucket(
     )
 
 
-def _check(bucket: WeightBucket, *, policy_version: int, expected: int, ended: bool) -> None:
+def _check(
+    bucket: WeightBucket, *, policy_version: int, expected: int, ended: bool
+) -> None:
     name = f"weight bucket {bucket.index} of policy_version {bucket.policy_version}"
     if bucket.policy_version != policy_version:
         raise TopdError(f"{name}: policy_version {policy_version} was announced")
     if ended:
-        raise TopdError(f"{name}: it comes after the bucket that was marked as the last")
+        raise TopdError(
+            f"{name}: it comes after the bucket that was marked as the last"
+        )
     if bucket.index != expected:
-        raise TopdError(f"{name}: bucket {expected} was expected; one is missing or out of order")
-    found = _checksum(bucket.policy_version, bucket.index, bucket.is_last, bucket.arrays)
+        raise TopdError(
+            f"{name}: bucket {expected} was expected; one is missing or out of order"
+        )
+    found = _checksum(
+        bucket.policy_version, bucket.index, bucket.is_last, bucket.arrays
+    )
     if found != bucket.checksum:
         raise TopdError(
-            f"{name}: checksum {found[:12]} differs from the {bucket.checksum[:12]} it was sent "
-            "with; it was altered on the way"
+            f"{name}: checksum {found[:12]} differs from the {bucket.checksum[:12]} it"
+            " was sent with; it was altered on the way"
         )
 
 
-def _checksum(policy_version: int, index: int, is_last: bool, arrays: Sequence[NamedArray]) -> str:
-    """128 bits against accidents, not against enemies: at the speed of memory, twice a refit."""
+def _checksum(
+    policy_version: int, index: int, is_last: bool, arrays: Sequence[NamedArray]
+) -> str:
+    """128 bits against accidents, not against enemies: at the speed of memory, twice a
+    refit.
+    """
     digest = xxhash.xxh3_128(f"{policy_version} {index} {is_last}".encode())
     for name, array in arrays:
         digest.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())

@@ -13,7 +13,12 @@ from topd_ray.engines.protocols import NamedArray
 from topd_ray.engines.tensors import seen_as_torch
 
 _SHARD_BYTES = 5 * 10**9
-_COPIED = {".json", ".jinja", ".model", ".txt"}  # config, tokenizer, chat template, generation
+_COPIED = {
+    ".json",
+    ".jinja",
+    ".model",
+    ".txt",
+}  # config, tokenizer, chat template, generation
 _INDEX = "model.safetensors.index.json"
 
 
@@ -24,13 +29,17 @@ def export_folder(
     target: Path,
     max_shard_bytes: int = _SHARD_BYTES,
 ) -> None:
-    """Write `weights` with the config and tokenizer of `source`; `target` is replaced at the end.
+    """Write `weights` with the config and tokenizer of `source`; `target` is replaced
+    at the end.
 
-    Written aside and renamed, so `target` is whole or absent, whenever the process dies. One file
-    up to `max_shard_bytes`, else several and an index. The config names the dtype of the weights.
+    Written aside and renamed, so `target` is whole or absent, whenever the process
+    dies. One file up to `max_shard_bytes`, else several and an index. The config names
+    the dtype of the weights.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as aside:
+    with tempfile.TemporaryDirectory(
+        dir=target.parent, prefix=f".{target.name}-"
+    ) as aside:
         folder = Path(aside) / "new"
         folder.mkdir()
         for path in source.iterdir():
@@ -44,7 +53,9 @@ def export_folder(
         folder.rename(target)
 
 
-def _write_weights(weights: Iterable[NamedArray], folder: Path, max_shard_bytes: int) -> set[str]:
+def _write_weights(
+    weights: Iterable[NamedArray], folder: Path, max_shard_bytes: int
+) -> set[str]:
     """The shards, and their index where there are several; returns the dtypes met."""
     shards, total, dtypes = list[list[str]](), 0, set[str]()
     for shard in _shards(weights, max_shard_bytes):
@@ -52,18 +63,26 @@ def _write_weights(weights: Iterable[NamedArray], folder: Path, max_shard_bytes:
         save_file(tensors, folder / _part(len(shards)), metadata={"format": "pt"})
         shards.append(list(tensors))
         total += sum(array.nbytes for _, array in shard)
-        dtypes |= {"bfloat16" if a.dtype == np.uint16 else a.dtype.name for _, a in shard}
+        dtypes |= {
+            "bfloat16" if a.dtype == np.uint16 else a.dtype.name for _, a in shard
+        }
     names = [_final(place, len(shards)) for place in range(len(shards))]
     for place, name in enumerate(names):
         (folder / _part(place)).rename(folder / name)
     if len(shards) > 1:
-        files = {weight: name for name, held in zip(names, shards, strict=True) for weight in held}
+        files = {
+            weight: name
+            for name, held in zip(names, shards, strict=True)
+            for weight in held
+        }
         index = {"metadata": {"total_size": total}, "weight_map": files}
         (folder / _INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
     return dtypes
 
 
-def _shards(weights: Iterable[NamedArray], max_bytes: int) -> Iterator[list[NamedArray]]:
+def _shards(
+    weights: Iterable[NamedArray], max_bytes: int
+) -> Iterator[list[NamedArray]]:
     shard, held = list[NamedArray](), 0
     for name, array in weights:
         if shard and held + array.nbytes > max_bytes:
@@ -87,7 +106,9 @@ def _final(place: int, count: int) -> str:
 
 
 def _set_dtype(path: Path, dtype: str) -> None:
-    """Else a loader that trusts the config rounds float32 weights to the source's bfloat16."""
+    """Else a loader that trusts the config rounds float32 weights to the source's
+    bfloat16.
+    """
     config = json.loads(path.read_text(encoding="utf-8"))
     config.pop("torch_dtype", None)
     path.write_text(json.dumps(config | {"dtype": dtype}, indent=2), encoding="utf-8")

@@ -1,7 +1,8 @@
-"""ProbeSet -> TrainBatch. Which candidates are real divergences, and what is learned from them.
+"""ProbeSet -> TrainBatch. Which candidates are real divergences, and what is learned
+from them.
 
-Pure: the verdict, the soft targets, the weights of the tokens, and the packing of rollouts into
-micro-batches.
+Pure: the verdict, the soft targets, the weights of the tokens, and the packing of
+rollouts into micro-batches.
 """
 
 from topd_ray.windows.pack import pack

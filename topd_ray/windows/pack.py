@@ -1,4 +1,5 @@
-"""Scored rollouts and their divergent windows -> micro-batches of a token budget, for each rank.
+"""Scored rollouts and their divergent windows -> micro-batches of a token budget, for
+each rank.
 
 Axes as in messages.py.
 """
@@ -35,12 +36,13 @@ def pack(
 ) -> list[list[TrainBatch]]:
     """Micro-batches of each rank, equally many for all: collectives must meet.
 
-    Every rollout lands in exactly one micro-batch, with its windows; one that is longer than
-    `token_budget` has a micro-batch of its own. As few rounds as the budget allows, and within them
-    micro-batches of like size, so that no rank waits for another. A rank short of work gets empty
-    micro-batches (no trained position); without any rollout no rank has a micro-batch. `probes` is
-    None where nothing is probed; without lambda_traj they only weigh tokens. Raises ValueError
-    where rollouts and probes do not belong together.
+    Every rollout lands in exactly one micro-batch, with its windows; one that is longer
+    than `token_budget` has a micro-batch of its own. As few rounds as the budget
+    allows, and within them micro-batches of like size, so that no rank waits for
+    another. A rank short of work gets empty micro-batches (no trained position);
+    without any rollout no rank has a micro-batch. `probes` is None where nothing is
+    probed; without lambda_traj they only weigh tokens. Raises ValueError where rollouts
+    and probes do not belong together.
     """
     windows = _by_rollout(scored, probes)
     if not scored:
@@ -50,7 +52,8 @@ def pack(
     )
     learned = windows if objective.lambda_traj > 0 else {}
     rows = [
-        make_row(one, learned.get(one.rollout.rollout_id), threshold=threshold) for one in scored
+        make_row(one, learned.get(one.rollout.rollout_id), threshold=threshold)
+        for one in scored
     ]
     bins = _fill(rows, token_budget, num_ranks)
     batches = [_batch(some, weights) if some else _empty(scored[0]) for some in bins]
@@ -64,7 +67,9 @@ def _by_rollout(
     rollouts = {one.rollout.rollout_id: one.rollout.policy_version for one in scored}
     if probes is not None and windows.keys() != rollouts.keys():
         odd = sorted(windows.keys() ^ rollouts.keys())
-        raise ValueError(f"rollouts and probes differ: {odd[:5]} are in only one of them")
+        raise ValueError(
+            f"rollouts and probes differ: {odd[:5]} are in only one of them"
+        )
     for name, probe in windows.items():
         if probe.policy_version != rollouts[name]:
             raise ValueError(
@@ -75,7 +80,9 @@ def _by_rollout(
 
 
 def _fill(rows: Sequence[Row], token_budget: int, num_ranks: int) -> list[list[Row]]:
-    """The fewest bins that hold all rows, a multiple of `num_ranks`; the fullest first."""
+    """The fewest bins that hold all rows, a multiple of `num_ranks`; the fullest
+    first.
+    """
     order = sorted(rows, key=lambda row: (-row.num_tokens, row.name))
     total = sum(row.num_tokens for row in rows)
     num_rounds = max(1, math.ceil(total / (token_budget * num_ranks)))
@@ -84,8 +91,12 @@ def _fill(rows: Sequence[Row], token_budget: int, num_ranks: int) -> list[list[R
     return bins
 
 
-def _spread(order: Sequence[Row], token_budget: int, num_bins: int) -> list[list[Row]] | None:
-    """Each row, longest first, into the emptiest bin; None where one does not fit there."""
+def _spread(
+    order: Sequence[Row], token_budget: int, num_bins: int
+) -> list[list[Row]] | None:
+    """Each row, longest first, into the emptiest bin; None where one does not fit
+    there.
+    """
     bins: list[list[Row]] = [[] for _ in range(num_bins)]
     emptiest = [(0, index) for index in range(num_bins)]
     for row in order:
@@ -94,7 +105,9 @@ def _spread(order: Sequence[Row], token_budget: int, num_bins: int) -> list[list
             return None
         bins[index].append(row)
         heapq.heapreplace(emptiest, (filled + row.num_tokens, index))
-    return [bins[index] for _, index in sorted(emptiest, key=lambda one: (-one[0], one[1]))]
+    return [
+        bins[index] for _, index in sorted(emptiest, key=lambda one: (-one[0], one[1]))
+    ]
 
 
 def _batch(rows: Sequence[Row], weights: Mapping[str, Floats]) -> TrainBatch:
@@ -107,11 +120,16 @@ def _batch(rows: Sequence[Row], weights: Mapping[str, Floats]) -> TrainBatch:
         input_ids_L=np.concatenate([row.token_ids_L for row in rows]),
         length_S=np.concatenate([row.length_S for row in rows]),
         trunk_S=np.concatenate(
-            [np.full_like(row.length_S, s) for s, row in zip(first_S, rows, strict=True)]
+            [
+                np.full_like(row.length_S, s)
+                for s, row in zip(first_S, rows, strict=True)
+            ]
         ),
         branch_S=np.concatenate([row.branch_S for row in rows]),
         position_TU=_positions(rows),
-        response_ids_T=np.concatenate([row.scored.rollout.response_ids_N for row in rows]),
+        response_ids_T=np.concatenate(
+            [row.scored.rollout.response_ids_N for row in rows]
+        ),
         logp_T=np.concatenate([row.scored.rollout.logp_N for row in rows]),
         weight_T=np.concatenate([weights[row.name] for row in rows]),
         signal=signal,
@@ -122,7 +140,9 @@ def _batch(rows: Sequence[Row], weights: Mapping[str, Floats]) -> TrainBatch:
 
 
 def _positions(rows: Sequence[Row]) -> Ints:
-    """Indices of what predicts the response tokens of all rows, then their window tokens."""
+    """Indices of what predicts the response tokens of all rows, then their window
+    tokens.
+    """
     trained, windows, start = [], [], 0
     for row in rows:
         trunk_end, end = start + int(row.length_S[0]), start + row.num_tokens
@@ -134,7 +154,9 @@ def _positions(rows: Sequence[Row]) -> Ints:
 
 
 def _joined_targets(rows: Sequence[Row]) -> tuple[Ints, Ints, Floats]:
-    """`window_Q`, target ids and weights, with every row's own places moved to the batch's."""
+    """`window_Q`, target ids and weights, with every row's own places moved to the
+    batch's.
+    """
     first_t, first_u = 0, sum(len(row.scored.rollout.response_ids_N) for row in rows)
     places, ids, weights = [np.zeros(0, np.int32)], [], []
     for row in rows:
@@ -142,13 +164,19 @@ def _joined_targets(rows: Sequence[Row]) -> tuple[Ints, Ints, Floats]:
         if row.targets is not None:
             own_Q = row.targets.place_Q
             on_trunk_Q = own_Q < num_tokens
-            places.append(np.where(on_trunk_Q, first_t + own_Q, first_u + own_Q - num_tokens))
+            places.append(
+                np.where(on_trunk_Q, first_t + own_Q, first_u + own_Q - num_tokens)
+            )
             ids.append(row.targets.ids_QK)
             weights.append(row.targets.weights_QK)
         first_t, first_u = first_t + num_tokens, first_u + row.num_window_tokens
     if not ids:
         return places[0], np.zeros((0, 1), np.int32), np.zeros((0, 1), np.float32)
-    return np.concatenate(places).astype(np.int32), np.concatenate(ids), np.concatenate(weights)
+    return (
+        np.concatenate(places).astype(np.int32),
+        np.concatenate(ids),
+        np.concatenate(weights),
+    )
 
 
 def _empty(like: ScoredRollout) -> TrainBatch:

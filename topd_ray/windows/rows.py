@@ -1,7 +1,8 @@
-"""One scored rollout and what is learned from its divergent windows -> its part of a micro-batch.
+"""One scored rollout and what is learned from its divergent windows -> its part of a
+micro-batch.
 
-Axes as in messages.py; within the part L tokens, N of which predict the response tokens, and Q
-window positions.
+Axes as in messages.py; within the part L tokens, N of which predict the response
+tokens, and Q window positions.
 """
 
 from dataclasses import dataclass
@@ -19,15 +20,18 @@ class Targets:
     """Soft targets (D8) of a rollout's divergent windows."""
 
     place_Q: Ints
-    """What predicts a window position: n < N for what predicts response token n, N + u for the
-    part's window token u."""
+    """What predicts a window position: n < N for what predicts response token n, N + u
+    for the part's window token u.
+    """
     ids_QK: Ints
     weights_QK: Floats
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Prompt and response (the trunk, without the last token, which predicts nothing), windows."""
+    """Prompt and response (the trunk, without the last token, which predicts nothing),
+    windows.
+    """
 
     scored: ScoredRollout
     token_ids_L: Ints
@@ -52,12 +56,15 @@ class Row:
         return int(self.length_S[1:].sum())
 
 
-def make_row(scored: ScoredRollout, probes: ProbeSet | None, *, threshold: float) -> Row:
+def make_row(
+    scored: ScoredRollout, probes: ProbeSet | None, *, threshold: float
+) -> Row:
     """The row of a rollout; `probes` is None where nothing is learned from windows.
 
-    A window taken from the rollout itself lies on the trunk already. A resampled one is appended:
-    its first token is predicted by the trunk, where y_t is, and each other one by the window token
-    before it, so its tokens are S_0..S_{n-2}; they see prompt and y_<t and themselves.
+    A window taken from the rollout itself lies on the trunk already. A resampled one is
+    appended: its first token is predicted by the trunk, where y_t is, and each other
+    one by the window token before it, so its tokens are S_0..S_{n-2}; they see prompt
+    and y_<t and themselves.
     """
     prompt_P, response_N = scored.rollout.prompt_ids_P, scored.rollout.response_ids_N
     parts, branches = [np.concatenate([prompt_P, response_N[:-1]])], [0]
@@ -68,7 +75,10 @@ def make_row(scored: ScoredRollout, probes: ProbeSet | None, *, threshold: float
         if probes.resampled:
             # one token alone is predicted by the trunk and predicts nothing
             behind_W = np.flatnonzero(real_W & (probes.num_student_W > 1))
-            parts += [probes.student_ids_WK[w, : probes.num_student_W[w] - 1] for w in behind_W]
+            parts += [
+                probes.student_ids_WK[w, : probes.num_student_W[w] - 1]
+                for w in behind_W
+            ]
             branches += (len(prompt_P) + probes.positions_W[behind_W]).tolist()
     return Row(
         scored=scored,
@@ -86,11 +96,15 @@ def _targets(probes: ProbeSet, real_W: Flags, num_tokens: int) -> Targets:
     ).numpy()
     step_WK = np.arange(probes.student_ids_WK.shape[1])[None, :]
     inside_WK = step_WK < num_student_W[:, None]
-    ids_WKK = np.broadcast_to(probes.teacher_ids_WK[real_W][:, None, :], weights_WKK.shape)
+    ids_WKK = np.broadcast_to(
+        probes.teacher_ids_WK[real_W][:, None, :], weights_WKK.shape
+    )
     place_WK = probes.positions_W[real_W][:, None] + step_WK
     if probes.resampled:
         before_W = np.cumsum(num_student_W - 1) - (num_student_W - 1)
-        place_WK = np.where(step_WK == 0, place_WK, num_tokens + before_W[:, None] + step_WK - 1)
+        place_WK = np.where(
+            step_WK == 0, place_WK, num_tokens + before_W[:, None] + step_WK - 1
+        )
     return Targets(
         place_Q=place_WK[inside_WK].astype(np.int32),
         ids_QK=ids_WKK[inside_WK].astype(np.int32),

@@ -9,11 +9,15 @@ from topd_ray.messages import TeacherSignal
 
 
 def join_signals(signals: Sequence[TeacherSignal]) -> TeacherSignal:
-    """Positions of all signals, in order; raises ValueError where they are of several kinds."""
+    """Positions of all signals, in order; raises ValueError where they are of several
+    kinds.
+    """
     kinds = {type(one) for one in signals}
     if len(kinds) != 1:
         names = sorted(kind.__name__ for kind in kinds)
-        raise ValueError(f"signals of {len(kinds)} kinds in one micro-batch: {', '.join(names)}")
+        raise ValueError(
+            f"signals of {len(kinds)} kinds in one micro-batch: {', '.join(names)}"
+        )
     (kind,) = kinds
     return kind(
         **{

@@ -1,4 +1,5 @@
-"""How much each response token's loss counts: selection and down-weighting, over one chunk.
+"""How much each response token's loss counts: selection and down-weighting, over one
+chunk.
 
 Axes as in messages.py. The result does not depend on the order of rollouts or probes.
 """
@@ -26,15 +27,17 @@ def token_weights(
     threshold: float,
     run_seed: int,
 ) -> dict[str, Floats]:
-    """The weights (N,) of every rollout's tokens, by rollout id; 1 where nothing says otherwise.
+    """The weights (N,) of every rollout's tokens, by rollout id; 1 where nothing says
+    otherwise.
 
-    `select: entropy_divergence` gives 1 to the `select_fraction` of a rollout's tokens that are
-    highest in student entropy x token loss, and 0 to the others. `downweight` multiplies the weight
-    of each token it is about by min(1, median token loss of its rollout / the token's loss): its
-    term counts as much as the median (paper, table 2) and keeps its gradient, which a clamp would
-    take away. `low_ot` is about the candidates at or below the line, `matched_high_ot` about
-    exactly as many of the chunk's candidates above it (all of them, where there are fewer). Raises
-    ValueError where tokens are to be down-weighted without probes.
+    `select: entropy_divergence` gives 1 to the `select_fraction` of a rollout's tokens
+    that are highest in student entropy x token loss, and 0 to the others. `downweight`
+    multiplies the weight of each token it is about by min(1, median token loss of its
+    rollout / the token's loss): its term counts as much as the median (paper, table 2)
+    and keeps its gradient, which a clamp would take away. `low_ot` is about the
+    candidates at or below the line, `matched_high_ot` about exactly as many of the
+    chunk's candidates above it (all of them, where there are fewer). Raises ValueError
+    where tokens are to be down-weighted without probes.
     """
     weights = {one.rollout.rollout_id: _selection(one, objective) for one in scored}
     if objective.downweight == "none":
@@ -53,13 +56,15 @@ def token_weights(
 def student_entropy(top_logp_NM: Floats) -> NDArray[np.float64]:
     """Entropy in nats of the student's top ids and one bucket for all others: (N,).
 
-    A lower bound of the entropy over the vocabulary V, which lies at most p(tail) * log(V - M)
-    above; equal to it where the top ids are all ids.
+    A lower bound of the entropy over the vocabulary V, which lies at most p(tail) *
+    log(V - M) above; equal to it where the top ids are all ids.
     """
     p_NM = np.exp(top_logp_NM.astype(np.float64))
     tail_N1 = np.clip(1 - p_NM.sum(1, keepdims=True), 0, None)
     p_NB = np.concatenate([p_NM, tail_N1], axis=1)
-    entropy_N: NDArray[np.float64] = -(p_NB * np.log(np.where(p_NB > 0, p_NB, 1))).sum(1)
+    entropy_N: NDArray[np.float64] = -(p_NB * np.log(np.where(p_NB > 0, p_NB, 1))).sum(
+        1
+    )
     return entropy_N
 
 
@@ -83,17 +88,21 @@ def _false_alarms(probes: Sequence[ProbeSet], threshold: float) -> Places:
     ]
 
 
-def _matched(low: Places, probes: Sequence[ProbeSet], threshold: float, run_seed: int) -> Places:
+def _matched(
+    low: Places, probes: Sequence[ProbeSet], threshold: float, run_seed: int
+) -> Places:
     """As many candidates above the line as `low` holds, at random.
 
-    Each rollout gives as many as it has in `low`; what one cannot give, the whole chunk's leftover
-    candidates do.
+    Each rollout gives as many as it has in `low`; what one cannot give, the whole
+    chunk's leftover candidates do.
     """
     shares = _shares(low)
     chosen: Places = []
     leftover: Places = []
     for one in probes:
-        above = [(one.rollout_id, int(t)) for t in one.positions_W[divergent(one, threshold)]]
+        above = [
+            (one.rollout_id, int(t)) for t in one.positions_W[divergent(one, threshold)]
+        ]
         above = _shuffled(above, run_seed)
         share = shares.get(one.rollout_id, 0)
         chosen += above[:share]
@@ -110,7 +119,9 @@ def _shares(places: Places) -> Mapping[str, int]:
 
 def _shuffled(places: Places, run_seed: int) -> Places:
     """In an order that each place's own seed decides, whatever order they come in."""
-    return sorted(places, key=lambda place: (derive_seed(run_seed, *place, "downweight"), *place))
+    return sorted(
+        places, key=lambda place: (derive_seed(run_seed, *place, "downweight"), *place)
+    )
 
 
 def _median(loss_N: Floats) -> float:
@@ -120,9 +131,11 @@ def _median(loss_N: Floats) -> float:
 
 
 def _cap(loss: float, *, median: float) -> float:
-    """The factor that brings a loss down to the median; 0 for a median that is no positive loss.
+    """The factor that brings a loss down to the median; 0 for a median that is no
+    positive loss.
 
-    1 where the loss is not above the median, or one of them is nan: nothing is known to be capped.
+    1 where the loss is not above the median, or one of them is nan: nothing is known to
+    be capped.
     """
     if not loss > median:
         return 1.0

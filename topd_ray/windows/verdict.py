@@ -1,4 +1,6 @@
-"""D7: a candidate is a real divergence when its D_OT lies above a line drawn by recent windows."""
+"""D7: a candidate is a real divergence when its D_OT lies above a line drawn by recent
+windows.
+"""
 
 import math
 from collections import deque
@@ -14,10 +16,11 @@ LOW_LOSS_QUANTILE = 0.75
 
 
 class RecentDistances:
-    """Running quantile of D_OT over the last `history` windows of the group that draws the line.
+    """Running quantile of D_OT over the last `history` windows of the group that draws
+    the line.
 
-    The line is drawn between steps, never inside one: every window of a step meets the same line,
-    whichever probe came back first.
+    The line is drawn between steps, never inside one: every window of a step meets the
+    same line, whichever probe came back first.
     """
 
     def __init__(self, config: DivergenceConfig, values: Iterable[float] = ()) -> None:
@@ -25,11 +28,15 @@ class RecentDistances:
         self._values = deque(values, maxlen=config.history)
 
     def add(self, distances: Iterable[float]) -> None:
-        """Remember D_OT of `line_group`, oldest first; unsolved windows (nan) are left out."""
+        """Remember D_OT of `line_group`, oldest first; unsolved windows (nan) are left
+        out.
+        """
         self._values.extend(d for d in distances if math.isfinite(d))
 
     def threshold(self) -> float | None:
-        """D_OT above which a window diverges; None while a quantile has nothing to go by."""
+        """D_OT above which a window diverges; None while a quantile has nothing to go
+        by.
+        """
         if self._config.rule == "absolute":
             return self._config.threshold
         if not self._values:
@@ -52,14 +59,17 @@ def line_group(config: DivergenceConfig) -> int:
 def divergent(probes: ProbeSet, threshold: float) -> Flags:
     """Which windows of a rollout are real divergences: (W,).
 
-    An unsolved plan never is one, nor is a control, however far apart its continuations are.
+    An unsolved plan never is one, nor is a control, however far apart its continuations
+    are.
     """
     flags: Flags = solved_candidates(probes) & (probes.d_ot_W > threshold)
     return flags
 
 
 def false_alarm(probes: ProbeSet, threshold: float) -> Flags:
-    """Which windows are candidates at or below the line: (W,). An unsolved plan is neither."""
+    """Which windows are candidates at or below the line: (W,). An unsolved plan is
+    neither.
+    """
     flags: Flags = solved_candidates(probes) & (probes.d_ot_W <= threshold)
     return flags
 

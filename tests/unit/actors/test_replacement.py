@@ -34,7 +34,9 @@ Dies = Callable[[], str]
 
 
 class Mortal:
-    """A fake in a process that ends when `dies` says so, or falls silent; then it never answers."""
+    """A fake in a process that ends when `dies` says so, or falls silent; then it never
+    answers.
+    """
 
     def __init__(self, fake: Any, dies: Dies) -> None:
         self._fake, self._dies, self._fate = fake, dies, ""
@@ -54,7 +56,9 @@ class Mortal:
         items = self._fake.roll_out.remote(*arguments, **named)
         async for item in items:
             if self._lost():
-                await items.aclose()  # nothing of a dead process holds up the one in its place
+                await (
+                    items.aclose()
+                )  # nothing of a dead process holds up the one in its place
                 yield _lost(self._fate)
                 return
             yield item
@@ -77,26 +81,39 @@ def mortal(fakes: Fleet, dies: Dies) -> Fleet:
         return Member(name, lambda: Mortal(fake, dies), end=lambda _: None)
 
     return Fleet(
-        rollouts=[member(f"rollout[{i}]", fake) for i, fake in enumerate(fakes.rollouts)],
-        teachers=[member(f"teacher[{i}]", fake) for i, fake in enumerate(fakes.teachers)],
+        rollouts=[
+            member(f"rollout[{i}]", fake) for i, fake in enumerate(fakes.rollouts)
+        ],
+        teachers=[
+            member(f"teacher[{i}]", fake) for i, fake in enumerate(fakes.teachers)
+        ],
         probers=[member(f"prober[{i}]", fake) for i, fake in enumerate(fakes.probers)],
         learners=fakes.learners,
     )
 
 
-def train(fakes: Fleet, *, steps: int, most: int, notes: list[str], **rollout: Any) -> Ledger:
-    chosen = config({"rollout": {"samples_per_prompt": SAMPLES, "chunk_size": 2} | rollout})
+def train(
+    fakes: Fleet, *, steps: int, most: int, notes: list[str], **rollout: Any
+) -> Ledger:
+    chosen = config(
+        {"rollout": {"samples_per_prompt": SAMPLES, "chunk_size": 2} | rollout}
+    )
     caller, ledger = Caller(start_deadline_s=5.0, call_deadline_s=5.0), Ledger()
     recent = RecentDistances(chosen.windows.divergence)
 
     async def go() -> None:
         reviving = Revival(
-            caller, Refit(fakes, caller), Budget(most), lambda what, **_: notes.append(what)
+            caller,
+            Refit(fakes, caller),
+            Budget(most),
+            lambda what, **_: notes.append(what),
         )
         pipeline = Pipeline(chosen, fakes, caller, ledger, recent, reviving)
         for number in range(steps):
             prompts = [prompt(NUM_PROMPTS * number + i) for i in range(NUM_PROMPTS)]
-            await pipeline.finish(pipeline.begin(prompts, step=number, policy_version=number))
+            await pipeline.finish(
+                pipeline.begin(prompts, step=number, policy_version=number)
+            )
 
     run_in_virtual_time(go())
     return ledger
@@ -114,7 +131,9 @@ def test_whoever_dies_each_rollout_is_learned_once_and_in_the_order_of_a_run_wit
     seed: int, share: float, engines: int, teachers: int, probers: int
 ) -> None:
     def order(dies: Dies) -> tuple[list[str], list[float]]:
-        fakes = fleet(random_delays(seed), engines=engines, teachers=teachers, probers=probers)
+        fakes = fleet(
+            random_delays(seed), engines=engines, teachers=teachers, probers=probers
+        )
         ledger = train(mortal(fakes, dies), steps=2, most=10**6, notes=[])
         assert ledger.num_consumed == ledger.num_dispatched == 2 * NUM_PROMPTS * SAMPLES
         return fakes.learners[0].taken, fakes.learners[0].lines
@@ -139,7 +158,9 @@ def test_deaths_are_counted_and_the_budget_ends(deaths: int) -> None:
 
 
 def test_a_dead_rollout_engine_that_was_ahead_is_not_replaced() -> None:
-    """Its queue held prompts of several policy versions; the run goes back to its checkpoint."""
+    """Its queue held prompts of several policy versions; the run goes back to its
+    checkpoint.
+    """
     left = iter([DEAD])
     fakes = mortal(fleet(random_delays(0)), lambda: next(left, ""))
     with pytest.raises(ActorDiedError, match=r"rollout\[0\]"):
@@ -147,7 +168,9 @@ def test_a_dead_rollout_engine_that_was_ahead_is_not_replaced() -> None:
 
 
 def test_a_death_fails_several_calls_and_is_one() -> None:
-    """Three calls wait for a teacher that dies: one comes in its place, and all ask that one."""
+    """Three calls wait for a teacher that dies: one comes in its place, and all ask
+    that one.
+    """
     started = list[int]()
 
     class Teacher:
@@ -166,11 +189,15 @@ def test_a_death_fails_several_calls_and_is_one() -> None:
     async def go() -> list[tuple[int, ...]]:
         caller = Caller(start_deadline_s=5.0, call_deadline_s=5.0)
         nobody = Fleet(rollouts=[], teachers=[], probers=[], learners=[])
-        reviving = Revival(caller, Refit(nobody, caller), Budget(1), lambda *_, **__: None)
+        reviving = Revival(
+            caller, Refit(nobody, caller), Budget(1), lambda *_, **__: None
+        )
         teacher = Member("teacher[0]", Teacher, end=lambda _: None)
         return await asyncio.gather(
             *(
-                reviving.asked("teacher[0]", teacher, "score", lambda on: on.score.remote())
+                reviving.asked(
+                    "teacher[0]", teacher, "score", lambda on: on.score.remote()
+                )
                 for _ in range(3)
             )
         )
@@ -201,9 +228,13 @@ def test_who_compiles_for_longer_than_a_call_may_take_is_not_shot(
     async def go() -> tuple[int, ...]:
         caller = Caller(start_deadline_s=60.0, call_deadline_s=5.0)
         nobody = Fleet(rollouts=[], teachers=[], probers=[], learners=[])
-        reviving = Revival(caller, Refit(nobody, caller), Budget(3), lambda *_, **__: None)
+        reviving = Revival(
+            caller, Refit(nobody, caller), Budget(3), lambda *_, **__: None
+        )
         teacher = Member("teacher[0]", Teacher, end=lambda _: None)
-        return await reviving.asked("teacher[0]", teacher, "score", lambda on: on.score.remote())
+        return await reviving.asked(
+            "teacher[0]", teacher, "score", lambda on: on.score.remote()
+        )
 
     if comes:
         assert run_in_virtual_time(go()) == (1,)

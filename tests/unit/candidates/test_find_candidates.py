@@ -62,7 +62,9 @@ def test_each_setting_reaches_the_selector() -> None:
 
 def test_a_rollout_without_an_eligible_position_has_an_empty_set() -> None:
     config = CandidatesConfig()
-    candidates = find_candidates(scored([1, 1, 1]), config, controls=[RANDOM, LOW], run_seed=0)
+    candidates = find_candidates(
+        scored([1, 1, 1]), config, controls=[RANDOM, LOW], run_seed=0
+    )
     assert candidates.positions_W.shape == candidates.losses_W.shape == (0,)
     assert candidates.groups_W.shape == (0,)
 
@@ -77,7 +79,9 @@ def test_low_loss_controls_are_the_lowest_losses_with_a_window_left() -> None:
 
 
 @given(
-    losses=st.lists(st.one_of(st.floats(0, 3, width=32), st.just(float("nan"))), max_size=30),
+    losses=st.lists(
+        st.one_of(st.floats(0, 3, width=32), st.just(float("nan"))), max_size=30
+    ),
     fraction=st.sampled_from([0.1, 0.3, 0.6]),
     min_window=st.integers(1, 5),
     controls=st.permutations([RANDOM, LOW]),
@@ -87,7 +91,9 @@ def test_groups_share_no_position_and_are_of_one_size_while_positions_last(
 ) -> None:
     config = CandidatesConfig(fraction=fraction, min_window=min_window)
     found = find_candidates(scored(losses), config, controls=controls, run_seed=3)
-    eligible = sum(not np.isnan(loss) for loss in losses[: max(0, len(losses) - min_window + 1)])
+    eligible = sum(
+        not np.isnan(loss) for loss in losses[: max(0, len(losses) - min_window + 1)]
+    )
     num_high = len(in_group(found, HIGH))
     assert len(set(found.positions_W.tolist())) == len(found.positions_W)
     first, second = (len(in_group(found, group)) for group in controls)
@@ -105,13 +111,17 @@ def test_random_controls_repeat_with_their_seed_and_differ_between_rollouts() ->
 
     def drawn(name: str, run_seed: int) -> list[int]:
         one = scored(range(200), name)
-        return in_group(find_candidates(one, config, controls=[RANDOM], run_seed=run_seed), RANDOM)
+        return in_group(
+            find_candidates(one, config, controls=[RANDOM], run_seed=run_seed), RANDOM
+        )
 
     assert drawn("a", 0) == drawn("a", 0)
     assert len({tuple(drawn(*which)) for which in (("a", 0), ("b", 0), ("a", 1))}) == 3
 
 
-def test_every_position_that_is_no_candidate_is_drawn_as_a_control_equally_often() -> None:
+def test_every_position_that_is_no_candidate_is_drawn_as_a_control_equally_often() -> (
+    None
+):
     """200 draws of 2 out of 8: a position is drawn 50 times on average, sd 6.1."""
     config = CandidatesConfig(fraction=0.2, min_window=1)
     counts = np.zeros(10, int)
@@ -125,4 +135,6 @@ def test_every_position_that_is_no_candidate_is_drawn_as_a_control_equally_often
 
 def test_a_group_that_is_no_control_is_refused() -> None:
     with pytest.raises(ValueError, match="controls=0"):
-        find_candidates(scored(range(20)), CandidatesConfig(), controls=[HIGH], run_seed=0)
+        find_candidates(
+            scored(range(20)), CandidatesConfig(), controls=[HIGH], run_seed=0
+        )

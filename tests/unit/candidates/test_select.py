@@ -15,12 +15,15 @@ losses = hnp.arrays(
     np.float32,
     st.integers(0, 40),
     elements=st.one_of(
-        st.floats(-3, 3, width=32), st.sampled_from([0.0, 1.0, math.nan, math.inf, -math.inf])
+        st.floats(-3, 3, width=32),
+        st.sampled_from([0.0, 1.0, math.nan, math.inf, -math.inf]),
     ),
 )
 
 
-def oracle(loss: NDArray[np.float32], count: int, min_window: int, taken: set[int]) -> list[int]:
+def oracle(
+    loss: NDArray[np.float32], count: int, min_window: int, taken: set[int]
+) -> list[int]:
     eligible = [
         t
         for t in range(len(loss))

@@ -1,4 +1,6 @@
-"""`topd eval` on the real harness: our task files, the shipped student, transformers underneath."""
+"""`topd eval` on the real harness: our task files, the shipped student, transformers
+underneath.
+"""
 
 import json
 import re
@@ -47,7 +49,12 @@ def benchmark_file(task: str, folder: Path) -> Path:
         ]
     else:
         rows = [
-            {"problem_idx": i, "problem": question, "answer": r"\frac{14}{2}", "problem_type": []}
+            {
+                "problem_idx": i,
+                "problem": question,
+                "answer": r"\frac{14}{2}",
+                "problem_type": [],
+            }
             for i, question in enumerate(QUESTIONS)
         ]
         return write_rows(folder / f"{task}.parquet", rows)
@@ -80,16 +87,26 @@ def test_a_contest_s_task_file_runs_on_a_local_file_of_its_columns(
         by_problem[sample["prompt_id"]].add(sample["response"])
         assert r"put your final answer within \boxed{}." in sample["prompt"]
     assert len(by_problem) == 2
-    assert all(len(responses) > 1 for responses in by_problem.values()), "samples are copies"
+    assert all(len(responses) > 1 for responses in by_problem.values()), (
+        "samples are copies"
+    )
     figures = json.loads(out.read_text())["tasks"][task]
-    assert figures["avg"]["value"] == pytest.approx(sum(s["correct"] for s in samples) / 8)
+    assert figures["avg"]["value"] == pytest.approx(
+        sum(s["correct"] for s in samples) / 8
+    )
     assert figures["num_truncated"] == sum(s["truncated"] for s in samples)
     assert figures["mean_tokens"] == sum(s["num_tokens"] for s in samples) / 8
-    assert (figures["temperature"], figures["top_p"], figures["samples"]) == (1.5, 0.95, 4)
+    assert (figures["temperature"], figures["top_p"], figures["samples"]) == (
+        1.5,
+        0.95,
+        4,
+    )
     assert list(report.tasks[0].pass_at) == [1, 2, 4]
 
 
-def test_a_contest_is_sampled_sixteen_times_unless_told_otherwise(tmp_path: Path) -> None:
+def test_a_contest_is_sampled_sixteen_times_unless_told_otherwise(
+    tmp_path: Path,
+) -> None:
     report = evaluate_folder(
         STUDENT,
         tasks=["aime25"],
@@ -100,11 +117,15 @@ def test_a_contest_is_sampled_sixteen_times_unless_told_otherwise(tmp_path: Path
     )
     (one,) = report.tasks
     assert one.num_problems == 1
-    assert one.sampling == Sampling(samples=16, temperature=0.6, top_p=0.95, max_tokens=4, seed=0)
+    assert one.sampling == Sampling(
+        samples=16, temperature=0.6, top_p=0.95, max_tokens=4, seed=0
+    )
     assert list(one.pass_at) == [1, 2, 4, 8, 16]
 
 
-def test_the_same_seed_gives_the_same_samples_and_another_does_not(tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_samples_and_another_does_not(
+    tmp_path: Path,
+) -> None:
     texts = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         evaluate_folder(
@@ -165,7 +186,10 @@ def test_whole_conversations_are_asked_not_only_their_last_turn(tmp_path: Path) 
         out=out,
     )
     first = samples_beside(out)[0]["prompt"]
-    places = [first.index(words) for words in ("system what", "user is 3", "equals 3", "+ 4 ?")]
+    places = [
+        first.index(words)
+        for words in ("system what", "user is 3", "equals 3", "+ 4 ?")
+    ]
     assert places == sorted(places)
 
 
@@ -188,15 +212,23 @@ def run_folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_run_folder_brings_its_problems_its_limits_and_its_engine(run_folder: Path) -> None:
+def test_a_run_folder_brings_its_problems_its_limits_and_its_engine(
+    run_folder: Path,
+) -> None:
     report = evaluate_folder(run_folder, sampling=Sampling())
     (one,) = report.tasks
-    assert (report.backend, one.task, one.source) == ("hf", "problems", str(TOY_PROBLEMS))
+    assert (report.backend, one.task, one.source) == (
+        "hf",
+        "problems",
+        str(TOY_PROBLEMS),
+    )
     assert (one.num_problems, one.sampling.max_tokens) == (3, 30)
     assert (one.sampling.temperature, one.sampling.samples) == (0, 1)
 
 
-def test_several_samples_of_a_run_s_own_problems_are_drawn_not_copied(run_folder: Path) -> None:
+def test_several_samples_of_a_run_s_own_problems_are_drawn_not_copied(
+    run_folder: Path,
+) -> None:
     report = evaluate_folder(run_folder, num_problems=1, sampling=Sampling(samples=2))
     assert report.tasks[0].sampling.temperature == 0.6
     assert report.tasks[0].num_problems == 1
@@ -215,17 +247,25 @@ def test_a_run_that_has_not_ended_has_nothing_to_evaluate(run_folder: Path) -> N
         ({"tasks": ["problems"]}, "--task problems: --data is missing"),
         ({"tasks": ["toy"], "backend": "fake"}, "--backend fake: expected vllm or hf"),
         ({"tasks": ["toy"], "out": Path("/nowhere/a.json")}, "no such folder /nowhere"),
-        ({"tasks": ["aime24"], "data": Path("nowhere.jsonl")}, "nowhere.jsonl: no such file"),
+        (
+            {"tasks": ["aime24"], "data": Path("nowhere.jsonl")},
+            "nowhere.jsonl: no such file",
+        ),
         ({"tasks": ["toy"], "problems": Path("x.jsonl")}, "give the one or the other"),
         (
             {"tasks": ["aime24", "aime25"], "data": Path("x.jsonl")},
             "holds the problems of one task, but 2 are asked (aime24, aime25)",
         ),
         ({"tasks": ["humaneval_plus"]}, "add --confirm-run-unsafe-code"),
-        ({"tasks": ["aime24"], "sampling": Sampling(samples=2, temperature=0)}, "--samples 2"),
+        (
+            {"tasks": ["aime24"], "sampling": Sampling(samples=2, temperature=0)},
+            "--samples 2",
+        ),
     ],
 )
-def test_a_mistake_is_named_before_anything_is_loaded(asked: dict[str, Any], expected: str) -> None:
+def test_a_mistake_is_named_before_anything_is_loaded(
+    asked: dict[str, Any], expected: str
+) -> None:
     with pytest.raises(UserError, match=re.escape(expected)):
         evaluate_folder(STUDENT, **({"sampling": Sampling()} | asked))
 
@@ -233,7 +273,11 @@ def test_a_mistake_is_named_before_anything_is_loaded(asked: dict[str, Any], exp
 @pytest.mark.parametrize(
     ("task", "rows", "expected"),
     [
-        ("aime24", [{"Problem": "q", "Answer": 1}, {"Problem": "q"}], "line 2: expected the col"),
+        (
+            "aime24",
+            [{"Problem": "q", "Answer": 1}, {"Problem": "q"}],
+            "line 2: expected the col",
+        ),
         ("aime24", [], "holds no prompts"),
         ("aime25", [{"prompt": "q"}], "has no `answer` to compare with"),
         ("problems", [{"problem": "q", "answer": "1"}], "line 1: expected `messages`"),

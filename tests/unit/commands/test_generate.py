@@ -1,4 +1,6 @@
-"""`topd generate`: a row a prompt, whatever interrupts it, and the rows are data of a kd run."""
+"""`topd generate`: a row a prompt, whatever interrupts it, and the rows are data of a
+kd run.
+"""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -84,11 +86,15 @@ def by_id(out: Path) -> dict[str, dict[str, Any]]:
     return {row["prompt_id"]: row for row in rows}
 
 
-def test_every_prompt_gets_a_row_with_what_it_was_made_from(whole: Path, data: Path) -> None:
+def test_every_prompt_gets_a_row_with_what_it_was_made_from(
+    whole: Path, data: Path
+) -> None:
     asked, rows = by_id(data), by_id(whole)
     assert set(rows) == set(asked)
     for prompt_id, row in rows.items():
-        assert row["messages"] == asked[prompt_id]["messages"][:2], "the response is not asked for"
+        assert row["messages"] == asked[prompt_id]["messages"][:2], (
+            "the response is not asked for"
+        )
         assert row["answer"] == asked[prompt_id]["answer"]
         assert row["reference"] == asked[prompt_id]["reference"]
         assert (row["finish_reason"] == "stop") == (row["response_ids"][-1] == EOS_ID)
@@ -100,7 +106,9 @@ def test_the_rows_are_prompts_of_a_kd_run_token_by_token(
     whole: Path, make_config: MakeConfig, student_folder: Path, teacher_folder: Path
 ) -> None:
     config = make_config(prompts={"path": str(whole), "max_tokens": 16})
-    source, dropped = load_source(config, student=student_folder, teacher=teacher_folder)
+    source, dropped = load_source(
+        config, student=student_folder, teacher=teacher_folder
+    )
     assert dropped == []
     rows = by_id(whole)
     for prompt in source.take(len(source)):
@@ -114,7 +122,10 @@ def test_the_rows_are_prompts_of_a_kd_run_token_by_token(
 @settings(max_examples=12, deadline=None)
 @given(share=st.floats(0, 1))
 def test_after_an_interruption_anywhere_no_row_is_lost_repeated_or_different(
-    share: float, whole: Path, make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory
+    share: float,
+    whole: Path,
+    make_config: MakeConfig,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     written = whole.read_bytes()
     out = tmp_path_factory.mktemp("cut") / "out.jsonl"
@@ -122,7 +133,10 @@ def test_after_an_interruption_anywhere_no_row_is_lost_repeated_or_different(
     whole_rows = out.read_bytes().count(b"\n")
     counts = generate(make_config(), out, SAMPLING)
     assert by_id(out) == by_id(whole)
-    assert (counts["rows before"], counts["rows"]) == (whole_rows, NUM_PROMPTS - whole_rows)
+    assert (counts["rows before"], counts["rows"]) == (
+        whole_rows,
+        NUM_PROMPTS - whole_rows,
+    )
 
 
 def never_opened(*args: Any, **limits: Any) -> Any:
@@ -163,7 +177,10 @@ def test_a_run_that_dies_leaves_every_finished_row(
         generate(make_config(), out, SAMPLING, open_engine=open_dying)
     assert engines[0].closed
     assert [len(requests) for requests in engines[0].asked] == [8, 8], "in chunks"
-    assert len({request.seed for requests in engines[0].asked for request in requests}) == 16
+    assert (
+        len({request.seed for requests in engines[0].asked for request in requests})
+        == 16
+    )
     assert len(by_id(out)) == 11
     generate(make_config(), out, SAMPLING)
     assert by_id(out) == by_id(whole)
@@ -195,11 +212,17 @@ def test_the_limit_is_the_smaller_of_the_two_and_what_it_cuts_is_counted(
     config = make_config(rollout={"max_response_tokens": 6})
     for name, own, limit in (("a.jsonl", 100, 6), ("b.jsonl", 3, 3)):
         counts = generate(
-            config, tmp_path / name, Sampling(temperature=0.6, top_p=0.95, max_tokens=own)
+            config,
+            tmp_path / name,
+            Sampling(temperature=0.6, top_p=0.95, max_tokens=own),
         )
         rows = rows_of(tmp_path / name)
         assert max(len(row["response_ids"]) for row in rows) == limit
-        assert counts["truncated"] == sum(row["finish_reason"] == "length" for row in rows) > 0
+        assert (
+            counts["truncated"]
+            == sum(row["finish_reason"] == "length" for row in rows)
+            > 0
+        )
         assert counts["tokens"] == sum(len(row["response_ids"]) for row in rows)
         assert f"{counts['truncated']} responses truncated" in capsys.readouterr().out
 
@@ -215,7 +238,9 @@ def test_temperature_and_seed_decide_what_is_written(
         ("another seed", make_config(run={"seed": 1}), SAMPLING),
     ):
         generate(config, tmp_path / name, sampling)
-        written[name] = {key: row["response_ids"] for key, row in by_id(tmp_path / name).items()}
+        written[name] = {
+            key: row["response_ids"] for key, row in by_id(tmp_path / name).items()
+        }
     sampled = {key: row["response_ids"] for key, row in by_id(whole).items()}
     assert written["greedy"] == written["greedy again"] != sampled
     assert written["another seed"] != sampled
@@ -228,7 +253,9 @@ def test_transformers_answer_as_well(make_config: MakeConfig, tmp_path: Path) ->
     assert len(by_id(tmp_path / "out.jsonl")) == 3
 
 
-def test_the_data_itself_is_not_written_over(make_config: MakeConfig, data: Path) -> None:
+def test_the_data_itself_is_not_written_over(
+    make_config: MakeConfig, data: Path
+) -> None:
     with pytest.raises(UserError, match=r"is prompts\.path itself"):
         generate(make_config(), data, SAMPLING)
 
@@ -241,7 +268,10 @@ def test_the_data_itself_is_not_written_over(make_config: MakeConfig, data: Path
         ("notes of mine", "line 1: no row of `topd generate`"),
         ('{"a": 1', "line 1: no row of `topd generate`"),
         ("[]\n", "line 1: no row of `topd generate`"),
-        ('{"prompt_id": "p0", "model": "other", "response_ids": [1]}\n', "line 1: other wrote it"),
+        (
+            '{"prompt_id": "p0", "model": "other", "response_ids": [1]}\n',
+            "line 1: other wrote it",
+        ),
         ('{"prompt_id": "p0", "mod\n', "line 1: no row of `topd generate`"),
     ],
 )
@@ -256,12 +286,19 @@ def test_a_file_of_somebody_elses_is_refused_and_left_as_it_is(
     assert out.read_text() == content
 
 
-def test_an_out_that_cannot_be_a_file_is_named(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_an_out_that_cannot_be_a_file_is_named(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=f"--out {tmp_path}: "):
         generate(make_config(), tmp_path, SAMPLING, open_engine=never_opened)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/out\.jsonl: cannot be written"):
-        generate(make_config(), tmp_path / "file" / "out.jsonl", SAMPLING, open_engine=never_opened)
+        generate(
+            make_config(),
+            tmp_path / "file" / "out.jsonl",
+            SAMPLING,
+            open_engine=never_opened,
+        )
 
 
 def test_the_command_says_what_it_wrote(

@@ -1,4 +1,6 @@
-"""The schema and its loader: each mistake is one line with field, value and the way out."""
+"""The schema and its loader: each mistake is one line with field, value and the way
+out.
+"""
 
 import subprocess
 import sys
@@ -12,7 +14,9 @@ from hypothesis import strategies as st
 from topd_ray.config import Config, dump_config, load_config, parse_config
 from topd_ray.errors import UserError
 
-MINIMAL = "prompts: {path: data.jsonl}\nteacher: {model: big}\nlearner: {model: small}\n"
+MINIMAL = (
+    "prompts: {path: data.jsonl}\nteacher: {model: big}\nlearner: {model: small}\n"
+)
 SHIPPED = sorted(
     file
     for file in (Path(__file__).parents[3] / "configs").rglob("*.yaml")
@@ -34,7 +38,9 @@ def minimal(**sections: dict[str, Any]) -> dict[str, Any]:
         "teacher": {"model": "big"},
         "learner": {"model": "small"},
     }
-    return required | {name: required.get(name, {}) | values for name, values in sections.items()}
+    return required | {
+        name: required.get(name, {}) | values for name, values in sections.items()
+    }
 
 
 def parse(**sections: dict[str, Any]) -> Config:
@@ -48,7 +54,10 @@ def test_every_shipped_config_loads(path: Path) -> None:
 
 def test_the_papers_numbers_are_the_defaults(file: Path) -> None:
     config = load_config(file)
-    assert (config.rollout.samples_per_prompt, config.rollout.max_response_tokens) == (4, 8000)
+    assert (config.rollout.samples_per_prompt, config.rollout.max_response_tokens) == (
+        4,
+        8000,
+    )
     assert (config.rollout.temperature, config.rollout.top_p) == (1.0, 1.0)
     assert (config.prompts.max_tokens, config.probe.window) == (800, 50)
     assert config.candidates.fraction == pytest.approx(218 / 9688, abs=1e-4)
@@ -102,12 +111,21 @@ OVERRIDE_MISTAKES = [
     ("run.name=a/b", "run.name: String should match pattern"),
     ("learner.lr=0", "learner.lr: Input should be greater than 0, found 0"),
     ("learner.lr=.nan", "learner.lr: Input should be a finite number, found nan"),
-    ("learner.zero_stage=4", "learner.zero_stage: Input should be less than or equal to 3"),
+    (
+        "learner.zero_stage=4",
+        "learner.zero_stage: Input should be less than or equal to 3",
+    ),
     ("rollout.top_p=1.5", "rollout.top_p: Input should be less than or equal to 1"),
     ("candidates.fraction=0", "candidates.fraction: Input should be greater than 0"),
-    ("candidates.loss=kl", "candidates.loss: Input should be 'reverse_kl', 'log_ratio' or"),
+    (
+        "candidates.loss=kl",
+        "candidates.loss: Input should be 'reverse_kl', 'log_ratio' or",
+    ),
     ("rollout.engine.backend=sglang", "rollout.engine.backend: Input should be 'vllm'"),
-    ("windows.divergence.quantile=1", "windows.divergence.quantile: Input should be less than 1"),
+    (
+        "windows.divergence.quantile=1",
+        "windows.divergence.quantile: Input should be less than 1",
+    ),
 ]
 
 
@@ -128,8 +146,14 @@ FILE_MISTAKES: list[tuple[bytes, str]] = [
     (b"5\n", "not readable as YAML"),
     (b"a:\n\tb: 1\n", "not readable as YAML"),
     (MINIMAL.encode() + b"prompts: {path: b}\n", "found duplicate key prompts"),
-    (MINIMAL.encode() + b"run: {name: '${nothing}'}\n", "Interpolation key 'nothing' not found"),
-    (MINIMAL.encode() + b"run:\n  name: ???\n", "Missing mandatory value: name full_key: run.name"),
+    (
+        MINIMAL.encode() + b"run: {name: '${nothing}'}\n",
+        "Interpolation key 'nothing' not found",
+    ),
+    (
+        MINIMAL.encode() + b"run:\n  name: ???\n",
+        "Missing mandatory value: name full_key: run.name",
+    ),
     (MINIMAL.encode() + b"run:\n", "run: Input should be a valid dictionary"),
     (MINIMAL.encode() + b"1: 2\n", "1: Keys should be strings"),
     (b"a: &a [*a]\n", "recursive aliases are not supported"),
@@ -141,7 +165,9 @@ FILE_MISTAKES: list[tuple[bytes, str]] = [
 
 
 @pytest.mark.parametrize(("content", "message"), FILE_MISTAKES)
-def test_a_file_that_is_no_config_is_named(content: bytes, message: str, file: Path) -> None:
+def test_a_file_that_is_no_config_is_named(
+    content: bytes, message: str, file: Path
+) -> None:
     file.write_bytes(content)
     with pytest.raises(UserError) as caught:
         load_config(file)
@@ -152,12 +178,16 @@ def test_a_file_that_is_no_config_is_named(content: bytes, message: str, file: P
 
 @pytest.mark.parametrize("name", ["none.yaml", "."])
 def test_a_missing_file_says_where_to_start(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such config file; configs/ holds ones to start from"):
+    with pytest.raises(
+        UserError, match="no such config file; configs/ holds ones to start from"
+    ):
         load_config(tmp_path / name)
 
 
 def test_every_mistake_of_a_file_is_told_at_once(file: Path) -> None:
-    with pytest.raises(UserError, match=r"run\.seed: .*; learner\.lr: .*; learner\.lrr: "):
+    with pytest.raises(
+        UserError, match=r"run\.seed: .*; learner\.lr: .*; learner\.lrr: "
+    ):
         load_config(file, ["run.seed=-1", "learner.lr=0", "learner.lrr=1"])
 
 
@@ -179,14 +209,20 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_dumped_config_reads_back_equal_whatever_its_texts(text: str, tmp_path: Path) -> None:
+def test_a_dumped_config_reads_back_equal_whatever_its_texts(
+    text: str, tmp_path: Path
+) -> None:
     config = parse(prompts={"path": text})
     (tmp_path / "config.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "config.yaml") == config
 
 
 @settings(max_examples=25, deadline=None)
-@given(lr=st.floats(1e-12, 1e3), seed=st.integers(0, 2**63), name=st.from_regex(r"[0-9e._-]{1,6}"))
+@given(
+    lr=st.floats(1e-12, 1e3),
+    seed=st.integers(0, 2**63),
+    name=st.from_regex(r"[0-9e._-]{1,6}"),
+)
 def test_a_dumped_config_reads_back_equal_whatever_its_numbers(
     lr: float, seed: int, name: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -198,12 +234,16 @@ def test_a_dumped_config_reads_back_equal_whatever_its_numbers(
 
 def test_the_longest_sequences_follow_from_the_stages() -> None:
     config = parse(
-        prompts={"max_tokens": 100}, rollout={"max_response_tokens": 200}, probe={"window": 20}
+        prompts={"max_tokens": 100},
+        rollout={"max_response_tokens": 200},
+        probe={"window": 20},
     )
     assert (config.probes, config.sequence_tokens) == (True, 300)
     assert config.student_context_tokens == config.teacher_context_tokens == 321
     baseline = parse(
-        run={"method": "opd"}, prompts={"max_tokens": 100}, rollout={"max_response_tokens": 200}
+        run={"method": "opd"},
+        prompts={"max_tokens": 100},
+        rollout={"max_response_tokens": 200},
     )
     assert (baseline.probes, baseline.student_context_tokens) == (False, 301)
 
@@ -215,7 +255,10 @@ def test_an_engine_must_hold_the_longest_sequence(section: str) -> None:
 
     with_length(8851)
     with pytest.raises(
-        UserError, match=rf"{section}\.engine\.max_model_len=8850 is too short: .* raise it to 8851"
+        UserError,
+        match=(
+            rf"{section}\.engine\.max_model_len=8850 is too short: .* raise it to 8851"
+        ),
     ):
         with_length(8850)
 
@@ -240,7 +283,9 @@ def test_probe_workers_share_the_teachers_engine_unless_they_are_given_one() -> 
 
 def test_a_window_must_be_able_to_exist() -> None:
     parse(candidates={"min_window": 50})
-    with pytest.raises(UserError, match=r"candidates\.min_window=51 exceeds probe\.window=50"):
+    with pytest.raises(
+        UserError, match=r"candidates\.min_window=51 exceeds probe\.window=50"
+    ):
         parse(candidates={"min_window": 51})
 
 
@@ -248,15 +293,21 @@ def test_a_window_must_be_able_to_exist() -> None:
 def test_tensor_parallel_needs_as_many_gpus(section: str) -> None:
     parse(**{section: {"engine": {"tensor_parallel": 2, "gpus": 2}}})
     parse(**{section: {"engine": {"tensor_parallel": 1, "gpus": 0.25}}})
-    with pytest.raises(UserError, match=rf"{section}\.engine\.gpus=1 .*; set gpus to 2"):
+    with pytest.raises(
+        UserError, match=rf"{section}\.engine\.gpus=1 .*; set gpus to 2"
+    ):
         parse(**{section: {"engine": {"tensor_parallel": 2, "gpus": 1}}})
 
 
 def test_a_threshold_goes_with_the_absolute_rule_alone() -> None:
     assert parse(windows={"divergence": {"rule": "absolute", "threshold": 0.3}})
-    with pytest.raises(UserError, match="threshold is missing: rule=absolute needs one"):
+    with pytest.raises(
+        UserError, match="threshold is missing: rule=absolute needs one"
+    ):
         parse(windows={"divergence": {"rule": "absolute"}})
-    with pytest.raises(UserError, match=r"threshold=0\.3 has no effect with rule=quantile"):
+    with pytest.raises(
+        UserError, match=r"threshold=0\.3 has no effect with rule=quantile"
+    ):
         parse(windows={"divergence": {"threshold": 0.3}})
 
 
@@ -276,6 +327,11 @@ def test_every_field_is_documented() -> None:
 
 
 def test_the_schema_loads_neither_torch_nor_ray() -> None:
-    code = "import sys, topd_ray.config; print(sorted({'torch', 'ray'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    code = (
+        "import sys, topd_ray.config; print(sorted({'torch', 'ray'} &"
+        " set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"

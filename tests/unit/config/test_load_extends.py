@@ -1,4 +1,6 @@
-"""`extends`: a small variant over a whole config; chains are followed, circles are named."""
+"""`extends`: a small variant over a whole config; chains are followed, circles are
+named.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +38,10 @@ def write(tmp_path: Path) -> Write:
 
 def test_a_variant_changes_what_it_names_and_nothing_else(write: Write) -> None:
     variant = load_config(
-        write("v.yaml", "extends: base.yaml\nrun: {seed: 4}\nlearner: {betas: [0.5, 0.6]}\n")
+        write(
+            "v.yaml",
+            "extends: base.yaml\nrun: {seed: 4}\nlearner: {betas: [0.5, 0.6]}\n",
+        )
     )
     assert (variant.run.seed, variant.run.name) == (4, "base")
     assert (variant.learner.model, variant.learner.betas) == ("small", (0.5, 0.6))
@@ -48,11 +53,16 @@ def test_a_variant_that_changes_nothing_is_the_file_it_extends(write: Write) -> 
     assert load_config(write("v.yaml", "extends: base.yaml\n")) == load_config(base)
 
 
-def test_what_an_anchor_shared_in_the_base_is_changed_in_one_place_only(write: Write) -> None:
+def test_what_an_anchor_shared_in_the_base_is_changed_in_one_place_only(
+    write: Write,
+) -> None:
     variant = load_config(
         write("v.yaml", "extends: base.yaml\nrollout: {engine: {max_num_seqs: 2}}\n")
     )
-    assert (variant.rollout.engine.max_num_seqs, variant.teacher.engine.max_num_seqs) == (2, 8)
+    assert (
+        variant.rollout.engine.max_num_seqs,
+        variant.teacher.engine.max_num_seqs,
+    ) == (2, 8)
     assert variant.rollout.engine.dtype == "float32"
 
 
@@ -64,15 +74,26 @@ def test_an_anchor_of_the_variants_own_works(write: Write) -> None:
             "teacher: {engine: *mine}\n",
         )
     )
-    assert (variant.teacher.engine.max_num_seqs, variant.rollout.engine.max_num_seqs) == (2, 2)
+    assert (
+        variant.teacher.engine.max_num_seqs,
+        variant.rollout.engine.max_num_seqs,
+    ) == (2, 2)
 
 
-def test_a_chain_is_followed_from_folder_to_folder_and_the_nearest_wins(write: Write) -> None:
+def test_a_chain_is_followed_from_folder_to_folder_and_the_nearest_wins(
+    write: Write,
+) -> None:
     write("middle.yaml", "extends: base.yaml\nrun: {seed: 5, name: middle}\n")
     last = write("deep/last.yaml", "extends: ../middle.yaml\nrun: {name: last}\n")
     config = load_config(last)
-    assert (config.run.seed, config.run.name, config.prompts.max_tokens) == (5, "last", 64)
-    assert load_config(last, ["run.seed=6"]).run.seed == 6, "an override stands above all files"
+    assert (config.run.seed, config.run.name, config.prompts.max_tokens) == (
+        5,
+        "last",
+        64,
+    )
+    assert load_config(last, ["run.seed=6"]).run.seed == 6, (
+        "an override stands above all files"
+    )
 
 
 def test_a_whole_path_may_be_extended(write: Write, tmp_path: Path) -> None:
@@ -119,8 +140,14 @@ def test_a_circle_is_refused_with_the_way_round(length: int, write: Write) -> No
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("extends: none.yaml\n", r"none\.yaml, which .*v\.yaml extends: no such config file"),
-        ("extends: [base.yaml]\n", r"v\.yaml: extends: expected the name of another file"),
+        (
+            "extends: none.yaml\n",
+            r"none\.yaml, which .*v\.yaml extends: no such config file",
+        ),
+        (
+            "extends: [base.yaml]\n",
+            r"v\.yaml: extends: expected the name of another file",
+        ),
         ("extends: 5\n", r"expected the name of another file, found 5"),
         ("extends:\n", r"expected the name of another file, found None"),
         ("extends: list.yaml\n", r"list\.yaml: expected sections"),
@@ -129,7 +156,9 @@ def test_a_circle_is_refused_with_the_way_round(length: int, write: Write) -> No
         ("extends: base.yaml\nrun: {sed: 1}\n", r"v\.yaml: run\.sed: unknown key"),
     ],
 )
-def test_a_mistake_names_the_file_it_is_in(text: str, message: str, write: Write) -> None:
+def test_a_mistake_names_the_file_it_is_in(
+    text: str, message: str, write: Write
+) -> None:
     write("list.yaml", "- a\n")
     write("broken.yaml", "a: [\n")
     with pytest.raises(UserError, match=message) as caught:

@@ -35,7 +35,9 @@ def test_a_resolved_config_reads_back_to_itself(method: str, tmp_path: Any) -> N
 
 
 def test_what_a_config_says_itself_wins_over_its_method() -> None:
-    found = config("opsd", objective={"divergence": "reverse_kl"}, teacher={"follow_every": 10})
+    found = config(
+        "opsd", objective={"divergence": "reverse_kl"}, teacher={"follow_every": 10}
+    )
     assert found.objective.divergence == "reverse_kl"
     assert (found.objective.context, found.teacher.source) == ("reference", "student")
 
@@ -65,14 +67,20 @@ def test_trd_composes_with_self_distillation() -> None:
         ("reverse", {"divergence": "reverse_kl"}),
     ],
 )
-def test_the_dense_baselines_of_trd_are_settings(settings: str, parts: dict[str, Any]) -> None:
+def test_the_dense_baselines_of_trd_are_settings(
+    settings: str, parts: dict[str, Any]
+) -> None:
     assert not config("opd", objective=parts).probes, settings
-    assert not config("opd", teacher={"signal": "topk", "top_k": 32, "tail": "renormalise"}).probes
+    assert not config(
+        "opd", teacher={"signal": "topk", "top_k": 32, "tail": "renormalise"}
+    ).probes
 
 
 def test_a_teacher_with_more_in_its_prompt_gets_the_room_for_it() -> None:
     plain, refine = config("opd"), config("trd")
-    assert plain.teacher_context_tokens == plain.student_context_tokens == 800 + 8000 + 1
+    assert (
+        plain.teacher_context_tokens == plain.student_context_tokens == 800 + 8000 + 1
+    )
     assert refine.student_context_tokens == 800 + 8000 + 1
     assert refine.teacher_context_tokens == 800 + 8000 + 512 + 8000 + 1
     assert config("opsd").teacher_context_tokens == 800 + 4096 + 512 + 8000 + 1
@@ -85,19 +93,38 @@ def test_a_teacher_with_more_in_its_prompt_gets_the_room_for_it() -> None:
         ("topd", {"objective": {"lambda_traj": 0}}, "with run.method=topd is opd"),
         ("opsd", {"teacher": {"model": "t"}}, "the teacher is learner.model"),
         ("opd", {"teacher": {"model": None}}, "teacher.model is missing"),
-        ("opsd", {"objective": {"context": "plain"}}, "its own teacher with nothing more"),
+        (
+            "opsd",
+            {"objective": {"context": "plain"}},
+            "its own teacher with nothing more",
+        ),
         ("opd", {"teacher": {"follow_every": 5}}, "needs teacher.source=student"),
-        ("opsd", {"teacher": {"follow_every": 7}}, "run.checkpoint_every=50 is no multiple"),
+        (
+            "opsd",
+            {"teacher": {"follow_every": 7}},
+            "run.checkpoint_every=50 is no multiple",
+        ),
         ("trd", {"objective": {"context": "plain"}}, "are for rewrites, and only they"),
-        ("opd", {"objective": {"context": "refine"}}, "are for rewrites, and only they"),
+        (
+            "opd",
+            {"objective": {"context": "refine"}},
+            "are for rewrites, and only they",
+        ),
         ("trd", {"objective": {"lambda_traj": 0.3}}, "the student's own rollouts"),
         ("kd", {"objective": {"downweight": "low_ot"}}, "the student's own rollouts"),
-        ("kd", {"objective": {"context": "reference"}}, "scored under the prompt they answer"),
+        (
+            "kd",
+            {"objective": {"context": "reference"}},
+            "scored under the prompt they answer",
+        ),
         ("kd", {"rollout": {"samples_per_prompt": 2}}, "rollout.samples_per_prompt=2"),
         ("opd", {"objective": {"kd_ratio": 0.5}}, "set kd_ratio=1"),
         (
             "opd",
-            {"objective": {"divergence": "forward_kl"}, "teacher": {"signal": "sampled"}},
+            {
+                "objective": {"divergence": "forward_kl"},
+                "teacher": {"signal": "sampled"},
+            },
             "teacher.signal=sampled estimates the reverse KL",
         ),
         ("trd", {"teacher": {"signal": "sampled"}}, "teacher.signal=sampled estimates"),
@@ -108,7 +135,10 @@ def test_a_teacher_with_more_in_its_prompt_gets_the_room_for_it() -> None:
         ),
         (
             "opd",
-            {"objective": {"forward_above_entropy": 1.0}, "teacher": {"signal": "topk"}},
+            {
+                "objective": {"forward_above_entropy": 1.0},
+                "teacher": {"signal": "topk"},
+            },
             "needs the full vocabulary",
         ),
         (
@@ -116,8 +146,16 @@ def test_a_teacher_with_more_in_its_prompt_gets_the_room_for_it() -> None:
             {"objective": {"forward_above_entropy": 1.0, "divergence": "jsd"}},
             "adds forward to reverse KL",
         ),
-        ("trd", {"objective": {"select": "entropy_divergence"}}, "on its own rollouts only"),
-        ("kd", {"rollout": {"max_staleness": 1, "samples_per_prompt": 1}}, "cannot be stale"),
+        (
+            "trd",
+            {"objective": {"select": "entropy_divergence"}},
+            "on its own rollouts only",
+        ),
+        (
+            "kd",
+            {"rollout": {"max_staleness": 1, "samples_per_prompt": 1}},
+            "cannot be stale",
+        ),
         (
             "opsd",
             {"rollout": {"max_staleness": 1}, "teacher": {"follow_every": 10}},
@@ -138,7 +176,10 @@ def test_a_teacher_with_more_in_its_prompt_gets_the_room_for_it() -> None:
         ),
         (
             "opd",
-            {"objective": {"downweight": "low_ot"}, "candidates": {"loss": "log_ratio"}},
+            {
+                "objective": {"downweight": "low_ot"},
+                "candidates": {"loss": "log_ratio"},
+            },
             "set candidates.loss=reverse_kl",
         ),
         (
@@ -164,5 +205,7 @@ def test_inline_takes_one_of_each() -> None:
         "teacher": {"model": "t", "engine": engine, "num_engines": 2},
         "probe": {"engine": engine, "num_workers": 1},
     }
-    with pytest.raises(UserError, match=r"teacher.num_engines=2 with cluster.placement=inline"):
+    with pytest.raises(
+        UserError, match=r"teacher.num_engines=2 with cluster.placement=inline"
+    ):
         config("topd", **parts)

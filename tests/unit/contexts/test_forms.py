@@ -1,4 +1,6 @@
-"""Forms: every gap once, filled in one pass; a file of forms that would misbehave is refused."""
+"""Forms: every gap once, filled in one pass; a file of forms that would misbehave is
+refused.
+"""
 
 import re
 from pathlib import Path
@@ -29,7 +31,9 @@ def test_a_form_has_each_of_its_gaps_once_and_no_other(name: str, context: str) 
 
 @pytest.mark.parametrize("context", GAPS)
 def test_forms_end_as_a_students_prompt_does(context: str) -> None:
-    math, code = (getattr(load_forms(name), context).splitlines()[-1] for name in ("math", "code"))
+    math, code = (
+        getattr(load_forms(name), context).splitlines()[-1] for name in ("math", "code")
+    )
     assert "step by step" in math
     assert r"\boxed{}" in math
     assert "only" in code
@@ -39,7 +43,10 @@ def test_forms_end_as_a_students_prompt_does(context: str) -> None:
 def test_what_the_texts_hold_is_never_taken_for_a_gap() -> None:
     form = r"{problem} | {reference} | {attempt} | \boxed{}"
     filled = render(
-        form, problem="{reference} {x}", reference="{attempt} {{}}", attempt=r"\frac{1}{2} \1 {"
+        form,
+        problem="{reference} {x}",
+        reference="{attempt} {{}}",
+        attempt=r"\frac{1}{2} \1 {",
     )
     assert filled == r"{reference} {x} | {attempt} {{}} | \frac{1}{2} \1 { | \boxed{}"
 
@@ -53,7 +60,9 @@ def test_texts_come_through_unchanged(problem: str, attempt: str) -> None:
 
 def test_forms_of_ones_own_are_read_from_yaml(tmp_path: Path) -> None:
     path = tmp_path / "forms.yaml"
-    path.write_text(yaml.safe_dump(OWN | {"refine": r"{problem} \boxed{} {attempt} {}"}))
+    path.write_text(
+        yaml.safe_dump(OWN | {"refine": r"{problem} \boxed{} {attempt} {}"})
+    )
     forms = load_forms(str(path))
     assert forms.refine == r"{problem} \boxed{} {attempt} {}"
     assert forms.reference == OWN["reference"]
@@ -64,13 +73,28 @@ def test_forms_of_ones_own_are_read_from_yaml(tmp_path: Path) -> None:
     [
         ([1], "expected the keys reference, refine, refine_reference, found list"),
         (OWN | {"refined": "x"}, "'refined'"),
-        ({"refine": OWN["refine"]}, "expected the keys reference, refine, refine_reference"),
+        (
+            {"refine": OWN["refine"]},
+            "expected the keys reference, refine, refine_reference",
+        ),
         (OWN | {"refine": 5}, "refine: expected text, found 5"),
-        (OWN | {"refine": "{problem}"}, "refine: expected each of {attempt}, {problem} once"),
+        (
+            OWN | {"refine": "{problem}"},
+            "refine: expected each of {attempt}, {problem} once",
+        ),
         (OWN | {"refine": "none"}, "found none"),
-        (OWN | {"refine": "{problem} {attempt} {attempt}"}, "found {attempt}, {attempt}"),
-        (OWN | {"refine": "{problem} {attempt} {reference}"}, "found {attempt}, {problem}, {ref"),
-        (OWN | {"reference": "{problem} {reference} {answer}"}, "found {answer}, {problem}"),
+        (
+            OWN | {"refine": "{problem} {attempt} {attempt}"},
+            "found {attempt}, {attempt}",
+        ),
+        (
+            OWN | {"refine": "{problem} {attempt} {reference}"},
+            "found {attempt}, {problem}, {ref",
+        ),
+        (
+            OWN | {"reference": "{problem} {reference} {answer}"},
+            "found {answer}, {problem}",
+        ),
     ],
 )
 def test_a_form_with_a_gap_too_many_or_too_few_is_refused(
@@ -85,7 +109,9 @@ def test_a_form_with_a_gap_too_many_or_too_few_is_refused(
 
 
 def test_a_missing_or_broken_file_of_forms_says_what_there_is(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"prompts\.forms=maths: no such file; expected math, code"):
+    with pytest.raises(
+        UserError, match=r"prompts\.forms=maths: no such file; expected math, code"
+    ):
         load_forms("maths")
     (tmp_path / "forms.yaml").write_text("a: [")
     with pytest.raises(UserError, match="not readable as YAML"):

@@ -1,7 +1,7 @@
 """Actor handles without Ray: calls are coroutines with delays of the test's choosing.
 
-A fake is right here: what is tested is who waits for whom, under timings that real engines
-never show on purpose.
+A fake is right here: what is tested is who waits for whom, under timings that real
+engines never show on purpose.
 """
 
 import asyncio
@@ -40,18 +40,29 @@ class Method:
 class FakeRollout:
     """Sends chunks of `size` rollouts; one call after the other, as an actor does."""
 
-    def __init__(self, size: int, samples: int, delay: Delay, fail_at: int | None = None) -> None:
-        self.size, self.samples, self.delay, self.fail_at = size, samples, delay, fail_at
+    def __init__(
+        self, size: int, samples: int, delay: Delay, fail_at: int | None = None
+    ) -> None:
+        self.size, self.samples, self.delay, self.fail_at = (
+            size,
+            samples,
+            delay,
+            fail_at,
+        )
         self.roll_out, self.resample = Method(self._roll_out), Method(self._resample)
         self.rolled_out, self.one_at_a_time = asyncio.Event(), asyncio.Lock()
 
-    def _resample(self, chunk: tuple[str, ...], *, policy_version: int) -> tuple[Any, Any]:
+    def _resample(
+        self, chunk: tuple[str, ...], *, policy_version: int
+    ) -> tuple[Any, Any]:
         async def receipt() -> ResampleReceipt:
             await self.rolled_out.wait()
             await asyncio.sleep(self.delay(f"resample {chunk[0]}"))
             return ResampleReceipt(span=NO_TIME)
 
-        return tuple(f"{policy_version}:{name}" for name in chunk), asyncio.ensure_future(receipt())
+        return tuple(
+            f"{policy_version}:{name}" for name in chunk
+        ), asyncio.ensure_future(receipt())
 
     async def _roll_out(
         self, prompts: Sequence[Prompt], *, policy_version: int, done: frozenset[str]
@@ -63,7 +74,9 @@ class FakeRollout:
             async for item in self._chunks(names, policy_version):
                 yield item
 
-    async def _chunks(self, names: list[str], policy_version: int) -> AsyncIterator[Any]:
+    async def _chunks(
+        self, names: list[str], policy_version: int
+    ) -> AsyncIterator[Any]:
         for index, first in enumerate(range(0, len(names), self.size)):
             chunk = tuple(names[first : first + self.size])
             await asyncio.sleep(self.delay(f"rollout {chunk[0]}"))
@@ -89,7 +102,10 @@ class Writing:
 
     def __init__(self, delay: Delay, wrong: frozenset[int]) -> None:
         self.delay, self.wrong = delay, wrong
-        self.continue_from, self.rewrite = Method(self._continue_from), Method(self._rewrite)
+        self.continue_from, self.rewrite = (
+            Method(self._continue_from),
+            Method(self._rewrite),
+        )
         self.continued = list[str]()
 
     def _continue_from(self, chunk: tuple[str, ...]) -> tuple[Any, Any]:
@@ -101,14 +117,20 @@ class Writing:
                 num_tokens=1, num_prefix_tokens=10, num_cached_tokens=9, span=NO_TIME
             )
 
-        return tuple(f"after {name}" for name in chunk), asyncio.ensure_future(receipt())
+        return tuple(f"after {name}" for name in chunk), asyncio.ensure_future(
+            receipt()
+        )
 
     def _rewrite(self, chunk: tuple[str, ...], _: Sequence[Prompt]) -> tuple[Any, Any]:
-        kept = tuple(name for name in chunk if int(name.split(".")[1]) not in self.wrong)
+        kept = tuple(
+            name for name in chunk if int(name.split(".")[1]) not in self.wrong
+        )
 
         async def receipt() -> RewriteReceipt:
             await asyncio.sleep(self.delay(f"rewrite {chunk[0]}"))
-            dropped = tuple((name, "rewrite is wrong") for name in chunk if name not in kept)
+            dropped = tuple(
+                (name, "rewrite is wrong") for name in chunk if name not in kept
+            )
             return RewriteReceipt(dropped=dropped, num_tokens=1, span=NO_TIME)
 
         return kept, asyncio.ensure_future(receipt())
@@ -168,7 +190,12 @@ class FakeLearner:
     """Notes what it was given, in order."""
 
     def __init__(self, delay: Delay) -> None:
-        self.delay, self.taken, self.lines, self.steps = delay, list[str](), list[float](), 0
+        self.delay, self.taken, self.lines, self.steps = (
+            delay,
+            list[str](),
+            list[float](),
+            0,
+        )
         self.steps_before = list[int]()
         self.accumulate, self.step = Method(self._accumulate), Method(self._step)
 
@@ -179,7 +206,9 @@ class FakeLearner:
 
         async def receipt() -> LearnReceipt:
             await asyncio.sleep(self.delay(f"learn {scored[0]}"))
-            return LearnReceipt(sums=LossSums(num_tokens=1), num_divergent=0, span=NO_TIME)
+            return LearnReceipt(
+                sums=LossSums(num_tokens=1), num_divergent=0, span=NO_TIME
+            )
 
         return asyncio.ensure_future(receipt())
 

@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from topd_ray.actors.calls import Caller
-from topd_ray.driver.checkpoint import MANIFEST, fault, open_checkpoint, save_checkpoint, seal
+from topd_ray.driver.checkpoint import (
+    MANIFEST,
+    fault,
+    open_checkpoint,
+    save_checkpoint,
+    seal,
+)
 from topd_ray.errors import UserError
 from topd_ray.records.run_folder import RunFolder
 
@@ -33,7 +39,9 @@ class Learner:
         self._during(aside)
 
 
-def save(folder: RunFolder, step: int, *, keep: int = 2, every: int = 0, **how: Any) -> Path:
+def save(
+    folder: RunFolder, step: int, *, keep: int = 2, every: int = 0, **how: Any
+) -> Path:
     saving = save_checkpoint(
         folder,
         [Learner(**how)],
@@ -66,7 +74,9 @@ def test_the_newest_are_kept_and_every_so_many_for_good(tmp_path: Path) -> None:
 
 
 def test_the_newest_one_is_not_written_again(tmp_path: Path) -> None:
-    """SIGTERM right after a checkpoint asks for the same one: it must not be gone for a moment."""
+    """SIGTERM right after a checkpoint asks for the same one: it must not be gone for a
+    moment.
+    """
     folder = RunFolder(tmp_path)
     save(folder, 1)
     before = (tmp_path / "checkpoints" / "step_1" / MANIFEST).stat()
@@ -79,7 +89,9 @@ def test_the_newest_one_is_not_written_again(tmp_path: Path) -> None:
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
 
-def test_going_on_from_an_older_one_never_drops_the_one_that_is_written(tmp_path: Path) -> None:
+def test_going_on_from_an_older_one_never_drops_the_one_that_is_written(
+    tmp_path: Path,
+) -> None:
     folder = RunFolder(tmp_path)
     for step in (1, 2, 3):
         save(folder, step, keep=3)
@@ -98,7 +110,9 @@ def test_no_changed_byte_and_no_lost_one_goes_unseen(
     folder = tmp_path_factory.mktemp("checkpoint")
     (folder / "below").mkdir()
     (folder / "driver.json").write_text("{}")
-    (folder / "below" / "shard").write_bytes(data.draw(st.binary(min_size=1, max_size=300)))
+    (folder / "below" / "shard").write_bytes(
+        data.draw(st.binary(min_size=1, max_size=300))
+    )
     seal(folder)
     assert fault(folder) is None
     file = data.draw(st.sampled_from(["driver.json", "below/shard"]))
@@ -127,7 +141,9 @@ def test_a_manifest_that_says_nothing_is_a_fault(tmp_path: Path, text: str) -> N
     assert MANIFEST in str(fault(tmp_path))
 
 
-def test_a_broken_newest_one_is_refused_and_the_one_before_is_offered(tmp_path: Path) -> None:
+def test_a_broken_newest_one_is_refused_and_the_one_before_is_offered(
+    tmp_path: Path,
+) -> None:
     folder = RunFolder(tmp_path)
     for step in (1, 2):
         save(folder, step)
@@ -147,7 +163,9 @@ def test_a_broken_newest_one_is_refused_and_the_one_before_is_offered(tmp_path: 
     assert again.path.name == "step_1"
 
 
-def test_a_save_that_fails_leaves_the_one_before_and_nothing_else(tmp_path: Path) -> None:
+def test_a_save_that_fails_leaves_the_one_before_and_nothing_else(
+    tmp_path: Path,
+) -> None:
     folder = RunFolder(tmp_path)
     save(folder, 1)
 

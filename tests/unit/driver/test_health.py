@@ -99,7 +99,9 @@ def test_the_chunk_that_is_not_finite_is_named_and_otherwise_all_are() -> None:
 def test_a_dump_reads_back_to_what_was_written(tmp_path: Path) -> None:
     given = rollout("g", logp_N=np.zeros(0, np.float32))
     written = [rollout("a", length=3), rollout("b", length=9), given]
-    step = BadStep(step=7, complaints=["loss is not finite"], suspects=["b"], threshold=None)
+    step = BadStep(
+        step=7, complaints=["loss is not finite"], suspects=["b"], threshold=None
+    )
     write_rollouts(tmp_path, written)
     with pytest.raises(UserError, match="not a dump of a step"):
         read_dump(tmp_path)

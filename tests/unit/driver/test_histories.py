@@ -1,7 +1,9 @@
-"""Histories: results, deaths, silences, retries, checkpoints, crashes of the driver, in any order.
+"""Histories: results, deaths, silences, retries, checkpoints, crashes of the driver, in
+any order.
 
-The real pipeline, ledger, revival and books, in virtual time; only the actors are fakes, since
-what is tested is who waits for whom at moments that nobody can arrange with real ones.
+The real pipeline, ledger, revival and books, in virtual time; only the actors are
+fakes, since what is tested is who waits for whom at moments that nobody can arrange
+with real ones.
 """
 
 import asyncio
@@ -37,17 +39,25 @@ LONG_S = 3600.0
 class History:
     """One run, from its start to its end, over as many sessions as it takes."""
 
-    def __init__(self, rng: random.Random, *, every: int, stale: int, share: float, crashes: int):
+    def __init__(
+        self, rng: random.Random, *, every: int, stale: int, share: float, crashes: int
+    ):
         self.rng, self.every, self.share, self.crashes = rng, every, share, crashes
         self.config: Config = config(
             {
-                "rollout": {"samples_per_prompt": 1, "chunk_size": 1, "max_staleness": stale},
+                "rollout": {
+                    "samples_per_prompt": 1,
+                    "chunk_size": 1,
+                    "max_staleness": stale,
+                },
                 "run": {"checkpoint_every": every},
             }
         )
         self.learned = list[str]()
         self.kept: tuple[str, int] | None = None
-        """The newest checkpoint: the driver's books, and how much was learned by then."""
+        """The newest checkpoint: the driver's books, and how much was learned by
+        then.
+        """
         self.place = Place.of(self.config, None)
 
     def live(self, engines: int, teachers: int, probers: int) -> None:
@@ -64,16 +74,25 @@ class History:
         del self.learned[count:]
 
     async def session(self, seed: int, counts: tuple[int, int, int]) -> bool:
-        """Whether it got to the end, before the driver crashed or something irreplaceable died."""
+        """Whether it got to the end, before the driver crashed or something
+        irreplaceable died.
+        """
         engines, teachers, probers = counts
         delays = random_delays(seed)
         fakes = fleet(
-            delays, engines=engines, teachers=teachers, probers=probers, size=1, samples=1
+            delays,
+            engines=engines,
+            teachers=teachers,
+            probers=probers,
+            size=1,
+            samples=1,
         )
         learner: FakeLearner = fakes.learners[0]
         learner.taken, learner.steps = self.learned, self.place.step
         caller = Caller(start_deadline_s=5.0, call_deadline_s=5.0)
-        revival = Revival(caller, Refit(fakes, caller), Budget(10**6), lambda *_, **__: None)
+        revival = Revival(
+            caller, Refit(fakes, caller), Budget(10**6), lambda *_, **__: None
+        )
         pipeline = Pipeline(
             self.config,
             mortal(fakes, self.fate),
@@ -98,16 +117,22 @@ class History:
         return True
 
     async def train(self, pipeline: Pipeline) -> None:
-        """As `run.py` does it: steps begun ahead, though not beyond the next checkpoint."""
+        """As `run.py` does it: steps begun ahead, though not beyond the next
+        checkpoint.
+        """
         place, begun = self.place, deque[OpenStep]()
         try:
             while place.step < STEPS:
                 checkpoint = (place.step // self.every + 1) * self.every
                 ahead = place.step + 1 + self.config.rollout.max_staleness
-                for number in range(place.step + len(begun), min(ahead, checkpoint, STEPS)):
+                for number in range(
+                    place.step + len(begun), min(ahead, checkpoint, STEPS)
+                ):
                     prompts = [prompt(place.cursor + i) for i in range(PROMPTS)]
                     place.cursor += PROMPTS
-                    begun.append(pipeline.begin(prompts, step=number, policy_version=place.step))
+                    begun.append(
+                        pipeline.begin(prompts, step=number, policy_version=place.step)
+                    )
                 await pipeline.finish(begun[0])
                 begun.popleft()
                 place.step += 1
@@ -139,9 +164,16 @@ class History:
     counts=st.tuples(st.integers(1, 2), st.integers(1, 2), st.integers(1, 2)),
 )
 def test_each_rollout_is_learned_once_and_in_order_and_nobody_waits_for_nobody(
-    seed: int, every: int, stale: int, share: float, crashes: int, counts: tuple[int, int, int]
+    seed: int,
+    every: int,
+    stale: int,
+    share: float,
+    crashes: int,
+    counts: tuple[int, int, int],
 ) -> None:
-    history = History(random.Random(seed), every=every, stale=stale, share=share, crashes=crashes)
+    history = History(
+        random.Random(seed), every=every, stale=stale, share=share, crashes=crashes
+    )
     history.live(*counts)
     assert history.learned == ROLLOUTS
     ledger = history.place.ledger
@@ -160,7 +192,9 @@ class Forgetful(History):
 def test_a_history_in_which_something_is_learned_twice_is_seen() -> None:
     found = []
     for seed in range(20):
-        history = Forgetful(random.Random(seed), every=STEPS, stale=0, share=0.0, crashes=1)
+        history = Forgetful(
+            random.Random(seed), every=STEPS, stale=0, share=0.0, crashes=1
+        )
         history.live(1, 1, 1)
         found.append(history.learned)
     assert any(learned != ROLLOUTS for learned in found)

@@ -51,7 +51,9 @@ def test_no_checkpoint_inside_a_step() -> None:
 
 
 class LedgerHistories(RuleBasedStateMachine):
-    """Any order of results, drops and closings keeps dispatched == consumed + dropped + open."""
+    """Any order of results, drops and closings keeps dispatched == consumed + dropped +
+    open.
+    """
 
     def __init__(self) -> None:
         super().__init__()

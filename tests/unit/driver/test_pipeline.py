@@ -92,7 +92,9 @@ def test_whatever_the_timing_each_rollout_is_learned_once_and_in_the_same_order(
     seed: int, engines: int, teachers: int, probers: int, ranks: int, in_flight: int
 ) -> None:
     def order(delay: Delay) -> list[list[str]]:
-        fakes = fleet(delay, engines=engines, teachers=teachers, probers=probers, ranks=ranks)
+        fakes = fleet(
+            delay, engines=engines, teachers=teachers, probers=probers, ranks=ranks
+        )
         run(fakes, steps=2, num_prompts=5, max_chunks_in_flight=in_flight)
         return [learner.taken for learner in fakes.learners]
 
@@ -132,7 +134,9 @@ def test_later_steps_are_judged_by_the_line_drawn_before_them() -> None:
     recent = RecentDistances(config().windows.divergence, [7.0])
     run(fakes, recent=recent, steps=2)
     assert fakes.learners[0].lines[:4] == [7.0] * 4
-    assert fakes.learners[0].lines[4:] == [1.0] * 4  # median of 7 and four each of 0 and 1
+    assert (
+        fakes.learners[0].lines[4:] == [1.0] * 4
+    )  # median of 7 and four each of 0 and 1
 
 
 def test_one_teacher_serves_one_call_at_a_time() -> None:
@@ -144,7 +148,14 @@ def test_one_teacher_serves_one_call_at_a_time() -> None:
 def test_books_hold_every_receipt_in_order() -> None:
     (books,) = run(fleet(random_delays(4), engines=2, ranks=2), num_prompts=6)
     firsts = [receipt.rollout_ids[0][:8] for receipt in books.rollouts]
-    assert firsts == ["00000000", "00000001", "00000002", "00000003", "00000004", "00000005"]
+    assert firsts == [
+        "00000000",
+        "00000001",
+        "00000002",
+        "00000003",
+        "00000004",
+        "00000005",
+    ]
     assert len(books.scores) == len(books.probes) == len(books.learned) == 6
     assert all(len(ranks) == 2 for ranks in books.learned)
 
@@ -158,7 +169,9 @@ def test_a_call_that_never_returns_is_named_when_its_deadline_passes() -> None:
     def wedged(work: str) -> float:
         return 60.0 if work == "probe 00000002.0" else 0.0
 
-    with pytest.raises(DeadlineError, match=r"prober\[0\] owed the result of probe for 0.2 s"):
+    with pytest.raises(
+        DeadlineError, match=r"prober\[0\] owed the result of probe for 0.2 s"
+    ):
         run(fleet(wedged), deadline_s=0.2)
 
 
@@ -184,7 +197,9 @@ def test_unwanted_rewrites_are_dropped_by_name_and_the_rest_learned_in_order(
 
 
 def test_a_chunk_that_is_dropped_whole_lets_the_next_ones_pass() -> None:
-    fakes = fleet(random_delays(5), size=1, wrong=frozenset({0}))  # every other chunk is empty
+    fakes = fleet(
+        random_delays(5), size=1, wrong=frozenset({0})
+    )  # every other chunk is empty
     one_by_one = {"rollout": {"samples_per_prompt": 2, "chunk_size": 1}}
     (books,) = run(fakes, sections=REWRITE | one_by_one, num_dropped=4)
     assert len(books.rollouts) == 8
@@ -193,11 +208,15 @@ def test_a_chunk_that_is_dropped_whole_lets_the_next_ones_pass() -> None:
 
 def test_a_step_of_which_nothing_is_left_ends_the_run_with_the_way_out() -> None:
     fakes = fleet(lambda _: 0.0, wrong=frozenset({0, 1}))
-    with pytest.raises(TopdError, match=r"every rollout was dropped .*loosen rewrite.keep"):
+    with pytest.raises(
+        TopdError, match=r"every rollout was dropped .*loosen rewrite.keep"
+    ):
         run(fakes, sections=REWRITE)
 
 
-def test_fresh_windows_wait_for_all_rollouts_of_their_engine_without_a_deadlock() -> None:
+def test_fresh_windows_wait_for_all_rollouts_of_their_engine_without_a_deadlock() -> (
+    None
+):
     recent = RecentDistances(config().windows.divergence, [0.5])
     fakes = fleet(random_delays(6), engines=2)
     run(fakes, sections=RESAMPLE, num_prompts=8, recent=recent, max_chunks_in_flight=1)
@@ -211,7 +230,9 @@ def test_fresh_windows_wait_for_all_rollouts_of_their_engine_without_a_deadlock(
 def test_steps_begun_ahead_are_learned_in_the_same_order_and_never_too_old(
     seed: int, stale: int, in_flight: int
 ) -> None:
-    sections = {"rollout": {"samples_per_prompt": 2, "chunk_size": 2, "max_staleness": stale}}
+    sections = {
+        "rollout": {"samples_per_prompt": 2, "chunk_size": 2, "max_staleness": stale}
+    }
 
     def learned(delay: Delay) -> tuple[list[str], list[float]]:
         fakes = fleet(delay, engines=2)
@@ -219,7 +240,9 @@ def test_steps_begun_ahead_are_learned_in_the_same_order_and_never_too_old(
         versions = [{one.policy_version for one in step.rollouts} for step in books]
         assert versions == [{max(0, number - stale)} for number in range(5)]
         learner = fakes.learners[0]
-        assert learner.steps_before == sorted(learner.steps_before)  # no chunk before its step
+        assert learner.steps_before == sorted(
+            learner.steps_before
+        )  # no chunk before its step
         return learner.taken, learner.lines
 
     shuffled = learned(random_delays(seed))
@@ -235,7 +258,11 @@ def test_a_step_begun_ahead_decodes_while_the_one_before_it_is_learned() -> None
         return 0.02 if work.startswith("learn") else 0.0
 
     def probed_before_it_learns(max_staleness: int) -> bool:
-        rollout = {"samples_per_prompt": 2, "chunk_size": 2, "max_staleness": max_staleness}
+        rollout = {
+            "samples_per_prompt": 2,
+            "chunk_size": 2,
+            "max_staleness": max_staleness,
+        }
         seen.clear()
         recent = RecentDistances(config().windows.divergence, [0.5])
         run(fleet(note), steps=2, recent=recent, sections={"rollout": rollout})

@@ -1,4 +1,6 @@
-"""What a run writes down: files that are whole, lines that are JSON, memory that survives."""
+"""What a run writes down: files that are whole, lines that are JSON, memory that
+survives.
+"""
 
 import json
 import math
@@ -68,7 +70,9 @@ def metrics(step: int, **changes: float) -> Metrics:
                 span=Span(10.0, 12.0),
             )
         ],
-        scores=[ScoreReceipt(num_tokens=100, num_candidates=4, loss_sum=50.0, span=SECOND)],
+        scores=[
+            ScoreReceipt(num_tokens=100, num_candidates=4, loss_sum=50.0, span=SECOND)
+        ],
         probes=[
             ProbeReceipt(
                 distances=(0.2, 0.4, math.nan, 0.6),
@@ -78,12 +82,22 @@ def metrics(step: int, **changes: float) -> Metrics:
             )
         ],
         continued=[
-            ContinueReceipt(num_tokens=90, num_prefix_tokens=80, num_cached_tokens=64, span=SECOND)
+            ContinueReceipt(
+                num_tokens=90, num_prefix_tokens=80, num_cached_tokens=64, span=SECOND
+            )
         ],
-        learned=[[LearnReceipt(sums=LossSums(num_tokens=100), num_divergent=2, span=SECOND)] * 2],
+        learned=[
+            [LearnReceipt(sums=LossSums(num_tokens=100), num_divergent=2, span=SECOND)]
+            * 2
+        ],
     )
     shares = busy_and_waits([], began_s=0, ended_s=3, actors=["rollout[0]"])
-    return step_metrics(report, books, update_s=0.1) | shares | {"step/wall_s": 3.0} | changes
+    return (
+        step_metrics(report, books, update_s=0.1)
+        | shares
+        | {"step/wall_s": 3.0}
+        | changes
+    )
 
 
 def test_metrics_of_a_step_are_sums_and_shares_of_its_receipts() -> None:
@@ -106,7 +120,9 @@ def test_a_log_line_is_strict_json_even_for_a_step_that_blew_up(tmp_path: Path) 
     assert json.loads(line, parse_constant=pytest.fail)["loss"] is None
 
 
-def test_a_resumed_log_forgets_the_steps_that_will_be_done_again(tmp_path: Path) -> None:
+def test_a_resumed_log_forgets_the_steps_that_will_be_done_again(
+    tmp_path: Path,
+) -> None:
     folder = RunFolder.create(config(tmp_path))
     with MetricsLog(config(tmp_path), folder, last_step=0) as log:
         for step in (1, 2, 3):
@@ -115,11 +131,15 @@ def test_a_resumed_log_forgets_the_steps_that_will_be_done_again(tmp_path: Path)
         file.write('{"step": 4, "lo')  # the write that a kill cut short
     with MetricsLog(config(tmp_path), folder, last_step=2) as log:
         log.log(metrics(3))
-    steps = [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()]
+    steps = [
+        json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()
+    ]
     assert steps == [1, 2, 3]
 
 
-def test_weights_and_biases_is_only_asked_for_by_name_and_missed_by_name(tmp_path: Path) -> None:
+def test_weights_and_biases_is_only_asked_for_by_name_and_missed_by_name(
+    tmp_path: Path,
+) -> None:
     asked = config(tmp_path, run={"root": str(tmp_path), "wandb_project": "topd"})
     with pytest.raises(UserError, match=r"run\.wandb_project=topd: the wandb package"):
         MetricsLog(asked, RunFolder.create(asked), last_step=0)
@@ -150,7 +170,11 @@ def test_totals_survive_a_checkpoint() -> None:
     totals.add_seconds("start", 4.0)
     again = Totals(**json.loads(json.dumps(totals.state())))
     assert again == totals
-    assert (again.num_candidates, again.num_divergent, again.stage_s["rollout"]) == (4, 2, 2.0)
+    assert (again.num_candidates, again.num_divergent, again.stage_s["rollout"]) == (
+        4,
+        2,
+        2.0,
+    )
 
 
 def test_the_plan_counts_actors_gpus_memory_and_tokens(tmp_path: Path) -> None:
@@ -158,7 +182,11 @@ def test_the_plan_counts_actors_gpus_memory_and_tokens(tmp_path: Path) -> None:
         config(
             tmp_path,
             prompts={"path": "p", "per_step": 2},
-            rollout={"samples_per_prompt": 4, "max_response_tokens": 1000, "num_engines": 2},
+            rollout={
+                "samples_per_prompt": 4,
+                "max_response_tokens": 1000,
+                "num_engines": 2,
+            },
             learner={
                 "model": "owner/student",
                 "size_b": 4.0,
@@ -176,7 +204,9 @@ def test_the_plan_counts_actors_gpus_memory_and_tokens(tmp_path: Path) -> None:
 
 
 @given(right=st.integers(0, 500), wrong=st.integers(0, 500))
-def test_the_interval_holds_the_share_and_stays_within_0_and_1(right: int, wrong: int) -> None:
+def test_the_interval_holds_the_share_and_stays_within_0_and_1(
+    right: int, wrong: int
+) -> None:
     accuracy = Accuracy(num_problems=right + wrong, num_correct=right)
     low, high = accuracy.interval
     if right + wrong == 0:
@@ -190,7 +220,10 @@ def test_the_interval_holds_the_share_and_stays_within_0_and_1(right: int, wrong
 
 def test_wilson_interval_of_a_known_case() -> None:
     low, high = Accuracy(num_problems=100, num_correct=50).interval
-    assert (low, high) == (pytest.approx(0.40383, abs=1e-5), pytest.approx(0.59617, abs=1e-5))
+    assert (low, high) == (
+        pytest.approx(0.40383, abs=1e-5),
+        pytest.approx(0.59617, abs=1e-5),
+    )
 
 
 def test_off_a_terminal_each_step_is_one_line() -> None:

@@ -1,4 +1,6 @@
-"""The worker keeps the states of scoring requests, in whatever pieces vLLM computes them."""
+"""The worker keeps the states of scoring requests, in whatever pieces vLLM computes
+them.
+"""
 
 from types import SimpleNamespace
 
@@ -14,7 +16,9 @@ WIDTH = 4
 
 
 def states(request_id: str, start: int, end: int) -> torch.Tensor:
-    """What the model would give at these positions of this request: (end - start, WIDTH)."""
+    """What the model would give at these positions of this request: (end - start,
+    WIDTH).
+    """
     first = 1000.0 * hash_of(request_id)
     return first + torch.arange(start, end)[:, None].expand(-1, WIDTH).float()
 
@@ -23,23 +27,34 @@ def hash_of(request_id: str) -> int:
     return [MINE, OTHER, PROBE].index(request_id)
 
 
-def step(kept: KeptStates, *parts: tuple[str, int, int], new: tuple[str, ...] = ()) -> None:
-    """One step of the engine, of some positions of some requests, with two rows of padding."""
+def step(
+    kept: KeptStates, *parts: tuple[str, int, int], new: tuple[str, ...] = ()
+) -> None:
+    """One step of the engine, of some positions of some requests, with two rows of
+    padding.
+    """
     start_of = {request_id: start for request_id, start, _ in parts}
     old = [request_id for request_id in start_of if request_id not in new]
     scheduled = SimpleNamespace(
-        num_scheduled_tokens={request_id: end - start for request_id, start, end in parts},
+        num_scheduled_tokens={
+            request_id: end - start for request_id, start, end in parts
+        },
         scheduled_new_reqs=[
-            SimpleNamespace(req_id=one, num_computed_tokens=start_of[one]) for one in new
+            SimpleNamespace(req_id=one, num_computed_tokens=start_of[one])
+            for one in new
         ],
         scheduled_cached_reqs=SimpleNamespace(
             req_ids=old, num_computed_tokens=[start_of[one] for one in old]
         ),
     )
-    rows = torch.cat([*(states(*part) for part in parts), torch.full((2, WIDTH), torch.nan)])
+    rows = torch.cat(
+        [*(states(*part) for part in parts), torch.full((2, WIDTH), torch.nan)]
+    )
     runner = SimpleNamespace(execute_model=lambda *_: None)
     runner.execute_model_state = SimpleNamespace(hidden_states=rows)
-    runner.input_batch = SimpleNamespace(req_ids=[request_id for request_id, _, _ in parts])
+    runner.input_batch = SimpleNamespace(
+        req_ids=[request_id for request_id, _, _ in parts]
+    )
     assert kept.behind(runner)(scheduled) is None
     rows.fill_(torch.inf)  # as a graph's buffer is overwritten by the next step
 

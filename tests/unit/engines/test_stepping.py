@@ -85,7 +85,9 @@ def test_each_call_gets_its_own_outputs_in_the_order_they_finish(stepper, engine
             stepper.finish(call)
             return found
 
-        answers = [one.result(TIMEOUT_S) for one in [pool.submit(ask, i) for i in range(40)]]
+        answers = [
+            one.result(TIMEOUT_S) for one in [pool.submit(ask, i) for i in range(40)]
+        ]
     assert answers == [[f"{steps}-{i}" for steps in (1, 5, 9)] for i in range(40)]
     assert len(engine.threads) == 1
     assert threading.get_ident() not in engine.threads
@@ -120,7 +122,9 @@ def test_a_step_that_fails_ends_all_calls_and_refuses_more(stepper, engine):
     calls = [begin(stepper, "1000000000-a"), begin(stepper, "1000000000-b")]
     engine.fails = True
     for call in calls:
-        with pytest.raises(TopdError, match="the engine died: ValueError: out of memory"):
+        with pytest.raises(
+            TopdError, match="the engine died: ValueError: out of memory"
+        ):
             soon(call.next)
     with pytest.raises(TopdError, match="the engine died"):
         soon(lambda: begin(stepper, "1-c"))

@@ -95,7 +95,9 @@ def test_answers_compare_outside_the_main_thread_too() -> None:
 def test_an_answer_that_never_ends_is_no_match_and_harms_no_later_one(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert same_answer("1/2", "0.5")  # started, so that the short deadline covers only the answer
+    assert same_answer(
+        "1/2", "0.5"
+    )  # started, so that the short deadline covers only the answer
     with monkeypatch.context() as patch:
         patch.setattr(answers, "COMPARE_DEADLINE_S", 0.5)
         assert not same_answer("9^{9^{9}}", "4")

@@ -95,9 +95,9 @@ def test_trd_takes_every_row_and_with_references_those_that_have_one(
     assert set(prompts) == {"bare", "reference", "response"}
     both = config(path, "trd", objective={"context": "refine_reference"})
     prompts = load(both, student_folder, teacher_folder)
-    assert [(one.prompt_id, one.reference, one.problem) for one in prompts.values()] == [
-        ("reference", "w1", "1")
-    ]
+    assert [
+        (one.prompt_id, one.reference, one.problem) for one in prompts.values()
+    ] == [("reference", "w1", "1")]
 
 
 def test_the_built_in_forms_leave_room_in_the_teachers_budget(
@@ -115,5 +115,7 @@ def test_data_without_any_response_is_refused_with_the_way_out(
     path: Path, student_folder: Path, teacher_folder: Path
 ) -> None:
     path.write_text('{"prompt": "1"}\n')
-    with pytest.raises(UserError, match=r"no_response.*`topd generate CONFIG --out FILE`"):
+    with pytest.raises(
+        UserError, match=r"no_response.*`topd generate CONFIG --out FILE`"
+    ):
         load(config(path, "kd"), student_folder, teacher_folder)

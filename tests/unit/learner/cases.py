@@ -1,7 +1,8 @@
-"""One small micro-batch in float64 for the losses, with everything in it that can be odd.
+"""One small micro-batch in float64 for the losses, with everything in it that can be
+odd.
 
-Axes: T trained positions, TU those and window-only ones, D, E widths, V vocabulary, Q window
-positions, K ids of a target, M ids that the teacher kept.
+Axes: T trained positions, TU those and window-only ones, D, E widths, V vocabulary, Q
+window positions, K ids of a target, M ids that the teacher kept.
 """
 
 from dataclasses import dataclass, replace
@@ -31,17 +32,23 @@ class Case:
     recipe: Recipe
 
     def losses(self, cut: Tiles = WHOLE) -> Losses:
-        return distillation_losses(self.hidden_TUD, self.head_VD, self.positions, self.recipe, cut)
+        return distillation_losses(
+            self.hidden_TUD, self.head_VD, self.positions, self.recipe, cut
+        )
 
     def outcome(self, cut: Tiles = WHOLE) -> list[Tensor]:
         """All sums, and the gradient of hidden states and head."""
-        leaves = [x.detach().clone().requires_grad_() for x in (self.hidden_TUD, self.head_VD)]
+        leaves = [
+            x.detach().clone().requires_grad_() for x in (self.hidden_TUD, self.head_VD)
+        ]
         losses = replace(self, hidden_TUD=leaves[0], head_VD=leaves[1]).losses(cut)
         return [*losses, *torch.autograd.grad(losses.total, leaves)]
 
     def want(self) -> list[Tensor]:
         """Total, token, traj and both gradients by autograd on the whole vocabulary."""
-        leaves = [x.detach().clone().requires_grad_() for x in (self.hidden_TUD, self.head_VD)]
+        leaves = [
+            x.detach().clone().requires_grad_() for x in (self.hidden_TUD, self.head_VD)
+        ]
         token, traj = reference.losses(*leaves, self.positions, self.recipe.parts)
         total = token + self.recipe.lambda_traj * traj
         return [total, token, traj, *torch.autograd.grad(total, leaves)]
@@ -61,13 +68,17 @@ def make_case(
     lambda_traj: float = 0.3,
     seed: int = 0,
 ) -> Case:
-    """Overlapping windows (positions repeat, unsorted) on and behind the rows; ids that repeat."""
+    """Overlapping windows (positions repeat, unsorted) on and behind the rows; ids that
+    repeat.
+    """
     rng = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=rng, dtype=torch.float64)
 
-    ids_QK = torch.tensor([[1, 2, 1, 3], [4, PAD, PAD, PAD], [5, 5, 5, 5], [0, 9, PAD, PAD]])
+    ids_QK = torch.tensor(
+        [[1, 2, 1, 3], [4, PAD, PAD, PAD], [5, 5, 5, 5], [0, 9, PAD, PAD]]
+    )
     weights_QK = torch.rand(ids_QK.shape, generator=rng, dtype=torch.float64)
     weights_QK = weights_QK.masked_fill(ids_QK == PAD, 0.0)
     response_ids_T = torch.randint(V, (TRAINED,), generator=rng)
@@ -86,7 +97,8 @@ def make_case(
         positions=Positions(
             teacher=teachers[signal],
             response_ids_T=response_ids_T,
-            sampled_logp_T=-torch.rand(TRAINED, generator=rng, dtype=torch.float64) - 1.0,
+            sampled_logp_T=-torch.rand(TRAINED, generator=rng, dtype=torch.float64)
+            - 1.0,
             weight_T=torch.tensor([1.0, 0.5, 0.0, 1.0, 0.25, 1.0], dtype=torch.float64),
             window_Q=torch.tensor([7, 2, 7, 1]),
             target_ids_QK=ids_QK,
@@ -106,7 +118,11 @@ def compositions() -> list[tuple[str, TokenLoss]]:
     ]
     return [
         *(("hidden", one) for one in parts),
-        *(("topk", replace(one, tail=tail)) for one in parts for tail in ("bucket", "renormalise")),
+        *(
+            ("topk", replace(one, tail=tail))
+            for one in parts
+            for tail in ("bucket", "renormalise")
+        ),
         ("hidden", TokenLoss(forward_above_entropy=0.8)),
         ("hidden", TokenLoss(forward_above_entropy=0.8, token_clip=2.0)),
         ("sampled", TokenLoss()),

@@ -1,4 +1,6 @@
-"""Divergences with plain floats and loops, over distributions given as lists; slow and obvious."""
+"""Divergences with plain floats and loops, over distributions given as lists; slow and
+obvious.
+"""
 
 import math
 from collections.abc import Sequence
@@ -46,6 +48,9 @@ def divergence(student: Distribution, teacher: Distribution, parts: TokenLoss) -
         nats = kl(student, teacher)
     else:
         nats = kl(teacher, student)
-    if parts.forward_above_entropy is not None and entropy(teacher) > parts.forward_above_entropy:
+    if (
+        parts.forward_above_entropy is not None
+        and entropy(teacher) > parts.forward_above_entropy
+    ):
         nats += kl(teacher, student)
     return nats if parts.token_clip is None else min(nats, parts.token_clip)

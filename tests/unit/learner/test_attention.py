@@ -1,4 +1,6 @@
-"""The attention of a packed sequence against plain softmax under a mask, and what is refused."""
+"""The attention of a packed sequence against plain softmax under a mask, and what is
+refused.
+"""
 
 from typing import Any
 
@@ -29,7 +31,10 @@ class Layer(nn.Module):
 
 FULL = AutoConfig.for_model("qwen3")
 SLIDING = AutoConfig.for_model(
-    "qwen3", layer_types=["sliding_attention"] * 32, sliding_window=4, use_sliding_window=True
+    "qwen3",
+    layer_types=["sliding_attention"] * 32,
+    sliding_window=4,
+    use_sliding_window=True,
 )
 
 
@@ -57,7 +62,9 @@ def by_mask(layout: Layout, inputs: list[Tensor], reach: int | None = None) -> T
 @pytest.mark.parametrize("segments", [TREE, ROLLOUTS, LONG])
 @pytest.mark.parametrize(("num", "shared"), [(1, 1), (2, 3)])
 def test_output_and_gradients_are_those_of_a_mask(segments, num, shared) -> None:
-    """Both sum hundreds of float32 products in another order: a few ulp of values near 1."""
+    """Both sum hundreds of float32 products in another order: a few ulp of values near
+    1.
+    """
     layout = make_layout(*segments)
     inputs = heads(layout, num=num, shared=shared, dtype=torch.float32)
     got, _ = packed_attention(Layer(FULL), *inputs, None, scaling=SCALE, layout=layout)
@@ -92,7 +99,9 @@ def test_a_sliding_window_reaches_over_the_last_tokens_alone(segments) -> None:
     want = by_mask(layout, inputs, 4)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=2e-6)
     for one, other in zip(
-        torch.autograd.grad(got.sum(), inputs), torch.autograd.grad(want.sum(), inputs), strict=True
+        torch.autograd.grad(got.sum(), inputs),
+        torch.autograd.grad(want.sum(), inputs),
+        strict=True,
     ):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
@@ -102,7 +111,9 @@ def test_a_sliding_window_reaches_over_the_last_tokens_alone(segments) -> None:
 @torch.no_grad()
 def test_flex_attention_is_told_the_same(reach) -> None:
     layout = make_layout(*LONG)
-    query, key, value = (x.detach() for x in heads(layout, num=2, shared=2, dtype=torch.float32))
+    query, key, value = (
+        x.detach() for x in heads(layout, num=2, shared=2, dtype=torch.float32)
+    )
     got = flex_attention(
         query, key, value, block_mask=layout.blocks(reach), scale=SCALE, enable_gqa=True
     )
@@ -126,7 +137,9 @@ def test_the_gpu_computes_what_the_cpu_does(segments, num, shared) -> None:
     got, _ = packed_attention(Layer(FULL), *moved, None, scaling=SCALE, layout=on_gpu)
     torch.testing.assert_close(got.cpu(), want, rtol=1e-2, atol=1e-2)  # TF32: 10 bits
     for one, other in zip(
-        torch.autograd.grad(got.sum(), moved), torch.autograd.grad(want.sum(), inputs), strict=True
+        torch.autograd.grad(got.sum(), moved),
+        torch.autograd.grad(want.sum(), inputs),
+        strict=True,
     ):
         torch.testing.assert_close(one.cpu(), other, rtol=1e-2, atol=3e-2)
 
@@ -176,7 +189,10 @@ def student(kind: str, **fields: Any) -> Any:
         ("llama", {}),
         ("mistral", {"sliding_window": 4}),
         ("gemma3_text", {"sliding_window": 4, "query_pre_attn_scalar": 8}),
-        ("qwen3_moe", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}),
+        (
+            "qwen3_moe",
+            {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8},
+        ),
     ],
 )
 def test_students_whose_tokens_meet_in_attention_alone_are_taken(kind, fields) -> None:
@@ -192,7 +208,9 @@ def test_a_student_that_keeps_the_layout_to_itself_is_refused() -> None:
 
 
 def test_a_student_that_takes_no_layout_is_refused() -> None:
-    def forward(*, inputs_embeds: Tensor, position_ids: Tensor, use_cache: bool) -> None:
+    def forward(
+        *, inputs_embeds: Tensor, position_ids: Tensor, use_cache: bool
+    ) -> None:
         del inputs_embeds, position_ids, use_cache
 
     one = student("llama")

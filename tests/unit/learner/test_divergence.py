@@ -32,7 +32,9 @@ forms = pytest.mark.parametrize(
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(
+        *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 def logs(tokens: int, seed: int, scale: float = 2.0) -> Tensor:
@@ -62,9 +64,12 @@ def autograd(logp_TV: Tensor, logq_TV: Tensor, parts: TokenLoss) -> Tensor:
 def test_each_divergence_is_its_sum_over_the_whole_vocabulary(parts):
     logp_TV, logq_TV = logs(6, seed=1), logs(6, seed=2)
     want = [
-        oracle.divergence(p, q, parts) for p, q in zip(rows(logp_TV), rows(logq_TV), strict=True)
+        oracle.divergence(p, q, parts)
+        for p, q in zip(rows(logp_TV), rows(logq_TV), strict=True)
     ]
-    assert divergence(logp_TV, logq_TV, parts).nats_T.tolist() == pytest.approx(want, rel=1e-12)
+    assert divergence(logp_TV, logq_TV, parts).nats_T.tolist() == pytest.approx(
+        want, rel=1e-12
+    )
 
 
 composed = pytest.mark.parametrize(
@@ -93,18 +98,33 @@ def test_each_slope_is_autograds(parts, logp_TV, logq_TV):
 @composed
 def test_a_slope_leaves_no_probability_over(parts):
     """Logits that all rise by as much are the same distribution."""
-    slope_TV = divergence(logs(5, seed=3, scale=0.7), logs(5, seed=4, scale=0.7), parts).slope()
-    torch.testing.assert_close(slope_TV.sum(1), torch.zeros(5).double(), rtol=0, atol=1e-12)
+    slope_TV = divergence(
+        logs(5, seed=3, scale=0.7), logs(5, seed=4, scale=0.7), parts
+    ).slope()
+    torch.testing.assert_close(
+        slope_TV.sum(1), torch.zeros(5).double(), rtol=0, atol=1e-12
+    )
     assert slope_TV.any()
 
 
 @forms
-def test_an_id_that_has_no_probability_counts_as_the_limit_and_spoils_no_gradient(parts):
-    logp_TV = torch.tensor([[0.5, 0.5, 0.0], [0.5, 0.25, 0.25], [0.5, 0.5, 0.0]]).double().log()
-    logq_TV = torch.tensor([[0.2, 0.8, 0.0], [0.5, 0.5, 0.0], [0.25, 0.25, 0.5]]).double().log()
+def test_an_id_that_has_no_probability_counts_as_the_limit_and_spoils_no_gradient(
+    parts,
+):
+    logp_TV = (
+        torch.tensor([[0.5, 0.5, 0.0], [0.5, 0.25, 0.25], [0.5, 0.5, 0.0]])
+        .double()
+        .log()
+    )
+    logq_TV = (
+        torch.tensor([[0.2, 0.8, 0.0], [0.5, 0.5, 0.0], [0.25, 0.25, 0.5]])
+        .double()
+        .log()
+    )
     got = divergence(logp_TV, logq_TV, parts)
     want = [
-        oracle.divergence(p, q, parts) for p, q in zip(rows(logp_TV), rows(logq_TV), strict=True)
+        oracle.divergence(p, q, parts)
+        for p, q in zip(rows(logp_TV), rows(logq_TV), strict=True)
     ]
     assert got.nats_T.tolist() == pytest.approx(want, rel=1e-12)
     slope_TV = got.slope()[got.nats_T.isfinite()]
@@ -130,15 +150,23 @@ def test_the_even_jsd_is_symmetric_and_at_most_log_2():
     torch.testing.assert_close(there_T, back_T)
     assert (there_T <= math.log(2)).all()
     apart = torch.tensor([[0.0, -INF], [-INF, 0.0]], dtype=torch.float64)
-    assert jsd(apart, apart.flip(1), beta=0.5).nats_T.tolist() == pytest.approx([math.log(2)] * 2)
+    assert jsd(apart, apart.flip(1), beta=0.5).nats_T.tolist() == pytest.approx(
+        [math.log(2)] * 2
+    )
 
 
 def test_jsd_over_beta_times_its_rest_tends_to_the_kl_at_either_end():
     logp_TV, logq_TV = logs(4, seed=7, scale=0.5), logs(4, seed=8, scale=0.5)
     tiny = 1e-6
-    near_0, near_1 = (jsd(logp_TV, logq_TV, beta=b).nats_T / tiny for b in (tiny, 1 - tiny))
-    torch.testing.assert_close(near_0, forward_kl(logp_TV, logq_TV).nats_T, rtol=1e-4, atol=0)
-    torch.testing.assert_close(near_1, reverse_kl(logp_TV, logq_TV).nats_T, rtol=1e-4, atol=0)
+    near_0, near_1 = (
+        jsd(logp_TV, logq_TV, beta=b).nats_T / tiny for b in (tiny, 1 - tiny)
+    )
+    torch.testing.assert_close(
+        near_0, forward_kl(logp_TV, logq_TV).nats_T, rtol=1e-4, atol=0
+    )
+    torch.testing.assert_close(
+        near_1, reverse_kl(logp_TV, logq_TV).nats_T, rtol=1e-4, atol=0
+    )
     for beta, end in ((0.0, forward_kl), (1.0, reverse_kl)):
         at_end, want = jsd(logp_TV, logq_TV, beta=beta), end(logp_TV, logq_TV)
         torch.testing.assert_close(at_end.nats_T, want.nats_T)
@@ -149,11 +177,17 @@ def test_a_clipped_token_counts_the_clip_and_has_no_gradient():
     logp_TV, logq_TV = logs(6, seed=9), logs(6, seed=10)
     plain = forward_kl(logp_TV, logq_TV)
     clip = float(plain.nats_T.median())
-    clipped = divergence(logp_TV, logq_TV, TokenLoss(divergence="forward_kl", token_clip=clip))
+    clipped = divergence(
+        logp_TV, logq_TV, TokenLoss(divergence="forward_kl", token_clip=clip)
+    )
     above_T = plain.nats_T > clip
     assert 0 < above_T.sum() < len(above_T)
-    assert clipped.nats_T.tolist() == [min(nats, clip) for nats in plain.nats_T.tolist()]
-    torch.testing.assert_close(clipped.slope(), plain.slope().masked_fill(above_T[:, None], 0.0))
+    assert clipped.nats_T.tolist() == [
+        min(nats, clip) for nats in plain.nats_T.tolist()
+    ]
+    torch.testing.assert_close(
+        clipped.slope(), plain.slope().masked_fill(above_T[:, None], 0.0)
+    )
 
 
 def test_forward_kl_is_added_only_where_the_teacher_is_unsure():
@@ -164,7 +198,9 @@ def test_forward_kl_is_added_only_where_the_teacher_is_unsure():
         oracle.kl(p, q) + (oracle.kl(q, p) if oracle.entropy(q) > line + 1e-12 else 0.0)
         for p, q in zip(rows(logp_TV), rows(logq_TV), strict=True)
     ]
-    assert divergence(logp_TV, logq_TV, parts).nats_T.tolist() == pytest.approx(want, rel=1e-12)
+    assert divergence(logp_TV, logq_TV, parts).nats_T.tolist() == pytest.approx(
+        want, rel=1e-12
+    )
     assert divergence(logp_TV, logq_TV, parts).nats_T.tolist() != pytest.approx(
         reverse_kl(logp_TV, logq_TV).nats_T.tolist()
     )
@@ -173,6 +209,10 @@ def test_forward_kl_is_added_only_where_the_teacher_is_unsure():
 def test_a_teacher_that_is_not_a_number_is_not_hidden():
     logp_TV, logq_TV = logs(2, seed=23), logs(2, seed=24)
     logq_TV[0, 3] = math.nan
-    for parts in (*FORMS, TokenLoss(token_clip=0.1), TokenLoss(forward_above_entropy=0.1)):
+    for parts in (
+        *FORMS,
+        TokenLoss(token_clip=0.1),
+        TokenLoss(forward_above_entropy=0.1),
+    ):
         got_T = divergence(logp_TV, logq_TV, parts).nats_T
         assert got_T.isnan().tolist() == [True, False]

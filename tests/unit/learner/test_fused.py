@@ -8,7 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.unit.learner.cases import BEHIND, TRAINED, Case, D, E, M, V, compositions, make_case
+from tests.unit.learner.cases import (
+    BEHIND,
+    TRAINED,
+    Case,
+    D,
+    E,
+    M,
+    V,
+    compositions,
+    make_case,
+)
 from topd_ray.learner.divergence import TokenLoss
 from topd_ray.learner.fused import Tiles, distillation_losses, tiles
 from topd_ray.learner.loss import Positions, Recipe
@@ -83,7 +93,9 @@ def test_the_teacher_gets_no_gradient(signal):
         if getattr(teacher, field.name).is_floating_point()
     }
     head_VD = case.head_VD.clone().requires_grad_()
-    moved = replace(case, head_VD=head_VD).with_positions(teacher=replace(teacher, **learning))
+    moved = replace(case, head_VD=head_VD).with_positions(
+        teacher=replace(teacher, **learning)
+    )
     moved.losses().total.backward()
     assert head_VD.grad is not None
     assert all(leaf.grad is None for leaf in learning.values())
@@ -113,7 +125,9 @@ def part(case: Case, trained: slice, behind: slice) -> Case:
         response_ids_T=here.response_ids_T[trained],
         sampled_logp_T=here.sampled_logp_T[trained],
         weight_T=here.weight_T[trained],
-        window_Q=torch.tensor([kept.index(q) for q in here.window_Q[inside_Q].tolist()]).long(),
+        window_Q=torch.tensor(
+            [kept.index(q) for q in here.window_Q[inside_Q].tolist()]
+        ).long(),
         target_ids_QK=here.target_ids_QK[inside_Q],
         target_weights_QK=here.target_weights_QK[inside_Q],
     )
@@ -121,7 +135,9 @@ def part(case: Case, trained: slice, behind: slice) -> Case:
 
 
 @pytest.mark.parametrize("signal", NO_TEACHER)
-def test_without_positions_the_losses_are_zero_and_so_is_the_gradient_of_the_head(signal):
+def test_without_positions_the_losses_are_zero_and_so_is_the_gradient_of_the_head(
+    signal,
+):
     hidden_TUD = torch.zeros(0, D, requires_grad=True)
     head_VD = torch.ones(V, D, requires_grad=True)
     positions = Positions(
@@ -143,7 +159,9 @@ def test_without_positions_the_losses_are_zero_and_so_is_the_gradient_of_the_hea
 
 
 def random_case(dtype: torch.dtype, *, same: bool = False) -> Case:
-    """50 positions without windows; the teacher is the student where they are the `same`."""
+    """50 positions without windows; the teacher is the student where they are the
+    `same`.
+    """
     rng = torch.Generator().manual_seed(3)
     hidden_TD, teacher_TD = torch.randn(2, 50, 16, generator=rng).to(dtype)
     head_VD, teacher_VD = torch.randn(2, 300, 16, generator=rng).to(dtype)
@@ -161,7 +179,9 @@ def random_case(dtype: torch.dtype, *, same: bool = False) -> Case:
         target_ids_QK=torch.zeros(0, 1).long(),
         target_weights_QK=torch.zeros(0, 1),
     )
-    return Case(hidden_TD, head_VD, positions, Recipe(parts=TokenLoss(), lambda_traj=0.3))
+    return Case(
+        hidden_TD, head_VD, positions, Recipe(parts=TokenLoss(), lambda_traj=0.3)
+    )
 
 
 @pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "jsd"])
@@ -173,7 +193,9 @@ def test_a_student_equal_to_its_teacher_has_no_token_loss_even_in_float32(diverg
 
 
 def test_in_bfloat16_many_chunks_add_up_the_heads_gradient_in_float32():
-    """One rounding to bfloat16 (2 ** -9) a product and one of the sum, not one an addition."""
+    """One rounding to bfloat16 (2 ** -9) a product and one of the sum, not one an
+    addition.
+    """
     case = random_case(torch.bfloat16)
     assert case.head_VD.dtype == torch.bfloat16
     *_, one_by_one_TD, one_by_one_VD = case.outcome(Tiles(chunk=1, block=1))

@@ -20,11 +20,17 @@ LONG = Row(
 )
 SHORT = Row([23, 24], [37, 38, 39], (Window(1, [55, 56]),))
 BARE = Row([25], [57, 58, 59, 60])
-ROWS = {"siblings": [LONG], "rows": [SHORT, LONG, BARE], "bare": [BARE, Row([26, 27], [61])]}
+ROWS = {
+    "siblings": [LONG],
+    "rows": [SHORT, LONG, BARE],
+    "bare": [BARE, Row([26, 27], [61])],
+}
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_windows_beside_a_rollout_have_the_losses_of_separate_forwards(student_folder, name):
+def test_windows_beside_a_rollout_have_the_losses_of_separate_forwards(
+    student_folder, name
+):
     model = make(student_folder)
     together = model(*in_one_forward(ROWS[name]))
     apart = [model(*inputs) for inputs in one_by_one(ROWS[name])]
@@ -63,7 +69,9 @@ def picture(layout: Layout, reach: int | None = None) -> list[str]:
     return ["".join("1" if seen else "." for seen in row) for row in seen_LL.tolist()]
 
 
-def test_each_token_sees_its_trunk_up_to_its_branch_and_its_own_segment_so_far() -> None:
+def test_each_token_sees_its_trunk_up_to_its_branch_and_its_own_segment_so_far() -> (
+    None
+):
     layout = make_layout(*TREE)
     assert picture(layout) == [
         "1..........",
@@ -98,7 +106,9 @@ def test_a_short_reach_counts_places_not_distance_in_the_sequence() -> None:
 
 
 def test_windows_of_one_trunk_run_together_up_to_a_size() -> None:
-    layout = make_layout((90, 0, 0), (50, 0, 20), (50, 0, 80), (50, 0, 10), (9, 4, 0), (5, 4, 3))
+    layout = make_layout(
+        (90, 0, 0), (50, 0, 20), (50, 0, 80), (50, 0, 10), (9, 4, 0), (5, 4, 3)
+    )
     assert [(run.own.start, run.own.stop) for run in layout.runs] == [
         (0, 90),
         (90, 190),

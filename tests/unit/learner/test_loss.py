@@ -9,7 +9,12 @@ from torch import Tensor
 from tests.unit.learner import oracle
 from tests.unit.learner.cases import BEHIND, TRAINED, Case, V, compositions, make_case
 from topd_ray.learner.divergence import TokenLoss
-from topd_ray.learner.loss import aggregate_targets, block_sums, rollout_kl, target_entropy
+from topd_ray.learner.loss import (
+    aggregate_targets,
+    block_sums,
+    rollout_kl,
+    target_entropy,
+)
 from topd_ray.learner.teacher import SampledTeacher, TopkTeacher, WholeTeacher
 from topd_ray.messages import PAD
 
@@ -29,7 +34,11 @@ def block(case: Case, *, with_slope: bool = True) -> tuple[Tensor, Tensor | None
 
 def brute_force(case: Case) -> tuple[float, float]:
     """Both sums with loops over the whole vocabulary."""
-    student, here, ratio = case.logp.exp().tolist(), case.positions, case.recipe.parts.kd_ratio
+    student, here, ratio = (
+        case.logp.exp().tolist(),
+        case.positions,
+        case.recipe.parts.kd_ratio,
+    )
     token, traj = 0.0, 0.0
     for t, weight in enumerate(here.weight_T.tolist()):
         y = int(here.response_ids_T[t])
@@ -48,7 +57,9 @@ def token_divergence(case: Case, t: int, p_V: list[float], y: int) -> float:
     parts = case.recipe.parts
     match case.positions.teacher:
         case WholeTeacher(hidden_TE=hidden_TE, head_VE=head_VE):
-            return oracle.divergence(p_V, (head_VE @ hidden_TE[t]).softmax(0).tolist(), parts)
+            return oracle.divergence(
+                p_V, (head_VE @ hidden_TE[t]).softmax(0).tolist(), parts
+            )
         case TopkTeacher(ids_TM=ids_TM, logq_TM=logq_TM):
             ids, q_M = ids_TM[t].tolist(), logq_TM[t].exp().tolist()
             others = (1 - sum(q_M)) / (V - len(ids))
@@ -73,7 +84,9 @@ def test_the_slope_is_the_derivative_by_each_logit(signal, parts):
     """Through an identity for a head, so that the logits are what autograd descends."""
     case = make_case(signal=signal, parts=parts)
     logits_TUV = case.hidden_TUD @ case.head_VD.T
-    bare = Case(logits_TUV, torch.eye(V, dtype=torch.float64), case.positions, case.recipe)
+    bare = Case(
+        logits_TUV, torch.eye(V, dtype=torch.float64), case.positions, case.recipe
+    )
     *_, want_TUV, _ = bare.want()
     _, slope_TUV = block(case)
     torch.testing.assert_close(slope_TUV, want_TUV, rtol=1e-9, atol=1e-12)
@@ -92,7 +105,11 @@ def test_the_slope_of_a_sampled_token_is_its_held_log_ratio_times_its_importance
     assert isinstance(here.teacher, SampledTeacher)
     p_TV, rows_T = case.logp[:TRAINED].exp(), range(TRAINED)
     logp_T = case.logp[rows_T, here.response_ids_T]
-    pull_T = here.weight_T * (logp_T - here.teacher.logq_T) * (logp_T - here.sampled_logp_T).exp()
+    pull_T = (
+        here.weight_T
+        * (logp_T - here.teacher.logq_T)
+        * (logp_T - here.sampled_logp_T).exp()
+    )
     onto_TV = torch.nn.functional.one_hot(here.response_ids_T, V) - p_TV
     _, slope_TUV = block(case)
     assert slope_TUV is not None
@@ -117,12 +134,16 @@ def test_a_target_equal_to_the_student_has_neither_loss_nor_slope():
     same = case.with_positions(
         weight_T=torch.zeros(TRAINED).double(),
         window_Q=window_Q,
-        target_ids_QK=torch.cat([ids_QK, ids_QK], 1),  # every id twice, at half its weight
+        target_ids_QK=torch.cat(
+            [ids_QK, ids_QK], 1
+        ),  # every id twice, at half its weight
         target_weights_QK=torch.cat([p_QV, p_QV], 1) / 2,
     )
     assert abs(same.losses().traj.item()) < 1e-12
     _, slope_TUV = block(same)
-    torch.testing.assert_close(slope_TUV, torch.zeros_like(case.logp), rtol=0, atol=1e-15)
+    torch.testing.assert_close(
+        slope_TUV, torch.zeros_like(case.logp), rtol=0, atol=1e-15
+    )
 
 
 def test_equal_ids_are_added_up_and_padding_counts_for_nothing():
@@ -142,23 +163,30 @@ def test_padded_columns_change_nothing():
     here = case.positions
     padded = case.with_positions(
         target_ids_QK=torch.cat([here.target_ids_QK, torch.full((4, 3), PAD)], 1),
-        target_weights_QK=torch.cat([here.target_weights_QK, torch.full((4, 3), 0.5)], 1),
+        target_weights_QK=torch.cat(
+            [here.target_weights_QK, torch.full((4, 3), 0.5)], 1
+        ),
     )
     for got, want in zip(padded.outcome(), case.outcome(), strict=True):
         torch.testing.assert_close(got, want)
 
 
 def test_the_mismatch_is_the_kl_of_the_sampling_policy_to_the_present_one_on_average():
-    """Every token of the vocabulary is sampled, and weighs as much as it was probable."""
+    """Every token of the vocabulary is sampled, and weighs as much as it was
+    probable.
+    """
     rng = torch.Generator().manual_seed(0)
     old_V, new_V = torch.randn(2, V, generator=rng, dtype=torch.float64).log_softmax(1)
     mean = sum(
-        float(old_V[i].exp() * rollout_kl(new_V[i : i + 1], old_V[i : i + 1])) for i in range(V)
+        float(old_V[i].exp() * rollout_kl(new_V[i : i + 1], old_V[i : i + 1]))
+        for i in range(V)
     )
-    assert mean == pytest.approx(oracle.kl(old_V.exp().tolist(), new_V.exp().tolist()), rel=1e-12)
+    assert mean == pytest.approx(
+        oracle.kl(old_V.exp().tolist(), new_V.exp().tolist()), rel=1e-12
+    )
 
 
-def test_the_mismatch_counts_each_token_once_whatever_its_weight_and_nothing_where_none_sampled():
+def test_rollout_kl_counts_each_sampled_token_once_at_any_weight():
     case = make_case()
     here = case.positions
     moved_T = case.logp[range(TRAINED), here.response_ids_T] - here.sampled_logp_T

@@ -19,7 +19,9 @@ def make(
     student = load_student(
         folder, dtype=torch.float32, gradient_checkpointing=gradient_checkpointing
     )
-    head_VE = torch.randn(len(VOCAB), TEACHER_WIDTH, generator=torch.Generator().manual_seed(5))
+    head_VE = torch.randn(
+        len(VOCAB), TEACHER_WIDTH, generator=torch.Generator().manual_seed(5)
+    )
     return DistillationModel(
         student,
         signal=signal,
@@ -30,7 +32,9 @@ def make(
 
 
 def inputs(rows: list[list[int]], *, signal: Signal = "hidden") -> Inputs:
-    """Every position of every row is trained; one window position on each row's first token."""
+    """Every position of every row is trained; one window position on each row's first
+    token.
+    """
     lengths = [len(row) for row in rows]
     teacher_TE = torch.cat(
         [torch.randn(len(row), TEACHER_WIDTH, generator=seeded(row)) for row in rows]
@@ -70,7 +74,11 @@ def seeded(row: list[int]) -> torch.Generator:
 def gradients(model: DistillationModel, *args: Tensor | None) -> dict[str, Tensor]:
     model.zero_grad()
     model(*args)[0].backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return {
+        name: p.grad.clone()
+        for name, p in model.named_parameters()
+        if p.grad is not None
+    }
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +95,10 @@ def test_rollouts_beside_each_other_have_the_sums_of_each_alone(student_folder, 
     model = make(student_folder, signal=signal)
     together = model(*inputs(ROWS, signal=signal))
     # weights alternate over all tokens, and the first row is of odd length
-    apart = [model(*inputs(ROWS[:1], signal=signal)), model(*inputs(ROWS[1:], signal=signal))]
+    apart = [
+        model(*inputs(ROWS[:1], signal=signal)),
+        model(*inputs(ROWS[1:], signal=signal)),
+    ]
     flat = inputs(ROWS[1:], signal=signal)
     apart[1] = model(*flat[:7], 1.5 - flat[7], *flat[8:])
     for index in range(4):
@@ -98,7 +109,9 @@ def test_rollouts_beside_each_other_have_the_sums_of_each_alone(student_folder, 
 
 @pytest.mark.parametrize("signal", ["hidden", "topk", "sampled"])
 def test_the_loss_is_the_token_loss_plus_lambda_l_traj(student_folder, signal):
-    loss, token, traj, _ = make(student_folder, signal=signal)(*inputs(ROWS, signal=signal))
+    loss, token, traj, _ = make(student_folder, signal=signal)(
+        *inputs(ROWS, signal=signal)
+    )
     torch.testing.assert_close(loss, token + 0.5 * traj)
     assert token != 0
     assert traj > 0
@@ -147,9 +160,15 @@ def test_heads_of_different_size_are_refused(student_folder):
 
 
 def test_a_student_that_bends_its_logits_is_refused(student_folder):
-    student = load_student(student_folder, dtype=torch.float32, gradient_checkpointing=False)
+    student = load_student(
+        student_folder, dtype=torch.float32, gradient_checkpointing=False
+    )
     student.config.final_logit_softcapping = 30.0
     with pytest.raises(UserError, match="final_logit_softcapping=30"):
         DistillationModel(
-            student, signal="topk", teacher_head_VE=None, parts=TokenLoss(), lambda_traj=0.3
+            student,
+            signal="topk",
+            teacher_head_VE=None,
+            parts=TokenLoss(),
+            lambda_traj=0.3,
         )

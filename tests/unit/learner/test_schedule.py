@@ -3,7 +3,9 @@ import pytest
 from topd_ray.learner.schedule import lr_factor
 
 
-def factors(total: int, *, warmup: float = 0.05, floor: float = 0.1, count: int | None = None):
+def factors(
+    total: int, *, warmup: float = 0.05, floor: float = 0.1, count: int | None = None
+):
     return [
         lr_factor(step, total_steps=total, warmup_fraction=warmup, floor_fraction=floor)
         for step in range(count or total)

@@ -1,4 +1,6 @@
-"""Axes: T positions, V vocabulary, M ids that the teacher kept, C entries of a distribution."""
+"""Axes: T positions, V vocabulary, M ids that the teacher kept, C entries of a
+distribution.
+"""
 
 import math
 from dataclasses import replace
@@ -38,7 +40,9 @@ def topk(logq_TV: Tensor, kept: int) -> TopkTeacher:
     return TopkTeacher(ids_TM=ids_TM, logq_TM=logq_TM)
 
 
-def autograd(logp_TV: Tensor, teacher: TopkTeacher, parts: TokenLoss) -> tuple[Tensor, Tensor]:
+def autograd(
+    logp_TV: Tensor, teacher: TopkTeacher, parts: TokenLoss
+) -> tuple[Tensor, Tensor]:
     logits_TV = logp_TV.clone().requires_grad_()
     coarse = reference.with_bucket if parts.tail == "bucket" else reference.renormalised
     few = coarse(logits_TV.log_softmax(1), teacher.ids_TM, teacher.logq_TM)
@@ -50,7 +54,9 @@ def autograd(logp_TV: Tensor, teacher: TopkTeacher, parts: TokenLoss) -> tuple[T
 @tails
 @settings(deadline=None)
 @given(logp_TV=distributions(), logq_TV=distributions(), kept=st.integers(1, V))
-def test_few_ids_have_the_value_and_slope_of_autograd(parts, tail, logp_TV, logq_TV, kept):
+def test_few_ids_have_the_value_and_slope_of_autograd(
+    parts, tail, logp_TV, logq_TV, kept
+):
     parts, teacher = replace(parts, tail=tail), topk(logq_TV, kept)
     got, (want_T, want_TV) = (
         topk_divergence(logp_TV, teacher, parts),
@@ -63,7 +69,9 @@ def test_few_ids_have_the_value_and_slope_of_autograd(parts, tail, logp_TV, logq
 @forms
 @settings(deadline=None)
 @given(logp_TV=distributions(), logq_TV=distributions(), kept=st.integers(1, V))
-def test_a_bucket_never_raises_a_divergence_nor_makes_it_negative(parts, logp_TV, logq_TV, kept):
+def test_a_bucket_never_raises_a_divergence_nor_makes_it_negative(
+    parts, logp_TV, logq_TV, kept
+):
     coarse_T = topk_divergence(logp_TV, topk(logq_TV, kept), parts).nats_T
     assert (coarse_T >= -1e-12).all()
     # a rest below the resolution of 1 - sum is taken for that resolution
@@ -81,7 +89,9 @@ def test_few_ids_count_as_a_distribution_of_their_own(parts, tail):
         teacher = topk(logq_TV, kept)
         want = [
             oracle.divergence(coarse(p, ids), coarse(q, ids), parts)
-            for p, q, ids in zip(rows(logp_TV), rows(logq_TV), teacher.ids_TM.tolist(), strict=True)
+            for p, q, ids in zip(
+                rows(logp_TV), rows(logq_TV), teacher.ids_TM.tolist(), strict=True
+            )
         ]
         got_T = topk_divergence(logp_TV, teacher, replace(parts, tail=tail)).nats_T
         assert got_T.tolist() == pytest.approx(want, rel=1e-9, abs=1e-12)
@@ -97,7 +107,9 @@ def test_with_every_id_kept_it_is_the_full_divergence(parts, tail):
     torch.testing.assert_close(got.slope(), want.slope(), rtol=1e-9, atol=1e-12)
 
 
-def of_one_position(logits: list[float], ids: list[int], logq: list[float]) -> Divergence:
+def of_one_position(
+    logits: list[float], ids: list[int], logq: list[float]
+) -> Divergence:
     logp_TV = torch.tensor([logits]).log_softmax(1)
     teacher = TopkTeacher(ids_TM=torch.tensor([ids]), logq_TM=torch.tensor([logq]))
     return topk_divergence(logp_TV, teacher, TokenLoss(divergence="forward_kl"))
@@ -114,13 +126,19 @@ def test_the_students_bucket_keeps_a_mass_that_one_minus_the_rest_would_lose():
 @pytest.mark.parametrize("peak", [200.0, 1000.0])
 def test_a_bucket_too_small_for_float32_still_pulls(peak):
     got = of_one_position([peak, 0.0, 0.0, 0.0], [0], [math.log(0.5)])
-    rounding = peak * torch.finfo(torch.float32).eps  # of a log-probability of about -peak
-    assert got.slope().tolist()[0] == pytest.approx([0.5, *[-0.5 / 3] * 3], rel=rounding)
+    rounding = (
+        peak * torch.finfo(torch.float32).eps
+    )  # of a log-probability of about -peak
+    assert got.slope().tolist()[0] == pytest.approx(
+        [0.5, *[-0.5 / 3] * 3], rel=rounding
+    )
 
 
 @forms
 @pytest.mark.parametrize("excess", [-1e-7, 0.0, 1e-7, 1e-6])
-def test_a_teacher_whose_ids_leave_nothing_measurable_costs_no_more_than_finitely(parts, excess):
+def test_a_teacher_whose_ids_leave_nothing_measurable_costs_no_more_than_finitely(
+    parts, excess
+):
     """Rounding may even push the sum of the kept ids above one."""
     logq_TM = torch.tensor([[0.75 + excess, 0.25]]).log()
     logp_TV = torch.tensor([[1.0, 2.0, 0.0, 3.0]]).log_softmax(1)
@@ -133,18 +151,28 @@ def test_a_teacher_whose_ids_leave_nothing_measurable_costs_no_more_than_finitel
 def test_a_few_ids_that_are_not_numbers_are_not_hidden():
     logp_TV, logq_TV = logs(2, seed=23), logs(2, seed=24)
     logq_TV[0, 3] = math.nan
-    teacher = TopkTeacher(ids_TM=torch.tensor([[3, 1], [2, 0]]), logq_TM=logq_TV[:, :2].clone())
+    teacher = TopkTeacher(
+        ids_TM=torch.tensor([[3, 1], [2, 0]]), logq_TM=logq_TV[:, :2].clone()
+    )
     teacher.logq_TM[0, 0] = math.nan
     for parts in FORMS:
-        assert topk_divergence(logp_TV, teacher, parts).nats_T.isnan().tolist() == [True, False]
+        assert topk_divergence(logp_TV, teacher, parts).nats_T.isnan().tolist() == [
+            True,
+            False,
+        ]
 
 
 def test_the_mean_slope_of_sampled_tokens_is_that_of_reverse_kl():
-    """Every token of the vocabulary is sampled, and weighs as much as it is probable."""
+    """Every token of the vocabulary is sampled, and weighs as much as it is
+    probable.
+    """
     logp_TV, logq_TV = logs(1, seed=21), logs(1, seed=22)
     exact, p_V = reverse_kl(logp_TV, logq_TV), logp_TV[0].exp()
     got = sampled_divergence(
-        logp_TV.expand(V, V), SampledTeacher(logq_T=logq_TV[0]), torch.arange(V), logp_TV[0]
+        logp_TV.expand(V, V),
+        SampledTeacher(logq_T=logq_TV[0]),
+        torch.arange(V),
+        logp_TV[0],
     )
     torch.testing.assert_close((p_V * got.nats_T).sum(), exact.nats_T[0])
     mean_V = (p_V[:, None] * got.slope()).sum(0)
@@ -155,12 +183,17 @@ def test_the_mean_slope_of_sampled_tokens_is_that_of_reverse_kl():
 def test_a_sampled_token_reports_its_log_ratio_and_weighs_its_slope_by_importance():
     logp_TV, ids_T = normal(2, V, seed=25).log_softmax(1), torch.tensor([3, 4])
     logp_T = logp_TV[range(2), ids_T]
-    ratio_T, moved_T = torch.tensor([2.0, -1.5]).double(), torch.tensor([0.0, 0.5]).double()
+    ratio_T, moved_T = (
+        torch.tensor([2.0, -1.5]).double(),
+        torch.tensor([0.0, 0.5]).double(),
+    )
     teacher = SampledTeacher(logq_T=logp_T - ratio_T)
     got = sampled_divergence(logp_TV, teacher, ids_T, logp_T - moved_T)
     torch.testing.assert_close(got.nats_T, ratio_T)
     onto_TV = torch.nn.functional.one_hot(ids_T, V) - logp_TV.exp()
-    torch.testing.assert_close(got.slope(), (ratio_T * moved_T.exp())[:, None] * onto_TV)
+    torch.testing.assert_close(
+        got.slope(), (ratio_T * moved_T.exp())[:, None] * onto_TV
+    )
 
 
 def test_a_part_of_a_teacher_is_that_of_its_positions():

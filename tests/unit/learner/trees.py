@@ -1,4 +1,6 @@
-"""Rollouts with windows hanging off them, as inputs of the model; and each window alone."""
+"""Rollouts with windows hanging off them, as inputs of the model; and each window
+alone.
+"""
 
 from dataclasses import dataclass
 
@@ -14,7 +16,9 @@ K = 3  # ids of a target
 
 @dataclass(frozen=True)
 class Window:
-    """Student tokens sampled after the first `at` response tokens, and their soft targets."""
+    """Student tokens sampled after the first `at` response tokens, and their soft
+    targets.
+    """
 
     at: int
     tokens: list[int]
@@ -60,7 +64,9 @@ def in_one_forward(rows: list[Row]) -> Inputs:
         for one in row.windows:
             count = len(one.tokens) - 1  # the last one predicts nothing
             window.append(first + one.at)
-            window += range(num_trained + len(behind), num_trained + len(behind) + count)
+            window += range(
+                num_trained + len(behind), num_trained + len(behind) + count
+            )
             behind += range(len(ids), len(ids) + count)
             ids += one.tokens[:-1]
             if count:
@@ -81,7 +87,9 @@ def in_one_forward(rows: list[Row]) -> Inputs:
 
 
 def one_by_one(rows: list[Row]) -> list[Inputs]:
-    """Each rollout without its windows, and each window behind its whole prefix, alone."""
+    """Each rollout without its windows, and each window behind its whole prefix,
+    alone.
+    """
     inputs: list[Inputs] = []
     for row in rows:
         inputs.append(in_one_forward([Row(row.prompt, row.response)]))

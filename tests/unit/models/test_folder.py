@@ -1,4 +1,6 @@
-"""Model folders: every unfit one, and every first difference between two, is one readable line."""
+"""Model folders: every unfit one, and every first difference between two, is one
+readable line.
+"""
 
 import json
 import shutil
@@ -50,7 +52,9 @@ def write(name: str, content: bytes) -> Edit:
 
 
 def cut(name: str, size: int) -> Edit:
-    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:size])
+    return lambda folder: (folder / name).write_bytes(
+        (folder / name).read_bytes()[:size]
+    )
 
 
 def to_pickle(folder: Path) -> None:
@@ -65,7 +69,9 @@ def shard(folder: Path) -> None:
     for file, part in files.items():
         save_file({name: tensors[name] for name in part}, folder / file)
     weight_map = {name: file for file, part in files.items() for name in part}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": weight_map})
+    )
     (folder / "model.safetensors").unlink()
 
 
@@ -85,7 +91,9 @@ def after_sharding(edit: Edit) -> Edit:
 def edit_header(**entry: Any) -> Edit:
     """A safetensors file of one tensor whose header entry is `entry`."""
     header = json.dumps({"w": entry}).encode()
-    return write("model.safetensors", struct.pack("<Q", len(header)) + header + b"\0" * 4)
+    return write(
+        "model.safetensors", struct.pack("<Q", len(header)) + header + b"\0" * 4
+    )
 
 
 INDEX = "model.safetensors.index.json"
@@ -106,28 +114,52 @@ UNFIT: list[tuple[Edit, str]] = [
     (write("config.json", b"[1]"), "config.json: expected a JSON object, found list"),
     (write("config.json", b"\xff\xfe"), "config.json: expected UTF-8"),
     (write("config.json", b"[" * 100_000), "config.json: not readable as JSON"),
-    (edit_json("config.json", auto_map={"AutoModel": "x.Y"}), "trust_remote_code is off"),
+    (
+        edit_json("config.json", auto_map={"AutoModel": "x.Y"}),
+        "trust_remote_code is off",
+    ),
     (remove("model.safetensors"), "no weights; expected model.safetensors"),
     (to_pickle, "pytorch_model.bin (pickle), safetensors only"),
     (remove("tokenizer.json"), "no tokenizer.json"),
-    (cut("model.safetensors", 0), "model.safetensors: truncated or no safetensors file"),
+    (
+        cut("model.safetensors", 0),
+        "model.safetensors: truncated or no safetensors file",
+    ),
     (cut("model.safetensors", 5), "truncated or no safetensors file (5 bytes"),
     (cut("model.safetensors", 200), "truncated or no safetensors file"),
     (cut("model.safetensors", 20_000), "model.safetensors: truncated or overlong"),
-    (write("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
+    (
+        write("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n"),
+        "git lfs pull",
+    ),
     (write("model.safetensors", struct.pack("<Q", 2) + b"{}"), "holds no tensors"),
     (edit_header(dtype="F32", shape=[1]), "header entry of 'w' is malformed"),
-    (edit_header(dtype="F32", shape="?", data_offsets=[0, 4]), "header entry of 'w' is malformed"),
-    (edit_header(dtype="F32", shape=[2], data_offsets=[0, 8]), "4 bytes of weights, its header"),
-    (after_sharding(remove("model-2.safetensors")), "first 'model-2.safetensors'; download"),
+    (
+        edit_header(dtype="F32", shape="?", data_offsets=[0, 4]),
+        "header entry of 'w' is malformed",
+    ),
+    (
+        edit_header(dtype="F32", shape=[2], data_offsets=[0, 8]),
+        "4 bytes of weights, its header",
+    ),
+    (
+        after_sharding(remove("model-2.safetensors")),
+        "first 'model-2.safetensors'; download",
+    ),
     (after_sharding(edit_json(INDEX, weight_map=None)), "expected a `weight_map`"),
-    (after_sharding(edit_json(INDEX, weight_map={"w": "../x.safetensors"})), "first '../x.safe"),
+    (
+        after_sharding(edit_json(INDEX, weight_map={"w": "../x.safetensors"})),
+        "first '../x.safe",
+    ),
     (
         after_sharding(edit_json(INDEX, weight_map={"w": "model-1.safetensors"})),
         "tensor 'w' is not in model-1.safetensors",
     ),
     (after_sharding(swap_shards), "' is not in model-"),
-    (after_sharding(cut("model-1.safetensors", 3000)), "model-1.safetensors: truncated"),
+    (
+        after_sharding(cut("model-1.safetensors", 3000)),
+        "model-1.safetensors: truncated",
+    ),
 ]
 
 
@@ -144,10 +176,15 @@ def test_an_unfit_folder_is_named_with_its_role_and_file(
 
 
 def test_facts_agree_with_the_model(teacher_folder: Path, student_folder: Path) -> None:
-    for path, hidden_size, tied in ((teacher_folder, 64, False), (student_folder, 32, True)):
+    for path, hidden_size, tied in (
+        (teacher_folder, 64, False),
+        (student_folder, 32, True),
+    ):
         facts = read_facts(path)
         tensors = load_file(path / "model.safetensors")
-        assert facts.num_parameters == sum(tensor.numel() for tensor in tensors.values())
+        assert facts.num_parameters == sum(
+            tensor.numel() for tensor in tensors.values()
+        )
         assert facts.vocab_size == len(VOCAB)
         assert (facts.hidden_size, facts.layers, facts.tied) == (hidden_size, 2, tied)
         assert (facts.max_position_embeddings, facts.dtype) == (512, "float32")
@@ -180,12 +217,23 @@ def test_eos_ids_are_those_of_both_files(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (edit_json("config.json", vocab_size="64"), "vocab_size='64': expected a whole number"),
-        (edit_json("config.json", hidden_size=None), "hidden_size=None: expected a whole number"),
-        (edit_json("config.json", eos_token_id="</s>"), "eos_token_id='</s>': expected a token id"),
+        (
+            edit_json("config.json", vocab_size="64"),
+            "vocab_size='64': expected a whole number",
+        ),
+        (
+            edit_json("config.json", hidden_size=None),
+            "hidden_size=None: expected a whole number",
+        ),
+        (
+            edit_json("config.json", eos_token_id="</s>"),
+            "eos_token_id='</s>': expected a token id",
+        ),
     ],
 )
-def test_a_config_that_lacks_a_fact_is_named(edit: Edit, message: str, folder: Path) -> None:
+def test_a_config_that_lacks_a_fact_is_named(
+    edit: Edit, message: str, folder: Path
+) -> None:
     edit(folder)
     with pytest.raises(UserError, match=str(folder)) as caught:
         read_facts(folder)
@@ -194,7 +242,9 @@ def test_a_config_that_lacks_a_fact_is_named(edit: Edit, message: str, folder: P
 
 def test_a_context_that_is_too_short_names_both_numbers(folder: Path) -> None:
     check_context(read_facts(folder), 512, "student")
-    with pytest.raises(UserError, match=r"student: max_position_embeddings=512 .* needs 513"):
+    with pytest.raises(
+        UserError, match=r"student: max_position_embeddings=512 .* needs 513"
+    ):
         check_context(read_facts(folder), 513, "student")
 
 
@@ -220,7 +270,9 @@ def test_models_of_one_family_fit(student_folder: Path, teacher_folder: Path) ->
     compare_models(student_folder, teacher_folder)
 
 
-def test_a_unigram_vocabulary_compares_by_place(folder: Path, teacher_folder: Path) -> None:
+def test_a_unigram_vocabulary_compares_by_place(
+    folder: Path, teacher_folder: Path
+) -> None:
     def to_unigram(tokenizer: dict[str, Any]) -> None:
         tokenizer["model"]["vocab"] = [[word, -1.0] for word in VOCAB]
 
@@ -231,16 +283,31 @@ def test_a_unigram_vocabulary_compares_by_place(folder: Path, teacher_folder: Pa
 LATER = CHAT_TEMPLATE.replace("assistant", "helper")
 DIFFERENT: list[tuple[Edit, str]] = [
     (edit_vocabulary(swap_two_words), "vocabulary: id 17 is 'w2' in the student's"),
-    (edit_vocabulary(add_token), "id 64 is '<think>' in the student's tokenizer.json and missing"),
-    (edit_vocabulary(lambda t: t.pop("model")), "tokenizer.json: expected `model.vocab`"),
-    (edit_json("config.json", vocab_size=128), "vocab_size: 128 in the student's config.json, 64"),
-    (edit_json("config.json", eos_token_id=[2, 0]), "EOS token ids: [0, 2] for the student, [2]"),
+    (
+        edit_vocabulary(add_token),
+        "id 64 is '<think>' in the student's tokenizer.json and missing",
+    ),
+    (
+        edit_vocabulary(lambda t: t.pop("model")),
+        "tokenizer.json: expected `model.vocab`",
+    ),
+    (
+        edit_json("config.json", vocab_size=128),
+        "vocab_size: 128 in the student's config.json, 64",
+    ),
+    (
+        edit_json("config.json", eos_token_id=[2, 0]),
+        "EOS token ids: [0, 2] for the student, [2]",
+    ),
     (edit_json("generation_config.json", eos_token_id=0), "EOS token ids: [0, 2]"),
     (
         write("chat_template.jinja", LATER.encode()),
         "student 'ompt %}<|im_start|> helper{% endif %}'",
     ),
-    (write("chat_template.jinja", CHAT_TEMPLATE.encode() + b"\n"), "{% endif %}\\n', teacher"),
+    (
+        write("chat_template.jinja", CHAT_TEMPLATE.encode() + b"\n"),
+        "{% endif %}\\n', teacher",
+    ),
     (remove("chat_template.jinja"), "chat template: the student has none"),
 ]
 
@@ -290,7 +357,14 @@ def test_a_local_folder_is_found_without_the_hub(folder: Path) -> None:
     assert find_model(str(folder)) == resolve_model(str(folder)) == folder
 
 
-UNKNOWN_NAMES = ["acme/no-such-model", "/no/such/folder", "", "a b", "~nobody-here/m", "x" * 5000]
+UNKNOWN_NAMES = [
+    "acme/no-such-model",
+    "/no/such/folder",
+    "",
+    "a b",
+    "~nobody-here/m",
+    "x" * 5000,
+]
 
 
 @pytest.mark.usefixtures("offline")

@@ -33,13 +33,20 @@ def test_the_stored_dtype_is_kept_and_the_first_name_present_wins(
 ) -> None:
     folder = shutil.copytree(student_folder, tmp_path / "student")
     tensors = load_file(folder / "model.safetensors")
-    save_file({n: t.to(torch.bfloat16) for n, t in tensors.items()}, folder / "model.safetensors")
-    norm = load_tensor(folder, "none.weight", "model.norm.weight", "model.embed_tokens.weight")
+    save_file(
+        {n: t.to(torch.bfloat16) for n, t in tensors.items()},
+        folder / "model.safetensors",
+    )
+    norm = load_tensor(
+        folder, "none.weight", "model.norm.weight", "model.embed_tokens.weight"
+    )
     assert norm.shape == (32,)
     assert norm.dtype == torch.bfloat16
 
 
 def test_an_absent_tensor_is_named_with_its_folder(student_folder: Path) -> None:
-    with pytest.raises(UserError, match=r"holds no tensor a\.weight or b\.weight") as caught:
+    with pytest.raises(
+        UserError, match=r"holds no tensor a\.weight or b\.weight"
+    ) as caught:
         load_tensor(student_folder, "a.weight", "b.weight")
     assert str(student_folder) in str(caught.value)

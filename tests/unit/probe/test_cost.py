@@ -27,7 +27,10 @@ def table_of(rows=11, width=6, *, seed=0):
     return table_VD
 
 
-@given(data=st.data(), dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
+@given(
+    data=st.data(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+)
 @settings(max_examples=30, deadline=None, derandomize=True)
 def test_every_pair_costs_what_a_double_loop_says(data, dtype):
     ids = st.lists(st.integers(0, 10), min_size=1, max_size=4)
@@ -54,12 +57,16 @@ def test_every_pair_costs_what_a_double_loop_says(data, dtype):
 
 def one_window(student, teacher, table_VD):
     sizes = torch.tensor([len(student)]), torch.tensor([len(teacher)])
-    return continuation_cost(torch.tensor([student]), torch.tensor([teacher]), *sizes, table_VD)[0]
+    return continuation_cost(
+        torch.tensor([student]), torch.tensor([teacher]), *sizes, table_VD
+    )[0]
 
 
 def test_equal_ids_cost_exactly_zero_and_no_rounding_leaves_zero_to_two():
     half_VD = table_of(40, 64)
-    table_VD = torch.cat([half_VD, half_VD, -half_VD])  # twins and opposites: cos rounds past 1
+    table_VD = torch.cat(
+        [half_VD, half_VD, -half_VD]
+    )  # twins and opposites: cos rounds past 1
     ids = list(range(120))
     cost_KL = one_window(ids, ids, table_VD)
     assert cost_KL.diagonal().eq(0).all()
@@ -92,7 +99,9 @@ def test_the_chunk_size_changes_nothing(chunk):
     teacher_WL = torch.randint(0, 11, (7, 4), generator=rng)
     sizes = torch.full((7,), 5), torch.full((7,), 4)
     whole_WKL = continuation_cost(student_WK, teacher_WL, *sizes, table_of())
-    parts_WKL = continuation_cost(student_WK, teacher_WL, *sizes, table_of(), chunk=chunk)
+    parts_WKL = continuation_cost(
+        student_WK, teacher_WL, *sizes, table_of(), chunk=chunk
+    )
     torch.testing.assert_close(parts_WKL, whole_WKL, atol=1e-6, rtol=0)
 
 
@@ -100,7 +109,10 @@ def test_many_distinct_tokens_and_few_cost_the_same_in_one_window():
     """Few share one product of all; many are multiplied window by window."""
     rng = torch.Generator().manual_seed(2)
     table_VD = torch.randn(500, 16, generator=rng)
-    few_WK, many_WK = torch.arange(4).repeat(40, 1), torch.randperm(160, generator=rng).view(40, 4)
+    few_WK, many_WK = (
+        torch.arange(4).repeat(40, 1),
+        torch.randperm(160, generator=rng).view(40, 4),
+    )
     many_WK[0] = few_WK[0]
     sizes = torch.full((40,), 4), torch.full((40,), 4)
     few_WKK = continuation_cost(few_WK, few_WK.flip(1), *sizes, table_VD)
@@ -130,5 +142,9 @@ def test_no_windows_give_no_costs_and_no_gradient_reaches_the_table():
     none_W = torch.zeros(0, dtype=torch.long)
     empty_WN = torch.zeros(0, 4, dtype=torch.long)
     table_VD = table_of().requires_grad_()
-    assert continuation_cost(empty_WN, empty_WN, none_W, none_W, table_VD).shape == (0, 4, 4)
+    assert continuation_cost(empty_WN, empty_WN, none_W, none_W, table_VD).shape == (
+        0,
+        4,
+        4,
+    )
     assert not one_window([0], [1], table_VD).requires_grad

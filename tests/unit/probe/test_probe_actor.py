@@ -15,7 +15,9 @@ from topd_ray.weights.buckets import WeightBucket, in_buckets
 
 
 class Scripted:
-    """A teacher that continues every prefix as it is told; notes what it was asked and given."""
+    """A teacher that continues every prefix as it is told; notes what it was asked and
+    given.
+    """
 
     def __init__(self, continuation: Sequence[int]) -> None:
         self.continuation, self.asked = continuation, list[GenerationRequest]()
@@ -42,7 +44,9 @@ class Scripted:
 
 
 class Prober:
-    """Continuations and the transport between them, as the workers put them together."""
+    """Continuations and the transport between them, as the workers put them
+    together.
+    """
 
     def __init__(
         self,
@@ -96,7 +100,9 @@ def actor(engine: Scripted, teacher_folder: Path) -> Prober:
     return Prober(config, teacher_folder, engine)
 
 
-def test_the_prefix_ends_just_before_the_candidate(actor: Prober, engine: Scripted) -> None:
+def test_the_prefix_ends_just_before_the_candidate(
+    actor: Prober, engine: Scripted
+) -> None:
     actor.probe([candidates("a", [20, 21, 22, 23], [0, 2])])
     prefixes: list[Ints] = [request.prompt_ids for request in engine.asked]
     assert [prefix.tolist() for prefix in prefixes] == [[1, 2], [1, 2, 20, 21]]
@@ -104,7 +110,9 @@ def test_the_prefix_ends_just_before_the_candidate(actor: Prober, engine: Script
     assert {request.temperature for request in engine.asked} == {0.0}
 
 
-def test_the_students_window_is_its_own_rollout_from_the_candidate_on(actor: Prober) -> None:
+def test_the_students_window_is_its_own_rollout_from_the_candidate_on(
+    actor: Prober,
+) -> None:
     (found,) = actor.probe([candidates("a", list(range(20, 30)), [2, 7])])
     assert found.student_ids_WK.tolist() == [[22, 23, 24, 25, 26], [27, 28, 29, -1, -1]]
     assert found.num_student_W.tolist() == [5, 3]
@@ -116,7 +124,10 @@ def test_a_response_cut_at_the_limit_is_compared_with_as_many_teacher_tokens(
 ) -> None:
     response = [*range(20, 27), 6, 7, 8]
     cut, ended = actor.probe(
-        [candidates("cut", response, [1, 7], truncated=True), candidates("ended", response, [7])]
+        [
+            candidates("cut", response, [1, 7], truncated=True),
+            candidates("ended", response, [7]),
+        ]
     )
     assert cut.num_teacher_W.tolist() == [5, 3]
     assert cut.d_ot_W[1] == 0.0
@@ -124,15 +135,21 @@ def test_a_response_cut_at_the_limit_is_compared_with_as_many_teacher_tokens(
     assert ended.d_ot_W[0] > 0.0
 
 
-def test_answers_find_their_candidates_whatever_order_they_come_in(actor: Prober) -> None:
-    found = actor.probe([candidates("a", [20] * 9, [0, 3]), candidates("b", [21] * 9, [1])])
+def test_answers_find_their_candidates_whatever_order_they_come_in(
+    actor: Prober,
+) -> None:
+    found = actor.probe(
+        [candidates("a", [20] * 9, [0, 3]), candidates("b", [21] * 9, [1])]
+    )
     assert [one.rollout_id for one in found] == ["a", "b"]
     assert [len(one.positions_W) for one in found] == [2, 1]
     assert all(one.policy_version == 3 for one in found)
     assert set(found[1].student_ids_WK[0].tolist()) == {21}
 
 
-def test_identical_windows_are_no_distance_apart_and_keep_their_tokens(actor: Prober) -> None:
+def test_identical_windows_are_no_distance_apart_and_keep_their_tokens(
+    actor: Prober,
+) -> None:
     (found,) = actor.probe([candidates("a", [20, 6, 7, 8, 9, 10], [1])])
     assert found.d_ot_W.tolist() == [0.0]
     assert np.allclose(found.plan_WKK[0], np.eye(5) / 5)
@@ -155,7 +172,9 @@ def test_cached_prefix_tokens_are_counted(engine: Scripted) -> None:
     assert continued.num_cached_tokens == 1 + 3 + 1
 
 
-def test_a_retried_probe_asks_with_the_same_seeds(actor: Prober, engine: Scripted) -> None:
+def test_a_retried_probe_asks_with_the_same_seeds(
+    actor: Prober, engine: Scripted
+) -> None:
     asked = [candidates("a", list(range(20, 30)), [2, 7])]
     first = (actor.probe(asked), [request.seed for request in engine.asked])
     again = (actor.probe(asked), [request.seed for request in engine.asked])
@@ -174,7 +193,9 @@ def test_exact_transport_never_costs_more_than_the_entropic(
 ) -> None:
     asked = [candidates("a", list(range(20, 30)), [2, 4, 7])]
     costs = [
-        Prober(ProbeConfig(window=5, solver=solver), teacher_folder, engine).probe(asked)[0].d_ot_W
+        Prober(ProbeConfig(window=5, solver=solver), teacher_folder, engine)
+        .probe(asked)[0]
+        .d_ot_W
         for solver in ("exact", "scaling", "geomloss")
     ]
     assert (costs[0] <= costs[1] + 1e-6).all()
@@ -182,14 +203,22 @@ def test_exact_transport_never_costs_more_than_the_entropic(
     np.testing.assert_allclose(costs[2], costs[1], atol=1e-3)
 
 
-def test_the_teacher_goes_on_from_its_own_prompt(actor: Prober, engine: Scripted) -> None:
-    actor.probe([candidates("a", [20, 21, 22, 23], [0, 2], teacher_prompt=[40, 41, 42])])
+def test_the_teacher_goes_on_from_its_own_prompt(
+    actor: Prober, engine: Scripted
+) -> None:
+    actor.probe(
+        [candidates("a", [20, 21, 22, 23], [0, 2], teacher_prompt=[40, 41, 42])]
+    )
     prefixes = [request.prompt_ids.tolist() for request in engine.asked]
     assert prefixes == [[40, 41, 42], [40, 41, 42, 20, 21]]
 
 
-def test_controls_are_probed_like_candidates_and_keep_their_group(actor: Prober) -> None:
-    (found,) = actor.probe([candidates("a", list(range(20, 30)), [2, 1], groups=[HIGH, LOW])])
+def test_controls_are_probed_like_candidates_and_keep_their_group(
+    actor: Prober,
+) -> None:
+    (found,) = actor.probe(
+        [candidates("a", list(range(20, 30)), [2, 1], groups=[HIGH, LOW])]
+    )
     assert found.groups_W.tolist() == [HIGH, LOW]
     assert found.positions_W.tolist() == [2, 1]
     assert found.student_ids_WK[1].tolist() == [21, 22, 23, 24, 25]
@@ -219,7 +248,9 @@ def test_fresh_windows_stand_for_the_students_own_and_have_no_token_limit(
         ],
         fresh,
     )
-    assert [one.student_ids_WK.tolist() for one in found] == [one.tolist() for one in fresh]
+    assert [one.student_ids_WK.tolist() for one in found] == [
+        one.tolist() for one in fresh
+    ]
     assert found[0].num_student_W.tolist() == [5, 2]
     assert found[0].num_teacher_W.tolist() == [5, 5]
     assert found[0].d_ot_W[0] == 0.0
@@ -240,8 +271,12 @@ def test_fresh_windows_are_needed_where_asked_for_and_nowhere_else(
 def test_windows_of_other_candidates_are_refused(resampling: Prober) -> None:
     asked = [candidates("a", list(range(20, 30)), [2, 3])]
     with pytest.raises(TopdError, match=r"by the teacher of shapes \[\(2, 4\)\]"):
-        resampling.actor.probe(asked, [np.zeros((2, 4), np.int32)], [np.zeros((2, 5), np.int32)])
-    with pytest.raises(TopdError, match=r"shapes \[\(1, 5\)\] for candidates of \[\(2, 5\)\]"):
+        resampling.actor.probe(
+            asked, [np.zeros((2, 4), np.int32)], [np.zeros((2, 5), np.int32)]
+        )
+    with pytest.raises(
+        TopdError, match=r"shapes \[\(1, 5\)\] for candidates of \[\(2, 5\)\]"
+    ):
         resampling.probe(asked, [np.zeros((1, 5), np.int32)])
 
 
@@ -269,15 +304,24 @@ def test_the_embedding_is_the_teachers_or_the_students_as_set(
 def test_a_students_embedding_needs_the_students_folder(
     engine: Scripted, teacher_folder: Path
 ) -> None:
-    with pytest.raises(TopdError, match="embedding=student, but the probe was given no"):
+    with pytest.raises(
+        TopdError, match="embedding=student, but the probe was given no"
+    ):
         Prober(ProbeConfig(embedding="student"), teacher_folder, engine)
 
 
 def published(folder: Path, *, bfloat16: bool = False) -> list[WeightBucket]:
     """Two weights of version 4, one of them the embedding of `folder`."""
     table = input_embedding(folder)
-    array = table.to(torch.bfloat16).view(torch.uint16).numpy() if bfloat16 else table.numpy()
-    weights = [("model.norm.weight", np.ones(3, np.float32)), ("model.embed_tokens.weight", array)]
+    array = (
+        table.to(torch.bfloat16).view(torch.uint16).numpy()
+        if bfloat16
+        else table.numpy()
+    )
+    weights = [
+        ("model.norm.weight", np.ones(3, np.float32)),
+        ("model.embed_tokens.weight", array),
+    ]
     return list(in_buckets(weights, policy_version=4, max_bytes=16))
 
 
@@ -291,7 +335,9 @@ def test_a_teacher_that_follows_takes_the_weights_and_its_embedding_follows(
     assert distances(actor) == expected
     actor.update(4, published(teacher_folder, bfloat16=True))
     exact = distances(Prober(config, teacher_folder, engine))
-    assert np.allclose(distances(actor), exact, atol=0.02)  # cosines of rows of 3 digits
+    assert np.allclose(
+        distances(actor), exact, atol=0.02
+    )  # cosines of rows of 3 digits
 
 
 def test_a_students_embedding_stays_that_of_its_start(
@@ -304,7 +350,9 @@ def test_a_students_embedding_stays_that_of_its_start(
     assert distances(actor) == before
 
 
-def test_weights_without_an_embedding_are_refused_where_it_is_followed(actor: Prober) -> None:
+def test_weights_without_an_embedding_are_refused_where_it_is_followed(
+    actor: Prober,
+) -> None:
     weights = [("model.norm.weight", np.ones(3, np.float32))]
     with pytest.raises(TopdError, match="no input embedding"):
         actor.update(4, list(in_buckets(weights, policy_version=4, max_bytes=16)))

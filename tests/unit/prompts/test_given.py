@@ -14,7 +14,9 @@ from topd_ray.prompts import GivenResponses, PromptRecord, Turn
 
 
 def record(**fields: Any) -> PromptRecord:
-    return PromptRecord(prompt_id="a", turns=(Turn(role="user", text="1"),), answer=None, **fields)
+    return PromptRecord(
+        prompt_id="a", turns=(Turn(role="user", text="1"),), answer=None, **fields
+    )
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,9 @@ def test_text_ends_with_eos_exactly_once(given: GivenResponses) -> None:
     assert read(given, response="w1 2 <|im_end|>") == expected
 
 
-def test_token_ids_are_taken_as_they_are_even_without_eos(given: GivenResponses) -> None:
+def test_token_ids_are_taken_as_they_are_even_without_eos(
+    given: GivenResponses,
+) -> None:
     assert read(given, response_ids=(7, 8)) == [7, 8]
 
 
@@ -48,11 +52,15 @@ def test_ids_of_another_vocabulary_are_refused_by_name(
 ) -> None:
     size = json.loads((student_folder / "config.json").read_text())["vocab_size"]
     assert read(given, response_ids=(size - 1,)) == [size - 1]
-    with pytest.raises(UserError, match=rf"'a': response_ids holds {size}, .* another model's"):
+    with pytest.raises(
+        UserError, match=rf"'a': response_ids holds {size}, .* another model's"
+    ):
         given.token_ids(record(response_ids=(1, size)))
 
 
-def test_text_needs_a_tokenizer_that_can_end_it(student_folder: Path, tmp_path: Path) -> None:
+def test_text_needs_a_tokenizer_that_can_end_it(
+    student_folder: Path, tmp_path: Path
+) -> None:
     folder = shutil.copytree(student_folder, tmp_path / "student")
     values = json.loads((folder / "tokenizer_config.json").read_text())
     values.pop("eos_token")

@@ -1,4 +1,6 @@
-"""Every data form becomes records; every malformed row becomes one line that names its place."""
+"""Every data form becomes records; every malformed row becomes one line that names its
+place.
+"""
 
 import json
 from pathlib import Path
@@ -31,11 +33,17 @@ def save_dataset(path: Path, *rows: dict[str, Any]) -> Path:
     return path
 
 
-WRITERS = {"data.jsonl": write_jsonl, "data.parquet": write_parquet, "data": save_dataset}
+WRITERS = {
+    "data.jsonl": write_jsonl,
+    "data.parquet": write_parquet,
+    "data": save_dataset,
+}
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_the_same_rows_read_the_same_from_every_kind_of_file(name: str, tmp_path: Path) -> None:
+def test_the_same_rows_read_the_same_from_every_kind_of_file(
+    name: str, tmp_path: Path
+) -> None:
     rows = [
         {"prompt": "2 + 2?", "answer": "4", "prompt_id": "a"},
         {"prompt": "3 + 3?", "answer": None, "prompt_id": None},
@@ -43,16 +51,24 @@ def test_the_same_rows_read_the_same_from_every_kind_of_file(name: str, tmp_path
     assert read_records(WRITERS[name](tmp_path / name, *rows)) == [
         PromptRecord(prompt_id="a", turns=QUESTION, answer="4"),
         PromptRecord(
-            prompt_id="data-000002", turns=(Turn(role="user", text="3 + 3?"),), answer=None
+            prompt_id="data-000002",
+            turns=(Turn(role="user", text="3 + 3?"),),
+            answer=None,
         ),
     ]
 
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_turns_survive_every_kind_of_file(name: str, tmp_path: Path) -> None:
-    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}]
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "2 + 2?"},
+    ]
     path = WRITERS[name](tmp_path / name, {"messages": messages})
-    assert read_records(path)[0].turns == (Turn(role="system", text="Be brief."), *QUESTION)
+    assert read_records(path)[0].turns == (
+        Turn(role="system", text="Be brief."),
+        *QUESTION,
+    )
 
 
 @pytest.mark.parametrize(
@@ -73,13 +89,17 @@ def test_turns_survive_every_kind_of_file(name: str, tmp_path: Path) -> None:
         },
     ],
 )
-def test_every_form_of_one_question_is_the_same_record(row: object, tmp_path: Path) -> None:
+def test_every_form_of_one_question_is_the_same_record(
+    row: object, tmp_path: Path
+) -> None:
     assert read_records(write_jsonl(tmp_path / "q.jsonl", row))[0].turns == QUESTION
 
 
 def test_an_assistant_turn_in_the_middle_stays(tmp_path: Path) -> None:
     roles = ["user", "assistant", "user", "assistant"]
-    row = {"messages": [{"role": role, "content": str(i)} for i, role in enumerate(roles)]}
+    row = {
+        "messages": [{"role": role, "content": str(i)} for i, role in enumerate(roles)]
+    }
     turns = read_records(write_jsonl(tmp_path / "q.jsonl", row))[0].turns
     assert [turn.text for turn in turns] == ["0", "1", "2"]
 
@@ -96,7 +116,9 @@ def test_an_assistant_turn_in_the_middle_stays(tmp_path: Path) -> None:
         (" ", None),
     ],
 )
-def test_answers_are_text_or_nothing(answer: object, read: str | None, tmp_path: Path) -> None:
+def test_answers_are_text_or_nothing(
+    answer: object, read: str | None, tmp_path: Path
+) -> None:
     row = {"prompt": "?", "answer": answer}
     assert read_records(write_jsonl(tmp_path / "q.jsonl", row))[0].answer == read
 
@@ -128,7 +150,9 @@ def test_a_reference_solution_goes_by_either_name(
 
 TURNS = [("user", "2 + 2?"), ("assistant", "4"), ("assistant", "It is 4.")]
 MESSAGES = [{"role": role, "content": text} for role, text in TURNS]
-SHAREGPT = [{"from": role.replace("assistant", "gpt"), "value": text} for role, text in TURNS]
+SHAREGPT = [
+    {"from": role.replace("assistant", "gpt"), "value": text} for role, text in TURNS
+]
 
 
 @pytest.mark.parametrize(
@@ -155,34 +179,70 @@ def test_a_given_response_is_read_in_every_shape_and_is_never_part_of_the_prompt
 
 
 ROW_MISTAKES: list[tuple[object, str]] = [
-    ([1, 2], "expected an object with `messages`, `conversations` or `prompt`, found [1, 2]"),
+    (
+        [1, 2],
+        "expected an object with `messages`, `conversations` or `prompt`, found [1, 2]",
+    ),
     ("text", "expected an object"),
-    ({"question": "?"}, "expected `messages`, `conversations` or `prompt`, found the keys"),
+    (
+        {"question": "?"},
+        "expected `messages`, `conversations` or `prompt`, found the keys",
+    ),
     ({}, "found the keys []"),
     ({"prompt": 5}, "prompt: expected text, found 5"),
     ({"prompt": [{"role": "user"}]}, "put turns under `messages`"),
     ({"prompt": "\ud800"}, "prompt: half a surrogate pair"),
     ({"messages": "hi"}, "messages: expected a list of turns, found 'hi'"),
     ({"messages": ["hi"]}, "messages[0]: expected an object with `role` and `content`"),
-    ({"messages": [{"content": "hi"}]}, "messages[0].role: expected one of system, user"),
+    (
+        {"messages": [{"content": "hi"}]},
+        "messages[0].role: expected one of system, user",
+    ),
     ({"messages": [{"role": "tool", "content": "hi"}]}, "found 'tool'"),
     ({"messages": [{"role": ["user"], "content": "hi"}]}, "found ['user']"),
-    ({"messages": [{"role": "user", "content": None}]}, "messages[0].content: expected text"),
-    ({"messages": [{"role": "user", "content": [{"text": "hi"}]}]}, "content: expected text"),
+    (
+        {"messages": [{"role": "user", "content": None}]},
+        "messages[0].content: expected text",
+    ),
+    (
+        {"messages": [{"role": "user", "content": [{"text": "hi"}]}]},
+        "content: expected text",
+    ),
     ({"conversations": {"from": "human"}}, "conversations: expected a list of turns"),
-    ({"conversations": [{"from": "bot", "value": "hi"}]}, "conversations[0].from: expected one of"),
+    (
+        {"conversations": [{"from": "bot", "value": "hi"}]},
+        "conversations[0].from: expected one of",
+    ),
     ({"conversations": [{"role": "user", "content": "hi"}]}, "conversations[0].from"),
     ({"prompt": "?", "answer": True}, "answer: expected text or a number, found True"),
-    ({"prompt": "?", "answer": ["4"]}, "answer: expected text or a number, found ['4']"),
-    ({"prompt": "?", "answer": float("nan")}, "answer: expected text or a number, found nan"),
+    (
+        {"prompt": "?", "answer": ["4"]},
+        "answer: expected text or a number, found ['4']",
+    ),
+    (
+        {"prompt": "?", "answer": float("nan")},
+        "answer: expected text or a number, found nan",
+    ),
     ({"prompt": "?", "answer": "\udfff"}, "answer: half a surrogate pair"),
     ({"prompt": "?", "reference": 4}, "reference: expected text, found 4"),
     ({"prompt": "?", "solution": ["4"]}, "solution: expected text, found ['4']"),
     ({"prompt": "?", "response": {"text": "4"}}, "response: expected text, found {"),
-    ({"prompt": "?", "response_ids": "4"}, "response_ids: expected a list of token ids"),
-    ({"prompt": "?", "response_ids": [1, -1]}, "expected a list of token ids, found [1, -1]"),
-    ({"prompt": "?", "response_ids": [True]}, "expected a list of token ids, found [True]"),
-    ({"prompt": "?", "response_ids": [1.5]}, "expected a list of token ids, found [1.5]"),
+    (
+        {"prompt": "?", "response_ids": "4"},
+        "response_ids: expected a list of token ids",
+    ),
+    (
+        {"prompt": "?", "response_ids": [1, -1]},
+        "expected a list of token ids, found [1, -1]",
+    ),
+    (
+        {"prompt": "?", "response_ids": [True]},
+        "expected a list of token ids, found [True]",
+    ),
+    (
+        {"prompt": "?", "response_ids": [1.5]},
+        "expected a list of token ids, found [1.5]",
+    ),
     ({"prompt": "?", "prompt_id": ""}, "prompt_id: expected printable text"),
     ({"prompt": "?", "prompt_id": "a\x1fb"}, "prompt_id: expected printable text"),
     ({"prompt": "?", "id": {"$oid": 1}}, "prompt_id: expected printable text"),
@@ -208,7 +268,10 @@ def test_a_malformed_row_is_named_by_file_and_line(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b'{"prompt": "a"', 'expected one JSON object a line, found \'{"prompt": "a"\''),
+        (
+            b'{"prompt": "a"',
+            'expected one JSON object a line, found \'{"prompt": "a"\'',
+        ),
         (b"[", "expected one JSON object a line"),
         (b"[" * 100_000, "expected one JSON object a line"),
         (b"9" * 10_000, "expected one JSON object a line"),
@@ -231,11 +294,15 @@ def test_a_line_that_is_no_json_is_named_and_shortened(
 
 
 def test_a_missing_file_and_an_empty_one_say_so(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none\.jsonl: no such file; expected JSONL, Parquet"):
+    with pytest.raises(
+        UserError, match=r"none\.jsonl: no such file; expected JSONL, Parquet"
+    ):
         read_records(tmp_path / "none.jsonl")
     for name in ("empty.jsonl", "empty.parquet"):
         (tmp_path / name).touch()
-        with pytest.raises(UserError, match=rf"{name}: (holds no prompts|not readable as Parquet)"):
+        with pytest.raises(
+            UserError, match=rf"{name}: (holds no prompts|not readable as Parquet)"
+        ):
             read_records(tmp_path / name)
 
 
@@ -264,7 +331,9 @@ def test_a_malformed_parquet_row_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_dataset_says_so(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"`datasets.save_to_disk`, found no state\.json"):
+    with pytest.raises(
+        UserError, match=r"`datasets.save_to_disk`, found no state\.json"
+    ):
         read_records(tmp_path)
 
 
@@ -272,8 +341,12 @@ def test_of_several_splits_one_must_be_named(tmp_path: Path) -> None:
     import datasets
 
     split = datasets.Dataset.from_list([{"prompt": "a"}])
-    datasets.DatasetDict({"train": split, "test": split}).save_to_disk(tmp_path / "data")
-    with pytest.raises(UserError, match=r"several splits \(test, train\); name the folder of one"):
+    datasets.DatasetDict({"train": split, "test": split}).save_to_disk(
+        tmp_path / "data"
+    )
+    with pytest.raises(
+        UserError, match=r"several splits \(test, train\); name the folder of one"
+    ):
         read_records(tmp_path / "data")
     assert len(read_records(tmp_path / "data" / "train")) == 1
 

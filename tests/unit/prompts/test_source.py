@@ -14,7 +14,9 @@ from topd_ray.prompts import PromptSource
 
 def prompts(count: int) -> list[Prompt]:
     return [
-        make.prompt(i, prompt_id=f"p{i}", token_ids_P=np.full(3, i, np.int32), answer=str(i))
+        make.prompt(
+            i, prompt_id=f"p{i}", token_ids_P=np.full(3, i, np.int32), answer=str(i)
+        )
         for i in range(count)
     ]
 
@@ -68,20 +70,29 @@ def test_epochs_and_seeds_are_shuffled_differently() -> None:
 
 
 def test_the_order_is_the_same_on_every_machine() -> None:
-    # Written down once: a change of this list breaks the resume of every run begun before it.
-    assert "".join(ids(PromptSource(prompts(6), seed=7), 12)) == "p0p3p2p4p5p1p3p2p1p5p0p4"
+    # Written down once: a change of this list breaks the resume of every run begun
+    # before it.
+    assert (
+        "".join(ids(PromptSource(prompts(6), seed=7), 12)) == "p0p3p2p4p5p1p3p2p1p5p0p4"
+    )
 
 
 def test_a_position_can_be_asked_for_again_without_moving_the_cursor() -> None:
     source = PromptSource(prompts(5), seed=0)
     taken = source.take(13)
-    assert [source.at(p).prompt_id for p in (12, 3, 7)] == [taken[p].prompt_id for p in (12, 3, 7)]
+    assert [source.at(p).prompt_id for p in (12, 3, 7)] == [
+        taken[p].prompt_id for p in (12, 3, 7)
+    ]
     assert source.cursor == 13
 
 
 def test_a_prompt_brings_its_tokens_and_answer() -> None:
     prompt = PromptSource(prompts(1), seed=0).take(1)[0]
-    assert (prompt.prompt_id, prompt.answer, prompt.token_ids_P.tolist()) == ("p0", "0", [0, 0, 0])
+    assert (prompt.prompt_id, prompt.answer, prompt.token_ids_P.tolist()) == (
+        "p0",
+        "0",
+        [0, 0, 0],
+    )
 
 
 def test_no_prompts_or_a_negative_place_is_refused() -> None:

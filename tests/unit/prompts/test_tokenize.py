@@ -19,7 +19,9 @@ from topd_ray.prompts import (
 )
 
 
-def record(prompt_id: str, *texts: str, role: str = "user", **fields: Any) -> PromptRecord:
+def record(
+    prompt_id: str, *texts: str, role: str = "user", **fields: Any
+) -> PromptRecord:
     turns = tuple(Turn(role=role, text=text) for text in texts)
     return PromptRecord(prompt_id=prompt_id, turns=turns, answer="4", **fields)
 
@@ -42,19 +44,35 @@ def ids(*words: str) -> list[int]:
     return [VOCAB.index(word) for word in words]
 
 
-def test_token_ids_are_the_template_with_the_generation_prompt(student_folder: Path) -> None:
-    kept, dropped = tokenize_records([record("a", "1 w2 3")], folder=student_folder, max_tokens=800)
+def test_token_ids_are_the_template_with_the_generation_prompt(
+    student_folder: Path,
+) -> None:
+    kept, dropped = tokenize_records(
+        [record("a", "1 w2 3")], folder=student_folder, max_tokens=800
+    )
     (prompt,) = kept
-    words = ["<|im_start|>", "user", "1", "w2", "3", "<|im_end|>", "<|im_start|>", "assistant"]
+    words = [
+        "<|im_start|>",
+        "user",
+        "1",
+        "w2",
+        "3",
+        "<|im_end|>",
+        "<|im_start|>",
+        "assistant",
+    ]
     assert prompt.token_ids_P.tolist() == [VOCAB.index(word) for word in words]
     assert prompt.token_ids_P.dtype == np.int32
     assert (prompt.prompt_id, prompt.answer, dropped) == ("a", "4", [])
 
 
-def test_the_template_hears_that_thinking_is_off(student_folder: Path, tmp_path: Path) -> None:
+def test_the_template_hears_that_thinking_is_off(
+    student_folder: Path, tmp_path: Path
+) -> None:
     folder = shutil.copytree(student_folder, tmp_path / "student")
     (folder / "chat_template.jinja").write_text(
-        "{% if enable_thinking is defined and enable_thinking is false %}w7{% else %}w8{% endif %}"
+        "{% if enable_thinking is defined and enable_thinking is false %}w7{% else"
+        " %}w8{% endif %}"
     )
     kept, _ = tokenize_records([record("a", "1")], folder=folder, max_tokens=800)
     assert kept[0].token_ids_P.tolist() == [VOCAB.index("w7")]
@@ -71,9 +89,13 @@ def test_empty_and_long_prompts_are_dropped_with_a_reason(student_folder: Path) 
     kept, dropped = tokenize_records(records, folder=student_folder, max_tokens=7)
     assert [prompt.prompt_id for prompt in kept] == ["fits"]
     assert dropped == [
-        DroppedPrompt(prompt_id="long", reason="too_long", detail="8 tokens, prompts.max_tokens=7"),
+        DroppedPrompt(
+            prompt_id="long", reason="too_long", detail="8 tokens, prompts.max_tokens=7"
+        ),
         *(
-            DroppedPrompt(prompt_id=name, reason="empty", detail="no text of a user in it")
+            DroppedPrompt(
+                prompt_id=name, reason="empty", detail="no text of a user in it"
+            )
             for name in ("blank", "none", "system only")
         ),
     ]
@@ -81,7 +103,9 @@ def test_empty_and_long_prompts_are_dropped_with_a_reason(student_folder: Path) 
 
 def test_nothing_left_is_an_error_that_counts_the_reasons(student_folder: Path) -> None:
     records = [record("long", "1 2 3"), record("blank", "")]
-    with pytest.raises(UserError, match=r"all 2 prompts were dropped \(1 empty, 1 too_long\)"):
+    with pytest.raises(
+        UserError, match=r"all 2 prompts were dropped \(1 empty, 1 too_long\)"
+    ):
         tokenize_records(records, folder=student_folder, max_tokens=7)
     with pytest.raises(UserError, match="no prompts"):
         tokenize_records([], folder=student_folder, max_tokens=7)
@@ -91,12 +115,18 @@ def test_a_template_that_refuses_a_prompt_is_named_with_it(
     student_folder: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(student_folder, tmp_path / "student")
-    (folder / "chat_template.jinja").write_text("{{ raise_exception('no system turns, please') }}")
-    with pytest.raises(UserError, match=r"prompt 'a': .*refuses it: no system turns, please"):
+    (folder / "chat_template.jinja").write_text(
+        "{{ raise_exception('no system turns, please') }}"
+    )
+    with pytest.raises(
+        UserError, match=r"prompt 'a': .*refuses it: no system turns, please"
+    ):
         tokenize_records([record("a", "1")], folder=folder, max_tokens=7)
 
 
-def test_a_folder_without_a_usable_tokenizer_is_named(student_folder: Path, tmp_path: Path) -> None:
+def test_a_folder_without_a_usable_tokenizer_is_named(
+    student_folder: Path, tmp_path: Path
+) -> None:
     folder = shutil.copytree(student_folder, tmp_path / "student")
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(UserError, match="no chat template"):
@@ -113,9 +143,16 @@ def test_a_prompt_brings_the_text_of_its_last_question_and_all_other_turns(
 ) -> None:
     turns = tuple(
         Turn(role=role, text=text)
-        for role, text in (("system", "w1"), ("user", "2"), ("assistant", "3"), ("user", "2"))
+        for role, text in (
+            ("system", "w1"),
+            ("user", "2"),
+            ("assistant", "3"),
+            ("user", "2"),
+        )
     )
-    asked = PromptRecord(prompt_id="a", turns=turns, answer=None, reference="w5", response="w6")
+    asked = PromptRecord(
+        prompt_id="a", turns=turns, answer=None, reference="w5", response="w6"
+    )
     (prompt,), _ = tokenize_records([asked], folder=student_folder, max_tokens=800)
     assert prompt.problem == "2"
     assert prompt.earlier_turns == (("system", "w1"), ("user", "2"), ("assistant", "3"))
@@ -127,7 +164,10 @@ def test_a_prompt_brings_the_text_of_its_last_question_and_all_other_turns(
 def test_positions_count_the_prompts_that_are_kept(student_folder: Path) -> None:
     records = [record("a", "1"), record("blank", ""), record("b", "2")]
     kept, _ = tokenize_records(records, folder=student_folder, max_tokens=800)
-    assert [(prompt.prompt_id, prompt.position) for prompt in kept] == [("a", 0), ("b", 1)]
+    assert [(prompt.prompt_id, prompt.position) for prompt in kept] == [
+        ("a", 0),
+        ("b", 1),
+    ]
 
 
 def test_given_responses_become_token_ids_and_prompts_without_one_are_dropped(
@@ -149,7 +189,9 @@ def test_given_responses_become_token_ids_and_prompts_without_one_are_dropped(
     assert responses["text"].tolist() == ids("w1", "2", "<|im_end|>")
     assert responses["ids"] is not None
     assert responses["ids"].tolist() == [9, 8], "token ids are taken as they are"
-    assert [(drop.prompt_id, drop.reason) for drop in dropped] == [("none", "no_response")]
+    assert [(drop.prompt_id, drop.reason) for drop in dropped] == [
+        ("none", "no_response")
+    ]
 
 
 def test_a_teacher_that_knows_the_reference_has_its_prompt_built_beforehand(
@@ -157,13 +199,18 @@ def test_a_teacher_that_knows_the_reference_has_its_prompt_built_beforehand(
 ) -> None:
     records = [record("with", "1", reference="w9"), record("without", "1")]
     (prompt,), dropped = tokenize_records(
-        records, folder=student_folder, max_tokens=800, teacher=teacher(teacher_folder, "reference")
+        records,
+        folder=student_folder,
+        max_tokens=800,
+        teacher=teacher(teacher_folder, "reference"),
     )
     head, tail = ["<|im_start|>", "user"], ["<|im_end|>", "<|im_start|>", "assistant"]
     assert prompt.teacher_ids_P is not None
     assert prompt.teacher_ids_P.tolist() == ids(*head, "1", "w1", "w9", *tail)
     assert prompt.token_ids_P.tolist() == ids(*head, "1", *tail)
-    assert [(drop.prompt_id, drop.reason) for drop in dropped] == [("without", "no_reference")]
+    assert [(drop.prompt_id, drop.reason) for drop in dropped] == [
+        ("without", "no_reference")
+    ]
 
 
 def test_a_refining_teacher_needs_room_for_the_problem_and_waits_for_the_attempt(
@@ -184,14 +231,18 @@ def test_a_refining_teacher_needs_room_for_the_problem_and_waits_for_the_attempt
 def test_where_every_prompt_lacks_what_the_objective_needs_the_way_out_is_named(
     student_folder: Path,
 ) -> None:
-    with pytest.raises(UserError, match=r"\(2 no_response\), .*`topd generate CONFIG --out FILE`"):
+    with pytest.raises(
+        UserError, match=r"\(2 no_response\), .*`topd generate CONFIG --out FILE`"
+    ):
         tokenize_records(
             [record("a", "1"), record("b", "1")],
             folder=student_folder,
             max_tokens=800,
             responses=GivenResponses(student_folder),
         )
-    with pytest.raises(UserError, match=r"\(1 empty, 2 no_reference\), e\.g\. 'a': .*add a `refer"):
+    with pytest.raises(
+        UserError, match=r"\(1 empty, 2 no_reference\), e\.g\. 'a': .*add a `refer"
+    ):
         tokenize_records(
             [record("blank", ""), record("a", "1"), record("b", "1")],
             folder=student_folder,

@@ -6,14 +6,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from topd_ray.records.timeline import TraceWriter, Work, busy_and_waits, chrome_trace, read_trace
+from topd_ray.records.timeline import (
+    TraceWriter,
+    Work,
+    busy_and_waits,
+    chrome_trace,
+    read_trace,
+)
 
 
-def work(actor: str, what: str, chunk: int | None, began_s: float, ended_s: float) -> Work:
-    return Work(actor=actor, what=what, step=1, chunk=chunk, began_s=began_s, ended_s=ended_s)
+def work(
+    actor: str, what: str, chunk: int | None, began_s: float, ended_s: float
+) -> Work:
+    return Work(
+        actor=actor, what=what, step=1, chunk=chunk, began_s=began_s, ended_s=ended_s
+    )
 
 
-def shares(*works: Work, began_s: float = 0.0, ended_s: float = 10.0) -> dict[str, float]:
+def shares(
+    *works: Work, began_s: float = 0.0, ended_s: float = 10.0
+) -> dict[str, float]:
     found = busy_and_waits(works, began_s=began_s, ended_s=ended_s)
     return {name: value for name, value in found.items() if value}
 
@@ -40,7 +52,9 @@ def days(draw: st.DrawFn) -> list[Work]:
 
 @given(days())
 def test_the_shares_of_a_kind_add_up_to_one(works: list[Work]) -> None:
-    found = busy_and_waits(works, began_s=0.0, ended_s=10.0, actors=["teacher[0]", "judge[0]"])
+    found = busy_and_waits(
+        works, began_s=0.0, ended_s=10.0, actors=["teacher[0]", "judge[0]"]
+    )
     sums: dict[str, float] = defaultdict(float)
     for name, value in found.items():
         assert value >= 0
@@ -64,11 +78,15 @@ def test_a_gap_is_charged_to_the_stage_that_the_next_chunk_was_in() -> None:
 
 def test_what_comes_after_the_last_work_and_before_a_rollout_is_the_steps() -> None:
     found = shares(work("rollout[0]", "roll_out", 0, 2, 4))
-    assert found == pytest.approx({"busy/rollout_frac": 0.2, "wait/rollout_on_step_frac": 0.8})
+    assert found == pytest.approx(
+        {"busy/rollout_frac": 0.2, "wait/rollout_on_step_frac": 0.8}
+    )
 
 
 def test_before_a_chunk_was_begun_its_first_actor_is_waited_for() -> None:
-    """A teacher that waits for chunk 1 also waits while the engine is taking new weights."""
+    """A teacher that waits for chunk 1 also waits while the engine is taking new
+    weights.
+    """
     found = shares(
         work("rollout[0]", "update", None, 1, 3),
         work("rollout[0]", "roll_out", 0, 3, 6),
@@ -80,8 +98,10 @@ def test_before_a_chunk_was_begun_its_first_actor_is_waited_for() -> None:
     assert found["wait/teacher_on_roll_out_frac"] == pytest.approx(0.6)
 
 
-def test_chunks_of_other_steps_are_no_reason_and_time_outside_the_window_does_not_count() -> None:
-    other = Work(actor="rollout[0]", what="roll_out", step=0, chunk=0, began_s=0, ended_s=9)
+def test_other_steps_and_time_outside_the_window_do_not_count() -> None:
+    other = Work(
+        actor="rollout[0]", what="roll_out", step=0, chunk=0, began_s=0, ended_s=9
+    )
     found = shares(other, work("teacher[0]", "score", 0, 6, 9), began_s=5, ended_s=8)
     assert found["busy/rollout_frac"] == 1.0
     assert found["busy/teacher_frac"] == pytest.approx(2 / 3)
@@ -93,7 +113,9 @@ def test_an_empty_window_is_refused() -> None:
         busy_and_waits([], began_s=1.0, ended_s=1.0)
 
 
-def test_a_trace_has_a_named_row_an_actor_and_a_second_one_where_calls_overlap() -> None:
+def test_a_trace_has_a_named_row_an_actor_and_a_second_one_where_calls_overlap() -> (
+    None
+):
     events = chrome_trace(
         [
             work("teacher[0]", "continue_from", 1, 2, 5),
@@ -105,7 +127,10 @@ def test_a_trace_has_a_named_row_an_actor_and_a_second_one_where_calls_overlap()
     spans = {names[e["tid"]]: e for e in events if e["ph"] == "X"}
     assert spans.keys() == {"rollout[0]", "teacher[0]", "teacher[0]'"}
     assert spans["teacher[0]"]["name"] == "continue_from 1"
-    assert (spans["teacher[0]"]["ts"], spans["teacher[0]"]["dur"]) == (2_000_000, 3_000_000)
+    assert (spans["teacher[0]"]["ts"], spans["teacher[0]"]["dur"]) == (
+        2_000_000,
+        3_000_000,
+    )
     assert spans["teacher[0]'"]["args"] == {
         "actor": "teacher[0]",
         "what": "score",
@@ -115,13 +140,17 @@ def test_a_trace_has_a_named_row_an_actor_and_a_second_one_where_calls_overlap()
     }
 
 
-def test_a_trace_file_is_json_once_closed_and_goes_on_after_a_crash(tmp_path: Path) -> None:
+def test_a_trace_file_is_json_once_closed_and_goes_on_after_a_crash(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "trace.json"
     with TraceWriter(path) as first:
         first.add([work("rollout[0]", "roll_out", 0, 0, 1)])
         first.add([work("rollout[0]", "roll_out", 1, 1, 2)])
     assert json.loads(path.read_text())
-    cut = path.read_text()[:-7]  # as if the process had died while it wrote the last event
+    cut = path.read_text()[
+        :-7
+    ]  # as if the process had died while it wrote the last event
     with pytest.raises(ValueError, match="Expecting"):
         json.loads(cut)
     path.write_text(cut)

@@ -13,7 +13,9 @@ from topd_ray.records.window_file import WindowRecorder
 
 def test_windows_are_recorded_with_their_verdict(tmp_path: Path) -> None:
     recorder = WindowRecorder(tmp_path / "windows")
-    recorder.add([probes(positions=(1, 4), distances=(0.9, 0.1), num_student=(3, 2))], 0.5)
+    recorder.add(
+        [probes(positions=(1, 4), distances=(0.9, 0.1), num_student=(3, 2))], 0.5
+    )
     recorder.write(12)
     recorder.write(13)  # a step without windows leaves no file
     (file,) = (tmp_path / "windows").iterdir()
@@ -24,9 +26,16 @@ def test_windows_are_recorded_with_their_verdict(tmp_path: Path) -> None:
     assert [len(row["student_ids"]) for row in rows] == [3, 2]
 
 
-def test_a_window_is_recorded_with_its_group_and_whose_tokens_it_holds(tmp_path: Path) -> None:
+def test_a_window_is_recorded_with_its_group_and_whose_tokens_it_holds(
+    tmp_path: Path,
+) -> None:
     groups = np.array([HIGH, RANDOM, LOW], np.int32)
-    one = probes(positions=(1, 2, 3), distances=(0.9,) * 3, num_student=(3, 2, 1), groups_W=groups)
+    one = probes(
+        positions=(1, 2, 3),
+        distances=(0.9,) * 3,
+        num_student=(3, 2, 1),
+        groups_W=groups,
+    )
     recorder = WindowRecorder(tmp_path)
     recorder.add([one, dataclasses.replace(one, rollout_id="r1", resampled=True)], 0.5)
     recorder.write(1)

@@ -1,4 +1,6 @@
-"""A rewrite keeps the rollout's name and the student's prompt; the rest is the teacher's."""
+"""A rewrite keeps the rollout's name and the student's prompt; the rest is the
+teacher's.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -74,7 +76,9 @@ def open_actor(teacher_folder: Path) -> OpenActor:
     ) -> tuple[RewriteActor, Recording]:
         engine = EngineConfig(backend=backend, dtype="float32")
         recording = Recording(
-            open_generation(teacher_folder, engine, max_model_len=MAX_PROMPT + MAX_RESPONSE)
+            open_generation(
+                teacher_folder, engine, max_model_len=MAX_PROMPT + MAX_RESPONSE
+            )
         )
         actor = RewriteActor(
             RewriteConfig(**fields),
@@ -98,9 +102,17 @@ def test_a_rewrite_keeps_name_version_and_the_students_prompt(
 ) -> None:
     actor, recording = open_actor(backend)
     rewrites = actor.rewrite(ATTEMPTS, PROMPTS)
-    answers = {one.request_id: one for one in recording.engine.generate(recording.asked)}
+    answers = {
+        one.request_id: one for one in recording.engine.generate(recording.asked)
+    }
     for before, after in zip(ATTEMPTS, rewrites, strict=True):
-        for field in ("rollout_id", "prompt_id", "position", "sample_index", "policy_version"):
+        for field in (
+            "rollout_id",
+            "prompt_id",
+            "position",
+            "sample_index",
+            "policy_version",
+        ):
             assert getattr(after, field) == getattr(before, field)
         answer = answers[before.rollout_id]
         assert after.prompt_ids_P is before.prompt_ids_P
@@ -114,23 +126,31 @@ def test_a_rewrite_keeps_name_version_and_the_students_prompt(
         assert after.top_ids_NM.dtype == np.int32
 
 
-def test_the_teacher_writes_under_the_refinement_prompt_and_it_is_what_it_is_scored_under(
+def test_a_rewrite_is_scored_under_the_refinement_prompt_it_was_written_under(
     open_actor: OpenActor,
 ) -> None:
     actor, recording = open_actor()
     rewrites = actor.rewrite(ATTEMPTS, PROMPTS)
     asked = {one.request_id: one.prompt_ids.tolist() for one in recording.asked}
-    assert asked["00.0"] == ids(*HEAD, "0", "w2", "w5", "4", *TAIL).tolist(), "EOS is no text"
+    assert asked["00.0"] == ids(*HEAD, "0", "w2", "w5", "4", *TAIL).tolist(), (
+        "EOS is no text"
+    )
     assert asked["00.1"] == ids(*HEAD, "0", "w2", "w6", *TAIL).tolist()
     room = MAX_PROMPT - len([*HEAD, "1", "w2", *TAIL])
     assert asked["01.0"] == ids(*HEAD, "1", "w2", *["w7"] * room, *TAIL).tolist()
-    assert [one.teacher_prompt_ids_P.tolist() for one in rewrites] == list(asked.values())
+    assert [one.teacher_prompt_ids_P.tolist() for one in rewrites] == list(
+        asked.values()
+    )
 
 
-def test_with_a_reference_both_solutions_are_in_the_prompt(open_actor: OpenActor) -> None:
+def test_with_a_reference_both_solutions_are_in_the_prompt(
+    open_actor: OpenActor,
+) -> None:
     actor, recording = open_actor(context="refine_reference")
     actor.rewrite(ATTEMPTS[:1], PROMPTS)
-    expected = ids(*HEAD, "0", "w1", "w9", "w2", "w5", "4", *TAIL)  # w8: max_reference_tokens=1
+    expected = ids(
+        *HEAD, "0", "w1", "w9", "w2", "w5", "4", *TAIL
+    )  # w8: max_reference_tokens=1
     assert recording.asked[0].prompt_ids.tolist() == expected.tolist()
 
 
@@ -149,7 +169,10 @@ def test_a_rewrite_done_again_in_other_company_is_the_same(
 ) -> None:
     actor, _ = open_actor(backend)
     together = [one.response_ids_N.tolist() for one in actor.rewrite(ATTEMPTS, PROMPTS)]
-    alone = [actor.rewrite([one], PROMPTS)[0].response_ids_N.tolist() for one in ATTEMPTS[::-1]]
+    alone = [
+        actor.rewrite([one], PROMPTS)[0].response_ids_N.tolist()
+        for one in ATTEMPTS[::-1]
+    ]
     assert together == alone[::-1]
 
 
@@ -162,6 +185,8 @@ def test_seeds_differ_between_rollouts_and_between_runs(open_actor: OpenActor) -
     assert len(set(seeds)) == 2 * len(ATTEMPTS)
 
 
-def test_a_response_is_decoded_for_grading_without_its_end(open_actor: OpenActor) -> None:
+def test_a_response_is_decoded_for_grading_without_its_end(
+    open_actor: OpenActor,
+) -> None:
     actor, _ = open_actor()
     assert actor.decode(ids("w5", "4", "<|im_end|>")) == "w5 4"

@@ -13,7 +13,9 @@ from topd_ray.weights.buckets import in_buckets
 
 
 class Echo:
-    """Answers each request with its seed, latest request first; notes what it was asked."""
+    """Answers each request with its seed, latest request first; notes what it was
+    asked.
+    """
 
     def __init__(self) -> None:
         self.loaded: list[NamedArray] = []
@@ -46,7 +48,12 @@ def engine() -> Echo:
 @pytest.fixture
 def actor(engine: Echo) -> RolloutActor:
     config = RolloutConfig(
-        samples_per_prompt=3, chunk_size=4, num_top=2, temperature=0.7, top_p=0.9, top_k=11
+        samples_per_prompt=3,
+        chunk_size=4,
+        num_top=2,
+        temperature=0.7,
+        top_p=0.9,
+        top_k=11,
     )
     return RolloutActor(config, lambda: engine, run_seed=7)
 
@@ -65,7 +72,9 @@ def candidates(name: str, positions: Sequence[int]) -> CandidateSet:
     )
 
 
-def test_each_prompt_is_sampled_n_times_and_sent_on_in_chunks(actor: RolloutActor) -> None:
+def test_each_prompt_is_sampled_n_times_and_sent_on_in_chunks(
+    actor: RolloutActor,
+) -> None:
     chunks = list(actor.roll_out([prompt(0), prompt(1)], policy_version=0))
     assert [len(chunk) for chunk in chunks] == [4, 2]
     names = {rollout.rollout_id for chunk in chunks for rollout in chunk}
@@ -75,7 +84,11 @@ def test_each_prompt_is_sampled_n_times_and_sent_on_in_chunks(actor: RolloutActo
 def test_a_rollout_leads_back_to_its_prompt(actor: RolloutActor) -> None:
     (chunk,) = actor.roll_out([prompt(5)], policy_version=0)
     for rollout in chunk:
-        assert (rollout.prompt_id, rollout.position, rollout.policy_version) == ("p5", 5, 0)
+        assert (rollout.prompt_id, rollout.position, rollout.policy_version) == (
+            "p5",
+            5,
+            0,
+        )
         assert rollout.rollout_id.endswith(f".{rollout.sample_index}")
 
 
@@ -92,7 +105,9 @@ def test_samples_of_a_prompt_differ_and_repeat(actor: RolloutActor) -> None:
     assert len(set(first)) == 3
 
 
-def test_rollouts_of_other_weights_than_asked_for_are_refused(actor: RolloutActor) -> None:
+def test_rollouts_of_other_weights_than_asked_for_are_refused(
+    actor: RolloutActor,
+) -> None:
     with pytest.raises(TopdError, match="policy_version 1, but the engine holds 0"):
         next(actor.roll_out([prompt(0)], policy_version=1))
 
@@ -110,13 +125,19 @@ def test_an_update_moves_the_version_and_only_a_whole_one_does(
     assert {rollout.policy_version for rollout in chunk} == {1}
 
 
-def test_the_settings_of_the_sampler_reach_the_engine(actor: RolloutActor, engine: Echo) -> None:
+def test_the_settings_of_the_sampler_reach_the_engine(
+    actor: RolloutActor, engine: Echo
+) -> None:
     list(actor.roll_out([prompt(0)], policy_version=0))
-    drawn = {(one.temperature, one.top_p, one.top_k, one.num_top) for one in engine.asked}
+    drawn = {
+        (one.temperature, one.top_p, one.top_k, one.num_top) for one in engine.asked
+    }
     assert drawn == {(0.7, 0.9, 11, 2)}
 
 
-def test_the_teacher_reads_the_students_prompt_unless_it_has_its_own(actor: RolloutActor) -> None:
+def test_the_teacher_reads_the_students_prompt_unless_it_has_its_own(
+    actor: RolloutActor,
+) -> None:
     own = np.array([40, 41], np.int32)
     (chunk,) = actor.roll_out([prompt(0)], policy_version=0)
     assert chunk[0].teacher_prompt_ids_P.tolist() == chunk[0].prompt_ids_P.tolist()
@@ -139,11 +160,19 @@ def test_a_given_response_is_handed_on_without_decoding(engine: Echo) -> None:
     assert [by_position[i].finish_reason for i in (0, 2)] == ["stop", "length"]
     for i in (0, 2):
         assert by_position[i].logp_N.shape == (0,)
-        assert by_position[i].top_ids_NM.shape == by_position[i].top_logp_NM.shape == (0, 0)
+        assert (
+            by_position[i].top_ids_NM.shape
+            == by_position[i].top_logp_NM.shape
+            == (0, 0)
+        )
 
 
-def test_given_responses_are_of_any_version_since_no_weights_made_them(engine: Echo) -> None:
-    actor = RolloutActor(RolloutConfig(samples_per_prompt=1), lambda: engine, run_seed=7)
+def test_given_responses_are_of_any_version_since_no_weights_made_them(
+    engine: Echo,
+) -> None:
+    actor = RolloutActor(
+        RolloutConfig(samples_per_prompt=1), lambda: engine, run_seed=7
+    )
     given = prompt(0, response_ids_N=np.array([8, 2], np.int32))
     (chunk,) = actor.roll_out([given], policy_version=3)
     assert [one.policy_version for one in chunk] == [3]
@@ -161,12 +190,15 @@ def test_a_fresh_window_starts_just_before_its_candidate_as_rollouts_are_sampled
         [1, 2, 20, 21, 22],
         [1, 2, 20, 21],
     ]
-    sampler = {(o.temperature, o.top_p, o.top_k, o.num_top, o.max_tokens) for o in engine.asked}
+    sampler = {
+        (o.temperature, o.top_p, o.top_k, o.num_top, o.max_tokens) for o in engine.asked
+    }
     assert sampler == {(0.7, 0.9, 11, 0, 4)}
     seeds = [one.seed for one in engine.asked]
     assert len(set(seeds)) == 3
     expected = [
-        [[seed % 50, PAD, PAD, PAD] for seed in part] for part in (seeds[:2], [], seeds[2:])
+        [[seed % 50, PAD, PAD, PAD] for seed in part]
+        for part in (seeds[:2], [], seeds[2:])
     ]
     assert [one.tolist() for one in fresh] == expected
     assert fresh[1].shape == (0, 4)
@@ -176,12 +208,17 @@ def test_fresh_windows_repeat_in_a_retry_whatever_is_asked_beside_them(
     actor: RolloutActor, engine: Echo
 ) -> None:
     seeds = []
-    for company in ([candidates("a", [1])], [candidates("b", [1]), candidates("a", [0, 1])]):
+    for company in (
+        [candidates("a", [1])],
+        [candidates("b", [1]), candidates("a", [0, 1])],
+    ):
         actor.resample(company, window=4, policy_version=0)
         seeds.append({one.request_id: one.seed for one in engine.asked}["a@1"])
     assert seeds[0] == seeds[1]
 
 
-def test_fresh_windows_of_other_weights_than_asked_for_are_refused(actor: RolloutActor) -> None:
+def test_fresh_windows_of_other_weights_than_asked_for_are_refused(
+    actor: RolloutActor,
+) -> None:
     with pytest.raises(TopdError, match="policy_version 2, but the engine holds 0"):
         actor.resample([candidates("a", [1])], window=4, policy_version=2)

@@ -32,10 +32,17 @@ def config(**sections: Any) -> Config:
         "prompts": {"path": "p", "per_step": 4, "max_tokens": 20},
         "teacher": {"model": "t"},
         "learner": {"model": "s"},
-        "rollout": {"samples_per_prompt": 2, "chunk_size": 2, "max_response_tokens": 100},
+        "rollout": {
+            "samples_per_prompt": 2,
+            "chunk_size": 2,
+            "max_response_tokens": 100,
+        },
     }
     return parse_config(
-        {name: values.get(name, {}) | sections.get(name, {}) for name in values | sections},
+        {
+            name: values.get(name, {}) | sections.get(name, {})
+            for name in values | sections
+        },
         source="test",
     )
 
@@ -88,7 +95,9 @@ def test_virtual_time_passes_at_once_and_in_order() -> None:
             await asyncio.sleep(seconds)
             seen.append(name)
 
-        await asyncio.gather(wait("slow", 5e6), wait("quick", 1.0), wait("middle", 3600.0))
+        await asyncio.gather(
+            wait("slow", 5e6), wait("quick", 1.0), wait("middle", 3600.0)
+        )
         return seen, asyncio.get_running_loop().time()
 
     seen, ended_s = run_in_virtual_time(go())
@@ -105,7 +114,9 @@ def test_waiting_for_nothing_is_an_error_instead_of_a_hang() -> None:
 
 
 @given(
-    asked=st.lists(st.tuples(st.floats(0, 5), st.floats(0.01, 5)), min_size=1, max_size=8),
+    asked=st.lists(
+        st.tuples(st.floats(0, 5), st.floats(0.01, 5)), min_size=1, max_size=8
+    ),
     capacity=st.integers(1, 4),
 )
 def test_a_device_shares_evenly_and_loses_no_work(
@@ -128,7 +139,9 @@ def test_a_device_shares_evenly_and_loses_no_work(
     left = [seconds for _, seconds in asked]
     slow = [0.0] * len(asked)
     while any(one > 0 for one in left):
-        there = [i for i, (at_s, _) in enumerate(asked) if at_s <= now_s and left[i] > 0]
+        there = [
+            i for i, (at_s, _) in enumerate(asked) if at_s <= now_s and left[i] > 0
+        ]
         now_s += tick_s
         for i in there:
             left[i] -= tick_s * min(1.0, capacity / len(there))
@@ -160,7 +173,9 @@ def test_scoring_comes_before_continuations_that_wait() -> None:
     lengths=st.lists(st.integers(1, 30), min_size=1, max_size=20),
     slots=st.integers(1, 8),
 )
-def test_continuous_batching_equals_counting_every_step(lengths: list[int], slots: int) -> None:
+def test_continuous_batching_equals_counting_every_step(
+    lengths: list[int], slots: int
+) -> None:
     decode = Decode(step_s=1.0, seq_s=0.1, context_s=0.01)
     left, running, context, slow_s = list(enumerate(lengths)), dict[int, int](), 7, 0.0
     held = dict[int, int]()
@@ -201,11 +216,14 @@ def test_an_error_in_a_simulated_actor_reaches_the_caller() -> None:
 def test_stages_that_follow_each_other_add_up_and_chunks_overlap() -> None:
     """One engine, four chunks of two; by hand.
 
-    All rollouts end at once after 10 steps of .1 s. Then each chunk is scored in .2 s and learned
-    in .5 s: the first is learned from 1.2 s on, the last one ends at 1.2 + 4 x .5.
+    All rollouts end at once after 10 steps of .1 s. Then each chunk is scored in .2 s
+    and learned in .5 s: the first is learned from 1.2 s on, the last one ends at 1.2 +
+    4 x .5.
     """
     chosen = rates(
-        roll_out=Decode(step_s=0.1), score=Forward(call_s=0.2), learn=Forward(call_s=0.5)
+        roll_out=Decode(step_s=0.1),
+        score=Forward(call_s=0.2),
+        learn=Forward(call_s=0.5),
     )
     predicted = simulate(config(run={"method": "opd"}), chosen, EVEN, cores=8, steps=3)
     assert predicted.step_s == pytest.approx(1.0 + 0.2 + 4 * 0.5)
@@ -221,21 +239,33 @@ def test_cores_that_are_shared_stretch_what_overlaps_only() -> None:
     opd = config(run={"method": "opd"})
     alone = simulate(opd, chosen, EVEN, cores=8, steps=2).step_s
     assert simulate(opd, chosen, EVEN, cores=1, steps=2).step_s == pytest.approx(alone)
-    busy = rates(roll_out=Decode(step_s=0.1), score=Forward(call_s=0.5), learn=Forward(call_s=0.5))
+    busy = rates(
+        roll_out=Decode(step_s=0.1),
+        score=Forward(call_s=0.5),
+        learn=Forward(call_s=0.5),
+    )
     total_s = 1.0 + 4 * 0.5 + 4 * 0.5
     assert simulate(opd, busy, EVEN, cores=1, steps=2).step_s == pytest.approx(total_s)
-    assert simulate(opd, busy, EVEN, cores=2, steps=2).step_s == pytest.approx(1 + 5 * 0.5)
+    assert simulate(opd, busy, EVEN, cores=2, steps=2).step_s == pytest.approx(
+        1 + 5 * 0.5
+    )
 
 
 def test_probes_cost_what_their_engine_has_to_do() -> None:
-    """Without lambda there is nothing to probe; with it, each chunk has two windows of 5 tokens."""
-    chosen = rates(continue_from=Decode(step_s=0.1), transport_s=0.05, score=Forward(token_s=0.01))
+    """Without lambda there is nothing to probe; with it, each chunk has two windows of
+    5 tokens.
+    """
+    chosen = rates(
+        continue_from=Decode(step_s=0.1), transport_s=0.05, score=Forward(token_s=0.01)
+    )
     opd = simulate(config(run={"method": "opd"}), chosen, EVEN, cores=8, steps=2)
     topd = simulate(config(), chosen, EVEN, cores=8, steps=2)
     assert opd.step_s == pytest.approx(4 * 0.2)
     # the teacher scores and continues, then the last chunk's transport is left
     assert topd.step_s == pytest.approx(4 * (0.2 + 5 * 0.1) + 2 * 0.05)
-    own = simulate(config(probe={"engine": {"cpus": 1}}), chosen, EVEN, cores=8, steps=2)
+    own = simulate(
+        config(probe={"engine": {"cpus": 1}}), chosen, EVEN, cores=8, steps=2
+    )
     a_probe_s = 0.2 + 5 * 0.1 + 2 * 0.05  # its own engine reads the prefixes first
     assert own.step_s == pytest.approx(0.2 + 4 * a_probe_s)
     assert (topd.bottleneck, own.bottleneck) == ("teacher", "prober")
@@ -246,10 +276,18 @@ def test_ranks_share_a_chunk_and_meet_in_every_micro_batch() -> None:
     one = simulate(config(run={"method": "opd"}), chosen, EVEN, cores=8, steps=2)
     two = config(run={"method": "opd"}, learner={"num_ranks": 2, "zero_stage": 2})
     assert one.step_s == pytest.approx(8 * 10 * 0.1)
-    assert simulate(two, chosen, EVEN, cores=8, steps=2).step_s == pytest.approx(4 * 10 * 0.1)
-    odd = config(run={"method": "opd"}, rollout={"chunk_size": 1}, learner=two.learner.model_dump())
+    assert simulate(two, chosen, EVEN, cores=8, steps=2).step_s == pytest.approx(
+        4 * 10 * 0.1
+    )
+    odd = config(
+        run={"method": "opd"},
+        rollout={"chunk_size": 1},
+        learner=two.learner.model_dump(),
+    )
     idle = simulate(odd, chosen, EVEN, cores=8, steps=2)
-    assert idle.step_s == pytest.approx(8 * 10 * 0.1)  # a chunk of one keeps one rank busy
+    assert idle.step_s == pytest.approx(
+        8 * 10 * 0.1
+    )  # a chunk of one keeps one rank busy
     assert idle.busy["learner"] == pytest.approx(0.5)
 
 
@@ -266,18 +304,28 @@ def test_rates_are_found_again_in_the_trace_that_they_made() -> None:
         latency_s=0.004,
     )
     workload = Workload(
-        quantiles=long_tailed(mean=50, spread=0.4, longest=100), prompt_tokens=10, window_tokens=5
+        quantiles=long_tailed(mean=50, spread=0.4, longest=100),
+        prompt_tokens=10,
+        window_tokens=5,
     )
-    small = config(run={"method": "opd"}, prompts={"per_step": 16}, rollout={"chunk_size": 8})
+    small = config(
+        run={"method": "opd"}, prompts={"per_step": 16}, rollout={"chunk_size": 8}
+    )
     run = simulate(small, true, workload, cores=2, steps=20)
     fitted = fit(small, run.works, [run.step_s] * 19, cores=2, prompt_tokens=10)
     assert fitted.rates.score.token_s == pytest.approx(true.score.token_s, rel=0.05)
     assert fitted.rates.learn.call_s == pytest.approx(true.learn.call_s, rel=0.2)
     assert fitted.rates.roll_out.step_s == pytest.approx(true.roll_out.step_s, rel=0.15)
     assert fitted.rates.step_s == pytest.approx(true.step_s, rel=0.01)
-    for change in ({"samples_per_prompt": 4}, {"chunk_size": 4}, {"max_response_tokens": 50}):
+    for change in (
+        {"samples_per_prompt": 4},
+        {"chunk_size": 4},
+        {"max_response_tokens": 50},
+    ):
         other = config(
-            run={"method": "opd"}, prompts={"per_step": 16}, rollout={"chunk_size": 8} | change
+            run={"method": "opd"},
+            prompts={"per_step": 16},
+            rollout={"chunk_size": 8} | change,
         )
         real = simulate(other, true, workload, cores=2).step_s
         predicted = simulate(other, fitted.rates, fitted.workload, cores=2).step_s
@@ -300,14 +348,18 @@ def test_a_run_that_is_too_short_is_refused() -> None:
         fit(config(), run.works, [run.step_s], cores=2, prompt_tokens=0)
 
 
-def test_the_roofline_decodes_at_the_speed_of_memory_and_trains_at_that_of_arithmetic() -> None:
-    """Bounds that no efficiency can break: 8 GB of weights, 4 x 2 x 4.02e9 operations a token."""
+def test_the_roofline_decodes_at_memory_speed_and_trains_at_arithmetic_speed() -> None:
+    """Bounds that no efficiency can break: 8 GB of weights, 4 x 2 x 4.02e9 operations a
+    token.
+    """
     hardware = Hardware()
     found = roofline_rates(paper(), hardware)
     assert found.roll_out.step_s > 8.04e9 / hardware.memory_bytes_s
     assert found.learn.token_s > 8 * 4.02e9 / hardware.flops
     assert found.continue_from.steps_s(1, 256, 0) > 61e9 / hardware.memory_bytes_s
-    assert found.continue_from.steps_s(1, 1, 0) < 0.2 * found.continue_from.steps_s(1, 256, 0)
+    assert found.continue_from.steps_s(1, 1, 0) < 0.2 * found.continue_from.steps_s(
+        1, 256, 0
+    )
 
 
 def test_an_unknown_model_has_no_roofline() -> None:
@@ -321,7 +373,10 @@ def test_a_placement_uses_all_gpus_and_more_of_them_do_more_in_the_same_time() -
     def placed(gpus: int) -> Any:
         some = grown(chosen, gpus / 4)
         return best_placement(
-            some, lambda one: roofline_rates(one, hardware), assumed_workload(chosen), gpus=gpus
+            some,
+            lambda one: roofline_rates(one, hardware),
+            assumed_workload(chosen),
+            gpus=gpus,
         )
 
     four, eight = placed(4), placed(8)

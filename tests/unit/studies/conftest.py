@@ -1,4 +1,6 @@
-"""A study over the tiny models: a few prompts, short windows, everything in a second or two."""
+"""A study over the tiny models: a few prompts, short windows, everything in a second or
+two.
+"""
 
 import json
 from collections.abc import Callable
@@ -16,11 +18,15 @@ HF = {"backend": "hf", "dtype": "float32", "max_num_seqs": 32}
 
 @pytest.fixture
 def make_study(tmp_path: Path, student_folder: Path, teacher_folder: Path) -> MakeStudy:
-    """A study file and its run config in tmp_path; keyword arguments replace its sections."""
+    """A study file and its run config in tmp_path; keyword arguments replace its
+    sections.
+    """
 
     def make(**sections: Any) -> StudyConfig:
         rows = [{"prompt": f"w{n} w{2 * n % 48} {n % 10}"} for n in range(1, 9)]
-        (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (tmp_path / "prompts.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows)
+        )
         run = {
             "prompts": {"path": str(tmp_path / "prompts.jsonl"), "max_tokens": 32},
             "rollout": {
@@ -44,12 +50,19 @@ def make_study(tmp_path: Path, student_folder: Path, teacher_folder: Path) -> Ma
                 "epsilons": [0.2],
                 "bins": 3,
             },
-            "correction": {"num_prompts": 6, "num_prefixes": 3, "updates": 2, "resamples": 50},
+            "correction": {
+                "num_prompts": 6,
+                "num_prefixes": 3,
+                "updates": 2,
+                "resamples": 50,
+            },
             "case": {"num_prompts": 4, "positions": 4, "top": 3},
         }
         for name, section in sections.items():
             study[name] = (
-                {**study.get(name, {}), **section} if isinstance(section, dict) else section
+                {**study.get(name, {}), **section}
+                if isinstance(section, dict)
+                else section
             )
         path = tmp_path / "study.yaml"
         path.write_text(yaml.safe_dump(study))

@@ -28,8 +28,9 @@ def study(folder: Path, **ablation: Any) -> StudyConfig:
     prompts.write_text('{"prompt": "?", "answer": "1"}\n')
     run = folder / "run.yaml"
     run.write_text(
-        f"run: {{method: opd}}\nprompts: {{path: {prompts}}}\nevaluation: {{path: {prompts}}}\n"
-        f"teacher: {{model: {folder / 'model'}}}\nlearner: {{model: elsewhere}}\n"
+        f"run: {{method: opd}}\nprompts: {{path: {prompts}}}\nevaluation: {{path:"
+        f" {prompts}}}\nteacher: {{model: {folder / 'model'}}}\nlearner: {{model:"
+        " elsewhere}\n"
     )
     values = {
         "seeds": [0, 1, 2],
@@ -79,7 +80,9 @@ def finished(tmp_path: Path) -> tuple[StudyConfig, dict[str, list[PlannedRun]]]:
 
 
 def rows(table: Table) -> dict[str, dict[str, Any]]:
-    return {str(row[0]): dict(zip(table.columns, row, strict=True)) for row in table.rows}
+    return {
+        str(row[0]): dict(zip(table.columns, row, strict=True)) for row in table.rows
+    }
 
 
 def test_the_table_pairs_every_variant_with_the_baseline_seed_by_seed(
@@ -95,10 +98,14 @@ def test_the_table_pairs_every_variant_with_the_baseline_seed_by_seed(
     assert difference.value == pytest.approx((4 + 1 + 3) / 3)
     theirs = stats.ttest_rel([64, 67, 66], [60, 66, 63])
     assert found["topd"]["p"] == pytest.approx(theirs.pvalue)
-    assert (difference.low, difference.high) == pytest.approx(tuple(theirs.confidence_interval()))
+    assert (difference.low, difference.high) == pytest.approx(
+        tuple(theirs.confidence_interval())
+    )
     assert found["opd"]["against opd, points"] is None
     assert found["opd"]["paper, %"] == 47.8
-    assert found["opd"]["mean over the curve, %"].value == pytest.approx((30 + 50 + 63) / 3)
+    assert found["opd"]["mean over the curve, %"].value == pytest.approx(
+        (30 + 50 + 63) / 3
+    )
 
 
 def test_a_curve_goes_from_before_through_what_was_evaluated_to_after(
@@ -108,7 +115,9 @@ def test_a_curve_goes_from_before_through_what_was_evaluated_to_after(
     assert runs["topd"][1].curve == [(0, 0.32), (10, 0.5), (20, 0.67)]
 
 
-def test_a_run_is_known_again_by_everything_its_result_depends_on(tmp_path: Path) -> None:
+def test_a_run_is_known_again_by_everything_its_result_depends_on(
+    tmp_path: Path,
+) -> None:
     def folders(chosen: StudyConfig) -> list[Path]:
         return [one.folder.path for one in planned(chosen)]
 
@@ -119,7 +128,9 @@ def test_a_run_is_known_again_by_everything_its_result_depends_on(tmp_path: Path
     (tmp_path / "model" / "model.safetensors").write_bytes(b"other weights")
     other_weights = folders(chosen)
     assert not set(other_weights) & set(before)
-    assert not set(folders(study(tmp_path, overrides=["learner.lr=1e-5"]))) & set(before)
+    assert not set(folders(study(tmp_path, overrides=["learner.lr=1e-5"]))) & set(
+        before
+    )
 
 
 def test_finished_runs_are_not_done_again(
@@ -137,5 +148,7 @@ def test_a_run_that_fails_is_named_with_its_log_when_the_others_are_through(
     chosen, runs = finished
     broken = runs["topd"][2]
     broken.folder.summary.unlink()  # its model folder holds no model
-    with pytest.raises(TopdError, match=r"1 of 6 runs failed; see .*topd-seed2-.*log.txt"):
+    with pytest.raises(
+        TopdError, match=r"1 of 6 runs failed; see .*topd-seed2-.*log.txt"
+    ):
         carry_out(planned(chosen), processes=1, say=lambda _: None)

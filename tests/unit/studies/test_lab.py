@@ -40,10 +40,14 @@ def test_the_groups_are_of_equal_size_and_the_losses_are_ordered(probed) -> None
 
 def test_the_recorded_continuations_give_the_same_distances(lab: Lab, probed) -> None:
     candidates, probes = probed
-    np.testing.assert_array_equal(distances(lab.probe_again(candidates, probes)), distances(probes))
+    np.testing.assert_array_equal(
+        distances(lab.probe_again(candidates, probes)), distances(probes)
+    )
 
 
-def test_a_shorter_window_is_what_decoding_a_shorter_window_gives(make_study, probed) -> None:
+def test_a_shorter_window_is_what_decoding_a_shorter_window_gives(
+    make_study, probed
+) -> None:
     candidates, probes = probed
     decoded = Lab(make_study(overrides=["probe.window=4"]).load_run()).probe(candidates)
     again = Lab(make_study().load_run()).probe_again(candidates, probes, window=4)
@@ -51,7 +55,9 @@ def test_a_shorter_window_is_what_decoding_a_shorter_window_gives(make_study, pr
     assert not np.array_equal(distances(again), distances(probes))
 
 
-def test_the_exact_distance_is_the_smallest_and_epsilon_raises_it(lab: Lab, probed) -> None:
+def test_the_exact_distance_is_the_smallest_and_epsilon_raises_it(
+    lab: Lab, probed
+) -> None:
     exact = distances(lab.probe_again(*probed, solver="exact"))
     sharp = distances(lab.probe_again(*probed, epsilon=0.05))
     blurred = distances(lab.probe_again(*probed, epsilon=0.5))
@@ -64,9 +70,13 @@ def test_the_student_s_table_gives_other_distances(lab: Lab, probed) -> None:
     assert not np.allclose(other, distances(probed[1]))
 
 
-def test_fresh_student_tokens_that_are_the_teacher_s_are_at_distance_0(lab: Lab, probed) -> None:
+def test_fresh_student_tokens_that_are_the_teacher_s_are_at_distance_0(
+    lab: Lab, probed
+) -> None:
     candidates, probes = probed
-    copied = lab.probe_again(candidates, probes, student_ids=[one.teacher_ids_WK for one in probes])
+    copied = lab.probe_again(
+        candidates, probes, student_ids=[one.teacher_ids_WK for one in probes]
+    )
     assert not distances(copied).any()
 
 
@@ -75,7 +85,9 @@ def test_the_teacher_s_reading_agrees_with_its_score(lab: Lab) -> None:
     for one in lab.read(rollouts, top=64):
         response_N = one.rollout.response_ids_N
         ids_NM, logq_NM = one.signal.ids_NM, one.signal.logq_NM
-        spoken_N = logq_NM[np.arange(len(ids_NM)), (ids_NM == response_N[:, None]).argmax(1)]
+        spoken_N = logq_NM[
+            np.arange(len(ids_NM)), (ids_NM == response_N[:, None]).argmax(1)
+        ]
         np.testing.assert_allclose(-one.token_loss_N, spoken_N, rtol=1e-5)
 
 

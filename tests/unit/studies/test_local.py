@@ -46,7 +46,9 @@ def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
-def test_restoring_puts_back_weights_and_optimizer_bit_for_bit(lab: Lab, prefix: Prefix) -> None:
+def test_restoring_puts_back_weights_and_optimizer_bit_for_bit(
+    lab: Lab, prefix: Prefix
+) -> None:
     opd, topd = batches(lab, prefix)
     learner = learner_of(lab)
     start = snapshot(learner)
@@ -55,7 +57,8 @@ def test_restoring_puts_back_weights_and_optimizer_bit_for_bit(lab: Lab, prefix:
     assert not same(snapshot(learner), start)
     learner.restore()
     assert same(snapshot(learner), start)
-    # an optimizer that remembered anything would take another second step than a new one
+    # an optimizer that remembered anything would take another second step than a new
+    # one
     fresh = learner_of(lab)
     for one in (learner, fresh):
         for _ in range(2):
@@ -89,21 +92,29 @@ def test_the_loss_of_the_window_is_the_reverse_kl_at_its_positions_alone(
     assert learner.update(topd).opd == pytest.approx(float(kl), rel=1e-5)
 
 
-def test_the_plan_s_loss_is_the_cross_entropy_of_its_rows(lab: Lab, prefix: Prefix) -> None:
+def test_the_plan_s_loss_is_the_cross_entropy_of_its_rows(
+    lab: Lab, prefix: Prefix
+) -> None:
     _, topd = batches(lab, prefix)
     ids = np.concatenate([prefix.token_ids, prefix.window.rollout.response_ids_N])
     with torch.no_grad():
-        student = AutoModelForCausalLM.from_pretrained(lab.student_folder, dtype=torch.float32)
+        student = AutoModelForCausalLM.from_pretrained(
+            lab.student_folder, dtype=torch.float32
+        )
         logits = student(torch.tensor(ids[None].astype(np.int64))).logits[0].double()
     logp_V = logits.log_softmax(-1).numpy()[len(prefix.token_ids) - 1 : -1]
     n_student, n_teacher = len(logp_V), len(prefix.teacher_ids)
     expected = 0.0
     for i, plan_K in enumerate(prefix.probe.plan_WKK[0, :n_student, :n_teacher]):
         target = np.zeros(logp_V.shape[1])
-        for weight, token in zip(plan_K / plan_K.sum(), prefix.teacher_ids, strict=True):
+        for weight, token in zip(
+            plan_K / plan_K.sum(), prefix.teacher_ids, strict=True
+        ):
             target[token] += weight
         inside = target > 0
-        expected += (target[inside] * (np.log(target[inside]) - logp_V[i, inside])).sum()
+        expected += (
+            target[inside] * (np.log(target[inside]) - logp_V[i, inside])
+        ).sum()
     sums = learner_of(lab).update(topd)
     assert sums.num_window_positions == n_student
     assert sums.traj == pytest.approx(expected, rel=1e-4)
@@ -129,7 +140,9 @@ def test_on_the_teachers_window_l_traj_is_the_cross_entropy_of_its_tokens(
     assert batch.response_ids_T.tolist() == prefix.teacher_ids.tolist()
     ids = np.concatenate([prefix.token_ids, prefix.teacher_ids])
     with torch.no_grad():
-        model = AutoModelForCausalLM.from_pretrained(lab.student_folder, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(
+            lab.student_folder, dtype=torch.float32
+        )
         logits = model(torch.tensor(ids[None].astype(np.int64))).logits[0]
         logp = logits.double().log_softmax(-1)
     first = len(prefix.token_ids) - 1

@@ -8,7 +8,11 @@ import pytest
 
 from topd_ray.config import Config
 from topd_ray.studies.correction_figures import correction_plot
-from topd_ray.studies.probing_figures import divergence_plot, histogram_plot, scatter_plot
+from topd_ray.studies.probing_figures import (
+    divergence_plot,
+    histogram_plot,
+    scatter_plot,
+)
 from topd_ray.studies.provenance import Provenance, config_hash, make_provenance
 from topd_ray.studies.report import Plot, Report, Table, as_text, write_report
 from topd_ray.studies.statistics import Estimate, t_interval
@@ -52,16 +56,28 @@ def small_report(plots: list[Plot]) -> Report:
                 rows=[("a|b", estimate(0.5), 0.566), ("c", estimate(0.25), None)],
             ),
             Table(
-                name="points", title="Points", columns=("x",), rows=[(1.0,), (2.0,)], shown=False
+                name="points",
+                title="Points",
+                columns=("x",),
+                rows=[(1.0,), (2.0,)],
+                shown=False,
             ),
         ],
         plots=plots,
-        numbers={"nothing": math.nan, "array": np.arange(2), "nested": {"e": estimate(1.0)}},
+        numbers={
+            "nothing": math.nan,
+            "array": np.arange(2),
+            "nested": {"e": estimate(1.0)},
+        },
     )
 
 
-def test_every_file_of_a_report_is_written_and_reads_back(make_study, tmp_path: Path) -> None:
-    page = write_report(small_report(small_plots()[:1]), tmp_path, provenance(make_study))
+def test_every_file_of_a_report_is_written_and_reads_back(
+    make_study, tmp_path: Path
+) -> None:
+    page = write_report(
+        small_report(small_plots()[:1]), tmp_path, provenance(make_study)
+    )
     text = page.read_text()
     assert "| a\\|b | 0.500 [0.400, 0.600] | 0.566 |" in text
     assert "| c | 0.250 [0.150, 0.350] | - |" in text
@@ -71,7 +87,9 @@ def test_every_file_of_a_report_is_written_and_reads_back(make_study, tmp_path: 
     assert table["median"] == [0.5, 0.25]
     assert table["median_low"] == [0.4, 0.15]
     assert table["paper"] == [0.566, None]
-    assert pq.read_table(tmp_path / "probing-points.parquet").to_pydict() == {"x": [1.0, 2.0]}
+    assert pq.read_table(tmp_path / "probing-points.parquet").to_pydict() == {
+        "x": [1.0, 2.0]
+    }
     numbers = json.loads((tmp_path / "probing.json").read_text())
     assert numbers["numbers"] == {
         "nothing": None,
@@ -84,13 +102,20 @@ def test_every_file_of_a_report_is_written_and_reads_back(make_study, tmp_path: 
 
 
 @pytest.mark.parametrize("which", range(4))
-def test_the_same_numbers_draw_the_same_bytes(which: int, tmp_path: Path, make_study) -> None:
+def test_the_same_numbers_draw_the_same_bytes(
+    which: int, tmp_path: Path, make_study
+) -> None:
     files = []
     for attempt in ("one", "two"):
         folder = tmp_path / attempt
-        write_report(small_report([small_plots()[which]]), folder, provenance(make_study))
+        write_report(
+            small_report([small_plots()[which]]), folder, provenance(make_study)
+        )
         files.append(
-            {path.suffix: path.read_bytes() for path in folder.glob("probing-*.[ps][nv]g")}
+            {
+                path.suffix: path.read_bytes()
+                for path in folder.glob("probing-*.[ps][nv]g")
+            }
         )
     assert files[0].keys() == {".png", ".svg"}
     assert files[0] == files[1]
@@ -103,13 +128,22 @@ def test_a_row_that_does_not_fit_its_columns_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("cell", "text"),
-    [(0.0, "0.000"), (1e-4, "0.0001"), (0.25, "0.250"), (None, "-"), (math.nan, "-"), (7, "7")],
+    [
+        (0.0, "0.000"),
+        (1e-4, "0.0001"),
+        (0.25, "0.250"),
+        (None, "-"),
+        (math.nan, "-"),
+        (7, "7"),
+    ],
 )
 def test_cells_are_short(cell: float | None, text: str) -> None:
     assert as_text(cell) == text
 
 
-def test_the_hash_follows_the_config_the_seed_and_the_files(make_study, tmp_path: Path) -> None:
+def test_the_hash_follows_the_config_the_seed_and_the_files(
+    make_study, tmp_path: Path
+) -> None:
     config: Config = make_study().load_run()
 
     def of(config: Config, section: dict[str, int], seed: int = 0) -> str:

@@ -22,7 +22,9 @@ def test_correlations_agree_with_scipy(pairs: list[tuple[float, float]]) -> None
         assert math.isnan(statistics.spearman(x, y))
         return
     assert statistics.pearson(x, y) == pytest.approx(stats.pearsonr(x, y)[0], abs=1e-9)
-    assert statistics.spearman(x, y) == pytest.approx(stats.spearmanr(x, y)[0], abs=1e-9)
+    assert statistics.spearman(x, y) == pytest.approx(
+        stats.spearmanr(x, y)[0], abs=1e-9
+    )
 
 
 def test_the_bootstrap_agrees_with_scipys_percentile_interval() -> None:
@@ -34,7 +36,8 @@ def test_the_bootstrap_agrees_with_scipys_percentile_interval() -> None:
     spread = theirs.high - theirs.low
     assert mine.value == np.median(values)
     assert mine.count == 60
-    # Two independent sets of 4000 draws: their quantiles differ by a few percent of the spread.
+    # Two independent sets of 4000 draws: their quantiles differ by a few percent of the
+    # spread.
     assert mine.low == pytest.approx(theirs.low, abs=0.1 * spread)
     assert mine.high == pytest.approx(theirs.high, abs=0.1 * spread)
 
@@ -57,7 +60,8 @@ def test_the_bootstrap_interval_covers_as_often_as_it_says() -> None:
             statistics.mean, rng.normal(3.0, 1.0, 40), seed=trial, resamples=200
         )
         hits += got.low <= 3.0 <= got.high
-    # 95 % of 200 is 190; a percentile interval of 40 values is a little short, 3 sigma is 9.
+    # 95 % of 200 is 190; a percentile interval of 40 values is a little short, 3 sigma
+    # is 9.
     assert 178 <= hits <= 199
 
 
@@ -78,7 +82,9 @@ def test_clusters_widen_the_interval_where_their_rows_say_the_same() -> None:
 
 def test_a_row_of_every_column_is_drawn_together() -> None:
     values = np.arange(50.0)
-    got = statistics.bootstrap(statistics.pearson, values, 2 * values, seed=0, resamples=50)
+    got = statistics.bootstrap(
+        statistics.pearson, values, 2 * values, seed=0, resamples=50
+    )
     assert got.low == pytest.approx(1.0)
     assert got.high == pytest.approx(1.0)
 
@@ -99,7 +105,9 @@ def test_the_share_has_wilsons_interval() -> None:
     z, n, p = stats.norm.ppf(0.975), 10, 0.3
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    assert (got.value, got.low, got.high) == pytest.approx((0.3, centre - half, centre + half))
+    assert (got.value, got.low, got.high) == pytest.approx(
+        (0.3, centre - half, centre + half)
+    )
     assert math.isnan(statistics.share([]).value)
 
 
@@ -136,7 +144,9 @@ def test_few_sign_flips_are_all_of_them(difference: list[float]) -> None:
 def test_sign_flips_find_nothing_as_often_as_they_should() -> None:
     rng = np.random.default_rng(1)
     tries = [
-        statistics.paired_difference(np.zeros(10), rng.normal(size=10), seed=0).p_sign_flip
+        statistics.paired_difference(
+            np.zeros(10), rng.normal(size=10), seed=0
+        ).p_sign_flip
         for _ in range(300)
     ]
     found = sum(p <= 0.05 for p in tries)

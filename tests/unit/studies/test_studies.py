@@ -1,4 +1,6 @@
-"""Each study whole, on tiny models: files, numbers that add up, and going on after a stop."""
+"""Each study whole, on tiny models: files, numbers that add up, and going on after a
+stop.
+"""
 
 import json
 from pathlib import Path
@@ -32,7 +34,9 @@ def test_probing_reports_what_its_windows_say(make_study, tmp_path: Path) -> Non
     probing.run(study)
     out = tmp_path / "out"
     windows = pq.read_table(out / "probing-windows.parquet").to_pydict()
-    groups = {row["positions"]: row for row in numbers(out, "probing")["tables"]["groups"]}
+    groups = {
+        row["positions"]: row for row in numbers(out, "probing")["tables"]["groups"]
+    }
     d_ot = {name: [] for name in groups}
     for name, distance in zip(windows["group"], windows["d_ot"], strict=True):
         d_ot[name].append(distance)
@@ -40,16 +44,26 @@ def test_probing_reports_what_its_windows_say(make_study, tmp_path: Path) -> Non
     for name, row in groups.items():
         assert row["median D_OT"]["value"] == pytest.approx(median(d_ot[name]))
     line = np.quantile(d_ot["low loss"], 0.75)
-    rates = {row["quantity"]: row for row in numbers(out, "probing")["tables"]["relations"]}
-    alarms = rates["high-loss positions at or below the low-loss upper quartile"]["value"]
-    assert alarms["value"] == pytest.approx(np.mean(np.array(d_ot["high loss"]) <= line))
+    rates = {
+        row["quantity"]: row for row in numbers(out, "probing")["tables"]["relations"]
+    }
+    alarms = rates["high-loss positions at or below the low-loss upper quartile"][
+        "value"
+    ]
+    assert alarms["value"] == pytest.approx(
+        np.mean(np.array(d_ot["high loss"]) <= line)
+    )
     surface, other = numbers(out, "probing")["tables"]["surface"]
     assert surface["windows"] + other["windows"] == len(d_ot["high loss"])
-    settings = [row["setting"] for row in numbers(out, "probing")["tables"]["sensitivity"]]
+    settings = [
+        row["setting"] for row in numbers(out, "probing")["tables"]["sensitivity"]
+    ]
     assert settings[:2] == ["as the run", "exact transport"]
     assert {"K 4", "epsilon 0.2", "teacher decodes at temperature 1"} <= set(settings)
     names = {path.name for path in out.glob("*.svg")}
-    assert names == {f"probing-{which}.svg" for which in ("divergence", "histogram", "scatter")}
+    assert names == {
+        f"probing-{which}.svg" for which in ("divergence", "histogram", "scatter")
+    }
 
 
 def test_false_alarms_are_counted_against_the_low_loss_upper_quartile() -> None:
@@ -63,7 +77,9 @@ def test_a_window_that_was_never_decoded_cannot_be_studied(make_study) -> None:
         probing.run(make_study(probing={"windows": [9]}))
 
 
-def test_correction_goes_on_after_a_stop_and_says_the_same(make_study, tmp_path: Path) -> None:
+def test_correction_goes_on_after_a_stop_and_says_the_same(
+    make_study, tmp_path: Path
+) -> None:
     study = make_study(correction={"lr": 1e-2, "other_lrs": [1e-3], "num_prefixes": 2})
     correction.run(study)
     out = tmp_path / "out"
@@ -75,7 +91,9 @@ def test_correction_goes_on_after_a_stop_and_says_the_same(make_study, tmp_path:
         assert mean["value"] == pytest.approx(np.mean(prefixes[f"d_ot_{state}"]))
     rates = first["tables"]["rates"]
     assert [row["learning rate"] for row in rates] == ["0.01", "0.001"] * 2
-    assert [row["window"] for row in rates] == ["the student's"] * 2 + ["the teacher's"] * 2
+    assert [row["window"] for row in rates] == ["the student's"] * 2 + [
+        "the teacher's"
+    ] * 2
     (kept,) = (out / "cache").glob("*-student-lr0.01.jsonl")
     lines = kept.read_text().splitlines()
     kept.write_text("\n".join(lines[:2]) + "\n" + lines[2][:20])  # stopped in mid-write
@@ -98,7 +116,9 @@ def test_the_common_lead_stops_at_the_first_difference() -> None:
     assert common_lead(a, a[:2]) == 2
 
 
-def test_the_case_follows_both_methods_from_the_same_start(make_study, tmp_path: Path) -> None:
+def test_the_case_follows_both_methods_from_the_same_start(
+    make_study, tmp_path: Path
+) -> None:
     case.run(make_study(correction={"lr": 1e-2, "updates": 2}))
     out = tmp_path / "out"
     told = numbers(out, "case")["numbers"]["case"]

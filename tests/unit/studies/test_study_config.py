@@ -21,7 +21,9 @@ def test_every_study_file_of_the_repository_is_sound(file: Path) -> None:
     assert study.folder == Path("runs/studies").absolute() / file.stem
 
 
-def test_the_run_is_found_beside_the_study_file_and_overridden(make_study, tmp_path: Path) -> None:
+def test_the_run_is_found_beside_the_study_file_and_overridden(
+    make_study, tmp_path: Path
+) -> None:
     study = make_study(overrides=["probe.window=6"])
     assert Path(study.run) == tmp_path / "run.yaml"
     assert study.load_run().probe.window == 6
@@ -37,7 +39,9 @@ def test_the_run_is_found_beside_the_study_file_and_overridden(make_study, tmp_p
         ({"run": "nowhere.yaml"}, "nowhere.yaml: no such config file"),
     ],
 )
-def test_a_mistake_in_a_study_file_is_named(make_study, sections, expected: str) -> None:
+def test_a_mistake_in_a_study_file_is_named(
+    make_study, sections, expected: str
+) -> None:
     with pytest.raises(UserError) as error:
         make_study(**sections)
     assert expected in str(error.value)

@@ -17,18 +17,26 @@ TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}  # float32 logits up to ~50: 50 * 2^-23
 
 
 class Case:
-    """A random student and teacher, whole in float64 and as the arrays of the messages."""
+    """A random student and teacher, whole in float64 and as the arrays of the
+    messages.
+    """
 
-    def __init__(self, *, top: int, seed: int = 0, same: bool = False, scale: float = 1.0) -> None:
+    def __init__(
+        self, *, top: int, seed: int = 0, same: bool = False, scale: float = 1.0
+    ) -> None:
         rng = np.random.default_rng(seed)
         self.hidden_ND = (scale * rng.normal(size=(N, D))).astype(np.float32)
         self.head_VD = rng.normal(size=(V, D)).astype(np.float32)
-        teacher_NV = self.hidden_ND.astype(np.float64) @ self.head_VD.T.astype(np.float64)
+        teacher_NV = self.hidden_ND.astype(np.float64) @ self.head_VD.T.astype(
+            np.float64
+        )
         student_NV = teacher_NV if same else scale * rng.normal(size=(N, V)) * 3
         self.logq_NV, self.logp_NV = log_softmax(teacher_NV), log_softmax(student_NV)
         self.response_N = rng.integers(0, V, size=N).astype(np.int32)
         self.top_ids_NM = np.argsort(-self.logp_NV, axis=1)[:, :top].astype(np.int32)
-        self.top_logp_NM = np.take_along_axis(self.logp_NV, self.top_ids_NM, 1).astype(np.float32)
+        self.top_logp_NM = np.take_along_axis(self.logp_NV, self.top_ids_NM, 1).astype(
+            np.float32
+        )
 
     def arguments(self) -> dict[str, Any]:
         arrays = [self.response_N, self.hidden_ND, self.top_ids_NM, self.top_logp_NM]
@@ -54,7 +62,9 @@ class Case:
 
     def brute_force_kl(self) -> NDArray[np.float64]:
         losses = []
-        for logp_V, logq_V, top in zip(self.logp_NV, self.logq_NV, self.top_ids_NM, strict=True):
+        for logp_V, logq_V, top in zip(
+            self.logp_NV, self.logq_NV, self.top_ids_NM, strict=True
+        ):
             rest = np.setdiff1d(np.arange(V), top)
             loss = float(np.sum(np.exp(logp_V[top]) * (logp_V[top] - logq_V[top])))
             if len(rest):
@@ -78,13 +88,18 @@ def test_the_teachers_ids_are_its_likeliest_under_the_full_softmax(top_k: int) -
         np.testing.assert_array_equal(reading.top_ids_NK, best_NV[:, :top_k])
         expected_NK = np.take_along_axis(case.logq_NV, best_NV[:, :top_k], 1)
         np.testing.assert_allclose(reading.top_logq_NK, expected_NK, **TOLERANCE)
-        assert (reading.top_ids_NK.dtype, reading.top_logq_NK.dtype) == (np.int32, np.float32)
+        assert (reading.top_ids_NK.dtype, reading.top_logq_NK.dtype) == (
+            np.int32,
+            np.float32,
+        )
 
 
 def test_more_ids_than_there_are_gives_all_of_them() -> None:
     reading = Case(top=3).read(top_k=V + 9)
     assert reading.top_ids_NK.shape == reading.top_logq_NK.shape == (N, V)
-    np.testing.assert_allclose(np.exp(reading.top_logq_NK.astype(np.float64)).sum(1), 1, atol=1e-5)
+    np.testing.assert_allclose(
+        np.exp(reading.top_logq_NK.astype(np.float64)).sum(1), 1, atol=1e-5
+    )
 
 
 def test_what_is_not_asked_for_is_empty() -> None:
@@ -126,7 +141,8 @@ def test_a_coarser_bucket_never_exceeds_the_exact_kl() -> None:
 @pytest.mark.parametrize("scale", [0.1, 1.0, 5.0])
 @pytest.mark.parametrize("top", [1, 8, V])
 def test_student_equal_to_teacher_reads_zero(top: int, scale: float) -> None:
-    # A tail p below 1e-6 is off by p log(1e-6 / p) < 1e-6; float32 logits up to ~150 give the rest.
+    # A tail p below 1e-6 is off by p log(1e-6 / p) < 1e-6; float32 logits up to ~150
+    # give the rest.
     np.testing.assert_allclose(Case(top=top, same=True, scale=scale).kl(), 0, atol=3e-5)
 
 
@@ -199,11 +215,25 @@ def test_a_hidden_state_that_is_nan_harms_no_other_position() -> None:
     [
         ({"response_ids_N": np.zeros(N - 1, np.int32)}, "do not line up"),
         ({"hidden_ND": np.zeros((N + 1, D), np.float32)}, "do not line up"),
-        ({"hidden_ND": np.zeros((N, D + 1), np.float32)}, "hidden width 9, head width 8"),
-        ({"response_ids_N": np.full(N, V, np.int32)}, "outside the teacher's vocabulary of 61"),
-        ({"response_ids_N": np.full(N, -1, np.int32)}, "outside the teacher's vocabulary"),
         (
-            {"student_top": (np.full((N, 7), V, np.int32), np.zeros((N, 7), np.float32))},
+            {"hidden_ND": np.zeros((N, D + 1), np.float32)},
+            "hidden width 9, head width 8",
+        ),
+        (
+            {"response_ids_N": np.full(N, V, np.int32)},
+            "outside the teacher's vocabulary of 61",
+        ),
+        (
+            {"response_ids_N": np.full(N, -1, np.int32)},
+            "outside the teacher's vocabulary",
+        ),
+        (
+            {
+                "student_top": (
+                    np.full((N, 7), V, np.int32),
+                    np.zeros((N, 7), np.float32),
+                )
+            },
             "outside the teacher's vocabulary",
         ),
         (
@@ -212,7 +242,9 @@ def test_a_hidden_state_that_is_nan_harms_no_other_position() -> None:
         ),
     ],
 )
-def test_arrays_that_do_not_line_up_are_refused(changed: dict[str, Any], message: str) -> None:
+def test_arrays_that_do_not_line_up_are_refused(
+    changed: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         Case(top=7).read(**changed)
 

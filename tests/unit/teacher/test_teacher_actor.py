@@ -1,4 +1,6 @@
-"""A rollout is read under its own teacher's prompt, and the head follows new weights."""
+"""A rollout is read under its own teacher's prompt, and the head follows new
+weights.
+"""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,7 +23,9 @@ VOCAB = 64
 
 
 class Reader:
-    """A pretended model whose states are noise, decided by every token so far and the weights."""
+    """A pretended model whose states are noise, decided by every token so far and the
+    weights.
+    """
 
     def __init__(self, width: int) -> None:
         self.width, self.loaded, self.missing = width, list[NamedArray](), 0
@@ -32,7 +36,10 @@ class Reader:
     def states(self, sequence: Ints) -> Floats:
         prefixes = (sequence[: end + 1].tolist() for end in range(len(sequence)))
         return np.stack(
-            [np.random.default_rng(prefix).standard_normal(self.width) for prefix in prefixes]
+            [
+                np.random.default_rng(prefix).standard_normal(self.width)
+                for prefix in prefixes
+            ]
         ).astype(np.float32)
 
     def load_weights(self, weights: Iterable[NamedArray]) -> None:
@@ -43,7 +50,12 @@ class Reader:
 
 
 def actor(
-    folder: Path, reader: Reader, *, loss: str = "reverse_kl", dtype: str = "float32", **fields: Any
+    folder: Path,
+    reader: Reader,
+    *,
+    loss: str = "reverse_kl",
+    dtype: str = "float32",
+    **fields: Any,
 ) -> TeacherActor:
     config = TeacherConfig.model_validate(
         {"model": "t", "engine": {"backend": "fake", "dtype": dtype}} | fields
@@ -63,7 +75,9 @@ def _head(teacher_folder: Path) -> torch.Tensor:
     return load_file(teacher_folder / "model.safetensors")["lm_head.weight"].double()
 
 
-def expected_logq(reader: Reader, head_VD: torch.Tensor, prompt: Ints, response: Ints) -> Any:
+def expected_logq(
+    reader: Reader, head_VD: torch.Tensor, prompt: Ints, response: Ints
+) -> Any:
     """(N, V) in float64, one forward a response position."""
     rows = []
     for index in range(len(response)):
@@ -84,7 +98,9 @@ def test_every_signal_is_the_teachers_view_under_its_own_prompt(
 
     hidden = actor(teacher_folder, reader, signal="hidden").score([one])[0].signal
     assert isinstance(hidden, HiddenSignal)
-    from_hidden_NV = (torch.from_numpy(hidden.hidden_ND).double() @ head_VD.T).log_softmax(1)
+    from_hidden_NV = (
+        torch.from_numpy(hidden.hidden_ND).double() @ head_VD.T
+    ).log_softmax(1)
     np.testing.assert_allclose(from_hidden_NV, logq_NV, atol=1e-10)
 
     topk = actor(teacher_folder, reader, signal="topk", top_k=5).score([one])[0].signal
@@ -94,7 +110,9 @@ def test_every_signal_is_the_teachers_view_under_its_own_prompt(
 
     sampled = actor(teacher_folder, reader, signal="sampled").score([one])[0].signal
     assert isinstance(sampled, SampledSignal)
-    np.testing.assert_allclose(sampled.logq_N, logq_NV[np.arange(7), one.response_ids_N], atol=1e-4)
+    np.testing.assert_allclose(
+        sampled.logq_N, logq_NV[np.arange(7), one.response_ids_N], atol=1e-4
+    )
 
 
 def test_a_bfloat16_teacher_sends_the_bits_of_its_states(teacher_folder, reader):
@@ -116,7 +134,9 @@ def test_the_candidate_loss_is_the_one_asked_for(teacher_folder, reader, head_VD
         top_logp_NM=np.full((length, VOCAB), -np.log(VOCAB), np.float32),
         logp_N=np.full(length, -np.log(VOCAB), np.float32),
     )
-    logq_NV = expected_logq(reader, head_VD, one.teacher_prompt_ids_P, one.response_ids_N)
+    logq_NV = expected_logq(
+        reader, head_VD, one.teacher_prompt_ids_P, one.response_ids_N
+    )
     logq_N = logq_NV[np.arange(length), one.response_ids_N]
     for loss, expected in {
         "reverse_kl": (-np.log(VOCAB) - logq_NV).mean(1),
@@ -124,7 +144,9 @@ def test_the_candidate_loss_is_the_one_asked_for(teacher_folder, reader, head_VD
         "teacher_nll": -logq_N,
     }.items():
         for signal in ("hidden", "topk", "sampled"):
-            got = actor(teacher_folder, reader, loss=loss, signal=signal).score([one])[0]
+            got = actor(teacher_folder, reader, loss=loss, signal=signal).score([one])[
+                0
+            ]
             assert got.token_loss_N.dtype == np.float32
             np.testing.assert_allclose(got.token_loss_N, expected, atol=1e-4)
 
@@ -140,7 +162,11 @@ def test_what_the_student_did_not_sample_is_measured_by_the_teacher_alone(
         top_ids_NM=np.zeros((0, 0), np.int32),
         top_logp_NM=np.zeros((0, 0), np.float32),
     )
-    nll = actor(teacher_folder, reader, loss="teacher_nll").score([sampled])[0].token_loss_N
+    nll = (
+        actor(teacher_folder, reader, loss="teacher_nll")
+        .score([sampled])[0]
+        .token_loss_N
+    )
     got = actor(teacher_folder, reader, loss=loss).score([given, sampled])
     np.testing.assert_array_equal(got[0].token_loss_N, nll)
     assert (loss == "teacher_nll") == np.array_equal(got[1].token_loss_N, nll)
@@ -148,17 +174,25 @@ def test_what_the_student_did_not_sample_is_measured_by_the_teacher_alone(
 
 def test_states_that_do_not_match_the_tokens_are_refused(teacher_folder, reader):
     reader.missing = 1
-    with pytest.raises(TopdError, match="rollout r0: the teacher returned 6 hidden states for 7"):
+    with pytest.raises(
+        TopdError, match="rollout r0: the teacher returned 6 hidden states for 7"
+    ):
         actor(teacher_folder, reader).score([rollout()])
 
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("bits", [True, False])
-def test_new_weights_reach_the_engine_and_the_head(teacher_folder, student_folder, tied, bits):
-    folder, reader = (student_folder, Reader(32)) if tied else (teacher_folder, Reader(64))
+def test_new_weights_reach_the_engine_and_the_head(
+    teacher_folder, student_folder, tied, bits
+):
+    folder, reader = (
+        (student_folder, Reader(32)) if tied else (teacher_folder, Reader(64))
+    )
     teacher, one = actor(folder, reader, signal="topk", top_k=VOCAB), rollout()
     before = teacher.score([one])[0].signal
-    new_VD = torch.randn(VOCAB, reader.width, generator=torch.Generator().manual_seed(3)).bfloat16()
+    new_VD = torch.randn(
+        VOCAB, reader.width, generator=torch.Generator().manual_seed(3)
+    ).bfloat16()
     array = new_VD.view(torch.uint16).numpy() if bits else new_VD.float().numpy()
     array.setflags(write=False)
     other = np.zeros((VOCAB, reader.width), np.float32)
@@ -168,19 +202,26 @@ def test_new_weights_reach_the_engine_and_the_head(teacher_folder, student_folde
     assert [name for name, _ in reader.loaded] == list(weights)
 
     after = teacher.score([one])[0].signal
-    logq_NV = expected_logq(reader, new_VD.double(), one.teacher_prompt_ids_P, one.response_ids_N)
+    logq_NV = expected_logq(
+        reader, new_VD.double(), one.teacher_prompt_ids_P, one.response_ids_N
+    )
     assert isinstance(before, TopkSignal)
     assert isinstance(after, TopkSignal)
     np.testing.assert_allclose(after.logq_NM, -np.sort(-logq_NV), atol=1e-4)
     assert np.abs(after.logq_NM - before.logq_NM).max() > 0.1
 
 
-def test_weights_without_a_head_or_of_another_version_change_nothing(teacher_folder, reader):
+def test_weights_without_a_head_or_of_another_version_change_nothing(
+    teacher_folder, reader
+):
     teacher, one = actor(teacher_folder, reader), rollout()
     before = teacher.score([one])[0].token_loss_N
     embedding = [("model.embed_tokens.weight", np.zeros((VOCAB, 64), np.float32))]
     head = [("lm_head.weight", np.zeros((VOCAB, 64), np.float32))]
-    for weights, message in ((embedding, "hold no lm_head.weight"), (head, "was announced")):
+    for weights, message in (
+        (embedding, "hold no lm_head.weight"),
+        (head, "was announced"),
+    ):
         buckets = list(in_buckets(weights, policy_version=2, max_bytes=1))
         with pytest.raises(TopdError, match=message):
             teacher.update(2 if weights is embedding else 3, buckets)

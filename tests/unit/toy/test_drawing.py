@@ -29,5 +29,8 @@ def test_the_same_seed_draws_the_same_expressions():
 
 
 def test_expressions_have_four_to_six_single_digit_operands():
-    counts = {sum(token.isdigit() for token in expression) for expression in draw("train", 500)}
+    counts = {
+        sum(token.isdigit() for token in expression)
+        for expression in draw("train", 500)
+    }
     assert counts == {4, 5, 6}

@@ -37,8 +37,12 @@ def response_of(tokenizer, form, *, who="student", seed=0):
     """Ids and labels behind the prompt; no word of the prompt is learnt."""
     recipe = recipe_of_slips()
     speaker = getattr(recipe, who)
-    ids, labels = labelled_example(EXPRESSION, form, speaker, recipe, tokenizer, Random(seed))
-    start = len(prompt_ids(ask(EXPRESSION, form, recipe, Random(seed)).message, tokenizer))
+    ids, labels = labelled_example(
+        EXPRESSION, form, speaker, recipe, tokenizer, Random(seed)
+    )
+    start = len(
+        prompt_ids(ask(EXPRESSION, form, recipe, Random(seed)).message, tokenizer)
+    )
     assert labels[:start] == [IGNORED] * start
     return ids[start:], labels[start:]
 
@@ -67,14 +71,23 @@ def test_every_form_but_the_plain_one_is_answered_with_care(tokenizer, form):
 def test_a_rewrite_keeps_the_surface_forms_of_the_attempt(tokenizer, form, seed):
     attempt = ask(EXPRESSION, form, recipe_of_slips(), Random(seed)).attempt_surface
     ids, _ = response_of(tokenizer, form, seed=seed)
-    words = tokenizer.decode(ids).split()[:-6]  # without: answer is \boxed{ 0 } <|im_end|>
+    words = tokenizer.decode(ids).split()[
+        :-6
+    ]  # without: answer is \boxed{ 0 } <|im_end|>
     said = [word for word in words if word in {*CONNECTIVES, *VERBS, *LINKS}]
-    assert said == [word for step in attempt for word in (step.connective, step.verb, step.link)]
+    assert said == [
+        word for step in attempt for word in (step.connective, step.verb, step.link)
+    ]
 
 
 def test_attempts_go_wrong_and_some_are_worded_as_the_teacher_would():
-    asked = [ask(EXPRESSION, "refine", recipe_of_slips(), Random(seed)) for seed in range(200)]
+    asked = [
+        ask(EXPRESSION, "refine", recipe_of_slips(), Random(seed))
+        for seed in range(200)
+    ]
     assert all(one.attempt.took_wrong_fork for one in asked)
     favourite = max(TEACHER_WORDING.verbs, key=lambda verb: TEACHER_WORDING.verbs[verb])
-    like_teacher = [all(step.verb == favourite for step in one.attempt_surface) for one in asked]
+    like_teacher = [
+        all(step.verb == favourite for step in one.attempt_surface) for one in asked
+    ]
     assert 0.1 < sum(like_teacher) / len(like_teacher) < 0.3

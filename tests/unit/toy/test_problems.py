@@ -83,13 +83,21 @@ def test_whoever_always_slips_is_always_wrong_since_every_expression_has_a_fork(
 def test_a_careless_reader_goes_through_brackets_from_the_left():
     expression = tuple("3*(2-4)+1")
     solution = solve_carelessly(expression, Random(0), ALWAYS)
-    assert [" ".join(step.leaves) for step in solution.steps] == ["6 - 4 + 1", "2 + 1", "3"]
+    assert [" ".join(step.leaves) for step in solution.steps] == [
+        "6 - 4 + 1",
+        "2 + 1",
+        "3",
+    ]
     assert [step.wrong_fork for step in solution.steps] == [True, False, False]
 
 
 def test_the_careful_solver_takes_brackets_then_products_then_the_left():
     solution = solve(tuple("3+4*(2-5)"))
-    assert [" ".join(step.leaves) for step in solution.steps] == ["3 + 4 * 7", "3 + 8", "1"]
+    assert [" ".join(step.leaves) for step in solution.steps] == [
+        "3 + 4 * 7",
+        "3 + 8",
+        "1",
+    ]
 
 
 def test_an_expression_worked_left_to_right_without_harm_has_no_fork():

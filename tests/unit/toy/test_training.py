@@ -19,7 +19,9 @@ def tokenizer():
 
 def test_the_recipe_decides_the_size_and_whether_embeddings_are_tied(tokenizer):
     recipe = Recipe()
-    teacher, student = (make_model(who, tokenizer) for who in (recipe.teacher, recipe.student))
+    teacher, student = (
+        make_model(who, tokenizer) for who in (recipe.teacher, recipe.student)
+    )
     assert 0.6e6 < teacher.num_parameters() < 1e6
     assert 0.2e6 < student.num_parameters() < 0.5e6
     assert student.lm_head.weight is student.model.embed_tokens.weight
@@ -28,7 +30,10 @@ def test_the_recipe_decides_the_size_and_whether_embeddings_are_tied(tokenizer):
 
 def test_a_model_has_room_for_the_longest_prompt_and_its_response(tokenizer):
     recipe = Recipe()
-    assert make_model(recipe.student, tokenizer).config.max_position_embeddings == MAX_POSITIONS
+    assert (
+        make_model(recipe.student, tokenizer).config.max_position_embeddings
+        == MAX_POSITIONS
+    )
     longest = tuple("(9-9*9)-(9*9-9)*9")
     ids, _ = labelled_example(
         longest, "refine_reference", recipe.student, recipe, tokenizer, Random(0)
@@ -45,14 +50,20 @@ def test_a_few_steps_of_training_lower_the_loss(tokenizer):
     recipe = Recipe()
     small = {"layers": 1, "hidden": 32, "heads": 1, "feed_forward": 32}
     lessons = tuple(replace(lesson, batch=8) for lesson in recipe.student.lessons)
-    speaker = replace(recipe.student, **small, lessons=lessons, steps=40, warmup_steps=1)
+    speaker = replace(
+        recipe.student, **small, lessons=lessons, steps=40, warmup_steps=1
+    )
     torch.manual_seed(0)
     model = make_model(speaker, tokenizer)
-    ids, labels = labelled_example(EXPRESSION, "plain", speaker, recipe, tokenizer, Random(0))
+    ids, labels = labelled_example(
+        EXPRESSION, "plain", speaker, recipe, tokenizer, Random(0)
+    )
 
     def loss():
         with torch.inference_mode():
-            return model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss.item()
+            return model(
+                input_ids=torch.tensor([ids]), labels=torch.tensor([labels])
+            ).loss.item()
 
     before = loss()
     train(model, speaker, recipe, tokenizer, Random(1))

@@ -48,12 +48,16 @@ def tokenizer():
 
 
 def test_every_response_is_within_the_stated_token_lengths(responses, tokenizer):
-    lengths = [len(tokenizer.encode(response)) + 1 for response in responses]  # + 1: its EOS
+    lengths = [
+        len(tokenizer.encode(response)) + 1 for response in responses
+    ]  # + 1: its EOS
     assert min(lengths) >= MIN_RESPONSE_TOKENS
     assert max(lengths) <= MAX_RESPONSE_TOKENS
 
 
-def test_every_text_comes_back_unchanged_from_its_tokens(expressions, responses, tokenizer):
+def test_every_text_comes_back_unchanged_from_its_tokens(
+    expressions, responses, tokenizer
+):
     for text in [*responses, *map(question, expressions)]:
         ids = tokenizer.encode(text)
         assert tokenizer.unk_token_id not in ids
@@ -70,11 +74,17 @@ def test_a_word_outside_the_world_becomes_the_unknown_token(tokenizer):
     assert tokenizer.encode("what is love ?")[2] == tokenizer.unk_token_id
 
 
-def test_the_chat_template_wraps_the_question_and_hands_over_to_the_assistant(tokenizer):
+def test_the_chat_template_wraps_the_question_and_hands_over_to_the_assistant(
+    tokenizer,
+):
     messages = [{"role": "user", "content": "what is 3 + 4 * 2 modulo 10 ?"}]
-    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    assert tokenizer.decode(ids) == (
-        "<|im_start|> user what is 3 + 4 * 2 modulo 10 ? <|im_end|> <|im_start|> assistant"
+    ids = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=False
+    )
+    assert (
+        tokenizer.decode(ids)
+        == "<|im_start|> user what is 3 + 4 * 2 modulo 10 ? <|im_end|> <|im_start|>"
+        " assistant"
     )
 
 
@@ -116,7 +126,10 @@ def test_teacher_and_student_favour_different_surface_forms(expressions):
     said = []
     for wording in WORDINGS:
         rng = Random(5)
-        texts = (worked_solution(solve(expression), wording, rng) for expression in expressions)
+        texts = (
+            worked_solution(solve(expression), wording, rng)
+            for expression in expressions
+        )
         said.append(Counter(word for text in texts for word in text.split()))
     by_teacher, by_student = said
     assert by_teacher["so"] > 5 * by_student["so"]
@@ -127,7 +140,8 @@ def test_the_wording_never_changes_what_is_computed(expressions):
     surface = {*CONNECTIVES, *VERBS, *LINKS}
     for expression in expressions[:50]:
         texts = [
-            worked_solution(solve(expression), wording, Random(6)).split() for wording in WORDINGS
+            worked_solution(solve(expression), wording, Random(6)).split()
+            for wording in WORDINGS
         ]
         skeletons = [[word for word in text if word not in surface] for text in texts]
         assert skeletons[0] == skeletons[1]

@@ -94,7 +94,9 @@ def test_every_split_holds_distinct_expressions_of_its_own(split):
 
 
 @pytest.mark.parametrize("split", COUNTS)
-def test_every_prompt_has_its_own_id_the_right_answer_and_a_reference_that_reaches_it(split):
+def test_every_prompt_has_its_own_id_the_right_answer_and_a_reference_that_reaches_it(
+    split,
+):
     prompts = lines(f"{split}.jsonl")
     assert len({prompt["prompt_id"] for prompt in prompts}) == len(prompts)
     for prompt in prompts:
@@ -112,9 +114,15 @@ def test_the_prompt_forms_are_written_as_yaml():
 def test_every_text_of_the_shipped_world_is_in_the_vocabulary():
     tokenizer = AutoTokenizer.from_pretrained(SHIPPED_WORLD / "student")
     for prompt in lines("dev.jsonl"):
-        for text in (prompt["messages"][0]["content"], prompt["reference"], *FORMS.values()):
+        for text in (
+            prompt["messages"][0]["content"],
+            prompt["reference"],
+            *FORMS.values(),
+        ):
             known = (
-                text.replace("{problem}", "").replace("{reference}", "").replace("{attempt}", "")
+                text.replace("{problem}", "")
+                .replace("{reference}", "")
+                .replace("{attempt}", "")
             )
             assert tokenizer.unk_token_id not in tokenizer.encode(known)
 
@@ -122,12 +130,22 @@ def test_every_text_of_the_shipped_world_is_in_the_vocabulary():
 @pytest.mark.parametrize("student", STUDENTS)
 def test_teacher_and_students_share_the_tokenizer_byte_for_byte(student):
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        teachers, students = ((SHIPPED_WORLD / who / name) for who in ("teacher", student))
+        teachers, students = (
+            (SHIPPED_WORLD / who / name) for who in ("teacher", student)
+        )
         assert teachers.read_bytes() == students.read_bytes()
 
 
 def test_the_warm_starts_differ():
-    assert len({(SHIPPED_WORLD / who / "model.safetensors").read_bytes() for who in STUDENTS}) == 5
+    assert (
+        len(
+            {
+                (SHIPPED_WORLD / who / "model.safetensors").read_bytes()
+                for who in STUDENTS
+            }
+        )
+        == 5
+    )
 
 
 def test_the_shipped_world_is_small():
@@ -136,9 +154,14 @@ def test_the_shipped_world_is_small():
 
 
 def test_the_recorded_dev_accuracies_are_what_the_world_promises():
-    on_dev = json.loads((SHIPPED_WORLD / "recipe.json").read_text())["greedy_accuracy_dev"]
+    on_dev = json.loads((SHIPPED_WORLD / "recipe.json").read_text())[
+        "greedy_accuracy_dev"
+    ]
     teacher = on_dev.pop("teacher")
-    assert min(teacher["plain"], teacher["refine"], teacher["refine, attempt wrong"]) >= 0.95
+    assert (
+        min(teacher["plain"], teacher["refine"], teacher["refine, attempt wrong"])
+        >= 0.95
+    )
     assert set(on_dev) == set(STUDENTS)
     for student in on_dev.values():
         assert 0.25 <= student["plain"] <= 0.4
@@ -154,11 +177,16 @@ def test_the_recorded_dev_accuracies_are_what_the_world_promises():
         ("student", "reference", 0.85, 1.0),
     ],
 )
-def test_a_shipped_model_solves_about_as_many_dev_problems_as_recorded(who, form, least, most):
-    model = AutoModelForCausalLM.from_pretrained(SHIPPED_WORLD / who, dtype=torch.float32)
+def test_a_shipped_model_solves_about_as_many_dev_problems_as_recorded(
+    who, form, least, most
+):
+    model = AutoModelForCausalLM.from_pretrained(
+        SHIPPED_WORLD / who, dtype=torch.float32
+    )
     tokenizer = AutoTokenizer.from_pretrained(SHIPPED_WORLD / who)
     asked = [
-        ask(expression_of(prompt), form, Recipe(), Random(0)) for prompt in lines("dev.jsonl")[:40]
+        ask(expression_of(prompt), form, Recipe(), Random(0))
+        for prompt in lines("dev.jsonl")[:40]
     ]
     assert least <= mean(solved_greedily(model, tokenizer, asked)) <= most
 
@@ -176,10 +204,16 @@ def test_a_small_world_is_built_whole_and_verifies(built_world):
     record = json.loads((built_world / "recipe.json").read_text())
     assert record["seed"] == 3
     assert record["recipe"]["student"]["steps"] == 2
-    assert set(record["greedy_accuracy_held_out"]) == {"teacher", "student", "student-1"}
+    assert set(record["greedy_accuracy_held_out"]) == {
+        "teacher",
+        "student",
+        "student-1",
+    }
     assert set(record["greedy_accuracy_dev"]["student"]) >= {"plain", "reference"}
     for split in COUNTS:
-        assert len(lines(f"{split}.jsonl", built_world)) == (20 if split == "train" else 10)
+        assert len(lines(f"{split}.jsonl", built_world)) == (
+            20 if split == "train" else 10
+        )
 
 
 def test_the_same_seed_builds_the_same_problems_and_weights(built_world, tmp_path):

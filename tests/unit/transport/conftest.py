@@ -1,4 +1,6 @@
-"""Ground costs shaped like those of real windows: many exact zeros, cosines elsewhere."""
+"""Ground costs shaped like those of real windows: many exact zeros, cosines
+elsewhere.
+"""
 
 from collections.abc import Callable
 
@@ -14,14 +16,22 @@ MakeProblem = Callable[[Tensor], TransportProblem]
 
 @pytest.fixture(scope="session")
 def window_costs() -> MakeCosts:
-    """Costs between windows of Zipf-distributed tokens and copies with some substituted."""
+    """Costs between windows of Zipf-distributed tokens and copies with some
+    substituted.
+    """
 
-    def make(num: int, *, k: int = 50, substituted: float = 0.3, seed: int = 0) -> Tensor:
+    def make(
+        num: int, *, k: int = 50, substituted: float = 0.3, seed: int = 0
+    ) -> Tensor:
         rng = torch.Generator().manual_seed(seed)
         embedding_VD = torch.randn(1000, 256, generator=rng, dtype=torch.float64)
         frequency_V = 1 / torch.arange(1, 1001, dtype=torch.float64)
-        student_WK = torch.multinomial(frequency_V, num * k, True, generator=rng).view(num, k)
-        other_WK = torch.multinomial(frequency_V, num * k, True, generator=rng).view(num, k)
+        student_WK = torch.multinomial(frequency_V, num * k, True, generator=rng).view(
+            num, k
+        )
+        other_WK = torch.multinomial(frequency_V, num * k, True, generator=rng).view(
+            num, k
+        )
         keep_WK = torch.rand(num, k, generator=rng) >= substituted
         teacher_WK = torch.where(keep_WK, student_WK, other_WK)
         unit_VD = torch.nn.functional.normalize(embedding_VD, dim=-1)
@@ -38,6 +48,8 @@ def full() -> MakeProblem:
 
     def make(cost_WKL: Tensor) -> TransportProblem:
         num, k, length = cost_WKL.shape
-        return TransportProblem(cost_WKL, torch.full((num,), k), torch.full((num,), length))
+        return TransportProblem(
+            cost_WKL, torch.full((num,), k), torch.full((num,), length)
+        )
 
     return make

@@ -19,7 +19,9 @@ def test_no_permutation_beats_the_exact_assignment(k, seed):
     cost_KK = 2 * torch.rand(k, k, generator=rng, dtype=torch.float64)
     plan = exact(TransportProblem(cost_KK[None], torch.tensor([k]), torch.tensor([k])))
     rows = torch.arange(k)
-    best = min(float(cost_KK[rows, torch.tensor(p)].mean()) for p in permutations(range(k)))
+    best = min(
+        float(cost_KK[rows, torch.tensor(p)].mean()) for p in permutations(range(k))
+    )
     assert float(plan.cost_W) == pytest.approx(best, abs=1e-12)
     assert plan.converged_W.all()
 
@@ -30,7 +32,9 @@ def test_any_two_lengths_cost_what_pot_says(full, k, length):
     cost_WKL = 2 * torch.rand(3, k, length, generator=rng, dtype=torch.float64)
     plan = exact(full(cost_WKL))
     for window in range(3):
-        oracle = ot.emd2(np.full(k, 1 / k), np.full(length, 1 / length), cost_WKL[window].numpy())
+        oracle = ot.emd2(
+            np.full(k, 1 / k), np.full(length, 1 / length), cost_WKL[window].numpy()
+        )
         assert float(plan.cost_W[window]) == pytest.approx(oracle, abs=1e-12)
     assert plan.marginal_error_W.max() < 1e-12
 
@@ -52,4 +56,6 @@ def test_padding_stays_empty_and_a_poisoned_window_harms_no_other():
 
 def test_an_empty_batch_gives_an_empty_plan():
     none_W = torch.zeros(0, dtype=torch.long)
-    assert exact(TransportProblem(torch.zeros(0, 3, 3), none_W, none_W)).cost_W.shape == (0,)
+    assert exact(
+        TransportProblem(torch.zeros(0, 3, 3), none_W, none_W)
+    ).cost_W.shape == (0,)

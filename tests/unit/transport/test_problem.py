@@ -22,13 +22,16 @@ TWO = torch.tensor([2, 2])
     ],
 )
 def test_a_malformed_problem_names_its_field(cost, rows, cols, message):
-    # Where run-time shape checks are on, they see some of these first and name the field as well.
+    # Where run-time shape checks are on, they see some of these first and name the
+    # field as well.
     with pytest.raises((ValueError, TypeCheckError), match=message):
         TransportProblem(cost, rows, cols)
 
 
 def test_marginals_are_uniform_over_the_true_entries():
-    problem = TransportProblem(torch.zeros(2, 3, 2), torch.tensor([3, 2]), torch.tensor([1, 2]))
+    problem = TransportProblem(
+        torch.zeros(2, 3, 2), torch.tensor([3, 2]), torch.tensor([1, 2])
+    )
     row_WK, col_WL = problem.marginals()
     torch.testing.assert_close(row_WK, torch.tensor([[1 / 3] * 3, [0.5, 0.5, 0.0]]))
     torch.testing.assert_close(col_WL, torch.tensor([[1.0, 0.0], [0.5, 0.5]]))

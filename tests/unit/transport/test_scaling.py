@@ -1,4 +1,6 @@
-"""Scaling a kernel onto marginals: the plan, its form, and kernels that no scaling fits."""
+"""Scaling a kernel onto marginals: the plan, its form, and kernels that no scaling
+fits.
+"""
 
 import pytest
 import torch
@@ -19,7 +21,9 @@ def uniform(num, k):
 def test_the_plan_is_the_kernels_power_between_two_scalings(num_halvings):
     kernel_WKL = kernel_of(3, 5, 4)
     row_WK, col_WL = uniform(3, 5), uniform(3, 4)
-    plan_WKL, log_WK = fit_plan(kernel_WKL, row_WK, col_WL, num_halvings=num_halvings, max_iter=60)
+    plan_WKL, log_WK = fit_plan(
+        kernel_WKL, row_WK, col_WL, num_halvings=num_halvings, max_iter=60
+    )
     torch.testing.assert_close(plan_WKL.sum(2), row_WK, atol=1e-14, rtol=0)
     torch.testing.assert_close(plan_WKL.sum(1), col_WL, atol=1e-12, rtol=0)
     power_WKL = kernel_WKL ** (2**num_halvings)
@@ -34,7 +38,9 @@ def test_padding_gets_no_mass_and_changes_nothing():
     row_WK = torch.nn.functional.pad(uniform(2, 5), (0, 2))
     col_WL = torch.nn.functional.pad(uniform(2, 4), (0, 1))
     padded, log_WK = fit_plan(padded_WKL, row_WK, col_WL, num_halvings=1, max_iter=60)
-    plan, log_5 = fit_plan(kernel_WKL, uniform(2, 5), uniform(2, 4), num_halvings=1, max_iter=60)
+    plan, log_5 = fit_plan(
+        kernel_WKL, uniform(2, 5), uniform(2, 4), num_halvings=1, max_iter=60
+    )
     torch.testing.assert_close(padded[:, :5, :4], plan, atol=1e-14, rtol=0)
     torch.testing.assert_close(log_WK[:, :5], log_5, atol=1e-12, rtol=0)
     assert padded[:, 5:].eq(0).all()
@@ -45,7 +51,9 @@ def test_padding_gets_no_mass_and_changes_nothing():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("num_halvings", [0, 4])
 def test_a_kernel_that_no_scaling_fits_leaves_a_finite_plan(dtype, num_halvings):
-    kernel_WKL = torch.tensor([[[1.0, 1.0], [0.0, 0.0]], [[1.0, 1e-30], [1.0, 0.0]]]).to(dtype)
+    kernel_WKL = torch.tensor(
+        [[[1.0, 1.0], [0.0, 0.0]], [[1.0, 1e-30], [1.0, 0.0]]]
+    ).to(dtype)
     half_WK = torch.full((2, 2), 0.5, dtype=dtype)
     plan_WKL, log_WK = fit_plan(
         kernel_WKL, half_WK, half_WK, num_halvings=num_halvings, max_iter=60
@@ -66,7 +74,9 @@ def test_a_newton_step_near_the_solution_squares_the_error():
 
 
 def test_where_no_hessian_can_be_factorised_the_step_is_a_plain_update():
-    fit = _Fit.start(torch.ones(1, 3, 3, dtype=torch.float64), uniform(1, 3), uniform(1, 3))
+    fit = _Fit.start(
+        torch.ones(1, 3, 3, dtype=torch.float64), uniform(1, 3), uniform(1, 3)
+    )
     fit.u_WK = fit.u_WK * torch.tensor(
         [2.0, 1.0, 1.0]
     )  # rows are far too heavy: no model of theirs

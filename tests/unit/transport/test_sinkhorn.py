@@ -1,4 +1,6 @@
-"""The Sinkhorn plan against slow oracles: POT in fp64, exact transport, theory's bounds."""
+"""The Sinkhorn plan against slow oracles: POT in fp64, exact transport, theory's
+bounds.
+"""
 
 import math
 
@@ -31,44 +33,58 @@ def assert_feasible(plan: TransportPlan, problem: TransportProblem) -> None:
 
 @given(data=st.data())
 @settings(max_examples=60, deadline=None, derandomize=True)
-def test_any_plan_is_feasible_and_lies_between_its_lower_bound_and_the_entropic_gap(data):
+def test_any_plan_is_feasible_and_lies_between_its_lower_bound_and_the_entropic_gap(
+    data,
+):
     rows, cols = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 6))
     values = hnp.arrays(np.float32, (1, rows, cols), elements=st.floats(0, 2, width=32))
     problem = TransportProblem(
         torch.from_numpy(data.draw(values)), torch.tensor([rows]), torch.tensor([cols])
     )
     epsilon = data.draw(st.sampled_from([1e-3, 0.02, 0.05, 0.2, 3.0]))
-    plan = sinkhorn(problem, epsilon=epsilon, max_iter=data.draw(st.sampled_from([1, 9, 64])))
+    plan = sinkhorn(
+        problem, epsilon=epsilon, max_iter=data.draw(st.sampled_from([1, 9, 64]))
+    )
     optimum = float(exact(problem).cost_W)
     assert_feasible(plan, problem)
-    # Costs are at most 2, marginals right to 1e-6 on 6 rows: fp32 can move D_OT by about 1e-5.
+    # Costs are at most 2, marginals right to 1e-6 on 6 rows: fp32 can move D_OT by
+    # about 1e-5.
     assert float(plan.dual_bound_W) <= optimum + 1e-5
     assert float(plan.cost_W) >= optimum - 1e-5
     if plan.converged_W:
-        slack = 2 * 2 * 2 * 5e-3  # rounding moves twice the two L1 errors allowed, at cost 2
+        slack = (
+            2 * 2 * 2 * 5e-3
+        )  # rounding moves twice the two L1 errors allowed, at cost 2
         assert float(plan.cost_W) <= optimum + epsilon * math.log(rows) + slack
 
 
 @pytest.mark.parametrize("substituted", [0.0, 0.3, 0.9])
 @pytest.mark.parametrize("epsilon", [0.2, 0.05, 0.02, 0.005, 0.001])
-def test_by_default_d_ot_is_right_to_single_precision(window_costs, full, substituted, epsilon):
+def test_by_default_d_ot_is_right_to_single_precision(
+    window_costs, full, substituted, epsilon
+):
     cost_WKK = window_costs(12, substituted=substituted)
     quick = sinkhorn(full(cost_WKK.float()), epsilon=epsilon)
     reference = sinkhorn(full(cost_WKK), epsilon=epsilon, max_iter=400)
-    # A float64 plan of this form with these marginals is the optimum: nothing else has to be asked.
+    # A float64 plan of this form with these marginals is the optimum: nothing else has
+    # to be asked.
     assert reference.marginal_error_W.max() < 1e-12
     assert quick.converged_W.all()
     # Columns are right to 6e-6 of 1 / 50, rows to the rounding of a sum of 50.
     assert quick.marginal_error_W.max() < 4e-7
     # Moving 4e-7 of mass at each of 50 columns costs 2 at most.
-    torch.testing.assert_close(quick.cost_W.double(), reference.cost_W, atol=4e-5, rtol=0)
+    torch.testing.assert_close(
+        quick.cost_W.double(), reference.cost_W, atol=4e-5, rtol=0
+    )
     bound_W = quick.dual_bound_W.double()
     torch.testing.assert_close(bound_W, reference.dual_bound_W, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("substituted", [0.0, 0.3, 0.9])
 @pytest.mark.parametrize("epsilon", [0.2, 0.05])
-def test_by_geomloss_the_plan_is_the_same_to_its_accuracy(window_costs, full, substituted, epsilon):
+def test_by_geomloss_the_plan_is_the_same_to_its_accuracy(
+    window_costs, full, substituted, epsilon
+):
     problem = full(window_costs(12, substituted=substituted).float())
     plan = sinkhorn(problem, epsilon=epsilon, way="geomloss")
     other = sinkhorn(problem, epsilon=epsilon)
@@ -79,7 +95,9 @@ def test_by_geomloss_the_plan_is_the_same_to_its_accuracy(window_costs, full, su
     torch.testing.assert_close(plan.dual_bound_W, other.dual_bound_W, atol=5e-3, rtol=0)
 
 
-def test_by_geomloss_a_window_does_not_depend_on_its_batch_or_padding(window_costs, full):
+def test_by_geomloss_a_window_does_not_depend_on_its_batch_or_padding(
+    window_costs, full
+):
     cost_WKK = window_costs(6, k=20).float()
     together = sinkhorn(full(cost_WKK), way="geomloss")
     padded_WLL = torch.nn.functional.pad(cost_WKK, (0, 30, 0, 30))
@@ -121,12 +139,19 @@ def test_a_converged_plan_is_the_one_pot_finds(full, k, length):
     row_K, col_L = np.full(k, 1 / k), np.full(length, 1 / length)
     for window in range(6):
         oracle_KL = ot.sinkhorn(
-            row_K, col_L, cost_WKL[window].numpy(), 0.1, numItermax=20_000, stopThr=1e-13
+            row_K,
+            col_L,
+            cost_WKL[window].numpy(),
+            0.1,
+            numItermax=20_000,
+            stopThr=1e-13,
         )
         np.testing.assert_allclose(plan.plan_WKL[window].numpy(), oracle_KL, atol=1e-9)
 
 
-def test_a_plan_that_epsilon_was_halved_for_is_the_one_pot_finds_in_the_log_domain(full):
+def test_a_plan_that_epsilon_was_halved_for_is_the_one_pot_finds_in_the_log_domain(
+    full,
+):
     cost_WKK = 0.3 * random_costs(4, 5, 5, seed=5)
     plan = sinkhorn(full(cost_WKK), epsilon=0.02)
     weight_K = np.full(5, 1 / 5)
@@ -147,7 +172,9 @@ def test_a_converged_plan_is_the_one_geomloss_goes_to(full):
     cost_WKL = random_costs(6, 9, 7, seed=4)
     problem = full(cost_WKL)
     row_WK, col_WL = problem.marginals()
-    official = geomloss_ot.solve_batch(cost_WKL, reg=0.2, a=row_WK, b=col_WL, max_iter=2000)
+    official = geomloss_ot.solve_batch(
+        cost_WKL, reg=0.2, a=row_WK, b=col_WL, max_iter=2000
+    )
     error = float(marginal_error(official.plan, row_WK, col_WL).max())
     assert error < 1e-3  # it anneals down to the last iteration, so its marginals lag
     plan_WKL = sinkhorn(problem, epsilon=0.2).plan_WKL
@@ -158,13 +185,17 @@ def test_swapping_student_and_teacher_transposes_the_plan(full):
     cost_WKL = random_costs(8, 7, 11, seed=1)
     plan = sinkhorn(full(cost_WKL), epsilon=0.1, max_iter=1000)
     swapped = sinkhorn(full(cost_WKL.transpose(1, 2)), epsilon=0.1, max_iter=1000)
-    torch.testing.assert_close(swapped.plan_WKL.transpose(1, 2), plan.plan_WKL, atol=1e-9, rtol=0)
+    torch.testing.assert_close(
+        swapped.plan_WKL.transpose(1, 2), plan.plan_WKL, atol=1e-9, rtol=0
+    )
 
 
 def test_swapping_changes_the_default_fp32_d_ot_by_rounding_only(window_costs, full):
     cost_WKK = window_costs(12).float()
     swapped = sinkhorn(full(cost_WKK.transpose(1, 2)))
-    torch.testing.assert_close(swapped.cost_W, sinkhorn(full(cost_WKK)).cost_W, atol=4e-5, rtol=0)
+    torch.testing.assert_close(
+        swapped.cost_W, sinkhorn(full(cost_WKK)).cost_W, atol=4e-5, rtol=0
+    )
 
 
 def test_permuting_tokens_permutes_the_plan(window_costs, full):
@@ -173,7 +204,9 @@ def test_permuting_tokens_permutes_the_plan(window_costs, full):
     rows, cols = torch.randperm(20, generator=rng), torch.randperm(20, generator=rng)
     plan_WKK = sinkhorn(full(cost_WKK)).plan_WKL
     permuted_WKK = sinkhorn(full(cost_WKK[:, rows][:, :, cols])).plan_WKL
-    torch.testing.assert_close(permuted_WKK, plan_WKK[:, rows][:, :, cols], atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        permuted_WKK, plan_WKK[:, rows][:, :, cols], atol=1e-12, rtol=0
+    )
 
 
 def test_identical_windows_cost_nothing(window_costs, full):

@@ -1,4 +1,6 @@
-"""One window's plan is its own affair: batch, padding and poisoned neighbours leave it alone."""
+"""One window's plan is its own affair: batch, padding and poisoned neighbours leave it
+alone.
+"""
 
 import pytest
 import torch
@@ -18,7 +20,9 @@ def ragged(cost_WKL: torch.Tensor, seed: int) -> TransportProblem:
     num, k, length = cost_WKL.shape
     rng = torch.Generator().manual_seed(seed)
     rows_W = torch.randint(1, k + 1, (num,), generator=rng)
-    return TransportProblem(cost_WKL, rows_W, torch.randint(1, length + 1, (num,), generator=rng))
+    return TransportProblem(
+        cost_WKL, rows_W, torch.randint(1, length + 1, (num,), generator=rng)
+    )
 
 
 @given(seed=st.integers(0, 1000), scale=st.floats(0.01, 1.0))
@@ -26,7 +30,9 @@ def ragged(cost_WKL: torch.Tensor, seed: int) -> TransportProblem:
 def test_a_plan_depends_on_neither_its_batch_nor_its_padding(seed, scale):
     rng = torch.Generator().manual_seed(seed)
     scale_W = torch.tensor([scale, 1.0, 0.1, 0.5])
-    problem = ragged(2 * torch.rand(4, 9, 7, generator=rng) * scale_W[:, None, None], seed)
+    problem = ragged(
+        2 * torch.rand(4, 9, 7, generator=rng) * scale_W[:, None, None], seed
+    )
     together = sinkhorn(problem)
     for window in range(4):
         rows, cols = int(problem.num_rows_W[window]), int(problem.num_cols_W[window])
@@ -38,17 +44,26 @@ def test_a_plan_depends_on_neither_its_batch_nor_its_padding(seed, scale):
             )
         )
         plan_KL = together.plan_WKL[window]
-        torch.testing.assert_close(plan_KL[:rows, :cols], alone.plan_WKL[0], atol=1e-6, rtol=0)
-        torch.testing.assert_close(together.cost_W[window], alone.cost_W[0], atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            plan_KL[:rows, :cols], alone.plan_WKL[0], atol=1e-6, rtol=0
+        )
+        torch.testing.assert_close(
+            together.cost_W[window], alone.cost_W[0], atol=1e-6, rtol=0
+        )
         assert plan_KL[rows:].eq(0).all()
         assert plan_KL[:, cols:].eq(0).all()
 
 
 def test_the_costs_of_one_window_do_not_anneal_another(window_costs, full):
-    """Epsilon is halved from a constant, not from the batch; few updates would show it."""
+    """Epsilon is halved from a constant, not from the batch; few updates would show
+    it.
+    """
     small_WKK = 0.1 * window_costs(3, k=20)
     wild_WKK = torch.cat([small_WKK, 2 * torch.eye(20, dtype=torch.float64)[None]])
-    alone, beside = sinkhorn(full(small_WKK), max_iter=9), sinkhorn(full(wild_WKK), max_iter=9)
+    alone, beside = (
+        sinkhorn(full(small_WKK), max_iter=9),
+        sinkhorn(full(wild_WKK), max_iter=9),
+    )
     torch.testing.assert_close(beside.plan_WKL[:3], alone.plan_WKL, atol=1e-12, rtol=0)
 
 
@@ -58,19 +73,28 @@ def test_padding_is_never_read(window_costs):
     for window in range(6):
         garbled_WKL[window, problem.num_rows_W[window] :] = torch.nan
         garbled_WKL[window, :, problem.num_cols_W[window] :] = -1e30
-    garbled = sinkhorn(TransportProblem(garbled_WKL, problem.num_rows_W, problem.num_cols_W))
+    garbled = sinkhorn(
+        TransportProblem(garbled_WKL, problem.num_rows_W, problem.num_cols_W)
+    )
     clean = sinkhorn(problem)
     assert garbled.converged_W.all()
     torch.testing.assert_close(garbled.plan_WKL, clean.plan_WKL, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("epsilon", [0.05, 0.01])
-def test_windows_that_take_longer_leave_those_that_are_done_alone(window_costs, full, epsilon):
-    easy_WKK, hard_WKK = window_costs(3, substituted=0.0), window_costs(3, substituted=0.3)
+def test_windows_that_take_longer_leave_those_that_are_done_alone(
+    window_costs, full, epsilon
+):
+    easy_WKK, hard_WKK = (
+        window_costs(3, substituted=0.0),
+        window_costs(3, substituted=0.3),
+    )
     mixed = sinkhorn(full(torch.cat([easy_WKK, hard_WKK])), epsilon=epsilon)
     for cost_WKK, part in ((easy_WKK, slice(3)), (hard_WKK, slice(3, 6))):
         alone = sinkhorn(full(cost_WKK), epsilon=epsilon)
-        torch.testing.assert_close(mixed.plan_WKL[part], alone.plan_WKL, atol=1e-13, rtol=0)
+        torch.testing.assert_close(
+            mixed.plan_WKL[part], alone.plan_WKL, atol=1e-13, rtol=0
+        )
 
 
 def test_a_batch_larger_than_a_chunk_gives_each_window_its_own_plan(window_costs, full):
@@ -78,8 +102,12 @@ def test_a_batch_larger_than_a_chunk_gives_each_window_its_own_plan(window_costs
     assert problem.cost_WKL.numel() > 2**20
     last = slice(450, 500)
     together, apart = sinkhorn(problem), sinkhorn(select(problem, last))
-    torch.testing.assert_close(together.plan_WKL[last], apart.plan_WKL, atol=1e-6, rtol=0)
-    torch.testing.assert_close(together.dual_bound_W[last], apart.dual_bound_W, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        together.plan_WKL[last], apart.plan_WKL, atol=1e-6, rtol=0
+    )
+    torch.testing.assert_close(
+        together.dual_bound_W[last], apart.dual_bound_W, atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
@@ -89,8 +117,12 @@ def test_a_poisoned_window_harms_no_other(window_costs, full, poison):
     cost_WKK[2, 3, 4] = poison
     plan = sinkhorn(full(cost_WKK))
     others = [0, 1, 3, 4]
-    torch.testing.assert_close(plan.plan_WKL[others], healthy.plan_WKL[others], atol=1e-6, rtol=0)
-    torch.testing.assert_close(plan.cost_W[others], healthy.cost_W[others], atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        plan.plan_WKL[others], healthy.plan_WKL[others], atol=1e-6, rtol=0
+    )
+    torch.testing.assert_close(
+        plan.cost_W[others], healthy.cost_W[others], atol=1e-6, rtol=0
+    )
     assert plan.converged_W.tolist() == [True, True, False, True, True]
     assert plan.plan_WKL[2].eq(0).all()
     for value_W in (plan.cost_W, plan.dual_bound_W, plan.marginal_error_W):
@@ -124,7 +156,9 @@ def test_grad_mode_is_left_as_it_was_and_a_plan_carries_no_gradient(full, enable
         (torch.float64, torch.float64),
     ],
 )
-def test_half_precision_costs_are_solved_in_fp32(window_costs, full, given_dtype, solved_in):
+def test_half_precision_costs_are_solved_in_fp32(
+    window_costs, full, given_dtype, solved_in
+):
     cost_WKK = window_costs(3, k=10).to(given_dtype)
     plan, upcast = sinkhorn(full(cost_WKK)), sinkhorn(full(cost_WKK.to(solved_in)))
     assert plan.plan_WKL.dtype == plan.cost_W.dtype == solved_in

@@ -7,13 +7,17 @@ from topd_ray.transport import TransportProblem, exact, sinkhorn, soft_targets
 
 def test_each_true_row_is_the_plan_row_scaled_to_one(window_costs):
     rows_W, cols_W = torch.tensor([50, 20, 1]), torch.tensor([50, 50, 3])
-    plan_WKL = sinkhorn(TransportProblem(window_costs(3).float(), rows_W, cols_W)).plan_WKL
+    plan_WKL = sinkhorn(
+        TransportProblem(window_costs(3).float(), rows_W, cols_W)
+    ).plan_WKL
     target_WKL = soft_targets(plan_WKL, rows_W)
     for window, rows in enumerate(rows_W.tolist()):
         sums_K = target_WKL[window, :rows].sum(-1)
         torch.testing.assert_close(sums_K, torch.ones(rows), atol=1e-6, rtol=0)
         scaled_KL = rows * plan_WKL[window, :rows]
-        torch.testing.assert_close(target_WKL[window, :rows], scaled_KL, atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            target_WKL[window, :rows], scaled_KL, atol=1e-4, rtol=0
+        )
         assert target_WKL[window, rows:].eq(0).all()
 
 
@@ -26,7 +30,9 @@ def test_rows_sum_to_one_whatever_the_plan_left_and_padding_is_dropped():
 
 
 def test_an_exact_plan_gives_one_hot_targets(window_costs, full):
-    target_WKK = soft_targets(exact(full(window_costs(2, k=8))).plan_WKL, torch.tensor([8, 8]))
+    target_WKK = soft_targets(
+        exact(full(window_costs(2, k=8))).plan_WKL, torch.tensor([8, 8])
+    )
     assert target_WKK.amax(2).eq(1).all()
     assert target_WKK.sum((1, 2)).eq(8).all()
 

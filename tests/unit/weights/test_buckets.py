@@ -61,7 +61,10 @@ def refused(buckets: list[WeightBucket], match: str, *, version: int = 3) -> lis
 
 def test_buckets_of_another_version_are_refused(weights):
     assert (
-        refused(sent(weights), "policy_version 3: policy_version 4 was announced", version=4) == []
+        refused(
+            sent(weights), "policy_version 3: policy_version 4 was announced", version=4
+        )
+        == []
     )
 
 
@@ -76,7 +79,11 @@ def test_buckets_out_of_order_are_refused(weights):
 
 
 def test_a_missing_end_is_noticed(weights):
-    assert refused(sent(weights)[:-1], "end after bucket 1") == ["embed", "norm", "bits"]
+    assert refused(sent(weights)[:-1], "end after bucket 1") == [
+        "embed",
+        "norm",
+        "bits",
+    ]
 
 
 def test_no_buckets_at_all_are_noticed():

@@ -17,7 +17,9 @@ def weights_of(folder: Path, *, dtype: torch.dtype = torch.float32) -> list[Name
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     doubled = {name: 2 * p.detach() for name, p in model.named_parameters()}
     if dtype == torch.bfloat16:
-        return [(n, w.view(torch.int16).numpy().view(np.uint16)) for n, w in doubled.items()]
+        return [
+            (n, w.view(torch.int16).numpy().view(np.uint16)) for n, w in doubled.items()
+        ]
     return [(n, w.numpy()) for n, w in doubled.items()]
 
 
@@ -35,9 +37,13 @@ def check(target: Path, weights: list[NamedArray]) -> None:
 
 @pytest.mark.parametrize("max_shard_bytes", [10**9, 10_000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_folder_loads_with_the_weights_given(student_folder, tmp_path, dtype, max_shard_bytes):
+def test_the_folder_loads_with_the_weights_given(
+    student_folder, tmp_path, dtype, max_shard_bytes
+):
     weights, target = weights_of(student_folder, dtype=dtype), tmp_path / "model"
-    export_folder(weights, source=student_folder, target=target, max_shard_bytes=max_shard_bytes)
+    export_folder(
+        weights, source=student_folder, target=target, max_shard_bytes=max_shard_bytes
+    )
     check(target, weights)
     assert json.loads((target / "config.json").read_text())["dtype"] == str(dtype)[6:]
     assert (len(list(target.glob("*.safetensors"))) > 1) == (max_shard_bytes == 10_000)
@@ -51,10 +57,13 @@ def test_an_untied_head_is_exported_too(teacher_folder, tmp_path):
 
 
 def test_the_tokenizer_and_its_chat_template_come_along(student_folder, tmp_path):
-    export_folder(weights_of(student_folder), source=student_folder, target=tmp_path / "model")
+    export_folder(
+        weights_of(student_folder), source=student_folder, target=tmp_path / "model"
+    )
     told = [{"role": "user", "content": "1 2"}]
     source, exported = (
-        AutoTokenizer.from_pretrained(folder) for folder in (student_folder, tmp_path / "model")
+        AutoTokenizer.from_pretrained(folder)
+        for folder in (student_folder, tmp_path / "model")
     )
     assert exported.apply_chat_template(told) == source.apply_chat_template(told)
 
@@ -62,10 +71,15 @@ def test_the_tokenizer_and_its_chat_template_come_along(student_folder, tmp_path
 def test_no_weight_file_of_the_source_is_kept(student_folder, tmp_path):
     source = tmp_path / "source"
     export_folder(
-        weights_of(student_folder), source=student_folder, target=source, max_shard_bytes=10_000
+        weights_of(student_folder),
+        source=student_folder,
+        target=source,
+        max_shard_bytes=10_000,
     )
     export_folder(weights_of(source), source=source, target=tmp_path / "model")
-    assert [path.name for path in (tmp_path / "model").glob("model*")] == ["model.safetensors"]
+    assert [path.name for path in (tmp_path / "model").glob("model*")] == [
+        "model.safetensors"
+    ]
 
 
 def test_a_target_that_exists_is_replaced(student_folder, tmp_path):

@@ -1,4 +1,6 @@
-"""Micro-batches: every token once, and each weight, signal and target where it belongs."""
+"""Micro-batches: every token once, and each weight, signal and target where it
+belongs.
+"""
 
 import dataclasses
 import random
@@ -49,7 +51,10 @@ def packed(
 def segments(batch: TrainBatch) -> list[tuple[int, int, int]]:
     """(length, trunk, branch) of each."""
     return list(
-        zip(*(x.tolist() for x in (batch.length_S, batch.trunk_S, batch.branch_S)), strict=True)
+        zip(
+            *(x.tolist() for x in (batch.length_S, batch.trunk_S, batch.branch_S)),
+            strict=True,
+        )
     )
 
 
@@ -64,12 +69,17 @@ def test_a_batch_holds_prompt_and_response_but_for_the_last_token() -> None:
 
 
 def test_each_response_token_is_predicted_from_the_token_before_it() -> None:
-    short, long = scored("a", prompt_length=2, length=3), scored("b", prompt_length=3, length=6)
+    short, long = (
+        scored("a", prompt_length=2, length=3),
+        scored("b", prompt_length=3, length=6),
+    )
     ((batch,),) = packed([short, long])
     assert batch.rollout_ids == ("b", "a")  # longest first
     before = np.concatenate(
         [
-            np.concatenate([one.rollout.prompt_ids_P[-1:], one.rollout.response_ids_N[:-1]])
+            np.concatenate(
+                [one.rollout.prompt_ids_P[-1:], one.rollout.response_ids_N[:-1]]
+            )
             for one in (long, short)
         ]
     )
@@ -99,7 +109,7 @@ def test_a_top_k_signal_keeps_ids_and_log_probabilities_together() -> None:
 def test_a_sampled_signal_is_that_of_the_sampled_tokens_alone() -> None:
     signal = SampledSignal(logq_N=np.array([-5, -6, -7, -8], np.float32))
     one = dataclasses.replace(scored("a", length=4), signal=signal)
-    ((batch,), (empty,)) = packed([one], num_ranks=2)
+    (batch,), (empty,) = packed([one], num_ranks=2)
     assert isinstance(batch.signal, SampledSignal)
     assert batch.signal.logq_N.tolist() == [-5, -6, -7, -8]
     assert isinstance(empty.signal, SampledSignal)
@@ -120,8 +130,12 @@ def test_the_samplers_log_probabilities_come_along_where_the_student_sampled() -
 
 
 def test_signals_of_two_kinds_are_refused() -> None:
-    other = dataclasses.replace(scored("b"), signal=SampledSignal(logq_N=np.zeros(5, np.float32)))
-    with pytest.raises(ValueError, match="2 kinds in one micro-batch: HiddenSignal, SampledSignal"):
+    other = dataclasses.replace(
+        scored("b"), signal=SampledSignal(logq_N=np.zeros(5, np.float32))
+    )
+    with pytest.raises(
+        ValueError, match="2 kinds in one micro-batch: HiddenSignal, SampledSignal"
+    ):
         packed([scored("a"), other])
 
 
@@ -145,8 +159,12 @@ def test_overlapping_windows_both_count() -> None:
     assert Counter(batch.window_Q.tolist()) == {1: 1, 2: 2, 3: 2, 4: 2, 5: 1}
 
 
-def test_a_down_weighted_token_keeps_its_place_and_its_windows_are_not_learned() -> None:
-    """Losses 1 but for position 2 of b, the false alarm, and 3 of b, the real divergence."""
+def test_a_down_weighted_token_keeps_its_place_and_its_windows_are_not_learned() -> (
+    None
+):
+    """Losses 1 but for position 2 of b, the false alarm, and 3 of b, the real
+    divergence.
+    """
     loss_N = np.array([1, 1, 4, 4, 1, 1], np.float32)
     rollouts = [
         scored("a", length=9),
@@ -166,27 +184,39 @@ def test_a_down_weighted_token_keeps_its_place_and_its_windows_are_not_learned()
 
 
 def test_a_resampled_window_hangs_off_the_trunk_just_before_its_candidate() -> None:
-    """Prompt of 3, response of 5; a window S of 3 tokens at t = 1 sees prompt and y_0."""
+    """Prompt of 3, response of 5; a window S of 3 tokens at t = 1 sees prompt and
+    y_0.
+    """
     one = scored("a", prompt_length=3, length=5)
-    found = probes("a", positions=(1,), num_student=(3,), distances=(0.9,), resampled=True)
+    found = probes(
+        "a", positions=(1,), num_student=(3,), distances=(0.9,), resampled=True
+    )
     found.student_ids_WK[0, :3] = [40, 41, 42]
     ((batch,),) = packed([one], [found])
     trunk = [*one.rollout.prompt_ids_P, *one.rollout.response_ids_N[:-1]]
     assert batch.input_ids_L.tolist() == [*trunk, 40, 41]
     assert segments(batch) == [(7, 0, 0), (2, 0, 4)]
     assert batch.position_TU.tolist() == [2, 3, 4, 5, 6, 7, 8]
-    assert batch.window_Q.tolist() == [1, 5, 6]  # y_1's own state, then those of S_0 and S_1
+    assert batch.window_Q.tolist() == [
+        1,
+        5,
+        6,
+    ]  # y_1's own state, then those of S_0 and S_1
 
 
 def test_a_fresh_window_of_one_token_needs_no_token_of_its_own() -> None:
-    found = probes("a", positions=(2,), num_student=(1,), distances=(0.9,), resampled=True)
+    found = probes(
+        "a", positions=(2,), num_student=(1,), distances=(0.9,), resampled=True
+    )
     ((batch,),) = packed([scored("a")], [found])
     assert segments(batch) == [(7, 0, 0)]
     assert batch.window_Q.tolist() == [2]
 
 
 def contexts(batch: TrainBatch) -> list[list[int]]:
-    """What each position of T + U is predicted from: the tokens it sees, itself last."""
+    """What each position of T + U is predicted from: the tokens it sees, itself
+    last.
+    """
     start_S = np.cumsum(batch.length_S) - batch.length_S
     assert start_S[-1] + batch.length_S[-1] == len(batch.input_ids_L)
     found = []
@@ -194,27 +224,36 @@ def contexts(batch: TrainBatch) -> list[list[int]]:
         s = np.searchsorted(start_S, index, side="right") - 1
         first = start_S[batch.trunk_S[s]]
         before = batch.input_ids_L[first : first + batch.branch_S[s]]
-        found.append([*before.tolist(), *batch.input_ids_L[start_S[s] : index + 1].tolist()])
+        found.append(
+            [*before.tolist(), *batch.input_ids_L[start_S[s] : index + 1].tolist()]
+        )
     return found
 
 
 windows = st.lists(
-    st.tuples(st.integers(0, 4), st.integers(1, 4), st.sampled_from([0.1, 0.9])), max_size=3
+    st.tuples(st.integers(0, 4), st.integers(1, 4), st.sampled_from([0.1, 0.9])),
+    max_size=3,
 )
-chunk = st.lists(st.tuples(st.integers(5, 8), st.integers(1, 4), windows), min_size=1, max_size=5)
+chunk = st.lists(
+    st.tuples(st.integers(5, 8), st.integers(1, 4), windows), min_size=1, max_size=5
+)
 
 
 def make_chunk(
     drawn: Sequence[tuple[int, int, list[tuple[int, int, float]]]], *, resampled: bool
 ) -> tuple[list[ScoredRollout], list[ProbeSet]]:
-    """Rollouts and probes in which no token id occurs twice, so that a context names its place."""
+    """Rollouts and probes in which no token id occurs twice, so that a context names
+    its place.
+    """
     ids = iter(range(10_000))
     rollouts, found = [], []
     for i, (length, num_prompt, parts) in enumerate(drawn):
         response_N = np.array([next(ids) for _ in range(length)], np.int32)
         prompt_P = np.array([next(ids) for _ in range(num_prompt)], np.int32)
         rollouts.append(
-            scored(f"r{i}", length=length, response_ids_N=response_N, prompt_ids_P=prompt_P)
+            scored(
+                f"r{i}", length=length, response_ids_N=response_N, prompt_ids_P=prompt_P
+            )
         )
         sizes = [n if resampled else min(n, length - t) for t, n, _ in parts]
         one = probes(
@@ -226,7 +265,9 @@ def make_chunk(
         )
         for w, (size, (t, _, _)) in enumerate(zip(sizes, parts, strict=True)):
             one.student_ids_WK[w, :size] = (
-                [next(ids) for _ in range(size)] if resampled else response_N[t : t + size]
+                [next(ids) for _ in range(size)]
+                if resampled
+                else response_N[t : t + size]
             )
         one.teacher_ids_WK[:] = np.array([next(ids) for _ in parts], np.int32)[:, None]
         found.append(one)
@@ -234,14 +275,21 @@ def make_chunk(
 
 
 @settings(max_examples=60, deadline=None)
-@given(drawn=chunk, resampled=st.booleans(), budget=st.integers(1, 80), ranks=st.integers(1, 3))
+@given(
+    drawn=chunk,
+    resampled=st.booleans(),
+    budget=st.integers(1, 80),
+    ranks=st.integers(1, 3),
+)
 def test_every_token_and_every_window_position_is_predicted_from_what_came_before_it(
     drawn: list[tuple[int, int, list[tuple[int, int, float]]]],
     resampled: bool,
     budget: int,
     ranks: int,
 ) -> None:
-    """The pairs (context, target) of all batches are those of separate sequences, each once."""
+    """The pairs (context, target) of all batches are those of separate sequences, each
+    once.
+    """
     rollouts, found = make_chunk(drawn, resampled=resampled)
     tokens, targets = [], []
     for one, probe in zip(rollouts, found, strict=True):
@@ -249,14 +297,18 @@ def test_every_token_and_every_window_position_is_predicted_from_what_came_befor
             one.rollout.prompt_ids_P.tolist(),
             one.rollout.response_ids_N.tolist(),
         )
-        tokens += [(*prompt_P, *response_N[:t], response_N[t]) for t in range(len(response_N))]
+        tokens += [
+            (*prompt_P, *response_N[:t], response_N[t]) for t in range(len(response_N))
+        ]
         for w in np.flatnonzero(probe.d_ot_W > 0.5):
             window = probe.student_ids_WK[w, : probe.num_student_W[w]].tolist()
             start = prompt_P + response_N[: probe.positions_W[w]]
             teacher = int(probe.teacher_ids_WK[w, 0])
             targets += [(teacher, *start, *window[:i]) for i in range(len(window))]
     seen_tokens, seen_targets = [], []
-    for batch in chain.from_iterable(packed(rollouts, found, token_budget=budget, num_ranks=ranks)):
+    for batch in chain.from_iterable(
+        packed(rollouts, found, token_budget=budget, num_ranks=ranks)
+    ):
         assert batch.input_ids_L.size <= budget or len(batch.rollout_ids) == 1
         context = contexts(batch)
         next_ids = batch.response_ids_T.tolist()
@@ -272,7 +324,9 @@ def test_every_token_and_every_window_position_is_predicted_from_what_came_befor
 @settings(max_examples=30, deadline=None)
 @given(drawn=chunk, order=st.randoms(use_true_random=False), ranks=st.integers(1, 3))
 def test_batches_do_not_depend_on_the_order_of_what_comes_in(
-    drawn: list[tuple[int, int, list[tuple[int, int, float]]]], order: random.Random, ranks: int
+    drawn: list[tuple[int, int, list[tuple[int, int, float]]]],
+    order: random.Random,
+    ranks: int,
 ) -> None:
     rollouts, found = make_chunk(drawn, resampled=True)
     first = packed(rollouts, found, num_ranks=ranks, token_budget=40)
@@ -322,7 +376,9 @@ def test_a_rank_without_work_gets_an_empty_batch() -> None:
     _, (empty,) = packed([scored(policy_version=3)], num_ranks=2)
     assert empty.rollout_ids == ()
     assert empty.policy_version == 3
-    assert empty.position_TU.size == empty.weight_T.size == empty.response_ids_T.size == 0
+    assert (
+        empty.position_TU.size == empty.weight_T.size == empty.response_ids_T.size == 0
+    )
     assert segments(empty) == [(1, 0, 0)]
     assert isinstance(empty.signal, HiddenSignal)
     assert empty.signal.hidden_ND.shape == (0, 4)

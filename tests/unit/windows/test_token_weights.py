@@ -20,11 +20,15 @@ from topd_ray.windows.token_weights import student_entropy
 def scored(name: str, losses: Sequence[float], **fields: Any) -> ScoredRollout:
     one = make.scored(name, length=len(losses), **fields)
     return ScoredRollout(
-        rollout=one.rollout, signal=one.signal, token_loss_N=np.array(losses, np.float32)
+        rollout=one.rollout,
+        signal=one.signal,
+        token_loss_N=np.array(losses, np.float32),
     )
 
 
-def probed(name: str, distances: dict[int, float], groups: Sequence[int] | None = None) -> ProbeSet:
+def probed(
+    name: str, distances: dict[int, float], groups: Sequence[int] | None = None
+) -> ProbeSet:
     """Windows by position."""
     count = len(distances)
     return make.probes(
@@ -57,7 +61,9 @@ def weights(
 
 def test_every_token_counts_once_unless_told_otherwise() -> None:
     probes = [probed("a", {1: 0.1})]
-    assert weights([scored("a", [1, 9, 1])], probes, lambda_traj=0.3) == {"a": [1, 1, 1]}
+    assert weights([scored("a", [1, 9, 1])], probes, lambda_traj=0.3) == {
+        "a": [1, 1, 1]
+    }
 
 
 def test_a_false_alarm_counts_as_much_as_the_median_token() -> None:
@@ -70,7 +76,9 @@ def test_a_false_alarm_counts_as_much_as_the_median_token() -> None:
 
 def test_a_candidate_below_the_median_keeps_its_weight() -> None:
     rollouts = [scored("a", [1.0, 2.0, 3.0])]
-    assert weights(rollouts, [probed("a", {0: 0.1})], downweight="low_ot") == {"a": [1, 1, 1]}
+    assert weights(rollouts, [probed("a", {0: 0.1})], downweight="low_ot") == {
+        "a": [1, 1, 1]
+    }
 
 
 def test_controls_and_unsolved_windows_are_never_down_weighted() -> None:
@@ -93,9 +101,14 @@ def test_controls_and_unsolved_windows_are_never_down_weighted() -> None:
         ([math.nan, math.nan, math.nan], 1.0),
     ],
 )
-def test_odd_losses_never_make_an_odd_weight(losses: list[float], weight: float) -> None:
+def test_odd_losses_never_make_an_odd_weight(
+    losses: list[float], weight: float
+) -> None:
     rollouts = [scored("a", losses)]
-    assert weights(rollouts, [probed("a", {2: 0.1})], downweight="low_ot")["a"][2] == weight
+    assert (
+        weights(rollouts, [probed("a", {2: 0.1})], downweight="low_ot")["a"][2]
+        == weight
+    )
 
 
 def test_down_weighting_without_probes_is_refused() -> None:
@@ -132,7 +145,9 @@ def test_another_seed_draws_others() -> None:
     rollouts = [scored("a", [1] * 10 + [8] * 9)]
     probes = [probed("a", {10: 0.1} | dict.fromkeys(range(11, 19), 0.9))]
     drawn = [
-        weights(rollouts, probes, downweight="matched_high_ot", run_seed=seed)["a"].index(1 / 8)
+        weights(rollouts, probes, downweight="matched_high_ot", run_seed=seed)[
+            "a"
+        ].index(1 / 8)
         for seed in range(40)
     ]
     assert set(drawn) <= set(range(11, 19))
@@ -140,21 +155,29 @@ def test_another_seed_draws_others() -> None:
 
 
 losses = st.lists(st.floats(0.0, 4.0, width=32), min_size=6, max_size=12)
-windows = st.dictionaries(st.integers(0, 5), st.sampled_from([0.1, 0.5, 0.6, 0.9]), max_size=5)
+windows = st.dictionaries(
+    st.integers(0, 5), st.sampled_from([0.1, 0.5, 0.6, 0.9]), max_size=5
+)
 chunks = st.lists(st.tuples(losses, windows), min_size=1, max_size=5)
 
 
 def capped_weight(losses: Sequence[float], t: int) -> float:
     ordered = sorted(np.float32(losses).tolist())
     middle = len(ordered) // 2
-    median = ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+    median = (
+        ordered[middle]
+        if len(ordered) % 2
+        else (ordered[middle - 1] + ordered[middle]) / 2
+    )
     loss = float(np.float32(losses[t]))
     return 1.0 if loss <= median else median / loss
 
 
 @settings(max_examples=40, deadline=None)
 @given(chunk=chunks)
-def test_low_ot_weights_are_the_oracles(chunk: list[tuple[list[float], dict[int, float]]]) -> None:
+def test_low_ot_weights_are_the_oracles(
+    chunk: list[tuple[list[float], dict[int, float]]],
+) -> None:
     rollouts = [scored(f"r{i}", values) for i, (values, _) in enumerate(chunk)]
     probes = [probed(f"r{i}", distances) for i, (_, distances) in enumerate(chunk)]
     found = weights(rollouts, probes, downweight="low_ot")
@@ -171,7 +194,9 @@ def test_low_ot_weights_are_the_oracles(chunk: list[tuple[list[float], dict[int,
 def test_as_many_are_matched_as_are_low_and_order_changes_nothing(
     chunk: list[tuple[list[float], dict[int, float]]], order: random.Random
 ) -> None:
-    """A loss above the rollout's median shows as a weight; here every candidate's is."""
+    """A loss above the rollout's median shows as a weight; here every candidate's
+    is.
+    """
     rollouts, probes, low, high = [], [], 0, 0
     for i, (values, distances) in enumerate(chunk):
         raised = [10.0 if t in distances else loss for t, loss in enumerate(values)]
@@ -181,7 +206,10 @@ def test_as_many_are_matched_as_are_low_and_order_changes_nothing(
         high += sum(distance > 0.5 for distance in distances.values())
     found = weights(rollouts, probes, downweight="matched_high_ot")
     capped = [
-        (i, t) for i in range(len(chunk)) for t, weight in enumerate(found[f"r{i}"]) if weight != 1
+        (i, t)
+        for i in range(len(chunk))
+        for t, weight in enumerate(found[f"r{i}"])
+        if weight != 1
     ]
     assert len(capped) == min(low, high)
     assert all(chunk[i][1][t] > 0.5 for i, t in capped)

@@ -1,8 +1,10 @@
-"""A generation engine as a model of lm-evaluation-harness: text in, text out, a seed a sample.
+"""A generation engine as a model of lm-evaluation-harness: text in, text out, a seed a
+sample.
 
-The harness's own wrappers send one seed to all requests (so all samples of a problem could be the
-same), need packages we do not (accelerate, peft) or a distribution called `vllm`, which a CPU build
-is not. Ours runs on the very engines that training uses, with their settings.
+The harness's own wrappers send one seed to all requests (so all samples of a problem
+could be the same), need packages we do not (accelerate, peft) or a distribution called
+`vllm`, which a CPU build is not. Ours runs on the very engines that training uses, with
+their settings.
 """
 
 import math
@@ -45,18 +47,25 @@ class LastingEngine:
     `context`: most tokens of a prompt and its response together, as the model was made.
     """
 
-    def __init__(self, open_engine: Callable[[int], GenerationEngine], *, context: int) -> None:
+    def __init__(
+        self, open_engine: Callable[[int], GenerationEngine], *, context: int
+    ) -> None:
         self._open, self.context = open_engine, context
         self._engine: GenerationEngine | None = None
         self._length = 0
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Generation]:
         """Yield each generation as soon as it is finished."""
-        needed = max(len(request.prompt_ids) + request.max_tokens for request in requests)
+        needed = max(
+            len(request.prompt_ids) + request.max_tokens for request in requests
+        )
         if self._engine is None or needed > self._length:
             self.close()
-            # The next task's prompts may be a little longer: no reason to load the model again.
-            self._length = min(self.context, math.ceil(needed / LENGTH_STEP) * LENGTH_STEP)
+            # The next task's prompts may be a little longer: no reason to load the
+            # model again.
+            self._length = min(
+                self.context, math.ceil(needed / LENGTH_STEP) * LENGTH_STEP
+            )
             self._engine = self._open(self._length)
         return self._engine.generate(requests)
 
@@ -68,7 +77,9 @@ class LastingEngine:
 
 
 class EngineModel(LM):  # type: ignore[misc]  # the harness has no types
-    """`generate_until` for one task; `responses` holds what its strings cannot carry."""
+    """`generate_until` for one task; `responses` holds what its strings cannot
+    carry.
+    """
 
     def __init__(
         self,
@@ -79,9 +90,11 @@ class EngineModel(LM):  # type: ignore[misc]  # the harness has no types
         chat: bool,
         may_shorten: bool,
     ) -> None:
-        """Without `chat`, prompts are plain text to go on with, not turns of a conversation.
+        """Without `chat`, prompts are plain text to go on with, not turns of a
+        conversation.
 
-        With `may_shorten`, a response limit that does not fit the context is lowered to what does.
+        With `may_shorten`, a response limit that does not fit the context is lowered to
+        what does.
         """
         from transformers import AutoTokenizer
 
@@ -92,7 +105,9 @@ class EngineModel(LM):  # type: ignore[misc]  # the harness has no types
             folder, local_files_only=True, trust_remote_code=False
         )
         if chat and not self._tokenizer.chat_template:
-            raise UserError(f"{folder}: its tokenizer has no chat template; give a chat model")
+            raise UserError(
+                f"{folder}: its tokenizer has no chat template; give a chat model"
+            )
         self.responses: dict[int, list[Response]] = {}
         """By document, in the order of the samples."""
 
@@ -117,16 +132,22 @@ class EngineModel(LM):  # type: ignore[misc]  # the harness has no types
             )
         except TemplateError as error:
             raise UserError(
-                f"problem {chat_history[-1]['content']!r:.80}: the model's chat template refuses "
-                f"it: {error}"
+                f"problem {chat_history[-1]['content']!r:.80}: the model's chat"
+                f" template refuses it: {error}"
             ) from None
         return text
 
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """One string a request, in order; a document comes as often as it is to be sampled."""
+    def generate_until(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[str]:
+        """One string a request, in order; a document comes as often as it is to be
+        sampled.
+        """
         asked = self._requests(requests)
         done: dict[str, Generation] = {}
-        for generation in _shown(self._engine.generate(asked), len(asked), hide=disable_tqdm):
+        for generation in _shown(
+            self._engine.generate(asked), len(asked), hide=disable_tqdm
+        ):
             done[generation.request_id] = generation
         texts = []
         for instance, request in zip(requests, asked, strict=True):
@@ -136,12 +157,16 @@ class EngineModel(LM):  # type: ignore[misc]  # the harness has no types
         return texts
 
     def _requests(self, instances: Sequence[Instance]) -> list[GenerationRequest]:
-        token_ids = {text: self._tokens(text) for text in {i.args[0] for i in instances}}
+        token_ids = {
+            text: self._tokens(text) for text in {i.args[0] for i in instances}
+        }
         taken: Counter[int] = Counter()
         asked = []
         for instance in instances:
             text, options = instance.args[0], normalize_gen_kwargs(instance.args[1])
-            request_id = f"{instance.task_name}/{instance.doc_id}/{taken[instance.doc_id]}"
+            request_id = (
+                f"{instance.task_name}/{instance.doc_id}/{taken[instance.doc_id]}"
+            )
             taken[instance.doc_id] += 1
             asked.append(
                 GenerationRequest(
@@ -158,20 +183,23 @@ class EngineModel(LM):  # type: ignore[misc]  # the harness has no types
 
     def _tokens(self, text: str) -> list[int]:
         # A chat template writes the special tokens itself.
-        ids: list[int] = self._tokenizer(text, add_special_tokens=not self._chat)["input_ids"]
+        ids: list[int] = self._tokenizer(text, add_special_tokens=not self._chat)[
+            "input_ids"
+        ]
         return ids
 
     def _limit(self, request_id: str, num_prompt: int, options: dict[str, Any]) -> int:
         limit, room = int(options["max_gen_toks"]), self._engine.context - num_prompt
         if room < 1:
             raise UserError(
-                f"{request_id}: the prompt's {num_prompt} tokens fill the model's context of "
-                f"{self._engine.context}; leave the problem out"
+                f"{request_id}: the prompt's {num_prompt} tokens fill the model's"
+                f" context of {self._engine.context}; leave the problem out"
             )
         if limit > room and not self._may_shorten:
             raise UserError(
-                f"{request_id}: --max-tokens {limit} after a prompt of {num_prompt} tokens exceeds "
-                f"the model's context of {self._engine.context}; lower it to {room} or leave it out"
+                f"{request_id}: --max-tokens {limit} after a prompt of {num_prompt}"
+                f" tokens exceeds the model's context of {self._engine.context}; lower"
+                f" it to {room} or leave it out"
             )
         return min(limit, room)
 
@@ -194,14 +222,20 @@ class EngineModel(LM):  # type: ignore[misc]  # the harness has no types
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Raise TopdError: our tasks ask for text only."""
-        raise TopdError(f"{requests[0].task_name}: our engines generate, they score no choices")
+        raise TopdError(
+            f"{requests[0].task_name}: our engines generate, they score no choices"
+        )
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         """Raise TopdError: our tasks ask for text only."""
-        raise TopdError(f"{requests[0].task_name}: our engines generate, they score no texts")
+        raise TopdError(
+            f"{requests[0].task_name}: our engines generate, they score no texts"
+        )
 
 
-def _shown(generations: Iterator[Generation], total: int, *, hide: bool) -> Iterator[Generation]:
+def _shown(
+    generations: Iterator[Generation], total: int, *, hide: bool
+) -> Iterator[Generation]:
     """The same, with a progress bar where stderr is a terminal."""
     from rich.console import Console
     from rich.progress import track

@@ -1,6 +1,7 @@
 """Rows -> problems, and responses -> right or wrong: what the task files refer to.
 
-A problem is a row `{prompt_id, messages: [{role, content}], answer}`, whatever its source.
+A problem is a row `{prompt_id, messages: [{role, content}], answer}`, whatever its
+source.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,9 +32,11 @@ class ProblemTask(ConfigurableTask):  # type: ignore[misc]  # the harness has no
         chat_template: Callable[[list[dict[str, str]]], str],
         **_others: Any,
     ) -> str:
-        """The turns under the chat template; the instruction ends the last one, unless it is there.
+        """The turns under the chat template; the instruction ends the last one, unless
+        it is there.
 
-        What else the harness could put before a document (shots, a description) has no place here.
+        What else the harness could put before a document (shots, a description) has no
+        place here.
         """
         assert num_fewshot == 0, "these tasks have no examples to show"
         turns = [dict(turn) for turn in doc["messages"]]
@@ -44,28 +47,36 @@ class ProblemTask(ConfigurableTask):  # type: ignore[misc]  # the harness has no
 
 
 def as_problem(row: object, *, default_id: str, where: str) -> Problem:
-    """A benchmark's own row (`problem` or `question`, `answer`; in any case) as a problem.
+    """A benchmark's own row (`problem` or `question`, `answer`; in any case) as a
+    problem.
 
     Raises UserError that names the row and what it lacks.
     """
     if not isinstance(row, Mapping):
         raise UserError(f"{where}: expected an object with columns, found {row!r:.80}")
-    columns = {str(key).lower(): value for key, value in row.items() if value is not None}
+    columns = {
+        str(key).lower(): value for key, value in row.items() if value is not None
+    }
     text = next((columns[name] for name in TEXT_COLUMNS if name in columns), None)
     if not isinstance(text, str) or not text.strip() or "answer" not in columns:
         raise UserError(
-            f"{where}: expected the columns `problem` (text) and `answer`, found {sorted(row)}; or "
-            "give rows in the prompt format (`messages` or `prompt`, and `answer`)"
+            f"{where}: expected the columns `problem` (text) and `answer`, found"
+            f" {sorted(row)}; or give rows in the prompt format (`messages` or"
+            " `prompt`, and `answer`)"
         )
     return {
-        "prompt_id": str(next((columns[n] for n in ID_COLUMNS if n in columns), default_id)),
+        "prompt_id": str(
+            next((columns[n] for n in ID_COLUMNS if n in columns), default_id)
+        ),
         "messages": [{"role": "user", "content": text}],
         "answer": _answer_text(columns["answer"]),
     }
 
 
 def as_problems(rows: Dataset) -> Dataset:
-    """A whole benchmark as problems; rows that are problems already stay as they are."""
+    """A whole benchmark as problems; rows that are problems already stay as they
+    are.
+    """
     if "messages" in rows.column_names:
         return rows
     return Dataset.from_list(
@@ -106,4 +117,12 @@ def mean_share(correct: Sequence[Sequence[bool]]) -> float:
     return sum(sum(of_one) / len(of_one) for of_one in correct) / len(correct)
 
 
-__all__ = ["ProblemTask", "answer", "as_problem", "as_problems", "grade", "mean_share", "question"]
+__all__ = [
+    "ProblemTask",
+    "answer",
+    "as_problem",
+    "as_problems",
+    "grade",
+    "mean_share",
+    "question",
+]

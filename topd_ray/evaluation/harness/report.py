@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from topd_ray.evaluation.harness.pass_at_k import Estimate, estimate, pass_at_k, powers_of_two
+from topd_ray.evaluation.harness.pass_at_k import (
+    Estimate,
+    estimate,
+    pass_at_k,
+    powers_of_two,
+)
 from topd_ray.evaluation.harness.task_names import EXAMS, Sampling
 from topd_ray.seeds import derive_seed
 
@@ -49,13 +54,17 @@ class Report:
             "model": self.model,
             "backend": self.backend,
             "tasks": {one.task: _task_json(one) for one in self.tasks},
-            "average": {"tasks": list(self.averaged), **_pass_json(self.average)}
-            if self.averaged
-            else None,
+            "average": (
+                {"tasks": list(self.averaged), **_pass_json(self.average)}
+                if self.averaged
+                else None
+            ),
         }
 
 
-def make_report(answered: Sequence["Answered"], *, model: str, backend: str, seed: int) -> Report:
+def make_report(
+    answered: Sequence["Answered"], *, model: str, backend: str, seed: int
+) -> Report:
     """Estimates of every task, with intervals that the seed fixes."""
     exams = [one for one in answered if one.task in EXAMS]
     averaged = exams if len(exams) > 1 else []
@@ -81,13 +90,17 @@ def _task_report(one: "Answered", seed: int) -> TaskReport:
 
 
 def _estimates(groups: Sequence["Answered"], seed: int) -> dict[int, Estimate]:
-    """Pass@k of the tasks together, for every power of two that each was sampled often enough."""
+    """Pass@k of the tasks together, for every power of two that each was sampled often
+    enough.
+    """
     names = "+".join(one.task for one in groups)
     return {
         k: estimate(
             [
                 pass_at_k(
-                    np.asarray(one.num_correct_P), num_samples=_num_samples(one.sampling), k=k
+                    np.asarray(one.num_correct_P),
+                    num_samples=_num_samples(one.sampling),
+                    k=k,
                 )
                 for one in groups
             ],
@@ -150,7 +163,10 @@ def _avg_label(tasks: Sequence[TaskReport]) -> str:
 
 def _plain_rows(tasks: Sequence[TaskReport]) -> list[tuple[str, list[str]]]:
     return [
-        ("problems x k", [f"{one.num_problems} x {one.sampling.samples}" for one in tasks]),
+        (
+            "problems x k",
+            [f"{one.num_problems} x {one.sampling.samples}" for one in tasks],
+        ),
         ("temperature, top_p", [_drawn(one.sampling) for one in tasks]),
         ("tokens a response", [f"{one.mean_tokens:,.0f}" for one in tasks]),
         (

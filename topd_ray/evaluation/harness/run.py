@@ -51,26 +51,36 @@ def task_paths() -> list[Path]:
     return [TASK_FILES, *(STOCK_FILES / folder for folder in STOCK_FOLDERS)]
 
 
-def load_task(name: str, sampling: Sampling, rows: Sequence[Mapping[str, Any]] | None) -> Task:
+def load_task(
+    name: str, sampling: Sampling, rows: Sequence[Mapping[str, Any]] | None
+) -> Task:
     """The harness's task `name`, with its problems from `rows` or else from the hub.
 
     Raises UserError where the hub does not give them.
     """
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of everything we set on purpose
+    logging.getLogger("lm_eval").setLevel(
+        logging.ERROR
+    )  # it warns of everything we set on purpose
     if name in CODE:
-        os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # asked for by a flag; `evaluate` wants it here
+        os.environ["HF_ALLOW_CODE_EVAL"] = (
+            "1"  # asked for by a flag; `evaluate` wants it here
+        )
     changed = _changes(name, sampling, rows)
-    manager = lm_eval.tasks.TaskManager(include_path=task_paths(), include_defaults=False)
+    manager = lm_eval.tasks.TaskManager(
+        include_path=task_paths(), include_defaults=False
+    )
     # In a group, a reference to a task may change its config; on its own it may not.
     try:
         group = manager.load({"group": "topd", "task": [{"task": name, **changed}]})
     except (OSError, ValueError, RuntimeError, ImportError, HTTPError) as error:
         what, way_out = "its problems", ", or give a local file with --data"
-        if name in CODE:  # its metric is a file on the hub too, which no option replaces
+        if (
+            name in CODE
+        ):  # its metric is a file on the hub too, which no option replaces
             what, way_out = "its problems or the metric code_eval", ""
         raise UserError(
-            f"task {name}: {what} could not be had from the hub: {' '.join(str(error).split())}; "
-            f"go online once{way_out}"
+            f"task {name}: {what} could not be had from the hub:"
+            f" {' '.join(str(error).split())}; go online once{way_out}"
         ) from None
     task = group["tasks"][name]
     task.set_config("generation_kwargs", _generation(task, sampling), update=True)
@@ -94,7 +104,9 @@ def _changes(
 
 
 def _generation(task: Task, sampling: Sampling) -> dict[str, Any]:
-    """What the user decided, else the task's habit; several samples are never greedy."""
+    """What the user decided, else the task's habit; several samples are never
+    greedy.
+    """
     chosen: dict[str, Any] = {}
     habit = task.get_config("generation_kwargs")
     if sampling.temperature == 0:
@@ -113,7 +125,13 @@ def _generation(task: Task, sampling: Sampling) -> dict[str, Any]:
 
 
 def answer_task(
-    task: Task, model: EngineModel, *, name: str, source: str, seed: int, num_problems: int | None
+    task: Task,
+    model: EngineModel,
+    *,
+    name: str,
+    source: str,
+    seed: int,
+    num_problems: int | None,
 ) -> Answered:
     """Ask the first `num_problems` (all, if None) and grade what comes back."""
     found = evaluate(
@@ -126,14 +144,19 @@ def answer_task(
         confirm_run_unsafe_code=name in CODE,
     )
     logged = sorted(found["samples"][name], key=lambda sample: int(sample["doc_id"]))
-    options, repeats = task.get_config("generation_kwargs"), int(task.get_config("repeats"))
+    options, repeats = (
+        task.get_config("generation_kwargs"),
+        int(task.get_config("repeats")),
+    )
     responses = [one for sample in logged for one in model.responses[sample["doc_id"]]]
     return Answered(
         task=name,
         source=source,
         sampling=Sampling(
             samples=repeats,
-            temperature=float(options.get("temperature", 0.0)) if options["do_sample"] else 0.0,
+            temperature=(
+                float(options.get("temperature", 0.0)) if options["do_sample"] else 0.0
+            ),
             top_p=float(options.get("top_p", 1.0)),
             max_tokens=max(response.max_tokens for response in responses),
             seed=seed,
@@ -166,7 +189,9 @@ def _rows(
         {
             "task": name,
             "doc_id": logged["doc_id"],
-            "prompt_id": str(doc.get("prompt_id", doc.get("task_id", logged["doc_id"]))),
+            "prompt_id": str(
+                doc.get("prompt_id", doc.get("task_id", logged["doc_id"]))
+            ),
             "sample": number,
             "seed": response.seed,
             "prompt": response.prompt,

@@ -28,8 +28,12 @@ class Sampling:
     seed: int = 0
 
 
-def check_request(tasks: tuple[str, ...], sampling: Sampling, *, unsafe_code: bool) -> None:
-    """Raise UserError for a task nobody knows, for copies of one answer, for unasked-for code."""
+def check_request(
+    tasks: tuple[str, ...], sampling: Sampling, *, unsafe_code: bool
+) -> None:
+    """Raise UserError for a task nobody knows, for copies of one answer, for
+    unasked-for code.
+    """
     for name in tasks:
         if name not in NAMES:
             close = get_close_matches(name, NAMES, n=1)
@@ -39,14 +43,15 @@ def check_request(tasks: tuple[str, ...], sampling: Sampling, *, unsafe_code: bo
         raise UserError(f"--task {' --task '.join(tasks)}: name each task once")
     if sampling.temperature == 0 and (sampling.samples or 1) > 1:
         raise UserError(
-            f"--samples {sampling.samples} with --temperature 0: greedy answers are all the same; "
-            "ask for one, or give a temperature above 0"
+            f"--samples {sampling.samples} with --temperature 0: greedy answers are all"
+            " the same; ask for one, or give a temperature above 0"
         )
     code = [name for name in tasks if name in CODE]
     if code and not unsafe_code:
         raise UserError(
-            f"--task {code[0]}: it runs programs that the model wrote, on this machine and without "
-            "a sandbox; add --confirm-run-unsafe-code if that is what you want"
+            f"--task {code[0]}: it runs programs that the model wrote, on this machine"
+            " and without a sandbox; add --confirm-run-unsafe-code if that is what you"
+            " want"
         )
 
 

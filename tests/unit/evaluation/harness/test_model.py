@@ -1,4 +1,6 @@
-"""The harness's view of an engine: a seed a sample, stops, limits and the engine's length."""
+"""The harness's view of an engine: a seed a sample, stops, limits and the engine's
+length.
+"""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -18,7 +20,9 @@ CONTEXT = 64
 
 
 class Parrot:
-    """Says `w1 5 w2 …` as long as it may, and remembers what it was asked; last request first."""
+    """Says `w1 5 w2 …` as long as it may, and remembers what it was asked; last request
+    first.
+    """
 
     def __init__(self) -> None:
         self.asked: list[GenerationRequest] = []
@@ -45,7 +49,12 @@ class Parrot:
 
 
 def instances(*texts: str, repeats: int = 1, **options: Any) -> list[Instance]:
-    options = {"do_sample": True, "temperature": 0.6, "until": [], "max_gen_toks": 8} | options
+    options = {
+        "do_sample": True,
+        "temperature": 0.6,
+        "until": [],
+        "max_gen_toks": 8,
+    } | options
     found = [
         Instance(
             request_type="generate_until",
@@ -61,7 +70,9 @@ def instances(*texts: str, repeats: int = 1, **options: Any) -> list[Instance]:
 
 def model(folder: Path, parrot: Parrot, **options: Any) -> EngineModel:
     options = {"seed": 0, "chat": True, "may_shorten": False} | options
-    return EngineModel(LastingEngine(lambda _: parrot, context=CONTEXT), folder, **options)
+    return EngineModel(
+        LastingEngine(lambda _: parrot, context=CONTEXT), folder, **options
+    )
 
 
 def test_samples_of_a_problem_have_seeds_of_their_own_that_the_run_s_seed_fixes(
@@ -85,7 +96,8 @@ def test_strings_come_in_the_order_asked_and_what_they_cannot_carry_is_kept(
 ) -> None:
     asked = model(student_folder, Parrot())
     texts = asked.generate_until(
-        instances("w7", repeats=2) + instances("w8", "w9", max_gen_toks=2)[1:], disable_tqdm=True
+        instances("w7", repeats=2) + instances("w8", "w9", max_gen_toks=2)[1:],
+        disable_tqdm=True,
     )
     assert texts == ["w1 5 w2 w3", "w1 5 w2 w3", "w1 5"]
     whole, cut = asked.responses[0][1], asked.responses[1][0]
@@ -129,7 +141,9 @@ def test_the_chat_template_is_rendered_with_thinking_off(
     (tmp_path / "chat_template.jinja").write_text(
         "{% for m in messages %}{{ m.content }}{% endfor %} {{ enable_thinking }}"
     )
-    rendered = model(tmp_path, Parrot()).apply_chat_template([{"role": "user", "content": "w1"}])
+    rendered = model(tmp_path, Parrot()).apply_chat_template(
+        [{"role": "user", "content": "w1"}]
+    )
     assert rendered == "w1 False"
 
 

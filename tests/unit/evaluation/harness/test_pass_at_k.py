@@ -15,7 +15,9 @@ def counts(*values: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("num_samples", [1, 2, 5, 8])
-def test_pass_at_k_is_the_share_of_k_subsets_that_hold_a_right_answer(num_samples: int) -> None:
+def test_pass_at_k_is_the_share_of_k_subsets_that_hold_a_right_answer(
+    num_samples: int,
+) -> None:
     for num_correct in range(num_samples + 1):
         answers = [True] * num_correct + [False] * (num_samples - num_correct)
         for k in range(1, num_samples + 1):
@@ -53,9 +55,9 @@ def test_more_tries_and_more_right_answers_never_hurt(
     if k < num_samples:
         more_P = pass_at_k(np.arange(num_samples + 1), num_samples=num_samples, k=k + 1)
         assert (more_P >= every_P).all()
-    assert pass_at_k(np.arange(num_samples + 1), num_samples=num_samples, k=1) == pytest.approx(
-        np.arange(num_samples + 1) / num_samples, abs=1e-12
-    )
+    assert pass_at_k(
+        np.arange(num_samples + 1), num_samples=num_samples, k=1
+    ) == pytest.approx(np.arange(num_samples + 1) / num_samples, abs=1e-12)
 
 
 @pytest.mark.parametrize("k", [0, 5])
@@ -65,10 +67,17 @@ def test_more_tries_than_samples_are_refused(k: int) -> None:
 
 
 def test_powers_of_two_end_at_the_largest_that_fits() -> None:
-    assert [powers_of_two(k) for k in (1, 2, 6, 16)] == [[1], [1, 2], [1, 2, 4], [1, 2, 4, 8, 16]]
+    assert [powers_of_two(k) for k in (1, 2, 6, 16)] == [
+        [1],
+        [1, 2],
+        [1, 2, 4],
+        [1, 2, 4, 8, 16],
+    ]
 
 
-def test_the_interval_of_a_share_is_the_normal_one_where_there_are_many_problems() -> None:
+def test_the_interval_of_a_share_is_the_normal_one_where_there_are_many_problems() -> (
+    None
+):
     values = (np.arange(2000) % 5 < 2).astype(float)
     found = estimate([values], seed=0)
     half = 1.959964 * (0.4 * 0.6 / 2000) ** 0.5
@@ -78,10 +87,11 @@ def test_the_interval_of_a_share_is_the_normal_one_where_there_are_many_problems
     assert found.high == pytest.approx(0.4 + half, abs=0.1 * half)
 
 
-def test_of_several_benchmarks_each_counts_the_same_and_only_its_problems_are_redrawn() -> None:
+def test_benchmarks_count_the_same_and_only_problems_are_redrawn() -> None:
     small, large = np.array([1.0, 1.0]), np.zeros(500)
     found = estimate([small, large], seed=0)
-    # Within each nothing varies, so neither does the average; pooled it would be 2 / 502.
+    # Within each nothing varies, so neither does the average; pooled it would be 2 /
+    # 502.
     assert (found.low, found.value, found.high) == (0.5, 0.5, 0.5)
 
 
@@ -102,7 +112,9 @@ def test_an_interval_holds_its_value_and_stays_within_the_values(
     assert found.high <= max(values) + 1e-12
 
 
-@pytest.mark.parametrize("groups", [[], [np.array([])], [np.array([1.0]), np.array([])]])
+@pytest.mark.parametrize(
+    "groups", [[], [np.array([])], [np.array([1.0]), np.array([])]]
+)
 def test_nothing_has_no_mean(groups: list[np.ndarray]) -> None:
     with pytest.raises(ValueError, match="no problems"):
         estimate(groups, seed=0)

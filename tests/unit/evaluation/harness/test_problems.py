@@ -13,9 +13,17 @@ from topd_ray.evaluation.harness.task_names import Sampling, check_request
 @pytest.mark.parametrize(
     ("row", "prompt_id", "answer"),
     [
-        ({"ID": "2031-I-1", "Problem": "q", "Solution": "s", "Answer": 33}, "2031-I-1", "33"),
+        (
+            {"ID": "2031-I-1", "Problem": "q", "Solution": "s", "Answer": 33},
+            "2031-I-1",
+            "33",
+        ),
         ({"id": "4", "problem": "q", "answer": "033"}, "4", "033"),
-        ({"problem_idx": 3, "problem": "q", "answer": r"\frac{1}{2}"}, "3", r"\frac{1}{2}"),
+        (
+            {"problem_idx": 3, "problem": "q", "answer": r"\frac{1}{2}"},
+            "3",
+            r"\frac{1}{2}",
+        ),
         ({"question": "q", "answer": 7.0}, "file-000001", "7"),
     ],
 )
@@ -30,7 +38,8 @@ def test_every_benchmark_s_own_columns_are_read(
 
 
 @pytest.mark.parametrize(
-    "row", [{"problem": "q"}, {"answer": "1"}, {"problem": " ", "answer": "1"}, ["q"], {}]
+    "row",
+    [{"problem": "q"}, {"answer": "1"}, {"problem": " ", "answer": "1"}, ["q"], {}],
 )
 def test_a_row_that_lacks_something_is_named(row: object) -> None:
     with pytest.raises(UserError, match="file, line 3: expected"):
@@ -39,13 +48,21 @@ def test_a_row_that_lacks_something_is_named(row: object) -> None:
 
 def test_each_response_is_graded_by_its_last_box_as_mathematics() -> None:
     doc = {"messages": [], "answer": "033"}
-    responses = [r"\boxed{33}", r"\boxed{1} or \boxed{033}", r"\boxed{\frac{66}{2}}", "33", ""]
+    responses = [
+        r"\boxed{33}",
+        r"\boxed{1} or \boxed{033}",
+        r"\boxed{\frac{66}{2}}",
+        "33",
+        "",
+    ]
     verdicts = grade(doc, [responses])["correct"]
     assert verdicts == [True, True, True, False, False]
 
 
 def test_avg_at_k_averages_over_problems() -> None:
-    assert mean_share([[True, False], [True, True], [False, False]]) == pytest.approx(0.5)
+    assert mean_share([[True, False], [True, True], [False, False]]) == pytest.approx(
+        0.5
+    )
 
 
 @pytest.mark.parametrize(
@@ -54,7 +71,11 @@ def test_avg_at_k_averages_over_problems() -> None:
         (("aime2025",), Sampling(), "--task aime2025: expected one of aime24"),
         (("aime2",), Sampling(), "did you mean aime2"),
         (("toy", "toy"), Sampling(), "name each task once"),
-        (("aime24",), Sampling(samples=4, temperature=0), "--samples 4 with --temperature 0"),
+        (
+            ("aime24",),
+            Sampling(samples=4, temperature=0),
+            "--samples 4 with --temperature 0",
+        ),
         (("mbpp_plus",), Sampling(), "add --confirm-run-unsafe-code"),
     ],
 )

@@ -15,7 +15,9 @@ def answered(task: str, *counts: int, k: int = 4) -> Answered:
     return Answered(
         task=task,
         source="hub",
-        sampling=Sampling(samples=k, temperature=0.6, top_p=0.95, max_tokens=100, seed=0),
+        sampling=Sampling(
+            samples=k, temperature=0.6, top_p=0.95, max_tokens=100, seed=0
+        ),
         num_correct_P=counts,
         num_truncated=1,
         num_tokens=10 * k * len(counts),
@@ -34,7 +36,11 @@ def test_a_task_s_figures_are_means_over_its_problems() -> None:
 
 
 def test_contests_are_averaged_with_equal_weight_and_others_are_left_out() -> None:
-    tasks = [answered("aime24", 4, 4), answered("hmmt25_feb", 0, 0, 0, 2), answered("toy", 0)]
+    tasks = [
+        answered("aime24", 4, 4),
+        answered("hmmt25_feb", 0, 0, 0, 2),
+        answered("toy", 0),
+    ]
     report = make_report(tasks, model="m", backend="hf", seed=0)
     assert report.averaged == ("aime24", "hmmt25_feb")
     assert report.average[1].value == pytest.approx((1 + 1 / 8) / 2)
@@ -52,8 +58,16 @@ def test_the_json_holds_every_figure_and_how_it_was_drawn() -> None:
     assert found["avg"] == found["pass_at"]["1"]
     assert found["avg"]["value"] == pytest.approx(1 / 8)
     assert list(found["pass_at"]) == ["1", "2", "4"]
-    assert (found["samples"], found["temperature"], found["max_tokens"]) == (4, 0.6, 100)
-    assert (found["num_problems"], found["num_truncated"], found["source"]) == (2, 1, "hub")
+    assert (found["samples"], found["temperature"], found["max_tokens"]) == (
+        4,
+        0.6,
+        100,
+    )
+    assert (found["num_problems"], found["num_truncated"], found["source"]) == (
+        2,
+        1,
+        "hub",
+    )
 
 
 def test_the_table_names_k() -> None:

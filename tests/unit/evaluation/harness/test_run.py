@@ -13,7 +13,9 @@ from topd_ray.errors import UserError
 from topd_ray.evaluation.harness.run import load_task, task_paths
 from topd_ray.evaluation.harness.task_names import CODE, NAMES, Sampling
 
-ROWS = [{"prompt_id": "a", "messages": [{"role": "user", "content": "q"}], "answer": "1"}]
+ROWS = [
+    {"prompt_id": "a", "messages": [{"role": "user", "content": "q"}], "answer": "1"}
+]
 
 
 def manager() -> TaskManager:
@@ -45,7 +47,10 @@ def test_options_win_over_the_task_file(
     assert options["until"] == []
     assert (
         task.get_config("repeats"),
-        *(options[key] for key in ("do_sample", "temperature", "top_p", "max_gen_toks")),
+        *(
+            options[key]
+            for key in ("do_sample", "temperature", "top_p", "max_gen_toks")
+        ),
     ) == expected
 
 
@@ -65,5 +70,7 @@ def test_a_run_does_not_import_the_harness() -> None:
         "import sys, topd_ray.commands.evaluate, topd_ray.evaluation\n"
         "assert 'lm_eval' not in sys.modules and 'torch' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
