@@ -17,7 +17,7 @@ COMMIT := ^ *"commit": "[0-9a-f]{40}",?$$
 ADVISORIES := api.osv.dev
 STAMP := $(VENV)/.installed-$(HARDWARE)-$(shell cat Makefile pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: help setup demo test check audit integration chaos chaos-faults chaos-soak fuzz format flow reproduce bench bench-gpu
+.PHONY: help setup demo test check audit integration chaos chaos-faults chaos-soak fuzz format flow shape reproduce bench bench-gpu
 help:
 	@echo "make demo    train a toy student on the real engines and show that it got better"
 	@echo "make test    everything that is tested: check, then the real engines"
@@ -27,6 +27,7 @@ help:
 	@echo "make chaos   every fault on the real engines, with a table into tests/chaos/README.md (two hours: TOPD_SOAK_MINUTES)"
 	@echo "make fuzz    10,000 broken configs, prompt files, checkpoints, model folders"
 	@echo "make flow    the stages and what flows between them"
+	@echo "make shape   measures of the code, each beside its goal"
 	@echo "make reproduce   the papers' studies on the toy world, into benchmarks/RESULTS.md (an hour)"
 	@echo "make bench   every claim on speed, into benchmarks/RESULTS.md"
 	@echo "make bench-gpu   those that have a GPU side, on a machine with one"
@@ -56,6 +57,7 @@ check: setup
 	git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --exclude-lines '$(COMMIT)' \
 	  --exclude-files '^topd_ray/toy/world/|^benchmarks/reproduction/.*(png|svg|json)$$'
 	-@$(MAKE) --no-print-directory audit
+	-@$(MAKE) --no-print-directory shape
 	$(BIN)/pytest tests/unit tests/fuzz
 
 # A vulnerability that was published tonight is no fault of this commit: `check` shows it and goes on.
@@ -72,6 +74,9 @@ test: check integration
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+shape: setup
+	@$(BIN)/python benchmarks/shape.py
 
 reproduce: setup
 	$(BIN)/python benchmarks/reproduce.py
