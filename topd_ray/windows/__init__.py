@@ -7,6 +7,18 @@ rollouts into micro-batches.
 
 from topd_ray.windows.pack import pack
 from topd_ray.windows.token_weights import token_weights
-from topd_ray.windows.verdict import RecentDistances, divergent, line_group
+from topd_ray.windows.verdict import (
+    RecentDistances,
+    distance_quantile,
+    divergent,
+    line_group,
+)
 
-__all__ = ["RecentDistances", "divergent", "line_group", "pack", "token_weights"]
+__all__ = [
+    "RecentDistances",
+    "distance_quantile",
+    "divergent",
+    "line_group",
+    "pack",
+    "token_weights",
+]

@@ -39,16 +39,27 @@ class RecentDistances:
         """
         if self._config.rule == "absolute":
             return self._config.threshold
-        if not self._values:
-            return None
-        is_low = self._config.rule == "low_loss_q75"
-        quantile = LOW_LOSS_QUANTILE if is_low else self._config.quantile
-        return float(np.quantile(np.array(self._values), quantile))
+        return distance_quantile(self._config, self._values)
 
     @property
     def values(self) -> list[float]:
         """What a checkpoint stores, oldest first."""
         return list(self._values)
+
+
+def distance_quantile(
+    config: DivergenceConfig, distances: Iterable[float]
+) -> float | None:
+    """Return the quantile of D_OT that `config.rule` names, whatever the order.
+
+    Unsolved windows (nan) are left out; None where nothing is left.
+    """
+    solved = [d for d in distances if math.isfinite(d)]
+    if not solved:
+        return None
+    is_low = config.rule == "low_loss_q75"
+    quantile = LOW_LOSS_QUANTILE if is_low else config.quantile
+    return float(np.quantile(np.array(solved), quantile))
 
 
 def line_group(config: DivergenceConfig) -> int:
