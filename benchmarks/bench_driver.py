@@ -149,7 +149,7 @@ class FakeProber:
         )
         return chunk, ProbeReceipt(
             distances=distances,
-            line_distances=distances,
+            threshold_distances=distances,
             num_unconverged=0,
             span=NO_TIME,
         )

@@ -20,7 +20,7 @@ from topd_ray.records.receipts import (
     Span,
 )
 from topd_ray.weights.buckets import WeightBucket, open_buckets
-from topd_ray.windows import line_group
+from topd_ray.windows import threshold_group
 
 
 class ProbeWorker(Worker):
@@ -31,7 +31,7 @@ class ProbeWorker(Worker):
     def __init__(self, config: Config, *, log: Path | None = None) -> None:
         super().__init__(log)
         folder = resolve_model(config.teacher_model)
-        self._line_group = line_group(config.windows.divergence)
+        self._threshold_group = threshold_group(config.windows.divergence)
         self._engine = None
         if config.dedicated:
             self._engine = open_generation(
@@ -75,7 +75,7 @@ class ProbeWorker(Worker):
         probes = self._prober.probe(found, teacher_windows, fresh)
         return probes, ProbeReceipt(
             distances=_distances(probes, HIGH),
-            line_distances=_distances(probes, self._line_group),
+            threshold_distances=_distances(probes, self._threshold_group),
             num_unconverged=sum(int((~one.converged_W).sum()) for one in probes),
             span=Span.since(began_s),
         )

@@ -31,7 +31,7 @@ from topd_ray.records.receipts import (
 )
 from topd_ray.teacher import TeacherActor
 from topd_ray.weights.buckets import WeightBucket
-from topd_ray.windows import line_group
+from topd_ray.windows import threshold_group
 
 
 class TeacherWorker(Worker):
@@ -53,7 +53,9 @@ class TeacherWorker(Worker):
         self._actor = TeacherActor(
             config.teacher, config.candidates, folder, lambda: self._engine
         )
-        self._controls = [LOW] if line_group(config.windows.divergence) == LOW else []
+        self._controls = (
+            [LOW] if threshold_group(config.windows.divergence) == LOW else []
+        )
 
     def ready(self) -> None:
         """Return once the engine is loaded."""

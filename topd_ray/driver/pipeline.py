@@ -130,7 +130,7 @@ class Pipeline:
         books.complaints = complaints(self._config, books)
         report = await self._optimize(step, skip=bool(books.complaints))
         self._ledger.close_step(step.rollout_ids)
-        self._recent.add(d for one in books.probes for d in one.line_distances)
+        self._recent.add(d for one in books.probes for d in one.threshold_distances)
         return report, books
 
     async def _stream(

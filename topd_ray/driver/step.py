@@ -194,6 +194,6 @@ class OpenStep:
         """
         recent = RecentDistances(self._divergence)
         for chunk in self._judged.values():
-            recent.add(chunk.probe.line_distances if chunk.probe else ())
+            recent.add(chunk.probe.threshold_distances if chunk.probe else ())
         line = recent.threshold()
         return float("inf") if line is None else line

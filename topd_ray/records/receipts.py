@@ -88,9 +88,9 @@ class ProbeReceipt:
 
     distances: tuple[float, ...]
     """D_OT of every candidate, in order; nan where the plan did not converge."""
-    line_distances: tuple[float, ...]
-    """D_OT of the group that draws the line of the verdict (D7): the candidates or a
-    control.
+    threshold_distances: tuple[float, ...]
+    """D_OT of the windows that the verdict's threshold is a quantile of (D7): the
+    candidates, or the low-loss controls; nan where the plan did not converge.
     """
     num_unconverged: int
     span: Span

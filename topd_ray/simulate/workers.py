@@ -225,7 +225,7 @@ class SimulatedProber:
             )
         return found, ProbeReceipt(
             distances=(0.5,) * windows,
-            line_distances=(0.5,) * windows,
+            threshold_distances=(0.5,) * windows,
             num_unconverged=0,
             span=Span(began_s, _now_s()),
         )

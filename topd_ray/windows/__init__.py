@@ -11,14 +11,14 @@ from topd_ray.windows.verdict import (
     RecentDistances,
     distance_quantile,
     divergent,
-    line_group,
+    threshold_group,
 )
 
 __all__ = [
     "RecentDistances",
     "distance_quantile",
     "divergent",
-    "line_group",
     "pack",
+    "threshold_group",
     "token_weights",
 ]

@@ -35,7 +35,7 @@ def token_weights(
     multiplies the weight of each token it is about by min(1, median token loss of its
     rollout / the token's loss): its term counts as much as the median (paper, table 2)
     and keeps its gradient, which a clamp would take away. `low_ot` is about the
-    candidates at or below the line, `matched_high_ot` about exactly as many of the
+    candidates at or below the threshold, `matched_high_ot` about exactly as many of the
     chunk's candidates above it (all of them, where there are fewer). Raises ValueError
     where tokens are to be down-weighted without probes.
     """
@@ -91,7 +91,7 @@ def _false_alarms(probes: Sequence[ProbeSet], threshold: float) -> Places:
 def _matched(
     low: Places, probes: Sequence[ProbeSet], threshold: float, run_seed: int
 ) -> Places:
-    """As many candidates above the line as `low` holds, at random.
+    """As many candidates above the threshold as `low` holds, at random.
 
     Each rollout gives as many as it has in `low`; what one cannot give, the whole
     chunk's leftover candidates do.

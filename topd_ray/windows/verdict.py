@@ -1,5 +1,5 @@
-"""D7: a candidate is a real divergence when its D_OT lies above a line drawn by recent
-windows.
+"""D7: a candidate is a real divergence when its D_OT lies above a threshold that recent
+windows set.
 """
 
 import math
@@ -12,15 +12,14 @@ from topd_ray.config import DivergenceConfig
 from topd_ray.messages import HIGH, LOW, Flags, ProbeSet
 
 LOW_LOSS_QUANTILE = 0.75
-"""Of low-loss positions' D_OT: the false-alarm line of the paper's section 2.1."""
+"""Of low-loss positions' D_OT: the false-alarm threshold of the paper's section 2.1."""
 
 
 class RecentDistances:
-    """Running quantile of D_OT over the last `history` windows of the group that draws
-    the line.
+    """Running quantile of D_OT over the last `history` windows of `threshold_group`.
 
-    The line is drawn between steps, never inside one: every window of a step meets the
-    same line, whichever probe came back first.
+    The threshold changes between steps, never inside one: every window of a step meets
+    the same threshold, whichever probe came back first.
     """
 
     def __init__(self, config: DivergenceConfig, values: Iterable[float] = ()) -> None:
@@ -28,9 +27,7 @@ class RecentDistances:
         self._values = deque(values, maxlen=config.history)
 
     def add(self, distances: Iterable[float]) -> None:
-        """Remember D_OT of `line_group`, oldest first; unsolved windows (nan) are left
-        out.
-        """
+        """Remember D_OT of `threshold_group`, oldest first; skip nan (unsolved)."""
         self._values.extend(d for d in distances if math.isfinite(d))
 
     def threshold(self) -> float | None:
@@ -62,8 +59,8 @@ def distance_quantile(
     return float(np.quantile(np.array(solved), quantile))
 
 
-def line_group(config: DivergenceConfig) -> int:
-    """HIGH or LOW: whose distances draw the line, and are to be remembered."""
+def threshold_group(config: DivergenceConfig) -> int:
+    """HIGH or LOW: the group of windows whose D_OT sets the threshold."""
     return LOW if config.rule == "low_loss_q75" else HIGH
 
 
@@ -78,7 +75,7 @@ def divergent(probes: ProbeSet, threshold: float) -> Flags:
 
 
 def false_alarm(probes: ProbeSet, threshold: float) -> Flags:
-    """Which windows are candidates at or below the line: (W,). An unsolved plan is
+    """Which windows are candidates at or below the threshold: (W,). An unsolved plan is
     neither.
     """
     flags: Flags = solved_candidates(probes) & (probes.d_ot_W <= threshold)

@@ -178,7 +178,7 @@ class FakeProber(Writing):
             distances = tuple(float(name.split(".")[1]) for name in chunk)
             return ProbeReceipt(
                 distances=distances,
-                line_distances=distances,
+                threshold_distances=distances,
                 num_unconverged=0,
                 span=NO_TIME,
             )

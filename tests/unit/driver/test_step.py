@@ -76,7 +76,7 @@ def metrics(step: int, **changes: float) -> Metrics:
         probes=[
             ProbeReceipt(
                 distances=(0.2, 0.4, math.nan, 0.6),
-                line_distances=(0.2, 0.4, math.nan, 0.6),
+                threshold_distances=(0.2, 0.4, math.nan, 0.6),
                 num_unconverged=1,
                 span=SECOND,
             )

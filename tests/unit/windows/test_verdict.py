@@ -6,10 +6,10 @@ import pytest
 from tests.make import probes
 from topd_ray.config import DivergenceConfig
 from topd_ray.messages import HIGH, LOW, RANDOM
-from topd_ray.windows import RecentDistances, divergent, line_group
+from topd_ray.windows import RecentDistances, divergent, threshold_group
 
 
-def test_the_line_is_the_quantile_of_what_was_seen() -> None:
+def test_the_threshold_is_the_quantile_of_what_was_seen() -> None:
     recent = RecentDistances(DivergenceConfig(quantile=0.3))
     recent.add(float(d) for d in range(11))
     assert recent.threshold() == pytest.approx(3.0)
@@ -22,7 +22,7 @@ def test_only_the_last_history_candidates_count() -> None:
     assert recent.threshold() == 2.0
 
 
-def test_without_history_there_is_no_line_to_judge_by() -> None:
+def test_without_history_there_is_no_threshold() -> None:
     assert RecentDistances(DivergenceConfig()).threshold() is None
 
 
@@ -44,7 +44,7 @@ def test_an_absolute_rule_needs_no_history() -> None:
     assert RecentDistances(config).threshold() == 0.25
 
 
-def test_the_low_loss_rule_draws_the_upper_quartile_of_low_loss_positions() -> None:
+def test_the_low_loss_rule_takes_the_upper_quartile_of_low_loss_positions() -> None:
     config = DivergenceConfig(rule="low_loss_q75")
     recent = RecentDistances(config)
     assert recent.threshold() is None
@@ -52,13 +52,13 @@ def test_the_low_loss_rule_draws_the_upper_quartile_of_low_loss_positions() -> N
     assert recent.threshold() == pytest.approx(0.3)
 
 
-def test_each_rule_names_the_group_that_draws_its_line() -> None:
-    assert line_group(DivergenceConfig(rule="low_loss_q75")) == LOW
-    assert line_group(DivergenceConfig(rule="quantile")) == HIGH
-    assert line_group(DivergenceConfig(rule="absolute", threshold=0.1)) == HIGH
+def test_each_rule_names_the_group_that_sets_its_threshold() -> None:
+    assert threshold_group(DivergenceConfig(rule="low_loss_q75")) == LOW
+    assert threshold_group(DivergenceConfig(rule="quantile")) == HIGH
+    assert threshold_group(DivergenceConfig(rule="absolute", threshold=0.1)) == HIGH
 
 
-def test_a_window_diverges_strictly_above_the_line_and_only_when_solved() -> None:
+def test_a_window_diverges_strictly_above_the_threshold_and_only_when_solved() -> None:
     windows = probes(
         positions=(0, 1, 2, 3),
         distances=(0.3, 0.30001, math.nan, 9.0),
