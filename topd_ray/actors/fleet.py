@@ -204,7 +204,7 @@ def _fleet(config: Config, folder: RunFolder, total_steps: int) -> Fleet:
             for index in range(config.teacher.num_engines)
         ],
         probers=[
-            actor(f"prober[{index}]", ProbeWorker, config.dedicated or config.probe)
+            actor(f"prober[{index}]", ProbeWorker, config.probe_engine or config.probe)
             for index in range(config.num_probe_workers)
         ],
         learners=[
@@ -239,7 +239,7 @@ def _asked(config: Config) -> tuple[float, float]:
     places: list[tuple[int, Place]] = [
         (config.rollout.num_engines, config.rollout.engine),
         (config.teacher.num_engines, config.teacher.engine),
-        (config.num_probe_workers, config.dedicated or config.probe),
+        (config.num_probe_workers, config.probe_engine or config.probe),
         (config.learner.num_ranks, config.learner),
     ]
     return (

@@ -33,19 +33,19 @@ class ProbeWorker(Worker):
         folder = resolve_model(config.teacher_model)
         self._threshold_group = threshold_group(config.windows.divergence)
         self._engine = None
-        if config.dedicated:
+        if config.probe_engine:
             self._engine = open_generation(
                 folder,
-                config.dedicated,
+                config.probe_engine,
                 max_model_len=config.teacher_context_tokens,
                 seed=config.run.seed,
             )
             self._decoder = TeacherDecoder(config, folder, self._engine)
-        if config.probes:
+        if config.uses_probes:
             self._prober = ProbeActor(
                 config.probe, folder, student_folder=resolve_model(config.learner.model)
             )
-        self._probes = config.probes
+        self._probes = config.uses_probes
 
     def ready(self) -> None:
         """Return once everything is loaded."""

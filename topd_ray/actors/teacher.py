@@ -66,7 +66,11 @@ class TeacherWorker(Worker):
         """Scored rollouts for the learner, candidates for the probe workers."""
         began_s = time.time()
         scored = self._actor.score(rollouts)
-        found = [self._candidates(one) for one in scored] if self._config.probes else []
+        found = (
+            [self._candidates(one) for one in scored]
+            if self._config.uses_probes
+            else []
+        )
         return (
             scored,
             found,

@@ -21,7 +21,9 @@ class TeacherDecoder:
 
     def __init__(self, config: Config, folder: Path, engine: GenerationEngine) -> None:
         self._config, self._engine = config, engine
-        self._rewriter = _rewriter(config, folder, engine) if config.rewrites else None
+        self._rewriter = (
+            _rewriter(config, folder, engine) if config.uses_rewrites else None
+        )
 
     def continue_from(
         self, found: Sequence[CandidateSet]

@@ -114,7 +114,7 @@ async def _alone(
     scored, found, receipt = teacher.score.options(num_returns=3).remote(chunk)
     await caller.call("teacher[0]", "score", receipt)
     probes: Any = None
-    if config.probes:
+    if config.uses_probes:
         probes = await _probes(config, fleet, caller, found)
     line = math.inf if step.threshold is None else step.threshold
     await caller.call(
@@ -125,7 +125,7 @@ async def _alone(
 
 
 async def _probes(config: Config, fleet: Fleet, caller: Caller, found: Any) -> Any:
-    decoder, fresh = (fleet.probers if config.dedicated else fleet.teachers)[0], None
+    decoder, fresh = (fleet.probers if config.probe_engine else fleet.teachers)[0], None
     if config.probe.student == "resample":
         engine = fleet.rollouts[0]
         fresh, receipt = engine.resample.options(num_returns=2).remote(

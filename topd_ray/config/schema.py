@@ -389,25 +389,25 @@ class Config(Section):
     cluster: ClusterConfig = ClusterConfig()
 
     @property
-    def probes(self) -> bool:
+    def uses_probes(self) -> bool:
         """Whether the run looks ahead at all."""
         return self.objective.lambda_traj > 0 or self.objective.downweight != "none"
 
     @property
-    def rewrites(self) -> bool:
+    def uses_rewrites(self) -> bool:
         """Whether the teacher rewrites each rollout before it is learned from."""
         return self.objective.trajectory == "rewrite"
 
     @property
-    def dedicated(self) -> EngineConfig | None:
+    def probe_engine(self) -> EngineConfig | None:
         """The engine that each probe worker has of its own; None where it has none."""
-        decodes = self.probes or self.rewrites
+        decodes = self.uses_probes or self.uses_rewrites
         return self.probe.engine if decodes and self.probe.engine != "shared" else None
 
     @property
     def num_probe_workers(self) -> int:
         """`probe.num_workers`, or 0 where there is nothing for them to do."""
-        return self.probe.num_workers if self.probes or self.dedicated else 0
+        return self.probe.num_workers if self.uses_probes or self.probe_engine else 0
 
     @property
     def teacher_model(self) -> str:
@@ -419,7 +419,9 @@ class Config(Section):
         """Longest response that is learned from."""
         own = self.rollout.max_response_tokens
         return (
-            max(own, self.rewrite.max_response_tokens or own) if self.rewrites else own
+            max(own, self.rewrite.max_response_tokens or own)
+            if self.uses_rewrites
+            else own
         )
 
     @property
@@ -452,7 +454,7 @@ class Config(Section):
 
     @property
     def _window(self) -> int:
-        return self.probe.window if self.probes else 0
+        return self.probe.window if self.uses_probes else 0
 
     @model_validator(mode="before")
     @classmethod
@@ -512,7 +514,9 @@ class Config(Section):
                 self.student_context_tokens if student else self.teacher_context_tokens
             )
             if engine.max_model_len is not None and engine.max_model_len < needed:
-                window = f" + probe.window {self.probe.window}" if self.probes else ""
+                window = (
+                    f" + probe.window {self.probe.window}" if self.uses_probes else ""
+                )
                 raise ValueError(
                     f"{field}.max_model_len={engine.max_model_len} is too short: prompt"
                     f" {prompt} + response {self.response_tokens}{window} + 1 ="
@@ -522,7 +526,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _a_window_can_exist(self) -> Self:
-        if self.probes and self.candidates.min_window > self.probe.window:
+        if self.uses_probes and self.candidates.min_window > self.probe.window:
             raise ValueError(
                 f"candidates.min_window={self.candidates.min_window} exceeds "
                 f"probe.window={self.probe.window}; lower it"
@@ -545,4 +549,6 @@ class Config(Section):
             ("rollout.engine", self.rollout.engine),
             ("teacher.engine", self.teacher.engine),
         ]
-        return engines + ([("probe.engine", self.dedicated)] if self.dedicated else [])
+        return engines + (
+            [("probe.engine", self.probe_engine)] if self.probe_engine else []
+        )

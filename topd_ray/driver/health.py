@@ -50,7 +50,7 @@ def _of_rollouts(config: Config, books: StepBooks, sums: LossSums) -> list[str]:
     num_rollouts = sum(len(one.rollout_ids) for one in books.rollouts)
     # a rewrite is the teacher's: nothing was sampled by the student that is trained on
     # it
-    kl = 0.0 if config.rewrites else sums.rollout_kl / max(1, sums.num_tokens)
+    kl = 0.0 if config.uses_rewrites else sums.rollout_kl / max(1, sums.num_tokens)
     if not kl <= health.max_rollout_kl:
         found.append(
             f"rollout_kl {kl:.3g} nats a token exceeds"

@@ -67,7 +67,7 @@ class Pipeline:
         self._probers = Pool("prober", fleet.probers)
         # A slot of its own for what a teacher writes: reading goes on beside it.
         self._writers = (
-            self._probers if config.dedicated else Pool("teacher", fleet.teachers)
+            self._probers if config.probe_engine else Pool("teacher", fleet.teachers)
         )
 
     def begin(
@@ -194,7 +194,7 @@ class Pipeline:
         """Rewrite, score, probe (each where the method asks for it), wait for the turn,
         learn.
         """
-        if self._config.rewrites:
+        if self._config.uses_rewrites:
             await self._rewrite(step, chunk, prompts)
         scored, probes = (
             await self._look_at(step, chunk) if chunk.names else (None, None)
@@ -246,10 +246,10 @@ class Pipeline:
             )
         step.note(who, "score", chunk, chunk.score.span, chunk.score.num_tokens)
         self._ledger.advance(chunk.names, Stage.SCORED)
-        if not self._config.probes:
+        if not self._config.uses_probes:
             return scored, None
         fresh = await self._resampled(step, chunk, found)
-        if self._config.dedicated:
+        if self._config.probe_engine:
             async with self._probers.free() as (who, prober):
                 windows = await self._continued(step, chunk, who, prober, found)
                 probes = await self._probed(

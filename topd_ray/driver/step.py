@@ -80,7 +80,7 @@ class OpenStep:
         self.number, self.rollout_ids = number, rollout_ids
         self.task: asyncio.Task[None] | None = None
         self._turns = {place: turn for turn, place in enumerate(order)}
-        self._probes, self._divergence = config.probes, config.windows.divergence
+        self._probes, self._divergence = config.uses_probes, config.windows.divergence
         self._threshold: float | None = None
         self._may_learn = False
         self._next = 0
@@ -90,7 +90,7 @@ class OpenStep:
         # A first step with no line yet needs every probe before the learner takes any
         # chunk; fresh windows are decoded when the engine is done with all rollouts.
         everything = (
-            config.probes and threshold is None
+            config.uses_probes and threshold is None
         ) or config.probe.student == "resample"
         # Room is kept for each engine: were it shared, a fast one could fill it with
         # chunks that wait for the turn of a slow one's first.

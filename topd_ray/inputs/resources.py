@@ -73,7 +73,7 @@ def make_plan(config: Config) -> Plan:
         rollouts_a_step=rollouts,
         student_tokens_a_step=tokens,
         probe_tokens_a_step=(
-            rollouts * per_rollout * config.probe.window if config.probes else 0
+            rollouts * per_rollout * config.probe.window if config.uses_probes else 0
         ),
     )
 
@@ -99,9 +99,9 @@ def _engine_role(
 
 
 def _probe_role(config: Config, parameters: float | None) -> Role:
-    if config.dedicated:
+    if config.probe_engine:
         return _engine_role(
-            "probe", config.num_probe_workers, config.dedicated, parameters
+            "probe", config.num_probe_workers, config.probe_engine, parameters
         )
     return Role(
         name="probe",

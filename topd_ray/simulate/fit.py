@@ -184,7 +184,7 @@ def _continue(
     what = _decoding(calls)
     if not calls[what]:
         return Decode(step_s=0.0)
-    engine = config.dedicated or config.teacher.engine
+    engine = config.probe_engine or config.teacher.engine
     slots, rows, seconds = engine.max_num_seqs, list[list[float]](), list[float]()
     read_s = 0.0
     if what == "probe":

@@ -155,7 +155,8 @@ def _neighbours(split: Split, whole: int, amount: int) -> list[Split]:
 
 def _gpus_a_teacher(config: Config) -> int:
     return round(
-        config.teacher.engine.gpus + (config.dedicated.gpus if config.dedicated else 0)
+        config.teacher.engine.gpus
+        + (config.probe_engine.gpus if config.probe_engine else 0)
     )
 
 

@@ -188,7 +188,7 @@ def _placed(share: float, host: Device, gpus: list[tuple[float, Device]]) -> Dev
 
 
 def _probe_gpus(config: Config) -> float:
-    return config.dedicated.gpus if config.dedicated else 0.0
+    return config.probe_engine.gpus if config.probe_engine else 0.0
 
 
 def num_gpus(config: Config) -> float:

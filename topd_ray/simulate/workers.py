@@ -75,7 +75,7 @@ class World:
             num_tokens=num_tokens,
             num_candidates=(
                 min(wanted, max(0, num_tokens - candidates.min_window + 1))
-                if self.config.probes
+                if self.config.uses_probes
                 else 0
             ),
         )
@@ -238,7 +238,7 @@ async def _continued(
     num_tokens = round(
         sum(one.num_candidates for one in found) * world.workload.window_tokens
     )
-    slots = (world.config.dedicated or world.config.teacher.engine).max_num_seqs
+    slots = (world.config.probe_engine or world.config.teacher.engine).max_num_seqs
     with world.working(actor, "continue_from", num_tokens):
         decode_s = _windows_s(world, world.rates.continue_from, found, slots)
         seconds = read_s + world.rates.continue_call_s + decode_s

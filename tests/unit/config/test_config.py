@@ -238,14 +238,14 @@ def test_the_longest_sequences_follow_from_the_stages() -> None:
         rollout={"max_response_tokens": 200},
         probe={"window": 20},
     )
-    assert (config.probes, config.sequence_tokens) == (True, 300)
+    assert (config.uses_probes, config.sequence_tokens) == (True, 300)
     assert config.student_context_tokens == config.teacher_context_tokens == 321
     baseline = parse(
         run={"method": "opd"},
         prompts={"max_tokens": 100},
         rollout={"max_response_tokens": 200},
     )
-    assert (baseline.probes, baseline.student_context_tokens) == (False, 301)
+    assert (baseline.uses_probes, baseline.student_context_tokens) == (False, 301)
 
 
 @pytest.mark.parametrize("section", ["rollout", "teacher", "probe"])
@@ -273,10 +273,10 @@ def test_a_baseline_run_needs_no_room_for_probes() -> None:
 
 def test_probe_workers_share_the_teachers_engine_unless_they_are_given_one() -> None:
     shared = parse()
-    assert (shared.dedicated, shared.num_probe_workers) == (None, 1)
+    assert (shared.probe_engine, shared.num_probe_workers) == (None, 1)
     own = parse(probe={"engine": {"gpus": 1}, "num_workers": 3})
-    assert own.dedicated is not None
-    assert (own.dedicated.gpus, own.num_probe_workers) == (1, 3)
+    assert own.probe_engine is not None
+    assert (own.probe_engine.gpus, own.num_probe_workers) == (1, 3)
     with pytest.raises(UserError, match=r"probe\.engine"):
         parse(probe={"engine": "mine"})
 

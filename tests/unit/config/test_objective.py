@@ -44,9 +44,9 @@ def test_what_a_config_says_itself_wins_over_its_method() -> None:
 
 def test_topd_composes_with_self_distillation_and_with_every_signal() -> None:
     own = config("opsd", objective={"lambda_traj": 0.3})
-    assert own.probes
+    assert own.uses_probes
     for signal in ("topk", "sampled"):
-        assert config("topd", teacher={"signal": signal}).probes
+        assert config("topd", teacher={"signal": signal}).uses_probes
 
 
 def test_trd_composes_with_self_distillation() -> None:
@@ -55,7 +55,11 @@ def test_trd_composes_with_self_distillation() -> None:
         objective={"context": "refine_reference"},
         teacher={"source": "student", "model": None},
     )
-    assert (found.rewrites, found.probes, found.num_probe_workers) == (True, False, 0)
+    assert (found.uses_rewrites, found.uses_probes, found.num_probe_workers) == (
+        True,
+        False,
+        0,
+    )
     assert found.teacher_model == "s"
 
 
@@ -70,10 +74,10 @@ def test_trd_composes_with_self_distillation() -> None:
 def test_the_dense_baselines_of_trd_are_settings(
     settings: str, parts: dict[str, Any]
 ) -> None:
-    assert not config("opd", objective=parts).probes, settings
+    assert not config("opd", objective=parts).uses_probes, settings
     assert not config(
         "opd", teacher={"signal": "topk", "top_k": 32, "tail": "renormalise"}
-    ).probes
+    ).uses_probes
 
 
 def test_a_teacher_with_more_in_its_prompt_gets_the_room_for_it() -> None:
