@@ -27,7 +27,7 @@ from topd_ray.actors.replacement import Revival
 from topd_ray.config import Config, load_config, parse_config
 from topd_ray.driver.ledger import Ledger
 from topd_ray.driver.pipeline import Pipeline
-from topd_ray.messages import LossSums, Prompt, StepReport
+from topd_ray.messages import LossSums, Prompt, RolloutRequest, StepReport
 from topd_ray.records.receipts import (
     ContinueReceipt,
     LearnReceipt,
@@ -36,7 +36,6 @@ from topd_ray.records.receipts import (
     ScoreReceipt,
     Span,
 )
-from topd_ray.rollout.actor import rollout_id
 from topd_ray.simulate.roofline import Hardware, assumed_workload, roofline_rates
 from topd_ray.simulate.simulation import simulate
 from topd_ray.windows import RecentDistances
@@ -94,18 +93,18 @@ NO_TIME = Span(0.0, 0.0)
 class FakeRollout:
     """Sends its chunks at once."""
 
-    def __init__(self, chunk: int, samples: int) -> None:
-        self._chunk, self._samples = chunk, samples
+    def __init__(self, chunk: int) -> None:
+        self._chunk = chunk
 
     def roll_out(
-        self, prompts: Sequence[Prompt], *, policy_version: int, done: frozenset[str]
+        self,
+        requests: Sequence[RolloutRequest],
+        *,
+        policy_version: int,
+        done: frozenset[str],
     ) -> Iterator[Any]:
-        """Alternate chunks and their receipts."""
-        names = [
-            rollout_id(one, sample)
-            for one in prompts
-            for sample in range(self._samples)
-        ]
+        """Yield chunks and their receipts in turn."""
+        names = [request.rollout_id for request in requests]
         names = [name for name in names if name not in done]
         for first in range(0, len(names), self._chunk):
             chunk = tuple(names[first : first + self._chunk])
@@ -114,6 +113,7 @@ class FakeRollout:
                 rollout_ids=chunk,
                 policy_version=policy_version,
                 num_tokens=len(chunk),
+                num_tokens_each=(1,) * len(chunk),
                 num_truncated=0,
                 entropy_sum=1.0,
                 span=NO_TIME,
@@ -192,9 +192,8 @@ def fleet(size: Size, *, over_ray: bool) -> Fleet:
             return [remote.remote(*arguments) for _ in range(count)]
         return [InlineActor(worker(*arguments)) for _ in range(count)]
 
-    samples = size.config.rollout.samples_per_prompt
     return Fleet(
-        rollouts=actors(FakeRollout, size.engines, size.chunk, samples),
+        rollouts=actors(FakeRollout, size.engines, size.chunk),
         teachers=actors(FakeTeacher, size.teachers),
         probers=actors(FakeProber, size.probers),
         learners=actors(FakeLearner, size.ranks),

@@ -1,8 +1,7 @@
 """What crosses an actor boundary, in the order in which it flows.
 
-    Prompt -> Rollout (-> rewritten Rollout) -> ScoredRollout -> CandidateSet ->
-    ProbeSet
-           -> TrainBatch -> StepReport
+    Prompt -> RolloutRequest -> Rollout (-> rewritten Rollout) -> ScoredRollout
+           -> CandidateSet -> ProbeSet -> TrainBatch -> StepReport
 
 Messages are frozen and hold ids, numpy arrays and plain values only. Arrays that come
 out of the object store are read-only. Axes: P prompt tokens, N response tokens, M most
@@ -11,7 +10,9 @@ continuation (padded with -1), L tokens of a micro-batch, S its segments, T trai
 positions, U positions of resampled windows behind them, Q window positions.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -51,6 +52,46 @@ class Prompt:
     """
     response_ids_N: Ints | None = None
     """The response that came with the data (`objective.trajectory: given`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutRequest:
+    """One sample that a rollout engine is to draw for a prompt.
+
+    Requests, not prompts, are dealt to the engines: with one prompt a step, every
+    engine still gets its share of the samples.
+
+    Example: `RolloutRequest(prompt=prompt, sample_index=1).rollout_id` is
+    "00000012.1" for a prompt at position 12.
+    """
+
+    prompt: Prompt
+    sample_index: int
+    """Counts the samples of one prompt, from 0."""
+
+    @property
+    def rollout_id(self) -> str:
+        """Return the name of the rollout that answers this request."""
+        return rollout_id(self.prompt, self.sample_index)
+
+
+def rollout_id(prompt: Prompt, sample_index: int) -> str:
+    """Return the name of one sample of one prompt, unique in a run.
+
+    The name is the prompt's position in the run's order, then the sample, so names
+    sort as requests are made.
+    """
+    return f"{prompt.position:08d}.{sample_index}"
+
+
+def rollout_requests(
+    prompts: Sequence[Prompt], samples_per_prompt: int
+) -> list[RolloutRequest]:
+    """Return the requests for all samples, prompt by prompt and sample by sample."""
+    return [
+        RolloutRequest(prompt=prompt, sample_index=sample)
+        for prompt, sample in product(prompts, range(samples_per_prompt))
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

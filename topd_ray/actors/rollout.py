@@ -8,7 +8,7 @@ from topd_ray.actors.worker import Worker
 from topd_ray.config import Config
 from topd_ray.engines.open import open_generation
 from topd_ray.evaluation import Accuracy, ask
-from topd_ray.messages import CandidateSet, Ints, Prompt, Rollout
+from topd_ray.messages import CandidateSet, Ints, Prompt, Rollout, RolloutRequest
 from topd_ray.models.folder import resolve_model
 from topd_ray.records.receipts import ResampleReceipt, RolloutReceipt, Span
 from topd_ray.rollout import RolloutActor
@@ -41,22 +41,24 @@ class RolloutWorker(Worker):
 
     def roll_out(
         self,
-        prompts: Sequence[Prompt],
+        requests: Sequence[RolloutRequest],
         *,
         policy_version: int,
         done: frozenset[str] = frozenset(),
     ) -> Iterator[list[Rollout] | RolloutReceipt]:
-        """Alternate chunks and their receipts; rollouts in `done` are in no chunk."""
+        """Yield chunks and their receipts in turn; `done` rollouts are in no chunk."""
         began_s = time.time()
         for chunk in self._actor.roll_out(
-            prompts, policy_version=policy_version, done=done
+            requests, policy_version=policy_version, done=done
         ):
             span = Span.since(began_s)
+            num_tokens_each = tuple(len(rollout.response_ids_N) for rollout in chunk)
             yield chunk
             yield RolloutReceipt(
                 rollout_ids=tuple(rollout.rollout_id for rollout in chunk),
                 policy_version=policy_version,
-                num_tokens=sum(len(rollout.response_ids_N) for rollout in chunk),
+                num_tokens=sum(num_tokens_each),
+                num_tokens_each=num_tokens_each,
                 num_truncated=sum(
                     rollout.finish_reason == "length" for rollout in chunk
                 ),

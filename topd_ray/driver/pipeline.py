@@ -27,6 +27,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from topd_ray.actors.calls import Caller
@@ -38,9 +39,8 @@ from topd_ray.driver.health import complaints
 from topd_ray.driver.ledger import Ledger, Stage
 from topd_ray.driver.step import Chunk, OpenStep, StepBooks
 from topd_ray.errors import ActorFailedError, TopdError
-from topd_ray.messages import Prompt, StepReport
+from topd_ray.messages import Prompt, RolloutRequest, StepReport, rollout_requests
 from topd_ray.records.receipts import RolloutReceipt, Span
-from topd_ray.rollout.actor import rollout_id
 from topd_ray.windows import RecentDistances
 
 
@@ -79,19 +79,17 @@ class Pipeline:
         learned. What is asked of a rollout engine from here on comes after the step's
         rollouts.
         """
+        requests = rollout_requests(prompts, self._config.rollout.samples_per_prompt)
+        shares = _dealt(requests, len(self._fleet.rollouts))
+        chunk_size = self._config.rollout.chunk_size
         opened = OpenStep(
             self._config,
             step,
-            tuple(
-                rollout_id(prompt, sample)
-                for prompt in prompts
-                for sample in range(self._config.rollout.samples_per_prompt)
-            ),
+            tuple(request.rollout_id for request in requests),
             threshold=self._recent.threshold(),
-            num_chunks=self._num_chunks(prompts),
+            num_chunks=[-(-len(share) // chunk_size) for share in shares],
         )
         self._ledger.dispatch(opened.rollout_ids)
-        shares = _dealt(prompts, len(self._fleet.rollouts))
         asks = [
             _Ask(
                 self._fleet.rollouts[engine],
@@ -333,17 +331,6 @@ class Pipeline:
             ]
         )
 
-    def _num_chunks(self, prompts: Sequence[Prompt]) -> list[int]:
-        """Chunks that each engine will send."""
-        size, samples = (
-            self._config.rollout.chunk_size,
-            self._config.rollout.samples_per_prompt,
-        )
-        return [
-            -(-len(share) * samples // size)
-            for share in _dealt(prompts, len(self._fleet.rollouts))
-        ]
-
 
 @dataclass(slots=True)
 class _Ask:
@@ -352,7 +339,7 @@ class _Ask:
     """
 
     actor: Any
-    prompts: Sequence[Prompt]
+    requests: Sequence[RolloutRequest]
     policy_version: int
     room: int
     handle: Any = None
@@ -368,12 +355,31 @@ class _Ask:
             _generator_backpressure_num_objects=2 * (self.room + 1),
         )
         return streaming.remote(
-            self.prompts, policy_version=self.policy_version, done=frozenset(self.done)
+            self.requests, policy_version=self.policy_version, done=frozenset(self.done)
         )
 
+    @property
+    def prompts(self) -> list[Prompt]:
+        """The prompts behind the requests, each once."""
+        by_position = {
+            request.prompt.position: request.prompt for request in self.requests
+        }
+        return list(by_position.values())
 
-def _dealt(prompts: Sequence[Prompt], num_engines: int) -> list[list[Prompt]]:
-    return [list(prompts[engine::num_engines]) for engine in range(num_engines)]
+
+def _dealt(
+    requests: Sequence[RolloutRequest], num_engines: int
+) -> list[list[RolloutRequest]]:
+    """Return one contiguous block of requests an engine; sizes differ by at most one.
+
+    Contiguous, because the samples of one prompt share its prefix in the cache of one
+    engine.
+    """
+    size, num_larger = divmod(len(requests), num_engines)
+    bounds = [
+        engine * size + min(engine, num_larger) for engine in range(num_engines + 1)
+    ]
+    return [list(requests[start:end]) for start, end in pairwise(bounds)]
 
 
 @asynccontextmanager

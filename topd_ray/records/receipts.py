@@ -33,6 +33,9 @@ class RolloutReceipt:
     rollout_ids: tuple[str, ...]
     policy_version: int
     num_tokens: int
+    """Response tokens of the chunk."""
+    num_tokens_each: tuple[int, ...]
+    """Response tokens of each rollout, in the order of `rollout_ids`."""
     num_truncated: int
     entropy_sum: float
     """-log p of every sampled token, in nats: its mean estimates the policy's

@@ -10,7 +10,7 @@ import numpy as np
 from topd_ray.config import RolloutConfig
 from topd_ray.engines.protocols import Generation, GenerationEngine, GenerationRequest
 from topd_ray.errors import TopdError
-from topd_ray.messages import PAD, CandidateSet, Ints, Prompt, Rollout
+from topd_ray.messages import PAD, CandidateSet, Ints, Rollout, RolloutRequest
 from topd_ray.seeds import derive_seed
 from topd_ray.weights.buckets import WeightBucket, open_buckets
 
@@ -31,40 +31,37 @@ class RolloutActor:
 
     def roll_out(
         self,
-        prompts: Sequence[Prompt],
+        requests: Sequence[RolloutRequest],
         *,
         policy_version: int,
         done: frozenset[str] = frozenset(),
     ) -> Iterator[list[Rollout]]:
-        """Yield `chunk_size` rollouts at a time as they finish, shortest waits first.
+        """Yield `chunk_size` rollouts at a time, in the order in which they finish.
 
-        A prompt that brought its response is not decoded, and comes before those that
-        are. The same prompts under the same weights give the same chunks, and with the
-        rollouts of the first of them in `done` (another engine's, that died) the
-        others: all are decoded again, for who ends when is a matter of company. Raises
-        TopdError where something is to be decoded and the engine holds other weights
-        than `policy_version`: a stale sample is never passed off as new.
+        A prompt that brought its response is not decoded; its rollouts come first. The
+        same requests under the same weights give the same chunks. `done` names the
+        rollouts that an engine sent before it was lost: they are in no chunk, and the
+        chunks are those that it would have sent next. Raises TopdError where something
+        is to be decoded and the engine holds other weights than `policy_version`.
         """
-        asked = {
-            rollout_id(prompt, sample): (prompt, sample)
-            for prompt in prompts
-            for sample in range(self._config.samples_per_prompt)
-        }
-        given = [
-            which for which in asked.values() if which[0].response_ids_N is not None
-        ]
-        wanted = [which for which in asked.values() if which[0].response_ids_N is None]
-        if wanted:
+        by_id = {request.rollout_id: request for request in requests}
+        given = [request for request in requests if _is_given(request)]
+        to_decode = [request for request in requests if not _is_given(request)]
+        if to_decode:
             self._refuse_stale("rollouts", policy_version)
-        finished = self._engine.generate([self._request(*which) for which in wanted])
+        # Rollouts in `done` are decoded too: which ends first depends on what else is
+        # in the batch, and the chunks must be those of the first attempt.
+        decoded = self._engine.generate(
+            [self._generation_request(request) for request in to_decode]
+        )
         rollouts = chain(
             (
-                self._rollout(self._given(*which), *which, policy_version)
-                for which in given
+                _rollout(self._given(request), request, policy_version)
+                for request in given
             ),
             (
-                self._rollout(answer, *asked[answer.request_id], policy_version)
-                for answer in finished
+                _rollout(answer, by_id[answer.request_id], policy_version)
+                for answer in decoded
             ),
         )
         missing = (rollout for rollout in rollouts if rollout.rollout_id not in done)
@@ -120,16 +117,21 @@ class RolloutActor:
                 f" holds {self._policy_version}; publish the weights first"
             )
 
-    def _request(self, prompt: Prompt, sample: int) -> GenerationRequest:
+    def _generation_request(self, request: RolloutRequest) -> GenerationRequest:
+        prompt = request.prompt
         return GenerationRequest(
-            request_id=rollout_id(prompt, sample),
+            request_id=request.rollout_id,
             prompt_ids=prompt.token_ids_P,
             max_tokens=self._config.max_response_tokens,
             temperature=self._config.temperature,
             top_p=self._config.top_p,
             top_k=self._config.top_k,
             seed=derive_seed(
-                self._run_seed, prompt.position, prompt.prompt_id, sample, "rollout"
+                self._run_seed,
+                prompt.position,
+                prompt.prompt_id,
+                request.sample_index,
+                "rollout",
             ),
             num_top=self._config.num_top,
         )
@@ -150,48 +152,46 @@ class RolloutActor:
             num_top=0,
         )
 
-    def _given(self, prompt: Prompt, sample: int) -> Generation:
-        """The response of the data, as if it had been decoded; cut where decoding would
-        stop.
-        """
-        assert prompt.response_ids_N is not None
+    def _given(self, request: RolloutRequest) -> Generation:
+        """Return the data's response as a generation, cut at the token limit."""
+        response_ids_N = request.prompt.response_ids_N
+        assert response_ids_N is not None
         limit = self._config.max_response_tokens
         return Generation(
-            request_id=rollout_id(prompt, sample),
-            token_ids_N=prompt.response_ids_N[:limit],
+            request_id=request.rollout_id,
+            token_ids_N=response_ids_N[:limit],
             logp_N=np.zeros(0, np.float32),
             top_ids_NM=np.zeros((0, 0), np.int32),
             top_logp_NM=np.zeros((0, 0), np.float32),
-            finish_reason="length" if len(prompt.response_ids_N) > limit else "stop",
-        )
-
-    def _rollout(
-        self, answer: Generation, prompt: Prompt, sample: int, policy_version: int
-    ) -> Rollout:
-        teacher_ids_P = prompt.teacher_ids_P
-        return Rollout(
-            rollout_id=answer.request_id,
-            prompt_id=prompt.prompt_id,
-            position=prompt.position,
-            sample_index=sample,
-            policy_version=policy_version,
-            prompt_ids_P=prompt.token_ids_P,
-            teacher_prompt_ids_P=(
-                prompt.token_ids_P if teacher_ids_P is None else teacher_ids_P
-            ),
-            response_ids_N=answer.token_ids_N,
-            logp_N=answer.logp_N,
-            top_ids_NM=answer.top_ids_NM,
-            top_logp_NM=answer.top_logp_NM,
-            finish_reason=answer.finish_reason,
+            finish_reason="length" if len(response_ids_N) > limit else "stop",
         )
 
 
-def rollout_id(prompt: Prompt, sample: int) -> str:
-    """Name of one sample of one prompt, unique in a run: position in the order, then
-    sample.
-    """
-    return f"{prompt.position:08d}.{sample}"
+def _is_given(request: RolloutRequest) -> bool:
+    return request.prompt.response_ids_N is not None
+
+
+def _rollout(
+    answer: Generation, request: RolloutRequest, policy_version: int
+) -> Rollout:
+    prompt = request.prompt
+    teacher_ids_P = prompt.teacher_ids_P
+    return Rollout(
+        rollout_id=request.rollout_id,
+        prompt_id=prompt.prompt_id,
+        position=prompt.position,
+        sample_index=request.sample_index,
+        policy_version=policy_version,
+        prompt_ids_P=prompt.token_ids_P,
+        teacher_prompt_ids_P=(
+            prompt.token_ids_P if teacher_ids_P is None else teacher_ids_P
+        ),
+        response_ids_N=answer.token_ids_N,
+        logp_N=answer.logp_N,
+        top_ids_NM=answer.top_ids_NM,
+        top_logp_NM=answer.top_logp_NM,
+        finish_reason=answer.finish_reason,
+    )
 
 
 def _window_id(found: CandidateSet, position: int) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from topd_ray.candidates.select import num_to_pick
 from topd_ray.config import Config
-from topd_ray.messages import LossSums, Prompt, StepReport
+from topd_ray.messages import LossSums, RolloutRequest, StepReport
 from topd_ray.records.receipts import (
     ContinueReceipt,
     LearnReceipt,
@@ -24,7 +24,6 @@ from topd_ray.records.receipts import (
     Span,
 )
 from topd_ray.records.timeline import Work
-from topd_ray.rollout.actor import rollout_id
 from topd_ray.simulate.machine import Device, Engine
 from topd_ray.simulate.rates import Decode, Rates, Workload, continuous_batching
 
@@ -101,15 +100,11 @@ class SimulatedRollout:
         self._world, self._name, self._device = world, f"rollout[{index}]", device
 
     async def roll_out(
-        self, prompts: Sequence[Prompt], *, policy_version: int, **_: Any
+        self, requests: Sequence[RolloutRequest], *, policy_version: int, **_: Any
     ) -> AsyncIterator[Any]:
         """Alternate chunks and their receipts, the shortest rollouts first."""
         config, rates = self._world.config.rollout, self._world.rates
-        pieces = [
-            self._world.piece(rollout_id(prompt, sample))
-            for prompt in prompts
-            for sample in range(config.samples_per_prompt)
-        ]
+        pieces = [self._world.piece(request.rollout_id) for request in requests]
         began_s, chunk, left = _now_s(), list[Piece](), len(pieces)
         await self._device.work(
             rates.prompt_s * sum(one.prompt_tokens for one in pieces)
@@ -151,12 +146,14 @@ class SimulatedRollout:
         self, chunk: Sequence[Piece], policy_version: int, began_s: float
     ) -> RolloutReceipt:
         longest = self._world.config.rollout.max_response_tokens
-        num_tokens = sum(one.num_tokens for one in chunk)
+        num_tokens_each = tuple(piece.num_tokens for piece in chunk)
+        num_tokens = sum(num_tokens_each)
         self._world.note(self._name, "roll_out", began_s, num_tokens)
         return RolloutReceipt(
             rollout_ids=tuple(one.name for one in chunk),
             policy_version=policy_version,
             num_tokens=num_tokens,
+            num_tokens_each=num_tokens_each,
             num_truncated=sum(one.num_tokens == longest for one in chunk),
             entropy_sum=float(num_tokens),
             span=Span(began_s, _now_s()),

@@ -24,6 +24,7 @@ from topd_ray.messages import (
     Prompt,
     Rollout,
     ScoredRollout,
+    rollout_requests,
 )
 from topd_ray.models.folder import check_folder, resolve_model
 from topd_ray.probe import ProbeActor, continue_from
@@ -64,10 +65,9 @@ class Lab:
         return source.take(min(count, len(source)))
 
     def roll_out(self, prompts: Sequence[Prompt]) -> list[Rollout]:
-        """`rollout.samples_per_prompt` responses each, in the order of prompts and
-        samples.
-        """
-        chunks = self._student.roll_out(prompts, policy_version=0)
+        """Return `rollout.samples_per_prompt` responses a prompt, in order."""
+        requests = rollout_requests(prompts, self.config.rollout.samples_per_prompt)
+        chunks = self._student.roll_out(requests, policy_version=0)
         return sorted(
             (one for chunk in chunks for one in chunk), key=lambda one: one.rollout_id
         )

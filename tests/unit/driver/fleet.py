@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from topd_ray.actors.fleet import Fleet
-from topd_ray.messages import LossSums, Prompt, StepReport
+from topd_ray.messages import LossSums, Prompt, RolloutRequest, StepReport
 from topd_ray.records.receipts import (
     ContinueReceipt,
     LearnReceipt,
@@ -20,7 +20,6 @@ from topd_ray.records.receipts import (
     ScoreReceipt,
     Span,
 )
-from topd_ray.rollout.actor import rollout_id
 
 NO_TIME = Span(0.0, 0.0)
 Delay = Callable[[str], float]
@@ -40,15 +39,10 @@ class Method:
 class FakeRollout:
     """Sends chunks of `size` rollouts; one call after the other, as an actor does."""
 
-    def __init__(
-        self, size: int, samples: int, delay: Delay, fail_at: int | None = None
-    ) -> None:
-        self.size, self.samples, self.delay, self.fail_at = (
-            size,
-            samples,
-            delay,
-            fail_at,
-        )
+    def __init__(self, size: int, delay: Delay, fail_at: int | None = None) -> None:
+        self.size = size
+        self.delay = delay
+        self.fail_at = fail_at
         self.roll_out, self.resample = Method(self._roll_out), Method(self._resample)
         self.rolled_out, self.one_at_a_time = asyncio.Event(), asyncio.Lock()
 
@@ -65,9 +59,13 @@ class FakeRollout:
         ), asyncio.ensure_future(receipt())
 
     async def _roll_out(
-        self, prompts: Sequence[Prompt], *, policy_version: int, done: frozenset[str]
+        self,
+        requests: Sequence[RolloutRequest],
+        *,
+        policy_version: int,
+        done: frozenset[str],
     ) -> AsyncIterator[Any]:
-        every = [rollout_id(p, s) for p in prompts for s in range(self.samples)]
+        every = [request.rollout_id for request in requests]
         names = [name for name in every if name not in done]
         async with self.one_at_a_time:
             self.rolled_out.clear()
@@ -89,6 +87,7 @@ class FakeRollout:
                     rollout_ids=chunk,
                     policy_version=policy_version,
                     num_tokens=10 * len(chunk),
+                    num_tokens_each=(10,) * len(chunk),
                     num_truncated=0,
                     entropy_sum=1.0,
                     span=NO_TIME,
@@ -239,13 +238,12 @@ def fleet(
     probers: int = 1,
     ranks: int = 1,
     size: int = 2,
-    samples: int = 2,
     fail_at: int | None = None,
     wrong: frozenset[int] = frozenset(),
 ) -> Fleet:
     """A fleet of fakes."""
     return Fleet(
-        rollouts=[FakeRollout(size, samples, delay, fail_at) for _ in range(engines)],
+        rollouts=[FakeRollout(size, delay, fail_at) for _ in range(engines)],
         teachers=[FakeTeacher(delay, wrong) for _ in range(teachers)],
         probers=[FakeProber(delay, wrong) for _ in range(probers)],
         learners=[FakeLearner(delay) for _ in range(ranks)],

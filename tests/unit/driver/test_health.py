@@ -39,6 +39,7 @@ def books(
                 rollout_ids=ids,
                 policy_version=0,
                 num_tokens=10,
+                num_tokens_each=(5, 5),
                 num_truncated=truncated,
                 entropy_sum=10 * entropy,
                 span=NO_TIME,

@@ -27,7 +27,7 @@ from topd_ray.driver.pipeline import Pipeline
 from topd_ray.driver.state import Place
 from topd_ray.driver.step import OpenStep
 from topd_ray.driver.weight_sync import Refit
-from topd_ray.rollout.actor import rollout_id
+from topd_ray.messages import rollout_id
 from topd_ray.simulate.clock import VirtualLoop, run_in_virtual_time
 
 STEPS, PROMPTS = 3, 2
@@ -85,7 +85,6 @@ class History:
             teachers=teachers,
             probers=probers,
             size=1,
-            samples=1,
         )
         learner: FakeLearner = fakes.learners[0]
         learner.taken, learner.steps = self.learned, self.place.step

@@ -14,9 +14,10 @@ from topd_ray.actors.fleet import Fleet
 from topd_ray.actors.replacement import Revival
 from topd_ray.config import Config, parse_config
 from topd_ray.driver.ledger import Ledger
-from topd_ray.driver.pipeline import Pipeline
+from topd_ray.driver.pipeline import Pipeline, _dealt
 from topd_ray.driver.step import OpenStep, StepBooks
 from topd_ray.errors import DeadlineError, TopdError
+from topd_ray.messages import rollout_requests
 from topd_ray.windows import RecentDistances
 
 
@@ -105,7 +106,7 @@ def test_whatever_the_timing_each_rollout_is_learned_once_and_in_the_same_order(
 
 def test_a_slow_engine_does_not_starve_behind_a_fast_one() -> None:
     def slow_first(work: str) -> float:
-        return 0.05 if work == "rollout 00000001.0" else 0.0
+        return 0.05 if work == "rollout 00000006.0" else 0.0
 
     run(fleet(slow_first, engines=2), num_prompts=12, max_chunks_in_flight=1)
 
@@ -139,6 +140,27 @@ def test_later_steps_are_judged_by_the_line_drawn_before_them() -> None:
     )  # median of 7 and four each of 0 and 1
 
 
+def test_samples_of_one_prompt_are_dealt_to_all_engines() -> None:
+    (books,) = run(fleet(lambda _: 0.0, size=1, engines=2), num_prompts=1, sections=ONE)
+    assert [receipt.rollout_ids for receipt in books.rollouts] == [
+        ("00000000.0",),
+        ("00000000.1",),
+    ]
+
+
+@pytest.mark.parametrize("engines", [1, 2, 3, 5, 7])
+def test_each_engine_gets_one_block_of_requests_and_blocks_are_balanced(
+    engines: int,
+) -> None:
+    prompts = [prompt(position) for position in range(4)]
+    requests = rollout_requests(prompts, 3)
+    shares = _dealt(requests, engines)
+    assert [request for share in shares for request in share] == requests
+    sizes = [len(share) for share in shares]
+    assert len(sizes) == engines
+    assert max(sizes) - min(sizes) <= 1
+
+
 def test_one_teacher_serves_one_call_at_a_time() -> None:
     fakes = fleet(random_delays(3), teachers=2)
     run(fakes, num_prompts=10)
@@ -150,10 +172,10 @@ def test_books_hold_every_receipt_in_order() -> None:
     firsts = [receipt.rollout_ids[0][:8] for receipt in books.rollouts]
     assert firsts == [
         "00000000",
-        "00000001",
-        "00000002",
         "00000003",
+        "00000001",
         "00000004",
+        "00000002",
         "00000005",
     ]
     assert len(books.scores) == len(books.probes) == len(books.learned) == 6
@@ -175,6 +197,7 @@ def test_a_call_that_never_returns_is_named_when_its_deadline_passes() -> None:
         run(fleet(wedged), deadline_s=0.2)
 
 
+ONE = {"rollout": {"samples_per_prompt": 2, "chunk_size": 1}}
 REWRITE = {"run": {"method": "trd"}, "rewrite": {"keep": "pass"}}
 RESAMPLE = {"probe": {"student": "resample"}}
 
@@ -200,8 +223,7 @@ def test_a_chunk_that_is_dropped_whole_lets_the_next_ones_pass() -> None:
     fakes = fleet(
         random_delays(5), size=1, wrong=frozenset({0})
     )  # every other chunk is empty
-    one_by_one = {"rollout": {"samples_per_prompt": 2, "chunk_size": 1}}
-    (books,) = run(fakes, sections=REWRITE | one_by_one, num_dropped=4)
+    (books,) = run(fakes, sections=REWRITE | ONE, num_dropped=4)
     assert len(books.rollouts) == 8
     assert len(books.learned) == len(books.scores) == 4
 

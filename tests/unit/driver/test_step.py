@@ -65,6 +65,7 @@ def metrics(step: int, **changes: float) -> Metrics:
                 rollout_ids=("a", "b"),
                 policy_version=step - 1,
                 num_tokens=100,
+                num_tokens_each=(60, 40),
                 num_truncated=1,
                 entropy_sum=1.0,
                 span=Span(10.0, 12.0),

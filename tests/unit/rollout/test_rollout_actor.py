@@ -7,7 +7,13 @@ from tests.make import prompt
 from topd_ray.config import RolloutConfig
 from topd_ray.engines.protocols import Generation, GenerationRequest, NamedArray
 from topd_ray.errors import TopdError
-from topd_ray.messages import PAD, CandidateSet
+from topd_ray.messages import (
+    PAD,
+    CandidateSet,
+    Prompt,
+    RolloutRequest,
+    rollout_requests,
+)
 from topd_ray.rollout import RolloutActor
 from topd_ray.weights.buckets import in_buckets
 
@@ -38,6 +44,14 @@ class Echo:
 
     def close(self) -> None:
         pass
+
+
+def requests(prompts: Sequence[Prompt]) -> list[RolloutRequest]:
+    return rollout_requests(prompts, 3)
+
+
+def alone(prompts: Sequence[Prompt]) -> list[RolloutRequest]:
+    return rollout_requests(prompts, 1)
 
 
 @pytest.fixture
@@ -75,14 +89,14 @@ def candidates(name: str, positions: Sequence[int]) -> CandidateSet:
 def test_each_prompt_is_sampled_n_times_and_sent_on_in_chunks(
     actor: RolloutActor,
 ) -> None:
-    chunks = list(actor.roll_out([prompt(0), prompt(1)], policy_version=0))
+    chunks = list(actor.roll_out(requests([prompt(0), prompt(1)]), policy_version=0))
     assert [len(chunk) for chunk in chunks] == [4, 2]
     names = {rollout.rollout_id for chunk in chunks for rollout in chunk}
     assert names == {f"0000000{p}.{s}" for p in (0, 1) for s in (0, 1, 2)}
 
 
 def test_a_rollout_leads_back_to_its_prompt(actor: RolloutActor) -> None:
-    (chunk,) = actor.roll_out([prompt(5)], policy_version=0)
+    (chunk,) = actor.roll_out(requests([prompt(5)]), policy_version=0)
     for rollout in chunk:
         assert (rollout.prompt_id, rollout.position, rollout.policy_version) == (
             "p5",
@@ -96,7 +110,7 @@ def test_samples_of_a_prompt_differ_and_repeat(actor: RolloutActor) -> None:
     first, again = (
         [
             r.response_ids_N[0]
-            for chunk in actor.roll_out([prompt(0)], policy_version=0)
+            for chunk in actor.roll_out(requests([prompt(0)]), policy_version=0)
             for r in chunk
         ]
         for _ in range(2)
@@ -109,7 +123,7 @@ def test_rollouts_of_other_weights_than_asked_for_are_refused(
     actor: RolloutActor,
 ) -> None:
     with pytest.raises(TopdError, match="policy_version 1, but the engine holds 0"):
-        next(actor.roll_out([prompt(0)], policy_version=1))
+        next(actor.roll_out(requests([prompt(0)]), policy_version=1))
 
 
 def test_an_update_moves_the_version_and_only_a_whole_one_does(
@@ -121,14 +135,14 @@ def test_an_update_moves_the_version_and_only_a_whole_one_does(
         actor.update(1, buckets[:2])
     actor.update(1, buckets)
     assert [name for name, _ in engine.loaded] == ["w0", "w1", "w2"]
-    (chunk,) = actor.roll_out([prompt(0)], policy_version=1)
+    (chunk,) = actor.roll_out(requests([prompt(0)]), policy_version=1)
     assert {rollout.policy_version for rollout in chunk} == {1}
 
 
 def test_the_settings_of_the_sampler_reach_the_engine(
     actor: RolloutActor, engine: Echo
 ) -> None:
-    list(actor.roll_out([prompt(0)], policy_version=0))
+    list(actor.roll_out(requests([prompt(0)]), policy_version=0))
     drawn = {
         (one.temperature, one.top_p, one.top_k, one.num_top) for one in engine.asked
     }
@@ -139,9 +153,11 @@ def test_the_teacher_reads_the_students_prompt_unless_it_has_its_own(
     actor: RolloutActor,
 ) -> None:
     own = np.array([40, 41], np.int32)
-    (chunk,) = actor.roll_out([prompt(0)], policy_version=0)
+    (chunk,) = actor.roll_out(requests([prompt(0)]), policy_version=0)
     assert chunk[0].teacher_prompt_ids_P.tolist() == chunk[0].prompt_ids_P.tolist()
-    (chunk,) = actor.roll_out([prompt(1, teacher_ids_P=own)], policy_version=0)
+    (chunk,) = actor.roll_out(
+        requests([prompt(1, teacher_ids_P=own)]), policy_version=0
+    )
     assert chunk[0].teacher_prompt_ids_P.tolist() == [40, 41]
     assert chunk[0].prompt_ids_P.tolist() == prompt(1).token_ids_P.tolist()
 
@@ -151,7 +167,7 @@ def test_a_given_response_is_handed_on_without_decoding(engine: Echo) -> None:
     actor = RolloutActor(config, lambda: engine, run_seed=7)
     fits, long = np.array([8, 9, 2], np.int32), np.array([8, 9, 10, 2], np.int32)
     asked = [prompt(0, response_ids_N=fits), prompt(1), prompt(2, response_ids_N=long)]
-    (chunk,) = actor.roll_out(asked, policy_version=0)
+    (chunk,) = actor.roll_out(alone(asked), policy_version=0)
     by_position = {one.position: one for one in chunk}
     assert [one.request_id for one in engine.asked] == ["00000001.0"]
     assert sorted(by_position) == [0, 1, 2]
@@ -174,10 +190,10 @@ def test_given_responses_are_of_any_version_since_no_weights_made_them(
         RolloutConfig(samples_per_prompt=1), lambda: engine, run_seed=7
     )
     given = prompt(0, response_ids_N=np.array([8, 2], np.int32))
-    (chunk,) = actor.roll_out([given], policy_version=3)
+    (chunk,) = actor.roll_out(alone([given]), policy_version=3)
     assert [one.policy_version for one in chunk] == [3]
     with pytest.raises(TopdError, match="policy_version 3"):
-        list(actor.roll_out([given, prompt(1)], policy_version=3))
+        list(actor.roll_out(alone([given, prompt(1)]), policy_version=3))
 
 
 def test_a_fresh_window_starts_just_before_its_candidate_as_rollouts_are_sampled(
