@@ -244,7 +244,6 @@ def scored(name: str, length: int) -> ScoredRollout:
             rollout_id=name,
             prompt_id=name,
             position=0,
-            sample_index=0,
             policy_version=0,
             prompt_ids_P=prompt_P,
             teacher_prompt_ids_P=prompt_P,

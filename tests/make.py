@@ -33,7 +33,6 @@ def rollout(
         "rollout_id": name,
         "prompt_id": "p0",
         "position": 0,
-        "sample_index": 0,
         "policy_version": 0,
         "prompt_ids_P": np.arange(20, 20 + prompt_length, dtype=np.int32),
         "teacher_prompt_ids_P": np.arange(20, 20 + prompt_length, dtype=np.int32),

@@ -103,7 +103,6 @@ class Rollout:
     rollout_id: str
     prompt_id: str
     position: int
-    sample_index: int
     policy_version: int
     prompt_ids_P: Ints
     teacher_prompt_ids_P: Ints

@@ -180,7 +180,6 @@ def _rollout(
         rollout_id=request.rollout_id,
         prompt_id=prompt.prompt_id,
         position=prompt.position,
-        sample_index=request.sample_index,
         policy_version=policy_version,
         prompt_ids_P=prompt.token_ids_P,
         teacher_prompt_ids_P=(

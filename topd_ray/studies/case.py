@@ -225,7 +225,6 @@ def _as_rollout(fork: Prefix, said: Generation) -> Rollout:
         rollout_id=window.rollout_id,
         prompt_id=window.prompt_id,
         position=0,
-        sample_index=0,
         policy_version=0,
         prompt_ids_P=window.prompt_ids_P,
         teacher_prompt_ids_P=window.teacher_prompt_ids_P,

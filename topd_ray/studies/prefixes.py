@@ -237,7 +237,6 @@ def _window_rollout(found: CandidateSet, ids_K: Ints) -> Rollout:
         rollout_id=f"{found.rollout_id}@{position}",
         prompt_id=found.rollout_id,
         position=0,
-        sample_index=0,
         policy_version=found.policy_version,
         prompt_ids_P=np.concatenate([found.prompt_ids_P, before_N]),
         teacher_prompt_ids_P=np.concatenate([found.teacher_prompt_ids_P, before_N]),

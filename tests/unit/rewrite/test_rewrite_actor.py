@@ -43,7 +43,7 @@ def attempt(name: str, *words: str, **fields: Any) -> Rollout:
 PROMPTS = {one.prompt_id: one for one in map(prompt, range(3))}
 ATTEMPTS = [
     attempt("00.0", "w5", "4", "<|im_end|>", policy_version=3),
-    attempt("00.1", "w6", sample_index=1, finish_reason="length"),
+    attempt("00.1", "w6", finish_reason="length"),
     attempt("01.0", *["w7"] * 40, prompt_id="p1", position=1),
 ]
 
@@ -110,7 +110,6 @@ def test_a_rewrite_keeps_name_version_and_the_students_prompt(
             "rollout_id",
             "prompt_id",
             "position",
-            "sample_index",
             "policy_version",
         ):
             assert getattr(after, field) == getattr(before, field)
