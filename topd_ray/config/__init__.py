@@ -3,18 +3,21 @@
 from topd_ray.config.base import EngineConfig
 from topd_ray.config.load import dump_config, load_config, parse_config
 from topd_ray.config.objective import METHODS, Context, ObjectiveConfig
-from topd_ray.config.schema import (
-    CandidatesConfig,
+from topd_ray.config.operation import (
     ClusterConfig,
-    Config,
-    DivergenceConfig,
     EvaluationConfig,
+    HealthConfig,
+    RunConfig,
+)
+from topd_ray.config.schema import Config
+from topd_ray.config.stages import (
+    CandidatesConfig,
+    DivergenceConfig,
     LearnerConfig,
     ProbeConfig,
     PromptsConfig,
     RewriteConfig,
     RolloutConfig,
-    RunConfig,
     TeacherConfig,
     WeightsConfig,
     WindowsConfig,
@@ -29,6 +32,7 @@ __all__ = [
     "DivergenceConfig",
     "EngineConfig",
     "EvaluationConfig",
+    "HealthConfig",
     "LearnerConfig",
     "ObjectiveConfig",
     "ProbeConfig",

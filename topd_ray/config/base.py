@@ -2,9 +2,16 @@
 field.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+)
 
 
 class Section(BaseModel):
@@ -15,6 +22,8 @@ class Section(BaseModel):
     )
 
 
+Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+Name = Annotated[str, Field(min_length=1)]
 Backend = Literal["vllm", "hf", "fake"]
 Dtype = Literal["float32", "bfloat16"]
 

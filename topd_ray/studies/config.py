@@ -16,12 +16,11 @@ from pydantic import (
 )
 
 from topd_ray.config import Config, load_config
-from topd_ray.config.base import Section
+from topd_ray.config.base import Name, Section
 from topd_ray.config.load import explain, read_yaml
 from topd_ray.errors import UserError
 
 StudyName = Literal["probing", "correction", "ablation", "case"]
-Name = Annotated[str, Field(min_length=1)]
 
 
 class ProbingConfig(Section):

@@ -10,7 +10,7 @@ import numpy as np
 
 from topd_ray.candidates import find_candidates
 from topd_ray.config import Config, ProbeConfig
-from topd_ray.config.schema import Solver
+from topd_ray.config.stages import Solver
 from topd_ray.engines.open import open_generation, open_teacher
 from topd_ray.engines.protocols import GenerationEngine, TeacherEngine
 from topd_ray.errors import UserError

@@ -27,6 +27,25 @@ def test_every_method_is_a_set_of_parts_that_goes_together(method: str) -> None:
             assert getattr(getattr(found, section), field) == value
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "way_out"),
+    [
+        ("temperature", 0.6, "set rollout.temperature=1,"),
+        ("temperature", 0.0, "set rollout.temperature=1,"),
+        ("top_p", 0.95, "set rollout.top_p=1,"),
+        ("top_k", 20, "set rollout.top_k=0,"),
+    ],
+)
+def test_a_sampled_signal_needs_samples_of_the_student_itself(
+    field: str, value: float, way_out: str
+) -> None:
+    tempered = {field: value}
+    for method in ("opd", "topd"):
+        config(method, rollout=tempered)
+        with pytest.raises(UserError, match=rf"rollout\.{field}={value:g} .*{way_out}"):
+            config(method, rollout=tempered, teacher={"signal": "sampled"})
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_resolved_config_reads_back_to_itself(method: str, tmp_path: Any) -> None:
     file = tmp_path / "config.yaml"

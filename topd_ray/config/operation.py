@@ -1,0 +1,106 @@
+"""Config sections around the stages: the run, its evaluation, its health, its place."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from topd_ray.config.base import Fraction, Name, Section
+from topd_ray.config.objective import Method
+
+
+class RunConfig(Section):
+    """What the run is called, how long it lasts, and what it leaves behind."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
+    """Name of the run's folder below `root`."""
+    root: Name = "runs"
+    """Folder that holds all runs."""
+    method: Method = "topd"
+    """Sets what `objective` and `teacher.source` leave open; see `METHODS`."""
+    seed: NonNegativeInt = 0
+    """Number that every random draw of the run derives from."""
+    steps: PositiveInt | None = None
+    """Optimizer steps; by default `prompts.epochs` passes over the prompts."""
+    checkpoint_every: PositiveInt = 50
+    """Steps between checkpoints; there is always one at the last step."""
+    keep_checkpoints: PositiveInt = 2
+    """Newest checkpoints that are kept."""
+    keep_every: NonNegativeInt = 0
+    """The checkpoint of every step that is a multiple of this number is kept as well;
+    0: none.
+    """
+    trace: bool = False
+    """Write `trace.json`: every call of every actor on a time line, for
+    ui.perfetto.dev.
+    """
+    wandb_project: str | None = None
+    """Also log to this Weights & Biases project (needs the `wandb` package)."""
+
+
+class EvaluationConfig(Section):
+    """Held-out problems, answered greedily before and after training."""
+
+    path: Name | None = None
+    """Problems with an `answer`, in any of the prompt formats; none: no evaluation."""
+    num_problems: PositiveInt = 500
+    """How many of the problems are answered, from the first on."""
+    max_response_tokens: PositiveInt | None = None
+    """Longest answer in tokens; by default `rollout.max_response_tokens`."""
+    every: NonNegativeInt = 0
+    """Steps between evaluations during training; 0: only before and after."""
+
+
+class HealthConfig(Section):
+    """When the update of a step is skipped because it cannot be trusted.
+
+    What such a step was made of is kept in `dumps/` for `topd replay`. A loss or
+    gradient that is not finite always makes a step bad.
+    """
+
+    max_bad_steps: PositiveInt = 3
+    """The run stops after this many bad steps in a row."""
+    max_rollout_kl: PositiveFloat = 1.0
+    """Nats a token between the policy that sampled and the policy that is trained.
+    On-policy this is rounding; more says that an engine holds the wrong weights.
+    """
+    min_entropy: NonNegativeFloat = 1e-4
+    """Mean -log p of the sampled tokens, in nats, below which the student has
+    collapsed.
+    """
+    max_truncated: Fraction | None = None
+    """Share of a step's rollouts cut at the token limit that makes the step bad; 1:
+    only where all were cut. None: the share is only a metric, because limits below the
+    usual length are common (paper: a limit of 8000, and rollouts of 9688 tokens on
+    average).
+    """
+
+
+class ClusterConfig(Section):
+    """Where the actors run and how long anything may take."""
+
+    address: str | None = None
+    """Ray cluster to join (`auto`: the one this machine belongs to); none starts a
+    local one. A job submitted with `ray job submit` always joins its own cluster.
+    """
+    object_store_gib: PositiveFloat = 2.0
+    """Object store of the local cluster, in GiB."""
+    start_deadline_s: PositiveFloat = 600.0
+    """Longest wait for an actor to load its model."""
+    call_deadline_s: PositiveFloat = 1800.0
+    """Longest wait for one call of an actor; then the call counts as lost."""
+    max_failures: NonNegativeInt = 3
+    """Actors lost (dead, or silent beyond their deadline) that a run survives. A lost
+    engine or probe worker is replaced; with a lost learner rank the run goes back to
+    its newest checkpoint.
+    """
+    grace_s: PositiveFloat = 120.0
+    """Longest time from SIGTERM to the last checkpoint that the steps under way may
+    take.
+    """
+    max_chunks_in_flight: PositiveInt = 8
+    """Most chunks between rollout and learner at one time."""
+    placement: Literal["actors", "inline"] = "actors"
+    """`actors`: each role in processes of Ray. `inline`: all four roles in the driver's
+    process, one call after the other, without Ray, for many small runs on few cores; it
+    takes `hf` engines, one of each role.
+    """

@@ -1,0 +1,271 @@
+"""Rules between sections: what does not go together is refused by the names of both.
+
+Each rule is a condition that is broken and a message: the fields, the values seen, why
+they do not go together, and the way out. A function of rules takes the sections that
+its rules read, and no others.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from topd_ray.config.objective import ObjectiveConfig
+from topd_ray.config.operation import RunConfig
+from topd_ray.config.stages import (
+    CandidatesConfig,
+    DivergenceConfig,
+    ProbeConfig,
+    RolloutConfig,
+    TeacherConfig,
+)
+
+Rule = tuple[bool, str]
+"""Whether the rule is broken, and the message that says so."""
+
+
+def refuse_broken(rules: Iterable[Rule]) -> None:
+    """Raise ValueError with the message of the first rule that is broken."""
+    for broken, message in rules:
+        if broken:
+            raise ValueError(message)
+
+
+def lambda_rules(run: RunConfig, objective: ObjectiveConfig) -> Iterator[Rule]:
+    """Yield the rules that keep topd and opd apart."""
+    weight = objective.lambda_traj
+    yield (
+        run.method == "opd" and weight > 0,
+        (
+            f"objective.lambda_traj={weight:g} with run.method=opd is topd; set"
+            " run.method=topd, or lambda_traj=0"
+        ),
+    )
+    yield (
+        run.method == "topd" and weight == 0,
+        "objective.lambda_traj=0 with run.method=topd is opd; set run.method=opd",
+    )
+
+
+def teacher_rules(
+    run: RunConfig, objective: ObjectiveConfig, teacher: TeacherConfig
+) -> Iterator[Rule]:
+    """Yield the rules about where the teacher comes from and what it sees."""
+    is_student = teacher.source == "student"
+    yield (
+        is_student and teacher.model is not None,
+        (
+            "teacher.model with teacher.source=student: the teacher is learner.model;"
+            " drop one"
+        ),
+    )
+    yield (
+        not is_student and teacher.model is None,
+        "teacher.model is missing; name its folder, or set teacher.source=student",
+    )
+    yield (
+        is_student and objective.context == "plain",
+        (
+            "teacher.source=student with objective.context=plain: the student would be"
+            " its own teacher with nothing more to go by; set"
+            " objective.context=reference"
+        ),
+    )
+    yield (
+        teacher.follow_every > 0 and not is_student,
+        f"teacher.follow_every={teacher.follow_every} needs teacher.source=student",
+    )
+    yield (
+        teacher.follow_every > 0
+        and run.checkpoint_every % max(1, teacher.follow_every) != 0,
+        (
+            f"run.checkpoint_every={run.checkpoint_every} is no multiple of"
+            f" teacher.follow_every={teacher.follow_every}: a resumed run could not"
+            " rebuild its teacher; make it one"
+        ),
+    )
+
+
+def trajectory_rules(
+    objective: ObjectiveConfig, rollout: RolloutConfig
+) -> Iterator[Rule]:
+    """Yield the rules about whose responses are learned from."""
+    trajectory = objective.trajectory
+    is_given = trajectory == "given"
+    is_rollout = trajectory == "rollout"
+    yield (
+        (trajectory == "rewrite") != objective.context.startswith("refine"),
+        (
+            f"objective.trajectory={trajectory} with"
+            f" objective.context={objective.context}: refine and refine_reference are"
+            " for rewrites, and only they"
+        ),
+    )
+    yield (
+        (objective.lambda_traj > 0 or objective.downweight != "none")
+        and not is_rollout,
+        (
+            "objective.lambda_traj / downweight with"
+            f" objective.trajectory={trajectory}: candidates are positions of the"
+            " student's own rollouts; set trajectory=rollout"
+        ),
+    )
+    yield (
+        is_given and objective.context != "plain",
+        (
+            f"objective.trajectory=given with objective.context={objective.context}:"
+            " given responses are scored under the prompt they answer; set"
+            " context=plain"
+        ),
+    )
+    yield (
+        is_given and rollout.samples_per_prompt != 1,
+        (
+            f"rollout.samples_per_prompt={rollout.samples_per_prompt} with"
+            " objective.trajectory=given: a prompt has the one response of the data;"
+            " set it to 1"
+        ),
+    )
+    yield (
+        objective.kd_ratio < 1 and is_rollout,
+        (
+            f"objective.kd_ratio={objective.kd_ratio:g} with"
+            " objective.trajectory=rollout: cross entropy on its own samples teaches"
+            " the student nothing; set kd_ratio=1"
+        ),
+    )
+
+
+def signal_rules(
+    objective: ObjectiveConfig, rollout: RolloutConfig, teacher: TeacherConfig
+) -> Iterator[Rule]:
+    """Yield the rules about what each signal of the teacher can be used for."""
+    is_sampled = teacher.signal == "sampled"
+    is_reverse = objective.divergence == "reverse_kl"
+    is_rollout = objective.trajectory == "rollout"
+    yield (
+        is_sampled and not (is_rollout and is_reverse and objective.kd_ratio == 1),
+        (
+            "teacher.signal=sampled estimates the reverse KL of the student's own"
+            " samples; set objective.trajectory=rollout and divergence=reverse_kl, or"
+            " another signal"
+        ),
+    )
+    yield (
+        is_sampled and objective.token_clip is not None,
+        (
+            "objective.token_clip with teacher.signal=sampled: a sampled log ratio is"
+            " no divergence to clip; drop it, or set another signal"
+        ),
+    )
+    yield from (
+        (is_sampled and value != whole, _biased_sampling(field, value, whole))
+        for field, value, whole in (
+            ("temperature", rollout.temperature, 1.0),
+            ("top_p", rollout.top_p, 1.0),
+            ("top_k", rollout.top_k, 0),
+        )
+    )
+    yield (
+        teacher.signal != "hidden" and objective.forward_above_entropy is not None,
+        (
+            f"objective.forward_above_entropy with teacher.signal={teacher.signal}: the"
+            " teacher's entropy needs the full vocabulary; set teacher.signal=hidden"
+        ),
+    )
+    yield (
+        objective.forward_above_entropy is not None and not is_reverse,
+        (
+            "objective.forward_above_entropy with"
+            f" objective.divergence={objective.divergence}: it adds forward to reverse"
+            " KL; set divergence=reverse_kl"
+        ),
+    )
+
+
+def _biased_sampling(field: str, value: float, whole: float) -> str:
+    """Return why the gradient of `signal: sampled` needs samples of the student itself.
+
+    The estimate weighs each sampled token by the student's probability at temperature 1
+    over the whole vocabulary. Tokens drawn from a tempered or truncated distribution
+    have other probabilities, so the mean over them is not the policy gradient of the
+    reverse KL; at temperature 0 it is the mean of no distribution at all.
+    """
+    return (
+        f"rollout.{field}={value:g} with teacher.signal=sampled: the policy gradient"
+        " needs tokens drawn from the student's own distribution, and is biased on any"
+        f" other; set rollout.{field}={whole:g}, or teacher.signal=hidden or topk"
+    )
+
+
+def weight_rules(
+    objective: ObjectiveConfig,
+    candidates: CandidatesConfig,
+    probe: ProbeConfig,
+    divergence: DivergenceConfig,
+) -> Iterator[Rule]:
+    """Yield the rules about which tokens count more or less in the loss."""
+    caps = objective.downweight != "none"
+    selects = objective.select != "all"
+    yield (
+        selects and objective.trajectory != "rollout",
+        (
+            f"objective.select={objective.select} with"
+            f" objective.trajectory={objective.trajectory}: the student's entropy is"
+            " known on its own rollouts only"
+        ),
+    )
+    yield (
+        caps and divergence.rule != "quantile",
+        (
+            f"objective.downweight={objective.downweight} with"
+            f" windows.divergence.rule={divergence.rule}: table 2 takes the bottom"
+            " quantile; set rule=quantile"
+        ),
+    )
+    yield (
+        (caps or selects) and candidates.loss != "reverse_kl",
+        (
+            f"objective.downweight / select with candidates.loss={candidates.loss}:"
+            " they weigh by the token loss that is descended; set"
+            " candidates.loss=reverse_kl"
+        ),
+    )
+    yield (
+        probe.student == "resample" and caps and objective.lambda_traj == 0,
+        (
+            "probe.student=resample with objective.downweight alone: fresh windows are"
+            " only worth their price where they are trained on; set"
+            " probe.student=rollout"
+        ),
+    )
+
+
+def staleness_rules(
+    objective: ObjectiveConfig,
+    rollout: RolloutConfig,
+    teacher: TeacherConfig,
+    probe: ProbeConfig,
+) -> Iterator[Rule]:
+    """Yield the rules about rollouts of older weights than those they train."""
+    stale = rollout.max_staleness
+    yield (
+        stale > 0 and objective.trajectory == "given",
+        (
+            f"rollout.max_staleness={stale} with objective.trajectory=given: given"
+            " responses are no policy's and cannot be stale; drop it"
+        ),
+    )
+    yield (
+        stale > 0 and teacher.follow_every > 0,
+        (
+            f"rollout.max_staleness={stale} with"
+            f" teacher.follow_every={teacher.follow_every}: a step is scored before the"
+            " one that moves the teacher ends; set one of them to 0"
+        ),
+    )
+    yield (
+        stale > 0 and probe.student == "resample",
+        (
+            f"rollout.max_staleness={stale} with probe.student=resample: when fresh"
+            " windows are decoded, the engine may hold newer weights than those of the"
+            " rollout; set one of them back"
+        ),
+    )
