@@ -1,7 +1,8 @@
-"""Ground costs -> transport plans -> soft targets; knows matrices, not language models.
+"""Ground costs -> transport plans -> soft targets.
 
-`TransportProblem` (a ragged batch) goes into `sinkhorn` or `exact`; a `TransportPlan`
-comes out, and `soft_targets` turns its rows into distributions.
+`TransportProblem` (a ragged batch of cost matrices) goes into `sinkhorn` or `exact`; a
+`TransportPlan` comes out, and `soft_targets` turns its rows into distributions. All of
+it is arithmetic on matrices: no tokens, models, config or messages.
 """
 
 from topd_ray.transport.exact import exact

@@ -1,4 +1,4 @@
-"""A ragged batch of transport problems, padded to one shape.
+"""The input of the transport solvers: a ragged batch of problems, padded to one shape.
 
 Axes: W windows (one problem each), K rows (student), L columns (teacher).
 """
@@ -12,17 +12,32 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TransportProblem:
-    """W ground-cost matrices padded to (K, L); the true sizes say where each of them
-    ends.
+    """W ground-cost matrices padded to (K, L), with the true size of each.
 
-    Both marginals are uniform over the true entries: 1 / num_rows and 1 / num_cols.
-    What the padding holds is never read. A non-finite cost is allowed and poisons its
-    own window only; a wrong shape, dtype or size raises ValueError.
+    Both marginals are uniform over the true entries: a = 1 / num_rows for each row and
+    b = 1 / num_cols for each column. The values in the padding are never read. A
+    non-finite cost is allowed: its window comes out as not converged, and no other
+    window is affected.
+
+    Example: two windows, of 3 x 2 and of 2 x 4 tokens::
+
+        TransportProblem(
+            cost_WKL=torch.rand(2, 3, 4),
+            num_rows_W=torch.tensor([3, 2]),
+            num_cols_W=torch.tensor([2, 4]),
+        )
+
+    Raises:
+        ValueError: A field has a wrong shape or dtype, or a size lies outside 1..K (or
+            1..L).
     """
 
     cost_WKL: Float[Tensor, "W K L"]
+    """Cost of a unit of mass moved from row k to column l; its unit is the caller's."""
     num_rows_W: Int[Tensor, "W"]
+    """True number of rows of each window, 1..K."""
     num_cols_W: Int[Tensor, "W"]
+    """True number of columns of each window, 1..L."""
 
     def __post_init__(self) -> None:
         if self.cost_WKL.ndim != 3 or not self.cost_WKL.is_floating_point():
@@ -36,11 +51,14 @@ class TransportProblem:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the problem is solved in: the costs' own dtype, but never below fp32."""
+        """The dtype to solve in: that of the costs, but at least fp32."""
         return torch.promote_types(self.cost_WKL.dtype, torch.float32)
 
     def marginals(self) -> tuple[Float[Tensor, "W K"], Float[Tensor, "W L"]]:
-        """Row and column weights: uniform over the true entries, 0 in padding."""
+        """Return the row weights (W, K) and the column weights (W, L).
+
+        Both are uniform over the true entries, sum to 1 and are 0 in the padding.
+        """
         _, num_rows, num_cols = self.cost_WKL.shape
         device = self.cost_WKL.device
         return (
@@ -49,28 +67,52 @@ class TransportProblem:
         )
 
     def readable(self) -> tuple[Float[Tensor, "W K L"], Bool[Tensor, "W"]]:
-        """Costs safe to compute with, and which windows are healthy (all their costs
-        finite).
+        """Return costs that are safe to compute with, and which windows are healthy.
 
-        Padding and poisoned windows read 0 everywhere, so neither can reach another
-        window.
+        A window is healthy when all its costs are finite. Padding and unhealthy windows
+        are 0 everywhere, so a nan in either reaches no other window.
         """
         row_WK, col_WL = self.marginals()
         inside_WKL = (row_WK > 0)[:, :, None] & (col_WL > 0)[:, None, :]
         cost_WKL = torch.where(inside_WKL, self.cost_WKL.to(self.dtype), 0.0)
+        # amax below refuses an axis of length 0, which an empty batch may have.
         if cost_WKL.numel() == 0:
             return cost_WKL, torch.ones(
                 len(cost_WKL), dtype=torch.bool, device=cost_WKL.device
             )
-        # The largest size is nan or infinite where any cost is: a sixth of the time of
-        # asking each.
+        # The largest magnitude is nan or infinite when any cost is. This takes a sixth
+        # of the time of a test of each cost.
         healthy_W = cost_WKL.abs().amax((1, 2)).isfinite()
         return cost_WKL.masked_fill_(~healthy_W[:, None, None], 0.0), healthy_W
 
 
 def within(size_W: Int[Tensor, "W"], length: int) -> Bool[Tensor, "W N"]:
-    """Which of `length` padded entries belong to each window."""
+    """Return the mask of the true entries of each padded row.
+
+    Args:
+        size_W: True length of each row.
+        length: Padded length N.
+
+    Returns:
+        True at the first `size_W[w]` of the N entries of row w.
+    """
     return torch.arange(length, device=size_W.device) < size_W[:, None]
+
+
+def widened(weight_WN: Float[Tensor, "W N"]) -> Float[Tensor, "W N"]:
+    """Return marginals in float64, normalised again.
+
+    1 / 50 in fp32 is off by more than float64 resolves. Without the normalisation rows
+    and columns would weigh differently, and no plan could meet both.
+
+    Args:
+        weight_WN: Row or column weights of each window.
+
+    Returns:
+        The same weights, with sums of 1 to float64 rounding.
+    """
+    wide_WN = weight_WN.double()
+    return wide_WN / wide_WN.sum(1, keepdim=True)
 
 
 def _uniform(size_W: Tensor, length: int, dtype: torch.dtype) -> Tensor:
@@ -78,10 +120,10 @@ def _uniform(size_W: Tensor, length: int, dtype: torch.dtype) -> Tensor:
 
 
 def _check_sizes(name: str, size_W: Tensor, num_windows: int, longest: int) -> None:
-    integral = not (
+    is_integral = not (
         size_W.is_floating_point() or size_W.is_complex() or size_W.dtype == torch.bool
     )
-    if size_W.shape != (num_windows,) or not integral:
+    if size_W.shape != (num_windows,) or not is_integral:
         raise ValueError(
             f"{name} is {_describe(size_W)}; it must be {num_windows} integers"
         )
