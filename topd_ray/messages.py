@@ -51,7 +51,11 @@ class Prompt:
     student's.
     """
     response_ids_N: Ints | None = None
-    """The response that came with the data (`objective.trajectory: given`)."""
+    """The response that came with the data (`objective.trajectory: given`), at most
+    `rollout.max_response_tokens` long.
+    """
+    response_finish_reason: FinishReason = "stop"
+    """How that response ended: "length" where a token limit cut it off."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

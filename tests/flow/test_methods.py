@@ -232,7 +232,7 @@ def test_stage_1_then_stage_2_then_eval(bench: Bench) -> None:
     kd = bench.run(
         "kd",
         run={"method": "kd"},
-        prompts={"path": str(answers)},
+        prompts={"path": str(answers), "truncated": "keep"},
         rollout={"samples_per_prompt": 1},
     )
     assert [line["rollout/num"] for line in kd.metrics] == [4, 4, 4]

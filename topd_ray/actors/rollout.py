@@ -7,6 +7,7 @@ from pathlib import Path
 from topd_ray.actors.worker import Worker
 from topd_ray.config import Config
 from topd_ray.engines.open import open_generation
+from topd_ray.engines.protocols import GenerationEngine
 from topd_ray.evaluation import Accuracy, ask
 from topd_ray.messages import CandidateSet, Ints, Prompt, Rollout, RolloutRequest
 from topd_ray.models.folder import resolve_model
@@ -24,16 +25,19 @@ class RolloutWorker(Worker):
         self._folder = resolve_model(config.learner.model)
         self._actor = RolloutActor(
             config.rollout,
-            lambda: open_generation(
-                self._folder,
-                config.rollout.engine,
-                max_model_len=config.student_context_tokens,
-                seed=config.run.seed,
-            ),
+            self._open_engine if config.decodes_rollouts else None,
             run_seed=config.run.seed,
         )
         self._max_answer_tokens = (
             config.evaluation.max_response_tokens or config.rollout.max_response_tokens
+        )
+
+    def _open_engine(self) -> GenerationEngine:
+        return open_generation(
+            self._folder,
+            self._config.rollout.engine,
+            max_model_len=self._config.student_context_tokens,
+            seed=self._config.run.seed,
         )
 
     def ready(self) -> None:
@@ -93,5 +97,5 @@ class RolloutWorker(Worker):
         )
 
     def close(self) -> None:
-        """Free the engine."""
-        self._actor.engine.close()
+        """Free the engine, where there is one."""
+        self._actor.close()

@@ -64,6 +64,14 @@ class Config(Section):
         return self.objective.trajectory == "rewrite"
 
     @property
+    def decodes_rollouts(self) -> bool:
+        """Whether the rollout engines have anything to decode: samples or answers.
+
+        False for given responses without an evaluation; then no engine is opened.
+        """
+        return self.objective.trajectory != "given" or self.evaluation.path is not None
+
+    @property
     def probe_engine(self) -> EngineConfig | None:
         """The engine that each probe worker has of its own; None where it has none."""
         decodes = self.uses_probes or self.uses_rewrites

@@ -33,6 +33,12 @@ class PromptsConfig(Section):
     """How a teacher that sees more than the prompt is asked: `math`, `code`, or a YAML
     file of forms.
     """
+    truncated: Literal["keep", "drop"] = "drop"
+    """What becomes of a prompt whose given response (`objective.trajectory: given`) has
+    no end: its row says `finish_reason: length`, its `response_ids` lack EOS, or it is
+    longer than `rollout.max_response_tokens`. `drop` leaves it out, counts it, and
+    names it in events.jsonl; `keep` trains on what is there, without an EOS.
+    """
     max_reference_tokens: PositiveInt = 4096
     """A longer reference solution loses its tail (paper of TRD: 4096)."""
     max_form_tokens: PositiveInt = 512

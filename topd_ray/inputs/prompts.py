@@ -10,8 +10,8 @@ from topd_ray.errors import UserError
 from topd_ray.messages import Prompt
 from topd_ray.prompts import (
     DroppedPrompt,
-    GivenResponses,
     PromptSource,
+    ResponseReader,
     read_records,
     tokenize_records,
 )
@@ -25,12 +25,16 @@ def load_source(
     `student` and `teacher` are model folders. The prompts bring what the objective
     needs: the given response, the teacher's own prompt.
     """
-    given = config.objective.trajectory == "given"
+    responses = None
+    if config.objective.trajectory == "given":
+        limit = config.rollout.max_response_tokens
+        responses = ResponseReader(student, max_tokens=limit)
     kept, dropped = tokenize_records(
         read_records(Path(config.prompts.path)),
         folder=student,
         max_tokens=config.prompts.max_tokens,
-        responses=GivenResponses(student) if given else None,
+        responses=responses,
+        truncated=config.prompts.truncated,
         teacher=_teacher_prompts(config, teacher),
     )
     return PromptSource(kept, seed=config.run.seed), dropped

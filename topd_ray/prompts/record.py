@@ -4,11 +4,14 @@ A row holds `messages` ([{role, content}]), ShareGPT `conversations` ([{from, va
 or a plain `prompt`; the first of them that is there counts. Beside it may stand an
 `answer`, a `reference` (or `solution`), and a given response: `response_ids`,
 `response`, or else the assistant turns at the end, which are never part of the prompt.
+`finish_reason` says whether that response ended ("stop") or was cut ("length").
 """
 
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+from topd_ray.messages import FinishReason
 
 FORMS = "`messages`, `conversations` or `prompt`"
 ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
@@ -38,9 +41,9 @@ class PromptRecord:
     reference: str | None = None
     response: str | None = None
     response_ids: tuple[int, ...] | None = None
-    """Token ids end to end, as `topd generate` writes them; they count before the
-    text.
-    """
+    """The response as token ids, as `topd generate` writes it; counts before text."""
+    finish_reason: FinishReason | None = None
+    """How the response ended; None where the row does not say."""
 
 
 class RowError(Exception):
@@ -62,6 +65,7 @@ def parse_row(row: object, *, default_id: str) -> PromptRecord:
         reference=_optional_text(row, "reference") or _optional_text(row, "solution"),
         response=_optional_text(row, "response") or "\n\n".join(spoken).strip() or None,
         response_ids=_token_ids(row.get("response_ids")),
+        finish_reason=_finish_reason(row.get("finish_reason")),
     )
 
 
@@ -167,6 +171,21 @@ def _token_ids(value: object) -> tuple[int, ...] | None:
             f"response_ids: expected a list of token ids, found {shown(value)}"
         )
     return tuple(value) or None
+
+
+def _finish_reason(value: object) -> FinishReason | None:
+    """Return the reason, or None where there is none. Raises RowError for another."""
+    if value is None:
+        return None
+    if value == "stop":
+        return "stop"
+    if value == "length":
+        return "length"
+    # Not guessed at: a truncated answer must never pass for a finished one.
+    raise RowError(
+        f"finish_reason: expected stop or length, found {shown(value)}; set it to what"
+        " it means, or leave the column out"
+    )
 
 
 def shown(value: object) -> str:

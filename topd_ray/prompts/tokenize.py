@@ -13,16 +13,23 @@ import numpy as np
 from topd_ray.contexts import DoesNotFitError, TeacherPrompts, chat_ids, load_tokenizer
 from topd_ray.errors import UserError
 from topd_ray.messages import Prompt
-from topd_ray.prompts.given import GivenResponses
+from topd_ray.prompts.given import GivenResponse, ResponseReader
 from topd_ray.prompts.record import PromptRecord
 
-DropReason = Literal["empty", "too_long", "no_response", "no_reference"]
+Truncated = Literal["keep", "drop"]
+DropReason = Literal[
+    "empty", "too_long", "no_response", "truncated_response", "no_reference"
+]
 WAYS_OUT: dict[DropReason, str] = {
     "empty": "check the data",
     "too_long": "raise prompts.max_tokens or check the data",
     "no_response": (
         "`topd generate CONFIG --out FILE` writes the teacher's responses to a file for"
         " prompts.path; or set objective.trajectory=rollout"
+    ),
+    "truncated_response": (
+        "raise the limit (--max-tokens of `topd generate`,"
+        " rollout.max_response_tokens), or set prompts.truncated=keep"
     ),
     "no_reference": (
         "add a `reference` (or `solution`) to the rows, or set an objective.context "
@@ -45,7 +52,8 @@ def tokenize_records(
     *,
     folder: Path,
     max_tokens: int,
-    responses: GivenResponses | None = None,
+    responses: ResponseReader | None = None,
+    truncated: Truncated = "drop",
     teacher: TeacherPrompts | None = None,
 ) -> tuple[list[Prompt], list[DroppedPrompt]]:
     """Apply the chat template of the student in `folder`; positions count the prompts
@@ -62,7 +70,7 @@ def tokenize_records(
     for record in records:
         outcome = _tokenize(record, tokenizer, max_tokens=max_tokens)
         if isinstance(outcome, Prompt) and responses is not None:
-            outcome = _with_response(outcome, record, responses)
+            outcome = _with_response(outcome, record, responses, truncated)
         if isinstance(outcome, Prompt) and teacher is not None:
             outcome = _with_context(outcome, teacher)
         if isinstance(outcome, DroppedPrompt):
@@ -102,14 +110,33 @@ def _tokenize(
 
 
 def _with_response(
-    prompt: Prompt, record: PromptRecord, responses: GivenResponses
+    prompt: Prompt,
+    record: PromptRecord,
+    responses: ResponseReader,
+    truncated: Truncated,
 ) -> Prompt | DroppedPrompt:
-    token_ids_N = responses.token_ids(record)
-    if token_ids_N is None:
+    response = responses.read(record)
+    if response is None:
         return _dropped(
             prompt.prompt_id, "no_response", "objective.trajectory=given needs one"
         )
-    return replace(prompt, response_ids_N=token_ids_N)
+    if response.finish_reason == "length" and truncated == "drop":
+        return _dropped(
+            prompt.prompt_id,
+            "truncated_response",
+            _why_truncated(response, responses.max_tokens),
+        )
+    return replace(
+        prompt,
+        response_ids_N=response.token_ids_N,
+        response_finish_reason=response.finish_reason,
+    )
+
+
+def _why_truncated(response: GivenResponse, max_tokens: int) -> str:
+    if response.num_whole > max_tokens:
+        return f"{response.num_whole} tokens, rollout.max_response_tokens={max_tokens}"
+    return f"its {response.num_whole} tokens break off before an end (EOS)"
 
 
 def _with_context(prompt: Prompt, teacher: TeacherPrompts) -> Prompt | DroppedPrompt:

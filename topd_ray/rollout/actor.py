@@ -16,17 +16,21 @@ from topd_ray.weights.buckets import WeightBucket, open_buckets
 
 
 class RolloutActor:
-    """Prompt -> Rollout. Its weights start as version 0, the student's folder."""
+    """Prompt -> Rollout. Its weights start as version 0, the student's folder.
+
+    Without an engine it hands on given responses and can decode nothing.
+    """
 
     def __init__(
         self,
         config: RolloutConfig,
-        open_engine: Callable[[], GenerationEngine],
+        open_engine: Callable[[], GenerationEngine] | None,
         *,
         run_seed: int,
     ) -> None:
-        self._config, self._run_seed = config, run_seed
-        self._engine = open_engine()
+        self._config = config
+        self._run_seed = run_seed
+        self._engine = None if open_engine is None else open_engine()
         self._policy_version = 0
 
     def roll_out(
@@ -42,23 +46,22 @@ class RolloutActor:
         same requests under the same weights give the same chunks. `done` names the
         rollouts that an engine sent before it was lost: they are in no chunk, and the
         chunks are those that it would have sent next. Raises TopdError where something
-        is to be decoded and the engine holds other weights than `policy_version`.
+        is to be decoded and the engine holds other weights than `policy_version`, or
+        where there is no engine.
         """
         by_id = {request.rollout_id: request for request in requests}
         given = [request for request in requests if _is_given(request)]
         to_decode = [request for request in requests if not _is_given(request)]
+        decoded: Iterator[Generation] = iter(())
         if to_decode:
             self._refuse_stale("rollouts", policy_version)
-        # Rollouts in `done` are decoded too: which ends first depends on what else is
-        # in the batch, and the chunks must be those of the first attempt.
-        decoded = self._engine.generate(
-            [self._generation_request(request) for request in to_decode]
-        )
+            # Rollouts in `done` are decoded too: which ends first depends on what else
+            # is in the batch, and the chunks must be those of the first attempt.
+            decoded = self.engine.generate(
+                [self._generation_request(request) for request in to_decode]
+            )
         rollouts = chain(
-            (
-                _rollout(self._given(request), request, policy_version)
-                for request in given
-            ),
+            (_rollout(_given(request), request, policy_version) for request in given),
             (
                 _rollout(answer, by_id[answer.request_id], policy_version)
                 for answer in decoded
@@ -86,7 +89,7 @@ class RolloutActor:
             for t in found.positions_W
         ]
         answers = {
-            one.request_id: one.token_ids_N for one in self._engine.generate(requests)
+            one.request_id: one.token_ids_N for one in self.engine.generate(requests)
         }
         fresh = [
             np.full((len(found.positions_W), window), PAD, dtype=np.int32)
@@ -100,15 +103,28 @@ class RolloutActor:
 
     @property
     def engine(self) -> GenerationEngine:
-        """The engine under its current weights, for evaluation between steps."""
+        """Return the engine under its current weights, for evaluation between steps.
+
+        Raises TopdError where the actor was made without one.
+        """
+        if self._engine is None:
+            raise TopdError(
+                "this rollout actor has no engine and was asked to decode; it works"
+                " without an engine only where every prompt has a given response"
+            )
         return self._engine
 
     def update(self, policy_version: int, buckets: Sequence[WeightBucket]) -> None:
-        """Swap in the weights of `policy_version`; every cached prefix is dropped with
-        the old.
-        """
-        self._engine.load_weights(open_buckets(buckets, policy_version=policy_version))
+        """Load the weights of `policy_version` and drop every cached prefix."""
+        if self._engine is not None:
+            weights = open_buckets(buckets, policy_version=policy_version)
+            self._engine.load_weights(weights)
         self._policy_version = policy_version
+
+    def close(self) -> None:
+        """Free the engine, where there is one."""
+        if self._engine is not None:
+            self._engine.close()
 
     def _refuse_stale(self, what: str, policy_version: int) -> None:
         if policy_version != self._policy_version:
@@ -152,19 +168,19 @@ class RolloutActor:
             num_top=0,
         )
 
-    def _given(self, request: RolloutRequest) -> Generation:
-        """Return the data's response as a generation, cut at the token limit."""
-        response_ids_N = request.prompt.response_ids_N
-        assert response_ids_N is not None
-        limit = self._config.max_response_tokens
-        return Generation(
-            request_id=request.rollout_id,
-            token_ids_N=response_ids_N[:limit],
-            logp_N=np.zeros(0, np.float32),
-            top_ids_NM=np.zeros((0, 0), np.int32),
-            top_logp_NM=np.zeros((0, 0), np.float32),
-            finish_reason="length" if len(response_ids_N) > limit else "stop",
-        )
+
+def _given(request: RolloutRequest) -> Generation:
+    """Return the data's response as a generation; the student sampled none of it."""
+    response_ids_N = request.prompt.response_ids_N
+    assert response_ids_N is not None
+    return Generation(
+        request_id=request.rollout_id,
+        token_ids_N=response_ids_N,
+        logp_N=np.zeros(0, np.float32),
+        top_ids_NM=np.zeros((0, 0), np.int32),
+        top_logp_NM=np.zeros((0, 0), np.float32),
+        finish_reason=request.prompt.response_finish_reason,
+    )
 
 
 def _is_given(request: RolloutRequest) -> bool:

@@ -105,7 +105,8 @@ def test_every_prompt_gets_a_row_with_what_it_was_made_from(
 def test_the_rows_are_prompts_of_a_kd_run_token_by_token(
     whole: Path, make_config: MakeConfig, student_folder: Path, teacher_folder: Path
 ) -> None:
-    config = make_config(prompts={"path": str(whole), "max_tokens": 16})
+    prompts = {"path": str(whole), "max_tokens": 16, "truncated": "keep"}
+    config = make_config(prompts=prompts)
     source, dropped = load_source(
         config, student=student_folder, teacher=teacher_folder
     )
@@ -113,10 +114,27 @@ def test_the_rows_are_prompts_of_a_kd_run_token_by_token(
     rows = by_id(whole)
     for prompt in source.take(len(source)):
         assert prompt.response_ids_N is not None
-        assert prompt.response_ids_N.tolist() == rows[prompt.prompt_id]["response_ids"]
+        row = rows[prompt.prompt_id]
+        assert prompt.response_ids_N.tolist() == row["response_ids"]
+        assert prompt.response_finish_reason == row["finish_reason"]
     assert [record.reference for record in read_records(whole)] == [
         row["reference"] for row in rows_of(whole)
     ]
+
+
+def test_answers_that_the_token_limit_cut_are_left_out_of_a_kd_run(
+    whole: Path, make_config: MakeConfig, student_folder: Path, teacher_folder: Path
+) -> None:
+    source, dropped = load_source(
+        make_config(prompts={"path": str(whole), "max_tokens": 16}),
+        student=student_folder,
+        teacher=teacher_folder,
+    )
+    reasons = {row["prompt_id"]: row["finish_reason"] for row in rows_of(whole)}
+    cut = [name for name, reason in reasons.items() if reason == "length"]
+    assert 0 < len(cut) < len(reasons)
+    assert [drop.prompt_id for drop in dropped] == cut
+    assert len(source) == len(reasons) - len(cut)
 
 
 @settings(max_examples=12, deadline=None)

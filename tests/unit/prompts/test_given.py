@@ -10,7 +10,8 @@ import pytest
 
 from tests.tiny import EOS_ID, VOCAB
 from topd_ray.errors import UserError
-from topd_ray.prompts import GivenResponses, PromptRecord, Turn
+from topd_ray.prompts import PromptRecord, ResponseReader, Turn
+from topd_ray.prompts.given import GivenResponse
 
 
 def record(**fields: Any) -> PromptRecord:
@@ -20,42 +21,75 @@ def record(**fields: Any) -> PromptRecord:
 
 
 @pytest.fixture(scope="module")
-def given(student_folder: Path) -> GivenResponses:
-    return GivenResponses(student_folder)
+def reader(student_folder: Path) -> ResponseReader:
+    return ResponseReader(student_folder, max_tokens=4)
 
 
-def read(given: GivenResponses, **fields: Any) -> list[int]:
-    token_ids_N = given.token_ids(record(**fields))
-    assert token_ids_N is not None
-    assert token_ids_N.dtype == np.int32
-    return [int(one) for one in token_ids_N]
+def read(reader: ResponseReader, **fields: Any) -> GivenResponse:
+    response = reader.read(record(**fields))
+    assert response is not None
+    assert response.token_ids_N.dtype == np.int32
+    return response
 
 
-def test_text_ends_with_eos_exactly_once(given: GivenResponses) -> None:
+def ids(reader: ResponseReader, **fields: Any) -> list[int]:
+    token_ids: list[int] = read(reader, **fields).token_ids_N.tolist()
+    return token_ids
+
+
+def test_text_ends_with_eos_exactly_once(reader: ResponseReader) -> None:
     expected = [VOCAB.index("w1"), VOCAB.index("2"), EOS_ID]
-    assert read(given, response="w1 2") == expected
-    assert read(given, response="w1 2 <|im_end|>") == expected
+    assert ids(reader, response="w1 2") == expected
+    assert ids(reader, response="w1 2 <|im_end|>") == expected
+    assert read(reader, response="w1 2").finish_reason == "stop"
 
 
-def test_token_ids_are_taken_as_they_are_even_without_eos(
-    given: GivenResponses,
+def test_text_that_its_row_calls_truncated_gets_no_eos(reader: ResponseReader) -> None:
+    response = read(reader, response="w1 2", finish_reason="length")
+    assert response.token_ids_N.tolist() == [VOCAB.index("w1"), VOCAB.index("2")]
+    assert response.finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "said", "expected", "finish_reason"),
+    [
+        ((7, 8), None, [7, 8], "length"),
+        ((7, 8), "length", [7, 8], "length"),
+        ((7, 8), "stop", [7, 8, EOS_ID], "stop"),
+        ((7, EOS_ID), None, [7, EOS_ID], "stop"),
+        ((7, EOS_ID), "stop", [7, EOS_ID], "stop"),
+        ((7, EOS_ID), "length", [7, EOS_ID], "length"),
+        ((7, 8, 9, EOS_ID), None, [7, 8, 9, EOS_ID], "stop"),
+        ((7, 8, 9, 6, EOS_ID), None, [7, 8, 9, 6], "length"),
+        ((7, 8, 9, 6, EOS_ID), "stop", [7, 8, 9, 6], "length"),
+        ((7, 8, 9, 6), "stop", [7, 8, 9, 6], "length"),
+    ],
+)
+def test_ids_are_finished_where_they_end_in_eos_or_the_row_says_so(
+    token_ids: tuple[int, ...],
+    said: str | None,
+    expected: list[int],
+    finish_reason: str,
+    reader: ResponseReader,
 ) -> None:
-    assert read(given, response_ids=(7, 8)) == [7, 8]
+    response = read(reader, response_ids=token_ids, finish_reason=said)
+    assert response.token_ids_N.tolist() == expected
+    assert response.finish_reason == finish_reason
 
 
-def test_a_record_without_a_response_has_none(given: GivenResponses) -> None:
-    assert given.token_ids(record()) is None
+def test_a_record_without_a_response_has_none(reader: ResponseReader) -> None:
+    assert reader.read(record()) is None
 
 
 def test_ids_of_another_vocabulary_are_refused_by_name(
-    given: GivenResponses, student_folder: Path
+    reader: ResponseReader, student_folder: Path
 ) -> None:
     size = json.loads((student_folder / "config.json").read_text())["vocab_size"]
-    assert read(given, response_ids=(size - 1,)) == [size - 1]
+    assert ids(reader, response_ids=(size - 1,)) == [size - 1]
     with pytest.raises(
         UserError, match=rf"'a': response_ids holds {size}, .* another model's"
     ):
-        given.token_ids(record(response_ids=(1, size)))
+        reader.read(record(response_ids=(1, size)))
 
 
 def test_text_needs_a_tokenizer_that_can_end_it(
@@ -65,7 +99,7 @@ def test_text_needs_a_tokenizer_that_can_end_it(
     values = json.loads((folder / "tokenizer_config.json").read_text())
     values.pop("eos_token")
     (folder / "tokenizer_config.json").write_text(json.dumps(values))
-    given = GivenResponses(folder)
-    assert read(given, response_ids=(7,)) == [7]
+    reader = ResponseReader(folder, max_tokens=4)
+    assert ids(reader, response_ids=(7,)) == [7]
     with pytest.raises(UserError, match="no eos_token"):
-        given.token_ids(record(response="w1"))
+        reader.read(record(response="w1"))

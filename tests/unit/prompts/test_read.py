@@ -178,6 +178,16 @@ def test_a_given_response_is_read_in_every_shape_and_is_never_part_of_the_prompt
         assert record.turns == QUESTION
 
 
+@pytest.mark.parametrize("reason", ["stop", "length", None])
+@pytest.mark.parametrize("name", WRITERS)
+def test_how_a_given_response_ended_is_read_from_every_kind_of_file(
+    reason: str | None, name: str, tmp_path: Path
+) -> None:
+    row = {"prompt": "?", "response": "4", "finish_reason": reason}
+    (record,) = read_records(WRITERS[name](tmp_path / name, row))
+    assert record.finish_reason == reason
+
+
 ROW_MISTAKES: list[tuple[object, str]] = [
     (
         [1, 2],
@@ -243,6 +253,11 @@ ROW_MISTAKES: list[tuple[object, str]] = [
         {"prompt": "?", "response_ids": [1.5]},
         "expected a list of token ids, found [1.5]",
     ),
+    (
+        {"prompt": "?", "finish_reason": "tool_calls"},
+        "finish_reason: expected stop or length, found 'tool_calls'",
+    ),
+    ({"prompt": "?", "finish_reason": ["stop"]}, "finish_reason: expected stop or"),
     ({"prompt": "?", "prompt_id": ""}, "prompt_id: expected printable text"),
     ({"prompt": "?", "prompt_id": "a\x1fb"}, "prompt_id: expected printable text"),
     ({"prompt": "?", "id": {"$oid": 1}}, "prompt_id: expected printable text"),

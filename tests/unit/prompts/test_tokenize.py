@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.tiny import VOCAB
+from tests.tiny import EOS_ID, VOCAB
 from topd_ray.contexts import Forms, TeacherPrompts
 from topd_ray.errors import UserError
 from topd_ray.prompts import (
     DroppedPrompt,
-    GivenResponses,
     PromptRecord,
+    ResponseReader,
     Turn,
     tokenize_records,
 )
@@ -176,22 +176,66 @@ def test_given_responses_become_token_ids_and_prompts_without_one_are_dropped(
     records = [
         record("text", "1", response="w1 2"),
         record("none", "1"),
-        record("ids", "1", response="w1 2", response_ids=(9, 8)),
+        record("ids", "1", response="w1 2", response_ids=(9, EOS_ID)),
     ]
     kept, dropped = tokenize_records(
         records,
         folder=student_folder,
         max_tokens=800,
-        responses=GivenResponses(student_folder),
+        responses=ResponseReader(student_folder, max_tokens=30),
     )
     responses = {prompt.prompt_id: prompt.response_ids_N for prompt in kept}
     assert responses["text"] is not None
     assert responses["text"].tolist() == ids("w1", "2", "<|im_end|>")
     assert responses["ids"] is not None
-    assert responses["ids"].tolist() == [9, 8], "token ids are taken as they are"
+    assert responses["ids"].tolist() == [9, EOS_ID], "token ids are taken as they are"
     assert [(drop.prompt_id, drop.reason) for drop in dropped] == [
         ("none", "no_response")
     ]
+
+
+TRUNCATED = {
+    "said": {"response_ids": (9, 8), "finish_reason": "length"},
+    "unsaid": {"response_ids": (9, 8)},
+    "text": {"response": "w1 2", "finish_reason": "length"},
+    "over": {"response": "w1 2 3 4"},
+}
+
+
+def truncated_records() -> list[PromptRecord]:
+    records = [record(name, "1", **fields) for name, fields in TRUNCATED.items()]
+    return [*records, record("whole", "1", response="w1 2 3")]
+
+
+def test_a_truncated_response_is_dropped_by_name(student_folder: Path) -> None:
+    kept, dropped = tokenize_records(
+        truncated_records(),
+        folder=student_folder,
+        max_tokens=800,
+        responses=ResponseReader(student_folder, max_tokens=4),
+    )
+    assert [prompt.prompt_id for prompt in kept] == ["whole"]
+    assert [(drop.prompt_id, drop.reason) for drop in dropped] == [
+        (name, "truncated_response") for name in TRUNCATED
+    ]
+    assert dropped[0].detail == "its 2 tokens break off before an end (EOS)"
+    assert dropped[3].detail == "5 tokens, rollout.max_response_tokens=4"
+
+
+def test_a_truncated_response_that_is_kept_has_no_end(student_folder: Path) -> None:
+    kept, dropped = tokenize_records(
+        truncated_records(),
+        folder=student_folder,
+        max_tokens=800,
+        responses=ResponseReader(student_folder, max_tokens=4),
+        truncated="keep",
+    )
+    assert dropped == []
+    for prompt in kept:
+        assert prompt.response_ids_N is not None
+        whole = prompt.prompt_id == "whole"
+        assert prompt.response_finish_reason == ("stop" if whole else "length")
+        assert (prompt.response_ids_N[-1] == EOS_ID) == whole
 
 
 def test_a_teacher_that_knows_the_reference_has_its_prompt_built_beforehand(
@@ -238,7 +282,7 @@ def test_where_every_prompt_lacks_what_the_objective_needs_the_way_out_is_named(
             [record("a", "1"), record("b", "1")],
             folder=student_folder,
             max_tokens=800,
-            responses=GivenResponses(student_folder),
+            responses=ResponseReader(student_folder, max_tokens=30),
         )
     with pytest.raises(
         UserError, match=r"\(1 empty, 2 no_reference\), e\.g\. 'a': .*add a `refer"

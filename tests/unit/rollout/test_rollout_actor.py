@@ -163,10 +163,15 @@ def test_the_teacher_reads_the_students_prompt_unless_it_has_its_own(
 
 
 def test_a_given_response_is_handed_on_without_decoding(engine: Echo) -> None:
-    config = RolloutConfig(samples_per_prompt=1, max_response_tokens=3)
+    config = RolloutConfig(samples_per_prompt=1)
     actor = RolloutActor(config, lambda: engine, run_seed=7)
-    fits, long = np.array([8, 9, 2], np.int32), np.array([8, 9, 10, 2], np.int32)
-    asked = [prompt(0, response_ids_N=fits), prompt(1), prompt(2, response_ids_N=long)]
+    whole = np.array([8, 9, 2], np.int32)
+    cut = np.array([8, 9, 10], np.int32)
+    asked = [
+        prompt(0, response_ids_N=whole),
+        prompt(1),
+        prompt(2, response_ids_N=cut, response_finish_reason="length"),
+    ]
     (chunk,) = actor.roll_out(alone(asked), policy_version=0)
     by_position = {one.position: one for one in chunk}
     assert [one.request_id for one in engine.asked] == ["00000001.0"]
@@ -194,6 +199,17 @@ def test_given_responses_are_of_any_version_since_no_weights_made_them(
     assert [one.policy_version for one in chunk] == [3]
     with pytest.raises(TopdError, match="policy_version 3"):
         list(actor.roll_out(alone([given, prompt(1)]), policy_version=3))
+
+
+def test_given_responses_need_no_engine_and_weights_move_the_version_alone() -> None:
+    actor = RolloutActor(RolloutConfig(samples_per_prompt=1), None, run_seed=7)
+    given = prompt(0, response_ids_N=np.array([8, 2], np.int32))
+    actor.update(1, [])
+    (chunk,) = actor.roll_out(alone([given]), policy_version=1)
+    assert [one.response_ids_N.tolist() for one in chunk] == [[8, 2]]
+    with pytest.raises(TopdError, match="without an engine"):
+        list(actor.roll_out(alone([given, prompt(1)]), policy_version=1))
+    actor.close()
 
 
 def test_a_fresh_window_starts_just_before_its_candidate_as_rollouts_are_sampled(
