@@ -1,4 +1,4 @@
-"""topd: parse, validate, and only then import the heavy half."""
+"""The command `topd`: parse, validate, and only then import torch and Ray."""
 
 import sys
 from pathlib import Path
@@ -28,7 +28,7 @@ Overrides = Annotated[
 
 @app.command()
 def check(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Validate a config and print its plan; starts nothing, needs no GPU."""
+    """Validate a config and print its plan; start nothing, need no GPU."""
     from topd_ray.commands.check import print_plan
     from topd_ray.config import load_config
     from topd_ray.inputs.models import check_what_is_here
@@ -50,18 +50,17 @@ def plan(
     run: Annotated[
         Path | None,
         typer.Option(
-            "--from", help="A traced run whose rates are taken; by default the roofline"
+            "--from", help="A traced run to take rates from; by default the roofline"
         ),
     ] = None,
     weak: Annotated[
         bool,
-        typer.Option(
-            help="Prompts a step grow with the GPUs, from the first number on"
-        ),
+        typer.Option(help="Let the prompts of a step grow with the number of GPUs"),
     ] = False,
 ) -> None:
-    """Predict step time, busy shares and the bottleneck: the real driver over simulated
-    actors.
+    """Predict step time, busy shares and the bottleneck.
+
+    The loop and the pipeline of a run drive simulated actors in virtual time.
     """
     from topd_ray.config import load_config
 
@@ -77,12 +76,10 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[
         bool,
-        typer.Option(
-            "--resume", help="Continue the run where its folder is there already"
-        ),
+        typer.Option("--resume", help="Continue the run if its folder exists already"),
     ] = False,
 ) -> None:
-    """Train a student; leaves a run folder."""
+    """Train a student and leave a run folder."""
     from topd_ray.config import load_config
 
     loaded = load_config(config, overrides)
@@ -95,7 +92,7 @@ def train(
 def resume(
     folder: Annotated[Path, typer.Argument(help="A run folder, e.g. runs/demo")],
     checkpoint: Annotated[
-        str | None, typer.Option(help="Which one, e.g. step_20; by default the newest")
+        str | None, typer.Option(help="E.g. step_20; by default the newest")
     ] = None,
 ) -> None:
     """Continue a run from a checkpoint."""
@@ -108,7 +105,7 @@ def resume(
 def replay(
     dump: Annotated[Path, typer.Argument(help="A folder dumps/step_N of a run")],
 ) -> None:
-    """Do a skipped step again, rollout by rollout."""
+    """Repeat a step whose update was skipped, rollout by rollout."""
     from topd_ray.commands import replay
 
     replay.replay(dump)
@@ -117,11 +114,11 @@ def replay(
 @app.command()
 def generate(
     config: ConfigFile,
-    out: Annotated[Path, typer.Option(help="JSONL file; rows that are there are kept")],
+    out: Annotated[Path, typer.Option(help="JSONL file; rows in it are kept")],
     overrides: Overrides = None,
     num: Annotated[
         int | None,
-        typer.Option(min=1, help="Ask the first so many prompts; by default all"),
+        typer.Option(min=1, help="Number of prompts, from the first; by default all"),
     ] = None,
     max_tokens: Annotated[
         int,
@@ -132,9 +129,7 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy")] = 0.6,
     top_p: Annotated[float, typer.Option(min=0.001, max=1)] = 0.95,
 ) -> None:
-    """Let the teacher answer the prompts, as data for off-policy distillation (method
-    kd).
-    """
+    """Let the teacher answer the prompts, as data for the method kd."""
     from topd_ray.config import load_config
 
     loaded = load_config(config, overrides)
@@ -167,11 +162,12 @@ def evaluate(
         Path | None, typer.Option(help="Local JSONL or Parquet file of the one --task")
     ] = None,
     num: Annotated[
-        int | None, typer.Option(min=1, help="Ask the first so many; by default all")
+        int | None,
+        typer.Option(min=1, help="Number of problems, from the first; by default all"),
     ] = None,
     samples: Annotated[
         int | None,
-        typer.Option(min=1, help="Responses a problem; contests 16, others 1"),
+        typer.Option(min=1, help="Responses to a problem; contests 16, others 1"),
     ] = None,
     temperature: Annotated[
         float | None,
@@ -192,11 +188,11 @@ def evaluate(
         int, typer.Option(min=0, help="Every sample's seed derives from it")
     ] = 0,
     backend: Annotated[
-        str | None, typer.Option(help="vllm or hf; a run has its own")
+        str | None, typer.Option(help="vllm or hf; by default that of the run")
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="JSON file of the figures; all samples go beside it"),
+        typer.Option(help="JSON file of the figures; the samples go beside it"),
     ] = None,
     confirm_run_unsafe_code: Annotated[
         bool,
@@ -205,8 +201,9 @@ def evaluate(
         ),
     ] = False,
 ) -> None:
-    """Avg@k and Pass@k on contests or problems of one's own, by
-    lm-evaluation-harness.
+    """Measure Avg@k and Pass@k on contests or your own problems.
+
+    Prompts and scores are those of lm-evaluation-harness.
     """
     from topd_ray.commands.evaluate import evaluate_folder
     from topd_ray.evaluation.harness.task_names import Sampling
@@ -234,7 +231,7 @@ def evaluate(
 def study(
     name: Annotated[
         Literal["probing", "correction", "ablation", "case"],
-        typer.Argument(help="Which analysis of the paper"),
+        typer.Argument(help="Analysis of the paper"),
     ],
     config: Annotated[
         Path, typer.Argument(help="Study file, e.g. configs/studies/toy.yaml")
@@ -260,7 +257,7 @@ def toy_build(
     folder: Annotated[Path, typer.Argument(help="Where the world is written")],
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """Make the toy world anew: problems, tokenizer, teacher, warm-started student."""
+    """Build the toy world: problems, tokenizer, teacher, warm-started student."""
     import logging
 
     from topd_ray.toy import build_world
@@ -270,9 +267,7 @@ def toy_build(
 
 
 def main() -> None:
-    """Console script: a TopdError becomes its message and its exit code, never a
-    traceback.
-    """
+    """Run the command line; print a TopdError as its message and exit with its code."""
     try:
         app(standalone_mode=True)
     except TopdError as error:

@@ -1,42 +1,43 @@
-"""The errors a person sees: each says which field or file, the value seen, and the way
-out.
+"""Errors with a message for the user: the field or file, the value seen, the way out.
 
 Every error is built from one string, so that it survives pickling between actors.
 """
 
 
 def printable(text: str) -> str:
-    """Control characters made visible: data and models do not talk to anybody's
+    """Return `text` with its control characters escaped, except newline and tab.
+
+    Messages quote data and model output, which could otherwise send commands to the
     terminal.
     """
-    return "".join(
-        (
-            one
-            if one in "\n\t" or one.isprintable()
-            else one.encode("unicode_escape").decode()
-        )
-        for one in text
-    )
+    return "".join(map(_escaped, text))
+
+
+def _escaped(character: str) -> str:
+    if character in "\n\t" or character.isprintable():
+        return character
+    return character.encode("unicode_escape").decode()
 
 
 class TopdError(Exception):
-    """Anything topd_ray raises on purpose; the command line prints the message, no
-    traceback.
+    """Base of every error that topd_ray raises on purpose.
+
+    The command line prints its message without a traceback, and ends with `exit_code`.
     """
 
     exit_code = 1
 
 
 class UserError(TopdError):
-    """A mistake in a config, a data file or a model folder: fixable by whoever started
-    the run.
+    """A mistake in a config, a data file, a model folder or a command, for the user to
+    correct.
     """
 
     exit_code = 2
 
 
 class DeadlineError(TopdError):
-    """A wait ran out; the message names what was awaited and who owed it."""
+    """A wait was too long; the message names what was awaited, and from which actor."""
 
 
 class ActorFailedError(TopdError):
@@ -44,14 +45,15 @@ class ActorFailedError(TopdError):
 
 
 class ActorDiedError(ActorFailedError):
-    """The process of an actor is gone, and what it owed can be asked of another."""
+    """The process of an actor has ended; another actor can repeat the call."""
 
 
 class LostObjectError(TopdError):
-    """What an actor had answered went with the machine that held it; only a checkpoint
-    is left.
+    """An actor's result was lost with the machine that held it.
+
+    The run can only go back to a checkpoint.
     """
 
 
 class BadStepsError(TopdError):
-    """The updates of too many steps in a row could not be trusted (`health`)."""
+    """Too many steps in a row were bad by the rules of the section `health`."""

@@ -1,7 +1,6 @@
-"""YAML file + dotted overrides -> Config; every mistake becomes one readable
-UserError.
-"""
+"""YAML file and dotted overrides -> Config; each mistake is one readable UserError."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,18 +12,34 @@ from pydantic import ValidationError
 from topd_ray.config.schema import Config
 from topd_ray.errors import UserError
 
-OmegaConf.clear_resolver("oc.env")  # no environment variable changes a number
+# A run must not depend on the environment of the shell that started it.
+OmegaConf.clear_resolver("oc.env")
 
 
-def load_config(path: Path, overrides: list[str] | None = None) -> Config:
-    """Read `path`, apply `section.key=value` overrides, validate. Raises UserError."""
-    return parse_config(
-        _with_overrides(read_yaml(path), overrides or []), source=str(path)
-    )
+def load_config(path: Path | str, overrides: Sequence[str] | None = None) -> Config:
+    """Read a config file, apply overrides, and validate the result.
+
+    Args:
+        path: A YAML file; `extends:` in it names another file that it changes.
+        overrides: `section.key=value`, applied in order. A value is read as YAML.
+
+    Returns:
+        The config, frozen, with every default filled in.
+
+    Raises:
+        UserError: The file cannot be read, or a field is refused. The message names the
+            field, the value seen and the way out, for every field at once.
+
+    Example:
+        >>> load_config("configs/local-toy.yaml", ["run.seed=1", "learner.lr=1e-4"])
+    """
+    path = Path(path)
+    values = _with_overrides(read_yaml(path), list(overrides or []))
+    return parse_config(values, source=str(path))
 
 
 def parse_config(values: dict[str, Any], *, source: str) -> Config:
-    """Validate plain values; `source` names them in the error."""
+    """Validate plain values. Raises UserError, in which `source` names them."""
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -32,12 +47,15 @@ def parse_config(values: dict[str, Any], *, source: str) -> Config:
 
 
 def dump_config(config: Config) -> str:
-    """The resolved config as YAML that `load_config` reads back to an equal one."""
+    """Return the resolved config as YAML that `load_config` reads back as equal."""
     return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text such as 1e5: no number to PyYAML, but one to the loader."""
+    """Writes YAML with quotes around text that reads as a number.
+
+    1e5 is text to PyYAML, which would leave it bare, and a number to OmegaConf.
+    """
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -56,12 +74,11 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Plain values of a YAML file of sections, over those that it extends. Raises
-    UserError.
+    """Return the plain values of a YAML file, merged over the file that it extends.
 
-    `extends: other.yaml` at the top (beside this file, unless it is a whole path)
-    merges this file into that one, key by key, lists whole; that one may extend
-    another.
+    `extends: other.yaml` names a file beside this one, or an absolute path. Keys are
+    merged one by one and lists are replaced whole. The other file may extend a third.
+    Raises UserError for a file that is missing, unreadable, or extends itself.
     """
     try:
         values = OmegaConf.to_container(
@@ -73,8 +90,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _merged(path: Path, extended_by: tuple[Path, ...]) -> DictConfig:
-    """The file over what it extends; `extended_by` leads from the first file to this
-    one.
+    """Return a file merged over what it extends.
+
+    `extended_by` holds the files that led here, from the first one on.
     """
     if any(path.resolve() == earlier.resolve() for earlier in extended_by):
         chain = " -> ".join(map(str, (*extended_by, path)))
@@ -82,9 +100,9 @@ def _merged(path: Path, extended_by: tuple[Path, ...]) -> DictConfig:
             f"extends goes round in a circle: {chain}; end it in a file without one"
         )
     if not path.is_file():
-        asked = f", which {extended_by[-1]} extends" if extended_by else ""
+        extended = f", which {extended_by[-1]} extends" if extended_by else ""
         raise UserError(
-            f"{path}{asked}: no such config file; configs/ holds ones to start from"
+            f"{path}{extended}: no such config file; configs/ holds ones to start from"
         )
     own = _load_one(path)
     if "extends" not in own:
@@ -132,8 +150,9 @@ def _with_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
 
 
 def explain(error: ValidationError) -> str:
-    """Every problem of a refused config in one line: field, what is wrong, value
-    seen.
+    """Return every problem of a refused config in one line.
+
+    Each problem names the field, what is wrong, and the value seen.
     """
     problems = []
     for problem in error.errors():

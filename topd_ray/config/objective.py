@@ -1,4 +1,4 @@
-"""What is descended, composed from parts; a method is a name for a set of them.
+"""The objective, composed from parts; a method is a name for a set of parts.
 
 | method | trajectory | the teacher sees       | divergence  | beside it            |
 |--------|------------|------------------------|-------------|----------------------|
@@ -29,9 +29,8 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
         "rollout": {"samples_per_prompt": 1},
     },
     "opd": {"objective": {"divergence": "reverse_kl"}},
-    "topd": {
-        "objective": {"divergence": "reverse_kl", "lambda_traj": 0.1}
-    },  # D9: a sweep on dev
+    # D9: 0.1 is the best of the sweep in configs/studies/toy-lambda.yaml.
+    "topd": {"objective": {"divergence": "reverse_kl", "lambda_traj": 0.1}},
     "opsd": {
         "objective": {"context": "reference", "divergence": "jsd"},
         "teacher": {"source": "student"},
@@ -47,64 +46,62 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 class ObjectiveConfig(Section):
-    """Trajectory, teacher's context, divergence, and what is added or weighted."""
+    """Which loss is minimised, on whose responses, against which teacher."""
 
     trajectory: Literal["rollout", "given", "rewrite"] = "rollout"
-    """`rollout`: the student's samples; `given`: the responses of the data (`topd
-    generate` writes the teacher's); `rewrite`: the teacher's rewrite of each rollout
-    (TRD).
+    """Whose responses are learned from. `rollout`: the student's samples. `given`: the
+    responses of the data (`topd generate` writes those of the teacher). `rewrite`: the
+    teacher's rewrite of each rollout (TRD).
     """
     context: Context = "plain"
-    """What the teacher's prompt holds: the student's prompt alone, the reference
-    solution of the data, the student's attempt (`refine`), or both.
+    """What the teacher's prompt holds. `plain`: the student's prompt alone.
+    `reference`: also the reference solution of the data. `refine`: also the student's
+    attempt. `refine_reference`: also both.
     """
     divergence: Literal["reverse_kl", "forward_kl", "jsd"] = "reverse_kl"
-    """Token by token: KL(student || teacher), KL(teacher || student), or between both
-    (GKD).
+    """Loss of each token. `reverse_kl`: KL(student || teacher). `forward_kl`:
+    KL(teacher || student). `jsd`: Jensen-Shannon, between both (GKD).
     """
     jsd_beta: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
-    """beta of jsd: weight of the teacher in the mixture; 0 is forward KL, 1 reverse
-    KL.
-    """
+    """Weight of the teacher in the mixture of `jsd`; 0 is forward KL, 1 reverse KL."""
     token_clip: PositiveFloat | None = None
-    """Nats at which a token's divergence is cut off; above it, the token has no
-    gradient.
-    """
+    """Nats at which a token's divergence is cut off; a token above has no gradient."""
     forward_above_entropy: PositiveFloat | None = None
-    """Entropy-aware OPD: forward KL is added where the teacher's entropy exceeds so
-    many nats.
+    """Entropy-aware OPD: forward KL is added where the teacher's entropy exceeds this
+    many nats; none: nowhere.
     """
     kd_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
     """Weight of the divergence beside the cross entropy of the given response (1 -
     kd_ratio).
     """
     lambda_traj: NonNegativeFloat = 0.0
-    """D9. lambda: weight of L_traj beside the token loss; 0: no soft targets."""
+    """D9. lambda: weight of L_traj beside the token loss; 0 turns L_traj off."""
     downweight: Literal["none", "low_ot", "matched_high_ot"] = "none"
-    """Cap, at its rollout's median token loss, the loss of the high-loss tokens at or
-    below the D7 line, or of as many drawn from those above it (paper, table 2).
+    """Cap the loss of some high-loss tokens at the median token loss of their rollout
+    (paper, table 2). `low_ot`: those whose D_OT is at or below the threshold of D7.
+    `matched_high_ot`: as many, drawn from those above it.
     """
     select: Literal["all", "entropy_divergence"] = "all"
-    """`entropy_divergence`: only the tokens with the highest student entropy x token
-    loss train.
+    """Which tokens train. `entropy_divergence`: those with the highest product of
+    student entropy and token loss.
     """
     select_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     """Share of a rollout's tokens that `entropy_divergence` keeps."""
 
 
 def merged_with_method(values: Any) -> Any:
-    """Raw config values with what `run.method` implies, wherever they say nothing
-    themselves.
+    """Return raw config values with what `run.method` implies for fields left open.
+
+    Values of the wrong shape pass unchanged: validation comes next and names them.
     """
     if not isinstance(values, Mapping):
         return values
     run = values.get("run")
     method = run.get("method", "topd") if isinstance(run, Mapping) else "topd"
+    implied = METHODS.get(method, {}) if isinstance(method, str) else {}
     merged = dict(values)
-    for section, parts in METHODS.get(
-        method if isinstance(method, str) else "", {}
-    ).items():
-        own = merged.get(section)
-        if own is None or isinstance(own, Mapping):
-            merged[section] = parts | dict(own or {})
+    for section, parts in implied.items():
+        given = merged.get(section)
+        if given is None or isinstance(given, Mapping):
+            merged[section] = parts | dict(given or {})
     return merged

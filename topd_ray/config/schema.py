@@ -36,7 +36,11 @@ from topd_ray.config.stages import (
 
 
 class Config(Section):
-    """A run, whole."""
+    """Everything that decides what a run does; `topd check` prints what follows.
+
+    A config must name `prompts.path`, `teacher.model` and `learner.model`. With nothing
+    else in it the run is TOPD with the numbers of the paper.
+    """
 
     run: RunConfig = RunConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
@@ -55,7 +59,7 @@ class Config(Section):
 
     @property
     def uses_probes(self) -> bool:
-        """Whether the run looks ahead at all."""
+        """Whether candidates are probed, for L_traj or to weigh tokens."""
         return self.objective.lambda_traj > 0 or self.objective.downweight != "none"
 
     @property
@@ -73,13 +77,13 @@ class Config(Section):
 
     @property
     def probe_engine(self) -> EngineConfig | None:
-        """The engine that each probe worker has of its own; None where it has none."""
+        """Engine of each probe worker; None where it has none, or nothing to decode."""
         decodes = self.uses_probes or self.uses_rewrites
         return self.probe.engine if decodes and self.probe.engine != "shared" else None
 
     @property
     def num_probe_workers(self) -> int:
-        """`probe.num_workers`, or 0 where there is nothing for them to do."""
+        """`probe.num_workers`, or 0 where probe workers have nothing to do."""
         return self.probe.num_workers if self.uses_probes or self.probe_engine else 0
 
     @property
@@ -89,18 +93,18 @@ class Config(Section):
 
     @property
     def response_tokens(self) -> int:
-        """Longest response that is learned from."""
-        own = self.rollout.max_response_tokens
-        return (
-            max(own, self.rewrite.max_response_tokens or own)
-            if self.uses_rewrites
-            else own
-        )
+        """Longest response that is learned from, in tokens."""
+        rollout = self.rollout.max_response_tokens
+        if not self.uses_rewrites:
+            return rollout
+        return max(rollout, self.rewrite.max_response_tokens or rollout)
 
     @property
     def teacher_prompt_tokens(self) -> int:
-        """Longest prompt of the teacher: the student's, its reference solution, its
-        attempt.
+        """Longest prompt of the teacher, in tokens.
+
+        It holds the student's prompt, and by `objective.context` the reference
+        solution, the student's attempt, and the words of the form around them.
         """
         context = self.objective.context
         return (
@@ -112,17 +116,17 @@ class Config(Section):
 
     @property
     def sequence_tokens(self) -> int:
-        """Longest prompt + response of the student."""
+        """Longest prompt and response of the student together, in tokens."""
         return self.prompts.max_tokens + self.response_tokens
 
     @property
     def student_context_tokens(self) -> int:
-        """Longest sequence the student's engine may meet: prompt + response + K + 1."""
+        """Longest sequence of the student's engine: prompt + response + K + 1."""
         return self.sequence_tokens + self._window + 1
 
     @property
     def teacher_context_tokens(self) -> int:
-        """The same of the teacher's, whose prompt may hold more."""
+        """Longest sequence of the teacher's engine: prompt + response + K + 1."""
         return self.teacher_prompt_tokens + self.response_tokens + self._window + 1
 
     @property
