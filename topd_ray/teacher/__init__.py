@@ -1,4 +1,4 @@
-"""Rollout -> ScoredRollout. The teacher reads each response under its own prompt."""
+"""Rollout -> ScoredRollout. The teacher scores each response under its own prompt."""
 
 from topd_ray.teacher.actor import TeacherActor
 

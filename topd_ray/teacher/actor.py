@@ -1,6 +1,4 @@
-"""The teacher's reader: one prefill a rollout gives its signal and the candidate
-loss.
-"""
+"""The teacher: one prefill a rollout gives its signal and its token losses."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,12 +25,14 @@ from topd_ray.models.tensors import EMBEDDING_NAMES, HEAD_NAMES, output_head
 from topd_ray.teacher.reading import Reading, read_response
 from topd_ray.weights.buckets import WeightBucket, open_buckets
 
-_HEAD_CHUNK = 1024  # positions whose full-vocabulary logits exist at one time
+# Positions whose logits exist at one time: 0.6 GB in float32 for 150k ids.
+_HEAD_CHUNK = 1024
 
 
 class TeacherActor:
-    """Rollout -> ScoredRollout. Holds nothing but its weights, so any call can be
-    retried.
+    """Turns rollouts into scored rollouts.
+
+    Its only state is the weights, so any call can be repeated.
     """
 
     def __init__(
@@ -42,19 +42,22 @@ class TeacherActor:
         folder: Path,
         open_engine: Callable[[], ScoringEngine],
     ) -> None:
-        self._config, self._loss = config, candidates.loss
+        self._config = config
+        self._loss = candidates.loss
         self._head_names = EMBEDDING_NAMES if read_facts(folder).tied else HEAD_NAMES
-        # In float32 whatever the model computes in: a log-probability in bfloat16 has
-        # two digits.
+        # In float32 for every engine dtype: a log-probability in bfloat16 has two
+        # digits.
         self._head_VD = output_head(folder).float().to(_device())
         self._engine = open_engine()
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
-        """The teacher's signal under its own prompt, and the loss of each response
-        position.
+        """Return each rollout with the teacher's signal and its token losses (D1).
 
-        The state that predicts y_t is the one at the token before it: of P tokens of
-        the teacher's prompt and N of the response, positions P-1 .. P+N-2.
+        The teacher reads the response behind its own prompt of P tokens. The state
+        that predicts y_t is the one at the token before it, so N response tokens take
+        the states at positions P-1 .. P+N-2, and y_N is not read.
+
+        Raises TopdError when the engine returns another number of states than tokens.
         """
         sequences = [
             np.concatenate([rollout.teacher_prompt_ids_P, rollout.response_ids_N[:-1]])
@@ -62,14 +65,17 @@ class TeacherActor:
         ]
         states = self._engine.hidden_states(sequences)
         return [
-            self._scored(*one) for one in zip(rollouts, sequences, states, strict=True)
+            self._scored(rollout, sequence, states_LD)
+            for rollout, sequence, states_LD in zip(
+                rollouts, sequences, states, strict=True
+            )
         ]
 
     def update(self, policy_version: int, buckets: Sequence[WeightBucket]) -> None:
-        """Self-distillation: take the student's weights of `policy_version`, output
-        head included.
+        """Load the student's weights of `policy_version`, output head included.
 
-        Raises TopdError, and changes nothing, where they are not whole.
+        Self-distillation calls this. Raises TopdError, and changes nothing, when the
+        weights are incomplete or of another version.
         """
         weights = list(open_buckets(buckets, policy_version=policy_version))
         heads = [array for name, array in weights if name in self._head_names]
@@ -84,6 +90,7 @@ class TeacherActor:
     def _scored(
         self, rollout: Rollout, sequence: Ints, states_LD: Floats
     ) -> ScoredRollout:
+        """Return the scored rollout; `states_LD` has one state a token read."""
         if len(states_LD) != len(sequence):
             raise TopdError(
                 f"rollout {rollout.rollout_id}: the teacher returned {len(states_LD)}"
@@ -115,12 +122,17 @@ class TeacherActor:
             return SampledSignal(logq_N=reading.logq_N)
         if self._config.engine.dtype == "float32":
             return HiddenSignal(hidden_ND=hidden_ND)
-        # Half the bytes where the teacher computed in bfloat16 anyway.
+        # The engine computed in bfloat16, so its bits are the whole state in half the
+        # bytes.
         bits = torch.from_numpy(hidden_ND).to(torch.bfloat16).view(torch.uint16).numpy()
         return HiddenSignal(hidden_ND=bits)
 
     def _token_loss(self, rollout: Rollout, reading: Reading) -> Floats:
-        """D1; what the student did not sample it is not compared on."""
+        """Return the loss that picks candidates, (N,).
+
+        A response that the student did not sample has no student probabilities: its
+        loss is the teacher's -log q in every case.
+        """
         if not _sampled(rollout) or self._loss == "teacher_nll":
             return -reading.logq_N
         if self._loss == "reverse_kl":
@@ -129,8 +141,9 @@ class TeacherActor:
 
 
 def _sampled(rollout: Rollout) -> bool:
-    """Whether the student wrote this response; else it was given, or rewritten by the
-    teacher.
+    """Return whether the student sampled this response.
+
+    Otherwise it came with the data, or the teacher rewrote it.
     """
     return len(rollout.logp_N) > 0
 

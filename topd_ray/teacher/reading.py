@@ -1,5 +1,4 @@
-"""What the teacher thinks of a response, position by position: hidden states x output
-head, read.
+"""The teacher's log-probabilities of a response, from hidden states and output head.
 
 Axes: N response positions, C positions of one chunk, K ids of the teacher kept a
 position, M ids of the student kept a position (PAD where there are fewer), V
@@ -13,23 +12,23 @@ import torch
 from torch import Tensor
 
 from topd_ray.messages import Floats, Ints
-from topd_ray.teacher.divergence import reverse_kl
+from topd_ray.teacher.divergence import reverse_kl_on_top_ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """The teacher's log-probabilities, all under the full softmax."""
+    """What the teacher says about each position of one response."""
 
     logq_N: Floats
-    """Of each response token."""
+    """Log-probability of each response token."""
     top_ids_NK: Ints
-    """The teacher's likeliest ids, best first; K is the vocabulary's size where that is
-    less.
-    """
+    """The teacher's likeliest ids, best first; K is at most the vocabulary's size."""
     top_logq_NK: Floats
+    """Log-probabilities of `top_ids_NK` under the full softmax."""
     reverse_kl_N: Floats
-    """KL(student || teacher), the ids the student did not name in one bucket; (0,) if
-    not asked.
+    """KL(student || teacher) on the student's top ids and a bucket for all others.
+
+    Shape (0,) when the student's ids were not given.
     """
 
 
@@ -43,12 +42,27 @@ def read_response(
     student_top: tuple[Ints, Floats] | None,
     chunk: int,
 ) -> Reading:
-    """Read every response position; the logits of `chunk` positions exist at one time,
-    and once.
+    """Return the teacher's log-probabilities of every response position.
 
-    `student_top` holds the student's likeliest ids and their log-probabilities, both
-    (N, M); the divergence is taken only where it is given. The head is float32 and says
-    on which device all is done. Raises ValueError where the arrays do not line up.
+    logq = log_softmax(hidden @ head^T), over the full vocabulary. Logits exist for
+    `chunk` positions at a time and are computed once, for all fields of the reading.
+
+    Args:
+        hidden_ND: The teacher's states after its final norm, at the positions that
+            predict the response tokens.
+        head_VD: The teacher's output head in float32; its device does the work.
+        response_ids_N: The response, at least one token.
+        top_k: K, how many of the teacher's likeliest ids to return; 0 for none.
+        student_top: The student's likeliest ids and their log-probabilities, both
+            (N, M); None when no KL is wanted.
+        chunk: How many positions have logits in memory at a time.
+
+    Returns:
+        The reading, in float32 and int32 on the CPU.
+
+    Raises:
+        ValueError: The arrays have different lengths, the response is empty, the widths
+            of states and head differ, or an id lies outside the vocabulary.
     """
     _check(hidden_ND, head_VD, response_ids_N, student_top)
     parts = []
@@ -59,15 +73,14 @@ def read_response(
         ids_C1 = _tensor(response_ids_N[part], head_VD).long()[:, None]
         logq_C = (logits_CV.gather(1, ids_C1) - lse_C1)[:, 0]
         top = logits_CV.topk(min(top_k, logits_CV.shape[1]))
-        found = [logq_C, top.indices, top.values - lse_C1]
+        fields = [logq_C, top.indices, top.values - lse_C1]
+        # The KL comes last, because it overwrites the logits.
         if student_top is not None:
             student_CM = [_tensor(array[part], head_VD) for array in student_top]
-            found.append(
-                reverse_kl(logits_CV, lse_C1, *student_CM)
-            )  # last: spends the logits
-        parts.append([one.cpu().numpy() for one in found])
+            fields.append(reverse_kl_on_top_ids(logits_CV, lse_C1, *student_CM))
+        parts.append([field.cpu().numpy() for field in fields])
     logq_N, ids_NK, logq_NK, *kl_N = (
-        np.concatenate(one) for one in zip(*parts, strict=True)
+        np.concatenate(chunks) for chunks in zip(*parts, strict=True)
     )
     return Reading(
         logq_N=logq_N,
@@ -78,8 +91,10 @@ def read_response(
 
 
 def _tensor(array: Floats | Ints, like: Tensor) -> Tensor:
-    """A copy: arrays out of the object store are read-only, which torch cannot
-    express.
+    """Return the array as a tensor on the device of `like`.
+
+    Copies, because arrays out of the object store are read-only and torch has no
+    read-only tensors.
     """
     return torch.from_numpy(array.copy()).to(like.device)
 
@@ -103,7 +118,7 @@ def _check(
     if hidden_ND.shape[1] != width:
         raise ValueError(f"hidden width {hidden_ND.shape[1]}, head width {width}")
     ids = [response_ids_N] if student_top is None else [response_ids_N, student_top[0]]
-    highest = max(int(one.max(initial=-1)) for one in ids)
+    highest = max(int(array.max(initial=-1)) for array in ids)
     if highest >= vocab_size or int(response_ids_N.min()) < 0:
         raise ValueError(
             f"a token id is outside the teacher's vocabulary of {vocab_size}"

@@ -1,6 +1,4 @@
-"""A rollout is read under its own teacher's prompt, and the head follows new
-weights.
-"""
+"""The teacher scores under its own prompt, and its head follows new weights."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -23,12 +21,12 @@ VOCAB = 64
 
 
 class Reader:
-    """A pretended model whose states are noise, decided by every token so far and the
-    weights.
-    """
+    """A fake engine: the state of a token is noise seeded by the tokens up to it."""
 
     def __init__(self, width: int) -> None:
-        self.width, self.loaded, self.missing = width, list[NamedArray](), 0
+        self.width = width
+        self.loaded: list[NamedArray] = []
+        self.missing = 0
 
     def hidden_states(self, sequences: Sequence[Ints]) -> list[Floats]:
         return [self.states(sequence)[self.missing :] for sequence in sequences]
