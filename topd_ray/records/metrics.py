@@ -13,10 +13,10 @@ from typing import Any, Self
 
 from topd_ray.config import Config
 from topd_ray.driver.step import StepBooks
-from topd_ray.errors import UserError
 from topd_ray.messages import StepReport
 from topd_ray.records.receipts import ContinueReceipt, ProbeReceipt
 from topd_ray.records.run_folder import RunFolder, write_whole
+from topd_ray.records.weights_and_biases import WandbLog
 
 Metrics = dict[str, float | int]
 
@@ -99,7 +99,8 @@ class MetricsLog:
         """Steps after `last_step` were logged by a session that died before their
         checkpoint.
         """
-        self._folder, self._wandb = folder, _open_wandb(config)
+        self._folder = folder
+        self._wandb = WandbLog(config, folder) if config.run.wandb_project else None
         self._events = folder.events.open("a", encoding="utf-8")
         self._open(last_step)
 
@@ -110,7 +111,7 @@ class MetricsLog:
             if name != "step":
                 self._tensorboard.add_scalar(name, value, metrics["step"])
         if self._wandb:
-            self._wandb.log(dict(metrics), step=int(metrics["step"]))
+            self._wandb.log(metrics)
 
     def event(self, kind: str, **details: Any) -> None:
         """Something worth finding again: a drop, a skip, a checkpoint."""
@@ -145,7 +146,7 @@ class MetricsLog:
         self._events.close()
         self._tensorboard.close()
         if self._wandb:
-            self._wandb.finish(exit_code=int(error is not None))
+            self._wandb.close(failed=error is not None)
 
 
 def _forget_after(path: Path, last_step: int) -> None:
@@ -169,21 +170,3 @@ def _write_line(file: Any, value: dict[str, Any]) -> None:
     file.write(json.dumps(plain, allow_nan=False) + "\n")
     file.flush()
     os.fsync(file.fileno())
-
-
-def _open_wandb(config: Config) -> Any:
-    if config.run.wandb_project is None:
-        return None
-    try:
-        import wandb
-    except ImportError:
-        raise UserError(
-            f"run.wandb_project={config.run.wandb_project}: the wandb package is not"
-            " installed; `pip install wandb`, or leave the field out"
-        ) from None
-    return wandb.init(
-        project=config.run.wandb_project,
-        name=config.run.name,
-        config=config.model_dump(mode="json"),
-        resume="allow",
-    )

@@ -86,6 +86,11 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @property
+    def wandb_id(self) -> Path:
+        """Id of the run's W&B run, where `run.wandb_project` is set."""
+        return self.path / "wandb-id.txt"
+
+    @property
     def trace(self) -> Path:
         """Every call of every actor, where `run.trace` is set."""
         return self.path / "trace.json"
