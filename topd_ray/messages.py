@@ -1,13 +1,16 @@
-"""What crosses an actor boundary, in the order in which it flows.
+"""The messages that actors exchange, in the order in which they are made.
 
     Prompt -> RolloutRequest -> Rollout (-> rewritten Rollout) -> ScoredRollout
            -> CandidateSet -> ProbeSet -> TrainBatch -> StepReport
 
 Messages are frozen and hold ids, numpy arrays and plain values only. Arrays that come
-out of the object store are read-only. Axes: P prompt tokens, N response tokens, M most
-likely ids kept a position, D width of the teacher, W windows, K tokens of a
-continuation (padded with -1), L tokens of a micro-batch, S its segments, T trained
-positions, U positions of resampled windows behind them, Q window positions.
+out of the object store are read-only: copy before you write. Log-probabilities and
+losses are in nats; logp is the student, logq the teacher.
+
+Axes: P prompt tokens, N response tokens, M most likely ids kept a position, D width of
+the teacher, W windows, K tokens of a continuation (padded with -1), L tokens of a
+micro-batch, S its segments, T trained positions, U positions of resampled windows
+behind them, Q window positions.
 """
 
 from collections.abc import Sequence
@@ -31,25 +34,27 @@ PAD = -1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """One prompt, tokenised once with the student's chat template; token ids from here
-    on.
+    """One prompt, tokenised with the student's chat template.
+
+    Every later stage works on token ids; no text is tokenised again.
     """
 
     prompt_id: str
+    """Name of the prompt in its data file; repeats in every epoch."""
     position: int
     """Place in the run's shuffled order, counted over all epochs: unique in a run."""
     token_ids_P: Ints
+    """The student's prompt, up to the first response token."""
     answer: str | None
+    """Text of the right answer, for evaluation; None where the data has none."""
     problem: str = ""
-    """Text of the user's last turn, for a teacher whose prompt is built from it."""
+    """Text of the user's last turn, from which a teacher's prompt may be built."""
     earlier_turns: tuple[tuple[str, str], ...] = ()
-    """(role, text) of every other turn, in order: a teacher's prompt keeps them."""
+    """(role, text) of every other turn, in order, for a teacher's prompt."""
     reference: str | None = None
-    """Text of the reference solution, where the data has one."""
+    """Text of the reference solution; None where the data has none."""
     teacher_ids_P: Ints | None = None
-    """The teacher's own prompt, where it can be known beforehand; None: the
-    student's.
-    """
+    """The teacher's prompt; None where it is the student's, or needs the rollout."""
     response_ids_N: Ints | None = None
     """The response that came with the data (`objective.trajectory: given`), at most
     `rollout.max_response_tokens` long.
@@ -100,56 +105,67 @@ def rollout_requests(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """One response to a prompt: sampled by the student, given, or rewritten by the
-    teacher.
+    """One response to a prompt.
+
+    The student sampled it, or it came with the data, or the teacher rewrote a sample.
+    In the last two cases the student's probabilities are unknown, and `logp_N`,
+    `top_ids_NM` and `top_logp_NM` are empty.
     """
 
     rollout_id: str
+    """Unique in a run, see `rollout_id`."""
     prompt_id: str
+    """`Prompt.prompt_id` of the prompt."""
     position: int
+    """`Prompt.position` of the prompt."""
     policy_version: int
+    """Version of the weights that sampled it."""
     prompt_ids_P: Ints
+    """The student's prompt."""
     teacher_prompt_ids_P: Ints
-    """What stands before the response where the teacher reads it; the same as the
-    student's unless the teacher has a context of its own.
-    """
+    """The teacher's prompt, whose length may differ; often equal to the student's."""
     response_ids_N: Ints
     """At least one token; ends with EOS when `finish_reason` is "stop"."""
     logp_N: Floats
-    """Student's log-probability of each response token, in nats; (0,) where it did not
-    sample.
-    """
+    """The student's log-probability of each response token; (0,) where unknown."""
     top_ids_NM: Ints
-    """The student's most likely ids at each position, best first; PAD where there are
-    fewer. (0, 0) where it did not sample.
+    """The student's most likely ids at each position, best first.
+
+    PAD where there are fewer than M; (0, 0) where unknown.
     """
     top_logp_NM: Floats
+    """Log-probabilities of `top_ids_NM`; -inf where the id is PAD."""
     finish_reason: FinishReason
+    """"stop" when the response ended with EOS, "length" at the token limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HiddenSignal:
-    """The teacher whole: the learner applies its output head."""
+    """The teacher's whole distribution, as hidden states.
+
+    The learner applies the teacher's output head to them.
+    """
 
     hidden_ND: HiddenStates
-    """After the final norm, at the position that predicts each response token."""
+    """States after the final norm, at the position that predicts each token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopkSignal:
-    """The teacher's likeliest ids."""
+    """The teacher's likeliest ids at each position."""
 
     ids_NM: Ints
-    """Best first; every id once a row."""
+    """Ids, best first; each at most once in a row."""
     logq_NM: Floats
-    """Their log-probabilities under the full softmax, in nats; the rest is the tail."""
+    """Log-probabilities of the ids under the full softmax; the rest is the tail."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampledSignal:
-    """The teacher's opinion of the sampled token alone."""
+    """The teacher's probability of the response tokens alone."""
 
     logq_N: Floats
+    """Log-probability of each response token."""
 
 
 TeacherSignal = HiddenSignal | TopkSignal | SampledSignal
@@ -157,128 +173,229 @@ TeacherSignal = HiddenSignal | TopkSignal | SampledSignal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredRollout:
-    """A rollout with the teacher's view of every response position."""
+    """A rollout with the teacher's signal at every response position.
+
+    Example: prompt [20, 21, 22], response [6, 7, 8, 9, 2], a teacher of width 64::
+
+        ScoredRollout(
+            rollout=rollout,  # N = 5
+            signal=HiddenSignal(hidden_ND=states),  # (5, 64)
+            token_loss_N=[0.1, 2.3, 0.0, 0.4, 0.2],
+        )
+    """
 
     rollout: Rollout
+    """The rollout that was scored."""
     signal: TeacherSignal
+    """The teacher's signal at the N response positions."""
     token_loss_N: Floats
-    """The loss that picks candidates (D1), in nats; -log p_T where the student did not
-    sample.
+    """The loss that picks candidates (D1).
+
+    -logq of the token where the student's probabilities are unknown.
     """
 
 
-HIGH, RANDOM, LOW = 0, 1, 2
-"""Why a position is probed: its high loss (a candidate), or as a control."""
+HIGH = 0
+"""Group of the candidates: positions that are probed for their high loss."""
+RANDOM = 1
+"""Group of the controls that are drawn at random."""
+LOW = 2
+"""Group of the controls with the lowest loss."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CandidateSet:
-    """The positions of one rollout that are worth a probe; may be empty."""
+    """The positions of one rollout that are to be probed; may be empty.
+
+    Example: the scored rollout above, with one candidate::
+
+        CandidateSet(
+            rollout_id="00000012.0",
+            policy_version=3,
+            prompt_ids_P=[20, 21, 22],
+            teacher_prompt_ids_P=[20, 21, 22],
+            response_ids_N=[6, 7, 8, 9, 2],
+            positions_W=[1],  # the prefix is 20, 21, 22, 6
+            losses_W=[2.3],
+            groups_W=[HIGH],
+            truncated=False,
+        )
+    """
 
     rollout_id: str
+    """The rollout that the positions belong to."""
     policy_version: int
+    """Version of the weights that sampled the rollout."""
     prompt_ids_P: Ints
+    """The student's prompt."""
     teacher_prompt_ids_P: Ints
+    """The teacher's prompt, whose length may differ."""
     response_ids_N: Ints
+    """The response."""
     positions_W: Ints
-    """Indices t into the response; the window's prefix ends just before t. Ascending
-    inside a group, groups one after the other.
+    """Indices t into the response; the window's prefix ends just before t.
+
+    Ascending inside a group; the candidates come first, then each control group.
     """
     losses_W: Floats
+    """Token loss at each position."""
     groups_W: Ints
     """HIGH, RANDOM or LOW."""
     truncated: bool
-    """The response ended at the token limit, not by itself."""
+    """Whether the response ended at the token limit instead of with EOS."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeSet:
-    """Both continuations of every candidate of one rollout, and the transport between
-    them.
+    """The windows of one rollout: both continuations, and the transport between them.
+
+    Example: the candidate above, with K = 4 and a fresh continuation by the student
+    that ended after three tokens::
+
+        ProbeSet(
+            rollout_id="00000012.0",
+            policy_version=3,
+            positions_W=[1],
+            losses_W=[2.3],
+            groups_W=[HIGH],
+            resampled=True,
+            student_ids_WK=[[7, 12, 2, PAD]],
+            num_student_W=[3],
+            teacher_ids_WK=[[11, 8, 9, 2]],
+            num_teacher_W=[4],
+            plan_WKK=plan,  # (1, 4, 4); the last row is 0
+            d_ot_W=[0.31],
+            converged_W=[True],
+        )
     """
 
     rollout_id: str
+    """The rollout that the windows belong to."""
     policy_version: int
+    """Version of the weights that sampled the rollout."""
     positions_W: Ints
+    """`CandidateSet.positions_W`."""
     losses_W: Floats
+    """`CandidateSet.losses_W`."""
     groups_W: Ints
+    """`CandidateSet.groups_W`."""
     resampled: bool
-    """The student's continuations are fresh, not the rollout's own tokens (D3)."""
+    """Whether the student's continuations are fresh samples (D3).
+
+    Otherwise they are the rollout's own tokens from the position on.
+    """
     student_ids_WK: Ints
+    """The student's continuation of each prefix, PAD behind its end."""
     num_student_W: Ints
+    """Number of tokens of the student's continuation, at least 1."""
     teacher_ids_WK: Ints
+    """The teacher's continuation of each prefix, PAD behind its end."""
     num_teacher_W: Ints
+    """Number of tokens of the teacher's continuation, at least 1."""
     plan_WKK: Floats
-    """Rows student, columns teacher; zero in the padding."""
+    """Transport plan gamma: rows student, columns teacher; 0 in the padding."""
     d_ot_W: Floats
-    """<plan, cost>: 0 for identical windows, nan where the plan did not converge."""
+    """D_OT = <plan, cost>: 0 for identical windows, nan for a non-finite cost."""
     converged_W: Flags
+    """Whether the solver finished the window; only then are plan and D_OT used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainBatch:
-    """One micro-batch of one learner rank: rollouts and windows as one sequence, and
-    their targets.
+    """One micro-batch of one learner rank: tokens as one sequence, and targets.
 
-    The sequence is made of segments, one behind the other without a gap. A rollout (but
-    for its last token, which predicts nothing) sees itself causally; a resampled window
-    hangs off a rollout, its trunk, and sees the first `branch` tokens of that and
-    itself causally.
+    The sequence consists of segments without gaps. A segment is a rollout (prompt and
+    response but for the last token, which predicts nothing) or a resampled window. A
+    rollout attends to itself causally. A window continues a rollout, its trunk: it
+    attends to the first `branch` tokens of the trunk, and to itself causally.
+
+    Example: the rollout and the divergent window above. The window's tokens 7, 12, 2
+    are predicted by the trunk's token 6 and by the window's tokens 7 and 12::
+
+        TrainBatch(
+            rollout_ids=("00000012.0",),
+            policy_version=3,
+            input_ids_L=[20, 21, 22, 6, 7, 8, 9, 7, 12],
+            length_S=[7, 2],
+            trunk_S=[0, 0],
+            branch_S=[0, 4],  # the window sees 20, 21, 22, 6
+            position_TU=[2, 3, 4, 5, 6, 7, 8],  # T = 5, U = 2
+            response_ids_T=[6, 7, 8, 9, 2],
+            logp_T=logp,  # (5,)
+            weight_T=[1, 1, 1, 1, 1],
+            signal=HiddenSignal(hidden_ND=states),  # (5, 64)
+            window_Q=[1, 5, 6],  # Q = 3
+            target_ids_QK=[[11, 8, 9, 2]] * 3,
+            target_weights_QK=weights,  # (3, 4)
+        )
     """
 
     rollout_ids: tuple[str, ...]
+    """The rollouts, in the order of their segments; empty when there are none."""
     policy_version: int
+    """Version of the weights that sampled the rollouts."""
     input_ids_L: Ints
+    """Token ids of all segments."""
     length_S: Ints
-    """Tokens of each segment; at least one."""
+    """Number of tokens of each segment, at least 1."""
     trunk_S: Ints
-    """Index of the rollout's segment that a window hangs off, before it; a rollout's
-    own.
+    """Index of the segment that a window continues, which precedes it.
+
+    For a rollout, the index of its segment.
     """
     branch_S: Ints
-    """How many tokens of its trunk a window sees, at least one; 0 for a rollout."""
+    """Number of tokens of its trunk that a window sees, at least 1; 0 for a rollout."""
     position_TU: Ints
-    """Index into L of the hidden state that predicts each trained response token (T),
-    then of those that predict tokens of resampled windows (U).
+    """Indices into L of the hidden states that predict trained tokens.
+
+    First those of the T response tokens, then those of the U tokens that the positions
+    inside resampled windows predict.
     """
     response_ids_T: Ints
+    """The response tokens, rollout by rollout."""
     logp_T: Floats
-    """Student's log-probability when it sampled the token; (0,) where it did not
-    sample.
-    """
+    """The student's log-probability when it sampled the token; (0,) where unknown."""
     weight_T: Floats
-    """Of each token's loss: 1; less where it is down-weighted, 0 where it is not
-    selected.
+    """Weight of each token's loss.
+
+    1, or less where the token is down-weighted, or 0 where it is not selected.
     """
     signal: TeacherSignal
-    """Of the T positions."""
+    """The teacher's signal at the T positions."""
     window_Q: Ints
-    """Index into T + U of each position of each divergent window (overlapping windows
-    repeat).
+    """Index into T + U of each position of each divergent window.
+
+    Windows that overlap repeat an index.
     """
     target_ids_QK: Ints
+    """The teacher's tokens in the window, PAD where there are fewer than K."""
     target_weights_QK: Floats
-    """Soft target of the window position: rows sum to 1 over target_ids; 0 where the id
-    is PAD.
+    """Soft target (D8) of each window position over `target_ids_QK`.
+
+    Rows sum to 1; 0 where the id is PAD.
     """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossSums:
-    """Sums (not means) over the micro-batches a rank has accumulated since the last
-    step, nats.
+    """Sums (not means) of the micro-batches that a rank has accumulated in a step.
+
+    Losses are in nats and carry the tokens' weights.
     """
 
     opd: float = 0.0
-    """Of the token loss: L_OPD, or what stands in its place in kd, opsd and trd."""
+    """Sum of the token losses: L_OPD, or the one that kd, opsd and trd have instead."""
     traj: float = 0.0
+    """Sum of KL(target || student) over window positions."""
     rollout_kl: float = 0.0
-    """Estimate of KL(policy that sampled || policy that is trained); 0 where none
-    sampled.
+    """Sum over tokens of an estimate of KL(sampling policy || trained policy).
+
+    0 for responses that the student did not sample.
     """
     num_tokens: int = 0
-    """Response tokens, whatever their weight."""
+    """Number of response tokens of any weight."""
     num_window_positions: int = 0
+    """Number of positions of divergent windows."""
 
     def __add__(self, other: "LossSums") -> "LossSums":
         return LossSums(
@@ -292,20 +409,30 @@ class LossSums:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
-    """What one optimizer step did."""
+    """The result of one optimizer step, over all ranks and micro-batches."""
 
     step: int
+    """Number of the step, from 1."""
     policy_version: int
+    """Version of the weights after the step; a skipped step counts too."""
     loss: float
+    """loss_opd + lambda * loss_traj, in nats."""
     loss_opd: float
+    """Mean token loss over the step's response tokens."""
     loss_traj: float
+    """Sum of L_traj, divided by the step's response tokens like `loss_opd`."""
     rollout_kl: float
-    """Nats a token between the sampled log-probabilities and the learner's: two
-    engines' rounding when on-policy, more with every step of staleness.
+    """Nats a token between the log-probabilities of rollout engine and learner.
+
+    The rounding of two engines when on-policy, more with every step of staleness.
     """
     grad_norm: float
+    """Norm of the gradient before clipping."""
     lr: float
+    """Learning rate of the step."""
     num_tokens: int
+    """Response tokens of the step."""
     num_window_positions: int
+    """Positions of divergent windows of the step."""
     skipped: bool
-    """True where the loss or the gradient was not finite and no weight changed."""
+    """Whether loss or gradient was not finite, so that no weight changed."""
