@@ -1,4 +1,4 @@
-"""Which positions of a response are worth a probe.
+"""Select the highest-scored positions of a response.
 
 Axes: N response tokens, W positions picked, E eligible positions.
 """
@@ -10,8 +10,19 @@ from numpy.typing import NDArray
 
 
 def num_to_pick(num_tokens: int, *, fraction: float, min_count: int) -> int:
-    """How many positions of a response of `num_tokens` are candidates, were all
-    eligible (D2).
+    """Return how many positions of a response are candidates.
+
+    Decision D2: max(min_count, round(fraction * num_tokens)). The paper (appendix B.2)
+    has m = 218 of N = 9688 tokens, a fraction of 0.0225.
+
+    Args:
+        num_tokens: Length of the response.
+        fraction: Share of its tokens.
+        min_count: Least number of candidates of any response.
+
+    Returns:
+        The number for a response with that many eligible positions; a response with
+        fewer has fewer candidates.
     """
     return max(min_count, round(fraction * num_tokens))
 
@@ -23,16 +34,26 @@ def select_positions(
     min_window: int,
     taken: Iterable[int] = (),
 ) -> NDArray[np.int32]:
-    """The `count` highest-scored positions, ascending; fewer where fewer are eligible.
+    """Return the eligible positions with the highest scores.
 
-    Eligible are positions with at least `min_window` tokens left, their own included,
-    that are not `taken` by another group. Ties go to the earlier position; nan is never
-    picked. The score is the token loss for candidates; for controls its negative, or
-    random numbers.
+    The "high-loss candidate positions" of the paper (section 3) when the score is the
+    token loss. Controls have the negative loss, or random numbers, for a score.
+
+    Args:
+        score_N: Score of each response position. A position with nan is not eligible.
+        count: How many positions to pick.
+        min_window: A position is eligible with at least this many tokens from it to the
+            end, itself included.
+        taken: Positions of other groups, which are not eligible.
+
+    Returns:
+        W <= count positions, ascending; fewer than `count` where fewer are eligible. Of
+        equal scores the earlier position is picked.
     """
     score_E = score_N[: max(0, len(score_N) - min_window + 1)]
     is_eligible_E = ~np.isnan(score_E)
     is_eligible_E[[t for t in taken if t < len(score_E)]] = False
     eligible_E = np.flatnonzero(is_eligible_E)
+    # Stable, so that ties go to the earlier position on every machine.
     best_first_E = np.argsort(-score_E[eligible_E], kind="stable")
     return np.sort(eligible_E[best_first_E[:count]]).astype(np.int32)

@@ -1,4 +1,7 @@
-"""The candidates of one scored rollout, and the positions they are compared with."""
+"""Find the candidates of a scored rollout, and controls to compare them with.
+
+Axes as in messages.py.
+"""
 
 from collections.abc import Sequence
 
@@ -26,11 +29,25 @@ def find_candidates(
     controls: Sequence[int] = (),
     run_seed: int,
 ) -> CandidateSet:
-    """The positions with the highest token loss; none where the response is too short.
+    """Return the positions of a rollout that are to be probed.
 
-    `controls` names the groups (RANDOM, LOW) that are probed beside them: as many
-    positions each, none in two groups, fewer where the response has no more; an earlier
-    control picks first. The random ones depend on run seed and rollout id alone.
+    The candidates are the positions with the highest token loss (decisions D1, D2). The
+    controls of the paper's probing study (section 2.1) come from the same selector: as
+    many positions a group as there are candidates, and none in two groups.
+
+    Args:
+        scored: The rollout with its token losses.
+        config: How many positions, and how many tokens must follow each.
+        controls: Groups (RANDOM, LOW) to probe beside the candidates. An earlier group
+            picks first.
+        run_seed: Together with the rollout id it decides the RANDOM positions.
+
+    Returns:
+        The candidates, then each control group; empty where the response is too short,
+        and with smaller control groups where positions run out.
+
+    Raises:
+        ValueError: `controls` names another group.
     """
     groups = _groups(scored, config, controls, run_seed)
     positions_W = np.concatenate([positions for _, positions in groups])
@@ -57,13 +74,14 @@ def _groups(
     controls: Sequence[int],
     run_seed: int,
 ) -> list[tuple[int, Ints]]:
-    """Each group with its positions, the candidates first."""
+    """Return each group with its positions, the candidates first."""
     loss_N = scored.token_loss_N
     count = num_to_pick(
         len(loss_N), fraction=config.fraction, min_count=config.min_per_rollout
     )
     high_W = select_positions(loss_N, count=count, min_window=config.min_window)
-    groups, taken = [(HIGH, high_W)], set(high_W.tolist())
+    groups = [(HIGH, high_W)]
+    taken = set(high_W.tolist())
     for group in controls:
         positions_W = select_positions(
             _control_score(group, loss_N, run_seed, scored.rollout.rollout_id),
@@ -79,14 +97,13 @@ def _groups(
 def _control_score(
     group: int, loss_N: Floats, run_seed: int, rollout_id: str
 ) -> NDArray[np.float32] | NDArray[np.float64]:
-    """What a control group has most of; nan, like the loss, where a position has no
-    loss.
-    """
+    """Return the score of which a control group has the highest, (N,)."""
     if group == LOW:
         return -loss_N
     if group == RANDOM:
-        noise_N = np.random.default_rng(derive_seed(run_seed, rollout_id, "controls"))
-        return np.where(np.isnan(loss_N), np.nan, noise_N.random(len(loss_N)))
+        generator = np.random.default_rng(derive_seed(run_seed, rollout_id, "controls"))
+        # A position without a loss is no candidate, so it is no control either.
+        return np.where(np.isnan(loss_N), np.nan, generator.random(len(loss_N)))
     raise ValueError(
         f"controls={group}: a control group is RANDOM ({RANDOM}) or LOW ({LOW})"
     )

@@ -1,5 +1,7 @@
-"""CandidateSet -> ProbeSet. Where would each model go from here, and how far apart is
-that?
+"""CandidateSet -> ProbeSet. Continue each prefix with both models and compare.
+
+`continue_from` decodes the teacher's continuations on a generation engine; `ProbeActor`
+solves the transport between them and the student's.
 """
 
 from topd_ray.probe.actor import ProbeActor

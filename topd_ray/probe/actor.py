@@ -1,4 +1,7 @@
-"""The probe: transport between the student's next K tokens and the teacher's."""
+"""The probe: transport between the student's next K tokens and the teacher's.
+
+Axes as in messages.py, V vocabulary, D width of the embedding table.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,14 +25,14 @@ from topd_ray.weights.buckets import WeightBucket, open_buckets
 
 @dataclass(frozen=True, slots=True)
 class _Solved:
-    """Transport of all windows of a call."""
+    """Plans of all windows of a call, with fields as in `ProbeSet`."""
 
     plan_WKK: Floats
     d_ot_W: Floats
     converged_W: Flags
 
     def part(self, start: int, end: int) -> "_Solved":
-        """Windows start..end alone."""
+        """Return the windows from `start` up to `end`."""
         return _Solved(
             self.plan_WKK[start:end],
             self.d_ot_W[start:end],
@@ -38,15 +41,20 @@ class _Solved:
 
 
 class ProbeActor:
-    """CandidateSet, continuations -> ProbeSet. Keeps nothing between calls: any can be
-    retried.
+    """Turns candidates and continuations into probe sets.
+
+    Its only state is the embedding table, so any call can be repeated.
     """
 
     def __init__(
         self, config: ProbeConfig, folder: Path, *, student_folder: Path | None = None
     ) -> None:
-        """`folder` is the teacher's; the student's is needed where its embeddings
-        measure.
+        """Load the embedding table of the ground cost (D5).
+
+        Args:
+            config: The section `probe` of the config.
+            folder: The teacher's model folder.
+            student_folder: The student's, needed for `probe.embedding: student`.
         """
         self._config = config
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -58,38 +66,52 @@ class ProbeActor:
         teacher_windows: Sequence[Ints],
         fresh: Sequence[Ints] | None = None,
     ) -> list[ProbeSet]:
-        """One ProbeSet a rollout, in order; all windows are solved together.
+        """Return the transport between the student's and the teacher's windows.
 
-        Both kinds of windows hold one (W, K) array a rollout, in the order of its
-        positions, padded: `teacher_windows` are the teacher's continuations. D3: the
-        student's is its own rollout from t on, or, with `probe.student: resample`, the
-        `fresh` one. Raises TopdError where windows are missing, not asked for, or of
-        another shape.
+        D_OT = <gamma, C> between S_t..S_{t+K-1} and T_t..T_{t+K-1} (section 3 of the
+        paper), with the cost of decision D5 and the solver of D6. The windows of all
+        rollouts are solved together.
+
+        Args:
+            candidates: The positions t, one set a rollout.
+            teacher_windows: The teacher's continuations, one padded (W, K) array a
+                rollout, in the order of its positions.
+            fresh: The student's continuations in the same form, for
+                `probe.student: resample` (D3). None: the student's window is its own
+                rollout from t on.
+
+        Returns:
+            One probe set a rollout, in the order of `candidates`.
+
+        Raises:
+            TopdError: `fresh` does not fit `probe.student`, or windows have another
+                shape than (W, K).
         """
         self._check(candidates, teacher_windows, fresh)
         none = np.zeros((0, self._config.window), np.int32)
         student_WK = self._student_windows(candidates, fresh)
         teacher_WK = np.concatenate([none, *teacher_windows])
         solved = self._transport(student_WK, teacher_WK)
-        ends = np.cumsum([len(found.positions_W) for found in candidates])
-        starts = [0, *ends[:-1]]
+        sizes = [len(candidate_set.positions_W) for candidate_set in candidates]
+        ends = np.cumsum(sizes).tolist()
+        starts = [0, *ends][:-1]
         return [
             _probe_set(
-                found,
-                student_WK[int(start) : int(end)],
-                teacher_WK[int(start) : int(end)],
-                solved.part(int(start), int(end)),
+                candidate_set,
+                student_WK[start:end],
+                teacher_WK[start:end],
+                solved.part(start, end),
                 resampled=fresh is not None,
             )
-            for found, start, end in zip(candidates, starts, ends, strict=True)
+            for candidate_set, start, end in zip(candidates, starts, ends, strict=True)
         ]
 
     def update(self, policy_version: int, buckets: Sequence[WeightBucket]) -> None:
-        """Self-distillation: with `probe.embedding: teacher` the ground cost follows
-        the student.
+        """Take the embedding table out of the student's published weights.
 
-        The student's table stays the one of its start. Raises TopdError for buckets
-        that are not whole.
+        Self-distillation calls this, where the student is the teacher too. With
+        `probe.embedding: student` the table of the start stays. Raises TopdError when
+        the buckets are incomplete or of another version.
         """
         weights = dict(open_buckets(buckets, policy_version=policy_version))
         if self._config.embedding == "teacher":
@@ -103,50 +125,45 @@ class ProbeActor:
     ) -> None:
         if (fresh is not None) != (self._config.student == "resample"):
             raise TopdError(
-                f"probe.student={self._config.student}, but the probe was asked "
-                f"{'without' if fresh is None else 'with'} fresh continuations of the "
-                "student; they are for probe.student=resample, and it needs them"
+                f"probe.student={self._config.student}, but the prober was called"
+                f" {'without' if fresh is None else 'with'} fresh continuations of the"
+                " student; they are for probe.student=resample, and it needs them"
             )
         expected = [
-            (len(found.positions_W), self._config.window) for found in candidates
+            (len(candidate_set.positions_W), self._config.window)
+            for candidate_set in candidates
         ]
-        for whose, windows in (
+        for model, windows in (
             ("the teacher", teacher_windows),
             ("the student", fresh),
         ):
-            if (
-                windows is not None
-                and (shapes := [one.shape for one in windows]) != expected
-            ):
+            if windows is None:
+                continue
+            shapes = [window_WK.shape for window_WK in windows]
+            if shapes != expected:
                 raise TopdError(
-                    f"continuations by {whose} of shapes {shapes} for candidates of"
+                    f"continuations by {model} of shapes {shapes} for candidates of"
                     f" {expected}: one row a candidate and probe.window tokens a row"
                 )
 
     def _student_windows(
         self, candidates: Sequence[CandidateSet], fresh: Sequence[Ints] | None
     ) -> Ints:
-        """The fresh ones, or the rollouts themselves from every candidate on."""
+        """Return the fresh windows, or the rollouts' own tokens from each position."""
         width = self._config.window
         if fresh is not None:
             return np.concatenate([np.zeros((0, width), np.int32), *fresh])
-        return ragged(
-            [
-                found.response_ids_N[t : t + width]
-                for found in candidates
-                for t in found.positions_W
-            ],
-            width=width,
-        )
+        windows: list[Ints] = []
+        for candidate_set in candidates:
+            response_N = candidate_set.response_ids_N
+            windows += [response_N[t : t + width] for t in candidate_set.positions_W]
+        return ragged(windows, width=width)
 
     def _transport(self, student_WK: Ints, teacher_WK: Ints) -> _Solved:
-        """Plans of all windows. Identical continuations need no solver: the diagonal
-        moves nothing.
-
-        The entropic plan of such a window would cost a little more than 0 where
-        embeddings of its tokens are close, and agreement is common enough to be worth
-        not solving for.
-        """
+        """Return the plans of all windows."""
+        # Identical continuations get the diagonal, which moves nothing. The entropic
+        # plan of such a window would cost a little more than 0 where the embeddings of
+        # its tokens are close, and agreement is common enough to save the time.
         num_windows, width = student_WK.shape
         same_W = (student_WK == teacher_WK).all(-1)
         weight_WK = (student_WK != PAD) / (student_WK != PAD).sum(-1, keepdims=True)
@@ -180,17 +197,18 @@ class ProbeActor:
 def _embedding(
     config: ProbeConfig, folder: Path, student_folder: Path | None
 ) -> torch.Tensor:
-    """D5: the table that measures the ground cost."""
+    """Return the table of the ground cost (D5)."""
     if config.embedding == "teacher":
         return input_embedding(folder)
     if student_folder is None:
         raise TopdError(
-            "probe.embedding=student, but the probe was given no student's folder"
+            "probe.embedding=student, but the prober has no folder of the student"
         )
     return input_embedding(student_folder)
 
 
 def _published_embedding(weights: Mapping[str, NDArray[Any]]) -> torch.Tensor:
+    """Return the input embedding among published weights."""
     for name in EMBEDDING_NAMES:
         if name in weights:
             return to_torch(weights[name])
@@ -201,7 +219,7 @@ def _published_embedding(weights: Mapping[str, NDArray[Any]]) -> torch.Tensor:
 
 
 def _probe_set(
-    found: CandidateSet,
+    candidate_set: CandidateSet,
     student_WK: Ints,
     teacher_WK: Ints,
     solved: _Solved,
@@ -209,11 +227,11 @@ def _probe_set(
     resampled: bool,
 ) -> ProbeSet:
     return ProbeSet(
-        rollout_id=found.rollout_id,
-        policy_version=found.policy_version,
-        positions_W=found.positions_W,
-        losses_W=found.losses_W,
-        groups_W=found.groups_W,
+        rollout_id=candidate_set.rollout_id,
+        policy_version=candidate_set.policy_version,
+        positions_W=candidate_set.positions_W,
+        losses_W=candidate_set.losses_W,
+        groups_W=candidate_set.groups_W,
         resampled=resampled,
         student_ids_WK=student_WK,
         num_student_W=_lengths(student_WK).numpy().astype(np.int32),

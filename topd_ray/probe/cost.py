@@ -1,16 +1,23 @@
 """Continuations -> ground cost between their tokens.
 
-Axes: W windows, K student tokens, L teacher tokens, V vocabulary, D embedding width.
+Axes: W windows, K student tokens, L teacher tokens, V vocabulary, D embedding width, S
+and T distinct tokens of student and teacher.
 """
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-COST_CHUNK = 256
-"""Windows that share their cosines, about those of one rollout."""
+from topd_ray.transport.problem import within
 
-# Windows embedded at once where they do not: 33 MB in fp32 at K = L = 50, D = 2560.
+COST_CHUNK = 256
+"""Number of windows that share one product of their distinct tokens.
+
+About the windows of one rollout, which repeat many tokens.
+"""
+
+# Windows that are embedded at once when they share no product: 33 MB in fp32 at K = L =
+# 50, D = 2560.
 _EMBEDDED = 32
 
 
@@ -23,18 +30,33 @@ def continuation_cost(
     *,
     chunk: int = COST_CHUNK,
 ) -> Float[Tensor, "W K L"]:
-    """Cosine distance between the embeddings of every student and every teacher token,
-    in [0, 2].
+    """Return the cosine distance between every student and every teacher token.
 
-    Decision D5: 1 - cos in fp32 whatever the table's dtype, exactly 0 between equal
-    ids, 1 from an all-zero row to any other id. Padding (beyond num_student /
-    num_teacher, whatever ids are there) is 0. The result lies on the table's device and
-    carries no gradient. Raises ValueError for an id outside the table; a non-finite row
-    gives non-finite costs in its own windows only.
+    C_kl = 1 - cos(E[S_k], E[T_l]). The paper leaves the ground cost open ("We map both
+    continuations into the embedding space", section 3); this is decision D5. The paper
+    writes C as (teacher, student); here rows are the student.
+
+    Args:
+        student_ids_WK: The student's continuations.
+        teacher_ids_WL: The teacher's continuations.
+        num_student_W: True length of each student continuation. The ids behind it are
+            never read.
+        num_teacher_W: True length of each teacher continuation, likewise.
+        embedding_VD: The embedding table E, in any float dtype.
+        chunk: Number of windows that share one product of their distinct tokens; bounds
+            the memory.
+
+    Returns:
+        Costs in [0, 2], in fp32 for every dtype of the table, on its device, without
+        gradient. Exactly 0 between equal ids and in the padding; 1 between an all-zero
+        row and any other id; not finite in windows with a non-finite row.
+
+    Raises:
+        ValueError: An id lies outside the table.
     """
     device = embedding_VD.device
-    inside_WK = _inside(num_student_W.to(device), student_ids_WK.shape[1])
-    inside_WL = _inside(num_teacher_W.to(device), teacher_ids_WL.shape[1])
+    inside_WK = within(num_student_W.to(device), student_ids_WK.shape[1])
+    inside_WL = within(num_teacher_W.to(device), teacher_ids_WL.shape[1])
     ids_WK = student_ids_WK.to(device).masked_fill(~inside_WK, 0)
     ids_WL = teacher_ids_WL.to(device).masked_fill(~inside_WL, 0)
     _check_ids("student_ids_WK", ids_WK, len(embedding_VD))
@@ -50,9 +72,9 @@ def continuation_cost(
 
 
 def _cosines(embedding_VD: Tensor, ids_WK: Tensor, ids_WL: Tensor) -> Tensor:
-    """From one product of all distinct tokens where these are few, else window by
-    window.
-    """
+    """Return the cosines (W, K, L) of a chunk of windows."""
+    # Windows of one rollout repeat tokens: one product of the distinct ones is often
+    # smaller than the products of all windows.
     distinct_S, at_WK = torch.unique(ids_WK, return_inverse=True)
     distinct_T, at_WL = torch.unique(ids_WL, return_inverse=True)
     num_pairs = ids_WK.numel() * ids_WL.shape[1]
@@ -71,24 +93,23 @@ def _cosines(embedding_VD: Tensor, ids_WK: Tensor, ids_WL: Tensor) -> Tensor:
 
 
 def _cosine(rows: tuple[Tensor, Tensor], cols: tuple[Tensor, Tensor]) -> Tensor:
-    """Dividing the products, not the embeddings, saves two passes over the largest
-    arrays.
-    """
-    dot = rows[0] @ cols[0].transpose(-1, -2)
-    return dot.div_(rows[1][..., :, None]).div_(cols[1][..., None, :])
+    """Return the cosines of all pairs; both arguments are results of `_embed`."""
+    embedded_rows, row_norm = rows
+    embedded_cols, col_norm = cols
+    # Products are divided, not embeddings, which saves two passes over the largest
+    # arrays.
+    dot = embedded_rows @ embedded_cols.transpose(-1, -2)
+    return dot.div_(row_norm[..., :, None]).div_(col_norm[..., None, :])
 
 
 def _embed(embedding_VD: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Embeddings in fp32 and their lengths; an all-zero row gets length 1, so its
-    cosines are 0.
+    """Return embeddings in fp32 and their norms.
+
+    An all-zero row has norm 1 here, so that its cosines are 0.
     """
     embedded = torch.nn.functional.embedding(ids, embedding_VD.detach()).float()
     norm = torch.linalg.vector_norm(embedded, dim=-1)
     return embedded, norm.where(norm != 0, 1.0)
-
-
-def _inside(size_W: Tensor, length: int) -> Tensor:
-    return torch.arange(length, device=size_W.device) < size_W[:, None]
 
 
 def _check_ids(name: str, ids_WN: Tensor, num_rows: int) -> None:

@@ -9,7 +9,7 @@ from topd_ray.probe.cost import continuation_cost
 
 
 def slow_cost(student, teacher, table) -> list[list[float]]:
-    def one(s: int, t: int) -> float:
+    def cost(s: int, t: int) -> float:
         if s == t:
             return 0.0
         u, v = table[s].double(), table[t].double()
@@ -17,7 +17,7 @@ def slow_cost(student, teacher, table) -> list[list[float]]:
             return 1.0
         return float(1 - (u @ v) / (u.norm() * v.norm()))
 
-    return [[one(s, t) for t in teacher] for s in student]
+    return [[cost(s, t) for t in teacher] for s in student]
 
 
 def table_of(rows=11, width=6, *, seed=0):
@@ -82,8 +82,9 @@ def test_a_zero_row_costs_one_against_any_other_id():
     assert cost_KL.tolist() == [[1.0, 0.0, 1.0, 1.0]]
 
 
-def test_padding_costs_nothing_whatever_ids_are_there():
-    student_WK, teacher_WL = torch.tensor([[1, 2, 9999]]), torch.tensor([[4, -1]])
+def test_padding_costs_nothing_with_any_ids():
+    student_WK = torch.tensor([[1, 2, 9999]])
+    teacher_WL = torch.tensor([[4, -1]])
     cost_WKL = continuation_cost(
         student_WK, teacher_WL, torch.tensor([2]), torch.tensor([1]), table_of()
     )
@@ -106,13 +107,11 @@ def test_the_chunk_size_changes_nothing(chunk):
 
 
 def test_many_distinct_tokens_and_few_cost_the_same_in_one_window():
-    """Few share one product of all; many are multiplied window by window."""
+    """Few distinct tokens share one product; many are multiplied window by window."""
     rng = torch.Generator().manual_seed(2)
     table_VD = torch.randn(500, 16, generator=rng)
-    few_WK, many_WK = (
-        torch.arange(4).repeat(40, 1),
-        torch.randperm(160, generator=rng).view(40, 4),
-    )
+    few_WK = torch.arange(4).repeat(40, 1)
+    many_WK = torch.randperm(160, generator=rng).view(40, 4)
     many_WK[0] = few_WK[0]
     sizes = torch.full((40,), 4), torch.full((40,), 4)
     few_WKK = continuation_cost(few_WK, few_WK.flip(1), *sizes, table_VD)
@@ -127,7 +126,8 @@ def test_many_distinct_tokens_and_few_cost_the_same_in_one_window():
 def test_a_non_finite_row_spoils_only_the_windows_that_use_it():
     table_VD = table_of()
     table_VD[7] = torch.inf
-    student_WK, teacher_WL = torch.tensor([[7], [1]]), torch.tensor([[2], [2]])
+    student_WK = torch.tensor([[7], [1]])
+    teacher_WL = torch.tensor([[2], [2]])
     one_W = torch.tensor([1, 1])
     cost_WKL = continuation_cost(student_WK, teacher_WL, one_W, one_W, table_VD)
     assert cost_WKL.isfinite().flatten().tolist() == [False, True]

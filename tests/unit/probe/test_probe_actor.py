@@ -15,16 +15,18 @@ from topd_ray.weights.buckets import WeightBucket, in_buckets
 
 
 class Scripted:
-    """A teacher that continues every prefix as it is told; notes what it was asked and
-    given.
+    """A fake engine that continues every prefix with the same tokens.
+
+    `requests` are those of the last call.
     """
 
     def __init__(self, continuation: Sequence[int]) -> None:
-        self.continuation, self.asked = continuation, list[GenerationRequest]()
+        self.continuation = continuation
+        self.requests: list[GenerationRequest] = []
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Generation]:
-        self.asked = list(requests)
-        for request in reversed(requests):  # engines finish in an order of their own
+        self.requests = list(requests)
+        for request in reversed(requests):  # engines finish in any order
             ids = np.array(self.continuation[: request.max_tokens], np.int32)
             yield Generation(
                 request_id=request.request_id,
@@ -44,9 +46,7 @@ class Scripted:
 
 
 class Prober:
-    """Continuations and the transport between them, as the workers put them
-    together.
-    """
+    """Continuations, then the transport between them, as a run calls them."""
 
     def __init__(
         self,
@@ -56,15 +56,18 @@ class Prober:
         *,
         student_folder: Path | None = None,
     ) -> None:
-        self.config, self.engine = config, engine
+        self.config = config
+        self.engine = engine
         self.actor = ProbeActor(config, folder, student_folder=student_folder)
         self.update = self.actor.update
 
     def probe(
-        self, asked: Sequence[CandidateSet], fresh: Sequence[Ints] | None = None
+        self,
+        candidate_sets: Sequence[CandidateSet],
+        fresh: Sequence[Ints] | None = None,
     ) -> list[ProbeSet]:
-        continued = continue_from(self.engine, asked, self.config, run_seed=0)
-        return self.actor.probe(asked, continued.windows, fresh)
+        continued = continue_from(self.engine, candidate_sets, self.config, run_seed=0)
+        return self.actor.probe(candidate_sets, continued.windows, fresh)
 
 
 def candidates(
@@ -104,19 +107,22 @@ def test_the_prefix_ends_just_before_the_candidate(
     actor: Prober, engine: Scripted
 ) -> None:
     actor.probe([candidates("a", [20, 21, 22, 23], [0, 2])])
-    prefixes: list[Ints] = [request.prompt_ids for request in engine.asked]
+    prefixes: list[Ints] = [request.prompt_ids for request in engine.requests]
     assert [prefix.tolist() for prefix in prefixes] == [[1, 2], [1, 2, 20, 21]]
-    assert {request.max_tokens for request in engine.asked} == {5}
-    assert {request.temperature for request in engine.asked} == {0.0}
+    assert {request.max_tokens for request in engine.requests} == {5}
+    assert {request.temperature for request in engine.requests} == {0.0}
 
 
 def test_the_students_window_is_its_own_rollout_from_the_candidate_on(
     actor: Prober,
 ) -> None:
-    (found,) = actor.probe([candidates("a", list(range(20, 30)), [2, 7])])
-    assert found.student_ids_WK.tolist() == [[22, 23, 24, 25, 26], [27, 28, 29, -1, -1]]
-    assert found.num_student_W.tolist() == [5, 3]
-    assert found.num_teacher_W.tolist() == [5, 5]
+    (probe_set,) = actor.probe([candidates("a", list(range(20, 30)), [2, 7])])
+    assert probe_set.student_ids_WK.tolist() == [
+        [22, 23, 24, 25, 26],
+        [27, 28, 29, -1, -1],
+    ]
+    assert probe_set.num_student_W.tolist() == [5, 3]
+    assert probe_set.num_teacher_W.tolist() == [5, 5]
 
 
 def test_a_response_cut_at_the_limit_is_compared_with_as_many_teacher_tokens(
@@ -135,66 +141,74 @@ def test_a_response_cut_at_the_limit_is_compared_with_as_many_teacher_tokens(
     assert ended.d_ot_W[0] > 0.0
 
 
-def test_answers_find_their_candidates_whatever_order_they_come_in(
+def test_answers_find_their_candidates_in_any_order(
     actor: Prober,
 ) -> None:
-    found = actor.probe(
+    probe_sets = actor.probe(
         [candidates("a", [20] * 9, [0, 3]), candidates("b", [21] * 9, [1])]
     )
-    assert [one.rollout_id for one in found] == ["a", "b"]
-    assert [len(one.positions_W) for one in found] == [2, 1]
-    assert all(one.policy_version == 3 for one in found)
-    assert set(found[1].student_ids_WK[0].tolist()) == {21}
+    assert [probe_set.rollout_id for probe_set in probe_sets] == ["a", "b"]
+    assert [len(probe_set.positions_W) for probe_set in probe_sets] == [2, 1]
+    assert all(probe_set.policy_version == 3 for probe_set in probe_sets)
+    assert set(probe_sets[1].student_ids_WK[0].tolist()) == {21}
 
 
 def test_identical_windows_are_no_distance_apart_and_keep_their_tokens(
     actor: Prober,
 ) -> None:
-    (found,) = actor.probe([candidates("a", [20, 6, 7, 8, 9, 10], [1])])
-    assert found.d_ot_W.tolist() == [0.0]
-    assert np.allclose(found.plan_WKK[0], np.eye(5) / 5)
-    assert found.converged_W.all()
+    (probe_set,) = actor.probe([candidates("a", [20, 6, 7, 8, 9, 10], [1])])
+    assert probe_set.d_ot_W.tolist() == [0.0]
+    assert np.allclose(probe_set.plan_WKK[0], np.eye(5) / 5)
+    assert probe_set.converged_W.all()
 
 
 def test_plans_have_uniform_marginals_over_the_true_tokens(actor: Prober) -> None:
-    (found,) = actor.probe([candidates("a", list(range(20, 30)), [2, 7])])
-    rows = found.plan_WKK.sum(2)
+    (probe_set,) = actor.probe([candidates("a", list(range(20, 30)), [2, 7])])
+    rows = probe_set.plan_WKK.sum(2)
     assert np.allclose(rows[0], 1 / 5, atol=1e-5)
     assert np.allclose(rows[1], [1 / 3, 1 / 3, 1 / 3, 0, 0], atol=1e-5)
-    assert np.allclose(found.plan_WKK.sum(1), 1 / 5, atol=1e-5)
-    assert (found.d_ot_W > 0.1).all()
+    assert np.allclose(probe_set.plan_WKK.sum(1), 1 / 5, atol=1e-5)
+    assert (probe_set.d_ot_W > 0.1).all()
 
 
 def test_cached_prefix_tokens_are_counted(engine: Scripted) -> None:
-    asked = [candidates("a", [20, 21, 22, 23], [0, 2]), candidates("b", [20], [0])]
-    continued = continue_from(engine, asked, ProbeConfig(window=5), run_seed=0)
+    candidate_sets = [
+        candidates("a", [20, 21, 22, 23], [0, 2]),
+        candidates("b", [20], [0]),
+    ]
+    continued = continue_from(engine, candidate_sets, ProbeConfig(window=5), run_seed=0)
     assert continued.num_prefix_tokens == 2 + 4 + 2
     assert continued.num_cached_tokens == 1 + 3 + 1
 
 
-def test_a_retried_probe_asks_with_the_same_seeds(
+def test_a_repeated_probe_requests_the_same_seeds(
     actor: Prober, engine: Scripted
 ) -> None:
-    asked = [candidates("a", list(range(20, 30)), [2, 7])]
-    first = (actor.probe(asked), [request.seed for request in engine.asked])
-    again = (actor.probe(asked), [request.seed for request in engine.asked])
+    candidate_sets = [candidates("a", list(range(20, 30)), [2, 7])]
+    first = (actor.probe(candidate_sets), [request.seed for request in engine.requests])
+    again = (actor.probe(candidate_sets), [request.seed for request in engine.requests])
     assert first[1] == again[1]
     assert len(set(first[1])) == 2
     assert np.array_equal(first[0][0].plan_WKK, again[0][0].plan_WKK)
 
 
 def test_rollouts_without_candidates_come_back_empty(actor: Prober) -> None:
-    found = actor.probe([candidates("a", [20, 21], []), candidates("b", [20, 21], [])])
-    assert [one.plan_WKK.shape for one in found] == [(0, 5, 5), (0, 5, 5)]
+    probe_sets = actor.probe(
+        [candidates("a", [20, 21], []), candidates("b", [20, 21], [])]
+    )
+    assert [probe_set.plan_WKK.shape for probe_set in probe_sets] == [
+        (0, 5, 5),
+        (0, 5, 5),
+    ]
 
 
 def test_exact_transport_never_costs_more_than_the_entropic(
     engine: Scripted, teacher_folder: Path
 ) -> None:
-    asked = [candidates("a", list(range(20, 30)), [2, 4, 7])]
+    candidate_sets = [candidates("a", list(range(20, 30)), [2, 4, 7])]
     costs = [
         Prober(ProbeConfig(window=5, solver=solver), teacher_folder, engine)
-        .probe(asked)[0]
+        .probe(candidate_sets)[0]
         .d_ot_W
         for solver in ("exact", "scaling", "geomloss")
     ]
@@ -209,20 +223,20 @@ def test_the_teacher_goes_on_from_its_own_prompt(
     actor.probe(
         [candidates("a", [20, 21, 22, 23], [0, 2], teacher_prompt=[40, 41, 42])]
     )
-    prefixes = [request.prompt_ids.tolist() for request in engine.asked]
+    prefixes = [request.prompt_ids.tolist() for request in engine.requests]
     assert prefixes == [[40, 41, 42], [40, 41, 42, 20, 21]]
 
 
 def test_controls_are_probed_like_candidates_and_keep_their_group(
     actor: Prober,
 ) -> None:
-    (found,) = actor.probe(
+    (probe_set,) = actor.probe(
         [candidates("a", list(range(20, 30)), [2, 1], groups=[HIGH, LOW])]
     )
-    assert found.groups_W.tolist() == [HIGH, LOW]
-    assert found.positions_W.tolist() == [2, 1]
-    assert found.student_ids_WK[1].tolist() == [21, 22, 23, 24, 25]
-    assert not found.resampled
+    assert probe_set.groups_W.tolist() == [HIGH, LOW]
+    assert probe_set.positions_W.tolist() == [2, 1]
+    assert probe_set.student_ids_WK[1].tolist() == [21, 22, 23, 24, 25]
+    assert not probe_set.resampled
 
 
 @pytest.fixture
@@ -240,7 +254,7 @@ def test_fresh_windows_stand_for_the_students_own_and_have_no_token_limit(
         np.array([[30, 31, 32, 33, 34]], np.int32),
     ]
     response = list(range(20, 30))
-    found = resampling.probe(
+    probe_sets = resampling.probe(
         [
             candidates("a", response, [8, 9], truncated=True),
             candidates("b", response, []),
@@ -248,41 +262,41 @@ def test_fresh_windows_stand_for_the_students_own_and_have_no_token_limit(
         ],
         fresh,
     )
-    assert [one.student_ids_WK.tolist() for one in found] == [
-        one.tolist() for one in fresh
+    assert [probe_set.student_ids_WK.tolist() for probe_set in probe_sets] == [
+        window_WK.tolist() for window_WK in fresh
     ]
-    assert found[0].num_student_W.tolist() == [5, 2]
-    assert found[0].num_teacher_W.tolist() == [5, 5]
-    assert found[0].d_ot_W[0] == 0.0
-    assert found[0].d_ot_W[1] > 0.0
-    assert all(one.resampled for one in found)
+    assert probe_sets[0].num_student_W.tolist() == [5, 2]
+    assert probe_sets[0].num_teacher_W.tolist() == [5, 5]
+    assert probe_sets[0].d_ot_W[0] == 0.0
+    assert probe_sets[0].d_ot_W[1] > 0.0
+    assert all(probe_set.resampled for probe_set in probe_sets)
 
 
-def test_fresh_windows_are_needed_where_asked_for_and_nowhere_else(
+def test_fresh_windows_are_needed_to_resample_and_refused_otherwise(
     actor: Prober, resampling: Prober
 ) -> None:
-    asked = [candidates("a", list(range(20, 30)), [2])]
-    with pytest.raises(TopdError, match="asked without fresh continuations"):
-        resampling.probe(asked)
-    with pytest.raises(TopdError, match="asked with fresh continuations"):
-        actor.probe(asked, [np.zeros((1, 5), np.int32)])
+    candidate_sets = [candidates("a", list(range(20, 30)), [2])]
+    with pytest.raises(TopdError, match="called without fresh continuations"):
+        resampling.probe(candidate_sets)
+    with pytest.raises(TopdError, match="called with fresh continuations"):
+        actor.probe(candidate_sets, [np.zeros((1, 5), np.int32)])
 
 
 def test_windows_of_other_candidates_are_refused(resampling: Prober) -> None:
-    asked = [candidates("a", list(range(20, 30)), [2, 3])]
+    candidate_sets = [candidates("a", list(range(20, 30)), [2, 3])]
     with pytest.raises(TopdError, match=r"by the teacher of shapes \[\(2, 4\)\]"):
         resampling.actor.probe(
-            asked, [np.zeros((2, 4), np.int32)], [np.zeros((2, 5), np.int32)]
+            candidate_sets, [np.zeros((2, 4), np.int32)], [np.zeros((2, 5), np.int32)]
         )
     with pytest.raises(
         TopdError, match=r"shapes \[\(1, 5\)\] for candidates of \[\(2, 5\)\]"
     ):
-        resampling.probe(asked, [np.zeros((1, 5), np.int32)])
+        resampling.probe(candidate_sets, [np.zeros((1, 5), np.int32)])
 
 
 def distances(actor: Prober) -> list[float]:
-    (found,) = actor.probe([candidates("a", list(range(20, 30)), [1, 3])])
-    return found.d_ot_W.tolist()
+    (probe_set,) = actor.probe([candidates("a", list(range(20, 30)), [1, 3])])
+    return probe_set.d_ot_W.tolist()
 
 
 def test_the_embedding_is_the_teachers_or_the_students_as_set(
@@ -305,7 +319,7 @@ def test_a_students_embedding_needs_the_students_folder(
     engine: Scripted, teacher_folder: Path
 ) -> None:
     with pytest.raises(
-        TopdError, match="embedding=student, but the probe was given no"
+        TopdError, match="embedding=student, but the prober has no folder"
     ):
         Prober(ProbeConfig(embedding="student"), teacher_folder, engine)
 
