@@ -1,5 +1,4 @@
-"""ProbeSet -> TrainBatch. Which candidates are real divergences, and what is learned
-from them.
+"""ProbeSet -> TrainBatch. Judge the candidates, make targets, pack micro-batches.
 
 Pure: the verdict, the soft targets, the weights of the tokens, and the packing of
 rollouts into micro-batches.

@@ -1,4 +1,4 @@
-"""The teacher's view of several rollouts as one. Axes as in messages.py."""
+"""Join the teacher's signals of several rollouts. Axes as in messages.py."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -9,25 +9,39 @@ from topd_ray.messages import TeacherSignal
 
 
 def join_signals(signals: Sequence[TeacherSignal]) -> TeacherSignal:
-    """Positions of all signals, in order; raises ValueError where they are of several
-    kinds.
+    """Return one signal with the positions of all, in order.
+
+    Args:
+        signals: At least one signal; all of one type, and of one width.
+
+    Returns:
+        A signal of that type.
+
+    Raises:
+        ValueError: The signals are of several types, or there are none.
     """
-    kinds = {type(one) for one in signals}
+    kinds = {type(signal) for signal in signals}
     if len(kinds) != 1:
         names = sorted(kind.__name__ for kind in kinds)
         raise ValueError(
             f"signals of {len(kinds)} kinds in one micro-batch: {', '.join(names)}"
         )
     (kind,) = kinds
-    return kind(
-        **{
-            field.name: np.concatenate([getattr(one, field.name) for one in signals])
-            for field in fields(kind)
-        }
-    )
+    joined = {
+        field.name: np.concatenate([getattr(signal, field.name) for signal in signals])
+        for field in fields(kind)
+    }
+    return kind(**joined)
 
 
 def no_signal(like: TeacherSignal) -> TeacherSignal:
-    """The same kind and width, for no position."""
+    """Return a signal for no position.
+
+    Args:
+        like: A signal of the wanted type and width.
+
+    Returns:
+        The same type and width, with arrays of length 0.
+    """
     kind = type(like)
     return kind(**{field.name: getattr(like, field.name)[:0] for field in fields(kind)})

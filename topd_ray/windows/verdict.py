@@ -1,5 +1,7 @@
-"""D7: a candidate is a real divergence when its D_OT lies above a threshold that recent
-windows set.
+"""The verdict (D7): a candidate is a real divergence when its D_OT is high.
+
+High means above a threshold, which recent windows set or the config names. Axes as in
+messages.py.
 """
 
 import math
@@ -12,27 +14,32 @@ from topd_ray.config import DivergenceConfig
 from topd_ray.messages import HIGH, LOW, Flags, ProbeSet
 
 LOW_LOSS_QUANTILE = 0.75
-"""Of low-loss positions' D_OT: the false-alarm threshold of the paper's section 2.1."""
+"""Quantile of low-loss positions' D_OT, up to which the paper sees false alarms.
+
+Section 2.1: "the upper quartile of low-loss OT distances".
+"""
 
 
 class RecentDistances:
-    """Running quantile of D_OT over the last `history` windows of `threshold_group`.
+    """D_OT of the last `history` windows of `threshold_group`, and their quantile.
 
-    The threshold changes between steps, never inside one: every window of a step meets
-    the same threshold, whichever probe came back first.
+    Distances are added between steps, never inside one, so that every window of a step
+    is judged by the same threshold, in any order of the probes.
     """
 
     def __init__(self, config: DivergenceConfig, values: Iterable[float] = ()) -> None:
+        """Start with `values`, oldest first: those of a checkpoint, or none."""
         self._config = config
         self._values = deque(values, maxlen=config.history)
 
     def add(self, distances: Iterable[float]) -> None:
-        """Remember D_OT of `threshold_group`, oldest first; skip nan (unsolved)."""
+        """Append D_OT of `threshold_group`, oldest first; leave out nan (unsolved)."""
         self._values.extend(d for d in distances if math.isfinite(d))
 
     def threshold(self) -> float | None:
-        """D_OT above which a window diverges; None while a quantile has nothing to go
-        by.
+        """Return the D_OT above which a window diverges.
+
+        None when the rule is a quantile and no distance has been added.
         """
         if self._config.rule == "absolute":
             return self._config.threshold
@@ -40,16 +47,25 @@ class RecentDistances:
 
     @property
     def values(self) -> list[float]:
-        """What a checkpoint stores, oldest first."""
+        """The distances, oldest first; a checkpoint stores them."""
         return list(self._values)
 
 
 def distance_quantile(
     config: DivergenceConfig, distances: Iterable[float]
 ) -> float | None:
-    """Return the quantile of D_OT that `config.rule` names, whatever the order.
+    """Return the quantile of D_OT that `config.rule` names.
 
-    Unsolved windows (nan) are left out; None where nothing is left.
+    `quantile` is the paper's "bottom 30%" (section 5.1); `low_loss_q75` is the upper
+    quartile of low-loss positions (section 2.1).
+
+    Args:
+        config: The rule, and the quantile of `rule: quantile`.
+        distances: D_OT of windows of `threshold_group`, in any order; nan (unsolved)
+            is left out.
+
+    Returns:
+        A D_OT, in units of the ground cost; None when no finite distance is given.
     """
     solved = [d for d in distances if math.isfinite(d)]
     if not solved:
@@ -60,29 +76,58 @@ def distance_quantile(
 
 
 def threshold_group(config: DivergenceConfig) -> int:
-    """HIGH or LOW: the group of windows whose D_OT sets the threshold."""
+    """Return the group of windows whose D_OT sets the threshold.
+
+    Args:
+        config: The rule of the verdict.
+
+    Returns:
+        LOW (low-loss controls) for `low_loss_q75`, else HIGH (candidates).
+    """
     return LOW if config.rule == "low_loss_q75" else HIGH
 
 
 def divergent(probes: ProbeSet, threshold: float) -> Flags:
-    """Which windows of a rollout are real divergences: (W,).
+    """Return which windows of a rollout are real divergences.
 
-    An unsolved plan never is one, nor is a control, however far apart its continuations
-    are.
+    High token loss and high D_OT together, as in section 3 of the paper.
+
+    Args:
+        probes: The windows of one rollout.
+        threshold: D_OT that a divergence exceeds.
+
+    Returns:
+        True for solved candidates with D_OT > threshold, of shape (W,). A control is
+        never a divergence, nor is a window whose plan did not converge.
     """
     flags: Flags = solved_candidates(probes) & (probes.d_ot_W > threshold)
     return flags
 
 
 def false_alarm(probes: ProbeSet, threshold: float) -> Flags:
-    """Which windows are candidates at or below the threshold: (W,). An unsolved plan is
-    neither.
+    """Return which windows of a rollout are false alarms.
+
+    High token loss but low D_OT (sections 2.1 and 5.1 of the paper).
+
+    Args:
+        probes: The windows of one rollout.
+        threshold: D_OT that a false alarm does not exceed.
+
+    Returns:
+        True for solved candidates with D_OT <= threshold, of shape (W,).
     """
     flags: Flags = solved_candidates(probes) & (probes.d_ot_W <= threshold)
     return flags
 
 
 def solved_candidates(probes: ProbeSet) -> Flags:
-    """Windows that a verdict is about: (W,)."""
+    """Return which windows the verdict judges.
+
+    Args:
+        probes: The windows of one rollout.
+
+    Returns:
+        True for candidates (no controls) whose plan converged, of shape (W,).
+    """
     flags: Flags = probes.converged_W & (probes.groups_W == HIGH)
     return flags

@@ -18,10 +18,10 @@ from topd_ray.windows.token_weights import student_entropy
 
 
 def scored(name: str, losses: Sequence[float], **fields: Any) -> ScoredRollout:
-    one = make.scored(name, length=len(losses), **fields)
+    template = make.scored(name, length=len(losses), **fields)
     return ScoredRollout(
-        rollout=one.rollout,
-        signal=one.signal,
+        rollout=template.rollout,
+        signal=template.signal,
         token_loss_N=np.array(losses, np.float32),
     )
 
@@ -29,7 +29,7 @@ def scored(name: str, losses: Sequence[float], **fields: Any) -> ScoredRollout:
 def probed(
     name: str, distances: dict[int, float], groups: Sequence[int] | None = None
 ) -> ProbeSet:
-    """Windows by position."""
+    """`distances` is D_OT by position."""
     count = len(distances)
     return make.probes(
         name,
@@ -48,18 +48,18 @@ def weights(
     threshold: float = 0.5,
     **objective: Any,
 ) -> dict[str, list[float]]:
-    found = token_weights(
+    weights_by_id = token_weights(
         rollouts,
         probes,
         objective=ObjectiveConfig.model_validate(objective),
         threshold=threshold,
         run_seed=run_seed,
     )
-    assert all(weight_N.dtype == np.float32 for weight_N in found.values())
-    return {name: weight_N.tolist() for name, weight_N in found.items()}
+    assert all(weight_N.dtype == np.float32 for weight_N in weights_by_id.values())
+    return {name: weight_N.tolist() for name, weight_N in weights_by_id.items()}
 
 
-def test_every_token_counts_once_unless_told_otherwise() -> None:
+def test_every_weight_is_1_by_default() -> None:
     probes = [probed("a", {1: 0.1})]
     assert weights([scored("a", [1, 9, 1])], probes, lambda_traj=0.3) == {
         "a": [1, 1, 1]
@@ -70,8 +70,8 @@ def test_a_false_alarm_counts_as_much_as_the_median_token() -> None:
     """Losses 8 and 4 over a median of 1; position 4 diverges and keeps its weight."""
     rollouts = [scored("a", [0.5, 8.0, 1.0, 4.0, 6.0, 0.5, 0.25])]
     probes = [probed("a", {1: 0.5, 3: 0.2, 4: 0.6})]
-    (found,) = weights(rollouts, probes, downweight="low_ot").values()
-    assert found == [1, 1 / 8, 1, 1 / 4, 1, 1, 1]
+    (weights_N,) = weights(rollouts, probes, downweight="low_ot").values()
+    assert weights_N == [1, 1 / 8, 1, 1 / 4, 1, 1, 1]
 
 
 def test_a_candidate_below_the_median_keeps_its_weight() -> None:
@@ -101,7 +101,7 @@ def test_controls_and_unsolved_windows_are_never_down_weighted() -> None:
         ([math.nan, math.nan, math.nan], 1.0),
     ],
 )
-def test_odd_losses_never_make_an_odd_weight(
+def test_zero_negative_and_non_finite_losses_have_a_weight_from_0_to_1(
     losses: list[float], weight: float
 ) -> None:
     rollouts = [scored("a", losses)]
@@ -116,29 +116,31 @@ def test_down_weighting_without_probes_is_refused() -> None:
         weights([scored("a", [1.0])], None, downweight="low_ot")
 
 
-def test_the_matched_group_comes_from_above_the_line_of_the_same_rollout() -> None:
+def test_the_matched_group_comes_from_above_the_threshold_of_the_same_rollout() -> None:
     rollouts = [scored(name, [1, 8, 8, 8, 8, 1, 1, 1, 1]) for name in "ab"]
     probes = [
         probed("a", {1: 0.9, 2: 0.1, 3: 0.9, 4: 0.9}),
         probed("b", {1: 0.9, 2: 0.9, 3: 0.9, 4: 0.9}),
     ]
-    found = weights(rollouts, probes, downweight="matched_high_ot")
-    capped = [t for t, weight in enumerate(found["a"]) if weight != 1]
+    weights_by_id = weights(rollouts, probes, downweight="matched_high_ot")
+    capped = [t for t, weight in enumerate(weights_by_id["a"]) if weight != 1]
     assert len(capped) == 1
     assert capped[0] in (1, 3, 4)
-    assert found["a"][capped[0]] == 1 / 8
-    assert found["b"] == [1] * 9
+    assert weights_by_id["a"][capped[0]] == 1 / 8
+    assert weights_by_id["b"] == [1] * 9
 
 
-def test_what_a_rollout_cannot_match_another_does() -> None:
+def test_what_a_rollout_cannot_match_is_drawn_from_the_others() -> None:
     rollouts = [scored(name, [1, 8, 8, 8, 8, 1, 1, 1, 1]) for name in "ab"]
     probes = [
         probed("a", {1: 0.1, 2: 0.1, 3: 0.1, 4: 0.9}),
         probed("b", {1: 0.9, 2: 0.9, 3: 0.9, 4: 0.1}),
     ]
-    found = weights(rollouts, probes, downweight="matched_high_ot")
-    assert found["a"] == [1, 1, 1, 1, 1 / 8, 1, 1, 1, 1]
-    assert [weight != 1 for weight in found["b"]] == [t in (1, 2, 3) for t in range(9)]
+    weights_by_id = weights(rollouts, probes, downweight="matched_high_ot")
+    assert weights_by_id["a"] == [1, 1, 1, 1, 1 / 8, 1, 1, 1, 1]
+    assert [weight != 1 for weight in weights_by_id["b"]] == [
+        t in (1, 2, 3) for t in range(9)
+    ]
 
 
 def test_another_seed_draws_others() -> None:
@@ -180,13 +182,13 @@ def test_low_ot_weights_are_the_oracles(
 ) -> None:
     rollouts = [scored(f"r{i}", values) for i, (values, _) in enumerate(chunk)]
     probes = [probed(f"r{i}", distances) for i, (_, distances) in enumerate(chunk)]
-    found = weights(rollouts, probes, downweight="low_ot")
+    weights_by_id = weights(rollouts, probes, downweight="low_ot")
     for i, (values, distances) in enumerate(chunk):
         expected = [
             capped_weight(values, t) if distances.get(t, 9.0) <= 0.5 else 1.0
             for t in range(len(values))
         ]
-        assert found[f"r{i}"] == pytest.approx(expected, rel=1e-5)
+        assert weights_by_id[f"r{i}"] == pytest.approx(expected, rel=1e-5)
 
 
 @settings(max_examples=40, deadline=None)
@@ -194,21 +196,21 @@ def test_low_ot_weights_are_the_oracles(
 def test_as_many_are_matched_as_are_low_and_order_changes_nothing(
     chunk: list[tuple[list[float], dict[int, float]]], order: random.Random
 ) -> None:
-    """A loss above the rollout's median shows as a weight; here every candidate's
-    is.
-    """
-    rollouts, probes, low, high = [], [], 0, 0
+    """Every candidate's loss is raised above the median, so that a cap shows."""
+    rollouts, probes = [], []
+    low = 0
+    high = 0
     for i, (values, distances) in enumerate(chunk):
         raised = [10.0 if t in distances else loss for t, loss in enumerate(values)]
         rollouts.append(scored(f"r{i}", [*raised, *[0.0] * 12]))
         probes.append(probed(f"r{i}", distances))
         low += sum(distance <= 0.5 for distance in distances.values())
         high += sum(distance > 0.5 for distance in distances.values())
-    found = weights(rollouts, probes, downweight="matched_high_ot")
+    weights_by_id = weights(rollouts, probes, downweight="matched_high_ot")
     capped = [
         (i, t)
         for i in range(len(chunk))
-        for t, weight in enumerate(found[f"r{i}"])
+        for t, weight in enumerate(weights_by_id[f"r{i}"])
         if weight != 1
     ]
     assert len(capped) == min(low, high)
@@ -219,7 +221,7 @@ def test_as_many_are_matched_as_are_low_and_order_changes_nothing(
         assert sum(where == i for where, _ in capped) >= min(own_low, own_high)
     order.shuffle(rollouts)
     order.shuffle(probes)
-    assert weights(rollouts, probes, downweight="matched_high_ot") == found
+    assert weights(rollouts, probes, downweight="matched_high_ot") == weights_by_id
 
 
 def test_the_entropy_has_a_bucket_for_the_tail_and_none_for_padding() -> None:
@@ -231,46 +233,56 @@ def test_the_entropy_has_a_bucket_for_the_tail_and_none_for_padding() -> None:
 
 
 @given(st.lists(st.floats(-4, 4), min_size=6, max_size=6), st.integers(1, 6))
-def test_the_entropy_lies_below_the_whole_one_by_no_more_than_the_tail_allows(
+def test_the_entropy_is_a_lower_bound_within_the_tails_entropy(
     logits: list[float], num_top: int
 ) -> None:
     p = sorted((math.exp(x) / sum(map(math.exp, logits)) for x in logits), reverse=True)
     whole = -sum(x * math.log(x) for x in p)
     tail = sum(p[num_top:])
-    (found,) = student_entropy(np.log(np.array([p[:num_top]])).astype(np.float32))
+    (entropy,) = student_entropy(np.log(np.array([p[:num_top]])).astype(np.float32))
     slack = tail * math.log(6 - num_top) if num_top < 6 else 0.0
-    assert whole - slack - 1e-5 <= found <= whole + 1e-5
+    assert whole - slack - 1e-5 <= entropy <= whole + 1e-5
 
 
 def test_the_selection_keeps_the_tokens_highest_in_entropy_times_loss() -> None:
     """Entropies 0, ln 2, ln 2, ln 2, 0; products rank 3, 1, then the rest."""
-    even, sure = [math.log(0.5), math.log(0.5)], [0.0, -math.inf]
-    one = scored(
+    even = [math.log(0.5), math.log(0.5)]
+    sure = [0.0, -math.inf]
+    scored_rollout = scored(
         "a",
         [9.0, 2.0, 1.0, 3.0, 8.0],
         top_ids_NM=np.tile(np.array([7, PAD], np.int32), (5, 1)),
         top_logp_NM=np.array([sure, even, even, even, sure], np.float32),
     )
     select = {"select": "entropy_divergence"}
-    assert weights([one], select_fraction=0.4, **select) == {"a": [0, 1, 0, 1, 0]}
-    assert weights([one], select_fraction=0.6, **select) == {"a": [0, 1, 1, 1, 0]}
-    assert weights([one], select_fraction=0.01, **select) == {"a": [0, 0, 0, 1, 0]}
-    assert weights([one], select_fraction=1.0, **select) == {"a": [1] * 5}
+    assert weights([scored_rollout], select_fraction=0.4, **select) == {
+        "a": [0, 1, 0, 1, 0]
+    }
+    assert weights([scored_rollout], select_fraction=0.6, **select) == {
+        "a": [0, 1, 1, 1, 0]
+    }
+    assert weights([scored_rollout], select_fraction=0.01, **select) == {
+        "a": [0, 0, 0, 1, 0]
+    }
+    assert weights([scored_rollout], select_fraction=1.0, **select) == {"a": [1] * 5}
 
 
-def test_a_selected_false_alarm_is_down_weighted_and_another_stays_at_nothing() -> None:
-    even, sure = [math.log(0.5), math.log(0.5)], [0.0, -math.inf]
-    one = scored(
+def test_a_selected_false_alarm_is_down_weighted_and_an_unselected_one_stays_at_0() -> (
+    None
+):
+    even = [math.log(0.5), math.log(0.5)]
+    sure = [0.0, -math.inf]
+    scored_rollout = scored(
         "a",
         [1.0, 4.0, 8.0, 1.0, 1.0],
         top_ids_NM=np.zeros((5, 2), np.int32),
         top_logp_NM=np.array([even, even, sure, even, even], np.float32),
     )
-    found = weights(
-        [one],
+    weights_by_id = weights(
+        [scored_rollout],
         [probed("a", {1: 0.1, 2: 0.1})],
         downweight="low_ot",
         select="entropy_divergence",
         select_fraction=0.4,
     )
-    assert found == {"a": [1, 0.25, 0, 0, 0]}
+    assert weights_by_id == {"a": [1, 0.25, 0, 0, 0]}
