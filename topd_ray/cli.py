@@ -135,7 +135,7 @@ def generate(
     loaded = load_config(config, overrides)
     from topd_ray.commands import generate as command
 
-    sampling = command.Sampling(
+    sampling = command.AnswerSampling(
         temperature=temperature, top_p=top_p, max_tokens=max_tokens
     )
     command.generate(loaded, out, sampling, num=num)
@@ -206,7 +206,7 @@ def evaluate(
     Prompts and scores are those of lm-evaluation-harness.
     """
     from topd_ray.commands.evaluate import evaluate_folder
-    from topd_ray.evaluation.harness.task_names import Sampling
+    from topd_ray.evaluation.harness.task_names import TaskSampling
 
     evaluate_folder(
         model,
@@ -214,7 +214,7 @@ def evaluate(
         problems=problems,
         data=data,
         num_problems=num,
-        sampling=Sampling(
+        sampling=TaskSampling(
             samples=samples,
             temperature=temperature,
             top_p=top_p,

@@ -8,7 +8,7 @@ from topd_ray.actors.worker import Worker
 from topd_ray.config import Config
 from topd_ray.engines.open import open_generation
 from topd_ray.engines.protocols import GenerationEngine
-from topd_ray.evaluation import Accuracy, ask
+from topd_ray.evaluation import Accuracy, greedy_accuracy
 from topd_ray.messages import CandidateSet, Ints, Prompt, Rollout, RolloutRequest
 from topd_ray.models.folder import resolve_model
 from topd_ray.records.receipts import ResampleReceipt, RolloutReceipt, Span
@@ -89,7 +89,7 @@ class RolloutWorker(Worker):
 
     def evaluate(self, problems: Sequence[Prompt]) -> Accuracy:
         """Greedy accuracy of the current weights."""
-        return ask(
+        return greedy_accuracy(
             self._actor.engine,
             problems,
             folder=self._folder,

@@ -14,11 +14,15 @@ from rich.console import Console
 
 from topd_ray.config import EngineConfig
 from topd_ray.errors import UserError
-from topd_ray.evaluation.harness.report import Report, make_report, report_table
+from topd_ray.evaluation.harness.report import (
+    EvaluationReport,
+    make_report,
+    report_table,
+)
 from topd_ray.evaluation.harness.task_names import (
     CODE,
     PROMPT_FILES,
-    Sampling,
+    TaskSampling,
     check_request,
 )
 from topd_ray.models.folder import check_folder, read_facts
@@ -57,11 +61,11 @@ def evaluate_folder(
     problems: Path | None = None,
     data: Path | None = None,
     num_problems: int | None = None,
-    sampling: Sampling,
+    sampling: TaskSampling,
     backend: str | None = None,
     out: Path | None = None,
     unsafe_code: bool = False,
-) -> Report:
+) -> EvaluationReport:
     """Ask, grade, print, and write where `out` says; a run folder brings problems and
     limits.
     """
@@ -89,9 +93,9 @@ def evaluate_folder(
 def _ask(
     subject: _Subject,
     sources: Sequence[_Source],
-    sampling: Sampling,
+    sampling: TaskSampling,
     num_problems: int | None,
-) -> tuple[Report, list[dict[str, Any]]]:
+) -> tuple[EvaluationReport, list[dict[str, Any]]]:
     """One task after another on one engine, which opens when all problems are at
     hand.
     """

@@ -31,7 +31,7 @@ _ROW_START = b'{"prompt_id": '
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
+class AnswerSampling:
     """How the teacher answers (paper, B.1: 0.6, 0.95, 16384)."""
 
     temperature: float
@@ -43,7 +43,7 @@ class Sampling:
 def generate(
     config: Config,
     out: Path,
-    sampling: Sampling,
+    sampling: AnswerSampling,
     *,
     num: int | None = None,
     open_engine: Callable[..., GenerationEngine] = open_generation,
@@ -103,7 +103,7 @@ def _say(out: Path, counts: Counter[str]) -> None:
 
 
 def _request(
-    prompt: Prompt, sampling: Sampling, limit: int, *, run_seed: int
+    prompt: Prompt, sampling: AnswerSampling, limit: int, *, run_seed: int
 ) -> GenerationRequest:
     return GenerationRequest(
         request_id=prompt.prompt_id,
@@ -219,4 +219,4 @@ def _prompt_id(line: bytes, *, where: str, model: str) -> str:
     return str(prompt_id)
 
 
-__all__ = ["Sampling", "generate"]
+__all__ = ["AnswerSampling", "generate"]

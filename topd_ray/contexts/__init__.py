@@ -2,7 +2,7 @@
 
 from topd_ray.contexts.build import DoesNotFitError, TeacherPrompts
 from topd_ray.contexts.chat import Turns, chat_ids, load_tokenizer
-from topd_ray.contexts.forms import Forms, load_forms, render
+from topd_ray.contexts.prompt_forms import Forms, load_forms, render
 
 __all__ = [
     "DoesNotFitError",

@@ -9,7 +9,7 @@ import numpy as np
 
 from topd_ray.config import Context
 from topd_ray.contexts.chat import chat_ids, load_tokenizer
-from topd_ray.contexts.forms import GAPS, Forms, render
+from topd_ray.contexts.prompt_forms import GAPS, Forms, render
 from topd_ray.errors import UserError
 from topd_ray.messages import Ints, Prompt
 

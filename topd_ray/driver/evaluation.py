@@ -10,7 +10,7 @@ from topd_ray.evaluation import Accuracy
 from topd_ray.messages import Prompt
 
 
-def ask(
+def held_out_accuracy(
     fleet: Fleet, revival: Revival, problems: Sequence[Prompt]
 ) -> Awaitable[Accuracy]:
     """Send the problems to the rollout engines now; wait for their answers when

@@ -17,7 +17,7 @@ from topd_ray.actors.fleet import Fleet, connected, spawn
 from topd_ray.actors.replacement import LOST, Budget, Revival
 from topd_ray.config import Config
 from topd_ray.driver.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
-from topd_ray.driver.evaluation import ask
+from topd_ray.driver.evaluation import held_out_accuracy
 from topd_ray.driver.health import suspects
 from topd_ray.driver.pipeline import Pipeline
 from topd_ray.driver.sigterm import Stop
@@ -309,7 +309,7 @@ class _Run:
         every = self._config.evaluation.every
         if not every or not self._step or self._step % every:
             return None
-        return asyncio.ensure_future(ask(fleet, revival, self._problems))
+        return asyncio.ensure_future(held_out_accuracy(fleet, revival, self._problems))
 
     async def _finish_step(
         self, pipeline: Pipeline, fleet: Fleet, refit: Refit, begun: deque[_Begun]
@@ -449,7 +449,7 @@ class _Run:
 
     async def _evaluate(self, fleet: Fleet, revival: Revival, when: str) -> Accuracy:
         start = time.perf_counter()
-        accuracy = await ask(fleet, revival, self._problems)
+        accuracy = await held_out_accuracy(fleet, revival, self._problems)
         self._place.totals.add_seconds("evaluation", time.perf_counter() - start)
         return self._note(accuracy, when)
 

@@ -1,11 +1,10 @@
-"""Did the student get better? Held-out problems in training; contests by `topd eval`.
+"""Accuracy of the student: held-out problems in a run, and `topd eval` in `harness`.
 
-`ask` gives greedy answers during a run. `harness`, `model` and `problems` are what
-`topd eval` adds to lm-evaluation-harness; they import it, so this package does not
-import them.
+`greedy_accuracy` grades greedy answers while a run trains. The package `harness` runs
+lm-evaluation-harness on our engines; importing it takes seconds, so nothing here does.
 """
 
 from topd_ray.evaluation.accuracy import Accuracy
-from topd_ray.evaluation.ask import ask
+from topd_ray.evaluation.greedy import greedy_accuracy
 
-__all__ = ["Accuracy", "ask"]
+__all__ = ["Accuracy", "greedy_accuracy"]

@@ -14,6 +14,6 @@ The finished world lies in `SHIPPED_WORLD`; `build_world` makes another.
 
 from topd_ray.toy.build import build_world
 from topd_ray.toy.checksums import SHIPPED_WORLD, verify_world
-from topd_ray.toy.recipe import ModelRecipe, Recipe
+from topd_ray.toy.recipe import ModelRecipe, WorldRecipe
 
-__all__ = ["SHIPPED_WORLD", "ModelRecipe", "Recipe", "build_world", "verify_world"]
+__all__ = ["SHIPPED_WORLD", "ModelRecipe", "WorldRecipe", "build_world", "verify_world"]

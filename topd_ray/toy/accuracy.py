@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from topd_ray.toy.examples import Asked, prompt_ids
+from topd_ray.toy.examples import UserMessage, prompt_ids
 from topd_ray.toy.problems import solve_value
 
 MAX_RESPONSE_TOKENS = 160
@@ -15,7 +15,9 @@ _BOXED = re.compile(r"\\boxed\{\s*(\d)\s*\}")
 
 
 def solved_greedily(
-    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, asked: Sequence[Asked]
+    model: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    asked: Sequence[UserMessage],
 ) -> list[bool]:
     """Whether the boxed answer to each user message is right, in order."""
     solved: list[bool] = []

@@ -1,4 +1,4 @@
-"""Recipe -> world directory: problems, prompt forms, teacher and students,
+"""WorldRecipe -> world directory: problems, prompt forms, teacher and students,
 checksummed.
 """
 
@@ -25,19 +25,19 @@ from topd_ray.seeds import derive_seed
 from topd_ray.toy.accuracy import solved_greedily
 from topd_ray.toy.checksums import RECIPE_FILE, checksums, verify_world
 from topd_ray.toy.drawing import Split, distinct_expressions
-from topd_ray.toy.examples import ask
-from topd_ray.toy.forms import FORMS, FORMS_FILE, Form
+from topd_ray.toy.examples import draw_user_message
 from topd_ray.toy.problems import Expression, solve, solve_value
-from topd_ray.toy.recipe import ModelRecipe, Recipe
+from topd_ray.toy.recipe import ModelRecipe, WorldRecipe
 from topd_ray.toy.tokenizer import make_tokenizer
 from topd_ray.toy.training import make_model, train
+from topd_ray.toy.user_messages import FORMS, FORMS_FILE, Form
 from topd_ray.toy.wording import TEACHER_WORDING, question, worked_solution
 
 log = logging.getLogger(__name__)
 
 
 def build_world(
-    directory: Path, *, seed: int = 0, recipe: Recipe | None = None
+    directory: Path, *, seed: int = 0, recipe: WorldRecipe | None = None
 ) -> None:
     """Make every file of a world and move them to `directory` at once, replacing what
     is there.
@@ -45,7 +45,7 @@ def build_world(
     Takes about half an hour on one core. Raises UserError if `directory` holds
     something else than a world.
     """
-    recipe = recipe or Recipe()
+    recipe = recipe or WorldRecipe()
     _refuse_to_replace_anything_but_a_world(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".world-") as scratch:
@@ -58,7 +58,7 @@ def build_world(
         staged.rename(directory)
 
 
-def _fill(directory: Path, seed: int, recipe: Recipe) -> None:
+def _fill(directory: Path, seed: int, recipe: WorldRecipe) -> None:
     """Write problems, forms, models and, last, the recipe with all checksums."""
     tokenizer = make_tokenizer()
     (directory / FORMS_FILE).write_text(yaml.safe_dump(dict(FORMS), width=200))
@@ -96,7 +96,7 @@ def _fill(directory: Path, seed: int, recipe: Recipe) -> None:
     _write_json(directory / RECIPE_FILE, record)
 
 
-def _speakers(recipe: Recipe) -> list[tuple[str, ModelRecipe]]:
+def _speakers(recipe: WorldRecipe) -> list[tuple[str, ModelRecipe]]:
     """Directory and recipe of every model of a world."""
     students = [
         "student",
@@ -108,7 +108,7 @@ def _speakers(recipe: Recipe) -> list[tuple[str, ModelRecipe]]:
 def _make_speaker(
     directory: Path,
     seed: int,
-    recipe: Recipe,
+    recipe: WorldRecipe,
     speaker: ModelRecipe,
     tokenizer: PreTrainedTokenizerFast,
 ) -> Qwen3ForCausalLM:
@@ -131,7 +131,7 @@ def _share_solved(
     model: Qwen3ForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     seed: int,
-    recipe: Recipe,
+    recipe: WorldRecipe,
     form: Form,
     expressions: list[Expression],
 ) -> dict[str, float]:
@@ -139,7 +139,9 @@ def _share_solved(
     attempts.
     """
     rng = Random(derive_seed(seed, form, "attempts"))
-    asked = [ask(expression, form, recipe, rng) for expression in expressions]
+    asked = [
+        draw_user_message(expression, form, recipe, rng) for expression in expressions
+    ]
     solved = solved_greedily(model, tokenizer, asked)
     shares: dict[str, float] = {form: mean(solved)}
     if "{attempt}" in FORMS.get(form, ""):
@@ -149,7 +151,7 @@ def _share_solved(
 
 
 def _draw_problems(
-    seed: int, recipe: Recipe, split: Split, count: int
+    seed: int, recipe: WorldRecipe, split: Split, count: int
 ) -> list[Expression]:
     """`count` distinct problems of one split."""
     rng = Random(derive_seed(seed, f"{split} problems"))

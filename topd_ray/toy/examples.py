@@ -7,9 +7,9 @@ from random import Random
 
 from transformers import PreTrainedTokenizerFast
 
-from topd_ray.toy.forms import Form, user_message
 from topd_ray.toy.problems import Expression, Solution, solve, solve_carelessly
-from topd_ray.toy.recipe import ModelRecipe, Recipe
+from topd_ray.toy.recipe import ModelRecipe, WorldRecipe
+from topd_ray.toy.user_messages import Form, user_message
 from topd_ray.toy.wording import (
     TEACHER_WORDING,
     Surface,
@@ -23,7 +23,7 @@ IGNORED = -100  # a label that cross_entropy skips
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class UserMessage:
     """A user message, and what went into it."""
 
     expression: Expression
@@ -33,7 +33,9 @@ class Asked:
     attempt_surface: Surface
 
 
-def ask(expression: Expression, form: Form, recipe: Recipe, rng: Random) -> Asked:
+def draw_user_message(
+    expression: Expression, form: Form, recipe: WorldRecipe, rng: Random
+) -> UserMessage:
     """A user message of this form, with a fresh reference solution and a fresh
     attempt.
     """
@@ -46,7 +48,7 @@ def ask(expression: Expression, form: Form, recipe: Recipe, rng: Random) -> Aske
     message = user_message(
         form, question(expression), reference=reference, attempt=said
     )
-    return Asked(
+    return UserMessage(
         expression=expression, message=message, attempt=attempt, attempt_surface=surface
     )
 
@@ -55,7 +57,7 @@ def labelled_example(
     expression: Expression,
     form: Form,
     speaker: ModelRecipe,
-    recipe: Recipe,
+    recipe: WorldRecipe,
     tokenizer: PreTrainedTokenizerFast,
     rng: Random,
 ) -> tuple[list[int], list[int]]:
@@ -65,7 +67,7 @@ def labelled_example(
     A rewritten attempt keeps the attempt's surface forms step by step: every solution
     of an expression has as many steps as the expression has operators.
     """
-    asked = ask(expression, form, recipe, rng)
+    asked = draw_user_message(expression, form, recipe, rng)
     solution = solve(expression)
     surface = asked.attempt_surface
     if form == "plain":

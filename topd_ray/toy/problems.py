@@ -36,7 +36,7 @@ class Slips:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class Reduction:
     """One reduction: the sub-expression taken, its value, and the expression it
     leaves.
     """
@@ -55,7 +55,7 @@ class Solution:
     """An expression and the steps that were taken down to a single digit."""
 
     expression: Expression
-    steps: tuple[Step, ...]
+    steps: tuple[Reduction, ...]
 
     @property
     def answer(self) -> int:
@@ -75,7 +75,9 @@ def solve(expression: Expression) -> Solution:
     while len(current) > 1:
         taken, value, leaves = _reduce(current, _due_operator(current))
         steps.append(
-            Step(taken=taken, due=taken, value=value, leaves=leaves, wrong_fork=False)
+            Reduction(
+                taken=taken, due=taken, value=value, leaves=leaves, wrong_fork=False
+            )
         )
         current = leaves
     return Solution(expression, tuple(steps))
@@ -105,7 +107,7 @@ def solve_carelessly(expression: Expression, rng: Random, slips: Slips) -> Solut
             taken, value, leaves = slip
         wrong_fork = slipped and harmful
         steps.append(
-            Step(
+            Reduction(
                 taken=taken, due=due, value=value, leaves=leaves, wrong_fork=wrong_fork
             )
         )

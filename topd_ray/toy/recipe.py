@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 
 from topd_ray.toy.drawing import ProblemShape
-from topd_ray.toy.forms import Form
 from topd_ray.toy.problems import Slips
+from topd_ray.toy.user_messages import Form
 from topd_ray.toy.wording import STUDENT_WORDING, TEACHER_WORDING, Wording
 
 
@@ -67,7 +67,7 @@ class ModelRecipe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class WorldRecipe:
     """A whole world: its problems, its teacher, its warm-started students.
 
     The teacher learns how to go on after a wrong fork, so that it can judge a student's

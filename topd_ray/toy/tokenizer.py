@@ -5,7 +5,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from topd_ray.toy.forms import FORM_WORDS
+from topd_ray.toy.user_messages import FORM_WORDS
 from topd_ray.toy.wording import CONNECTIVES, LINKS, VERBS
 
 PAD, START, END, UNKNOWN = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|unknown|>"

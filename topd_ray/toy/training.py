@@ -24,7 +24,7 @@ from transformers import (
 
 from topd_ray.toy.drawing import distinct_expressions
 from topd_ray.toy.examples import IGNORED, labelled_example
-from topd_ray.toy.recipe import ModelRecipe, Recipe
+from topd_ray.toy.recipe import ModelRecipe, WorldRecipe
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def make_model(
 def train(
     model: Qwen3ForCausalLM,
     speaker: ModelRecipe,
-    recipe: Recipe,
+    recipe: WorldRecipe,
     tokenizer: PreTrainedTokenizerFast,
     rng: Random,
 ) -> None:
@@ -129,7 +129,7 @@ def _lr_factor(step: int, speaker: ModelRecipe) -> float:
 
 def _batches(
     speaker: ModelRecipe,
-    recipe: Recipe,
+    recipe: WorldRecipe,
     tokenizer: PreTrainedTokenizerFast,
     rng: Random,
 ) -> Iterator[Batch]:

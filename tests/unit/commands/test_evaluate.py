@@ -18,8 +18,8 @@ from topd_ray.commands.evaluate import TOY_PROBLEMS, evaluate_folder
 from topd_ray.config import EngineConfig, EvaluationConfig
 from topd_ray.engines.open import open_generation
 from topd_ray.errors import UserError
-from topd_ray.evaluation import ask
-from topd_ray.evaluation.harness.task_names import Sampling
+from topd_ray.evaluation import greedy_accuracy
+from topd_ray.evaluation.harness.task_names import TaskSampling
 from topd_ray.inputs.prompts import load_problems
 
 STUDENT = TOY_PROBLEMS.parent / "student"
@@ -75,7 +75,7 @@ def test_a_contest_s_task_file_runs_on_a_local_file_of_its_columns(
         STUDENT,
         tasks=[task],
         data=benchmark_file(task, tmp_path),
-        sampling=Sampling(samples=4, temperature=1.5, max_tokens=40),
+        sampling=TaskSampling(samples=4, temperature=1.5, max_tokens=40),
         backend="hf",
         out=out,
     )
@@ -112,12 +112,12 @@ def test_a_contest_is_sampled_sixteen_times_unless_told_otherwise(
         tasks=["aime25"],
         data=benchmark_file("aime25", tmp_path),
         num_problems=1,
-        sampling=Sampling(max_tokens=4),
+        sampling=TaskSampling(max_tokens=4),
         backend="hf",
     )
     (one,) = report.tasks
     assert one.num_problems == 1
-    assert one.sampling == Sampling(
+    assert one.sampling == TaskSampling(
         samples=16, temperature=0.6, top_p=0.95, max_tokens=4, seed=0
     )
     assert list(one.pass_at) == [1, 2, 4, 8, 16]
@@ -132,7 +132,7 @@ def test_the_same_seed_gives_the_same_samples_and_another_does_not(
             STUDENT,
             tasks=["toy"],
             num_problems=2,
-            sampling=Sampling(samples=2, temperature=1.0, max_tokens=30, seed=seed),
+            sampling=TaskSampling(samples=2, temperature=1.0, max_tokens=30, seed=seed),
             backend="hf",
             out=tmp_path / f"{name}.json",
         )
@@ -146,13 +146,13 @@ def test_greedy_answers_are_those_of_the_evaluation_in_training(tmp_path: Path) 
     config = EvaluationConfig(path=str(TOY_PROBLEMS), num_problems=24)
     opened = open_generation(STUDENT, engine, max_model_len=512)
     problems = load_problems(config, STUDENT, max_tokens=100)
-    expected = ask(opened, problems, folder=STUDENT, max_tokens=120)
+    expected = greedy_accuracy(opened, problems, folder=STUDENT, max_tokens=120)
     out = tmp_path / "figures.json"
     report = evaluate_folder(
         STUDENT,
         problems=TOY_PROBLEMS,
         num_problems=24,
-        sampling=Sampling(max_tokens=120),
+        sampling=TaskSampling(max_tokens=120),
         backend="hf",
         out=out,
     )
@@ -181,7 +181,7 @@ def test_whole_conversations_are_asked_not_only_their_last_turn(tmp_path: Path) 
     evaluate_folder(
         STUDENT,
         problems=write_rows(tmp_path / "own.jsonl", rows),
-        sampling=Sampling(max_tokens=4),
+        sampling=TaskSampling(max_tokens=4),
         backend="hf",
         out=out,
     )
@@ -215,7 +215,7 @@ def run_folder(tmp_path: Path) -> Path:
 def test_a_run_folder_brings_its_problems_its_limits_and_its_engine(
     run_folder: Path,
 ) -> None:
-    report = evaluate_folder(run_folder, sampling=Sampling())
+    report = evaluate_folder(run_folder, sampling=TaskSampling())
     (one,) = report.tasks
     assert (report.backend, one.task, one.source) == (
         "hf",
@@ -229,7 +229,9 @@ def test_a_run_folder_brings_its_problems_its_limits_and_its_engine(
 def test_several_samples_of_a_run_s_own_problems_are_drawn_not_copied(
     run_folder: Path,
 ) -> None:
-    report = evaluate_folder(run_folder, num_problems=1, sampling=Sampling(samples=2))
+    report = evaluate_folder(
+        run_folder, num_problems=1, sampling=TaskSampling(samples=2)
+    )
     assert report.tasks[0].sampling.temperature == 0.6
     assert report.tasks[0].num_problems == 1
 
@@ -237,7 +239,7 @@ def test_several_samples_of_a_run_s_own_problems_are_drawn_not_copied(
 def test_a_run_that_has_not_ended_has_nothing_to_evaluate(run_folder: Path) -> None:
     shutil.rmtree(run_folder / "export")
     with pytest.raises(UserError, match=re.escape(f"{run_folder} trained: ")):
-        evaluate_folder(run_folder, sampling=Sampling())
+        evaluate_folder(run_folder, sampling=TaskSampling())
 
 
 @pytest.mark.parametrize(
@@ -258,7 +260,7 @@ def test_a_run_that_has_not_ended_has_nothing_to_evaluate(run_folder: Path) -> N
         ),
         ({"tasks": ["humaneval_plus"]}, "add --confirm-run-unsafe-code"),
         (
-            {"tasks": ["aime24"], "sampling": Sampling(samples=2, temperature=0)},
+            {"tasks": ["aime24"], "sampling": TaskSampling(samples=2, temperature=0)},
             "--samples 2",
         ),
     ],
@@ -267,7 +269,7 @@ def test_a_mistake_is_named_before_anything_is_loaded(
     asked: dict[str, Any], expected: str
 ) -> None:
     with pytest.raises(UserError, match=re.escape(expected)):
-        evaluate_folder(STUDENT, **({"sampling": Sampling()} | asked))
+        evaluate_folder(STUDENT, **({"sampling": TaskSampling()} | asked))
 
 
 @pytest.mark.parametrize(
@@ -289,5 +291,5 @@ def test_a_row_that_cannot_be_asked_is_named(
 ) -> None:
     data = write_rows(tmp_path / "rows.jsonl", rows)
     with pytest.raises(UserError, match=re.escape(expected)) as error:
-        evaluate_folder(STUDENT, tasks=[task], data=data, sampling=Sampling())
+        evaluate_folder(STUDENT, tasks=[task], data=data, sampling=TaskSampling())
     assert str(data) in str(error.value)

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from tests.tiny import EOS_ID
 from topd_ray.cli import app
-from topd_ray.commands.generate import Sampling, generate
+from topd_ray.commands.generate import AnswerSampling, generate
 from topd_ray.config import Config, dump_config, parse_config
 from topd_ray.engines.open import open_generation
 from topd_ray.engines.protocols import Generation, GenerationEngine, GenerationRequest
@@ -23,7 +23,7 @@ from topd_ray.inputs.prompts import load_source
 from topd_ray.prompts import read_records
 
 NUM_PROMPTS = 20  # of a fake engine that takes one at a time: three chunks
-SAMPLING = Sampling(temperature=0.6, top_p=0.95, max_tokens=16384)
+SAMPLING = AnswerSampling(temperature=0.6, top_p=0.95, max_tokens=16384)
 
 MakeConfig = Callable[..., Config]
 
@@ -232,7 +232,7 @@ def test_the_limit_is_the_smaller_of_the_two_and_what_it_cuts_is_counted(
         counts = generate(
             config,
             tmp_path / name,
-            Sampling(temperature=0.6, top_p=0.95, max_tokens=own),
+            AnswerSampling(temperature=0.6, top_p=0.95, max_tokens=own),
         )
         rows = rows_of(tmp_path / name)
         assert max(len(row["response_ids"]) for row in rows) == limit
@@ -248,7 +248,7 @@ def test_the_limit_is_the_smaller_of_the_two_and_what_it_cuts_is_counted(
 def test_temperature_and_seed_decide_what_is_written(
     whole: Path, make_config: MakeConfig, tmp_path: Path
 ) -> None:
-    greedy = Sampling(temperature=0.0, top_p=1.0, max_tokens=30)
+    greedy = AnswerSampling(temperature=0.0, top_p=1.0, max_tokens=30)
     written = {}
     for name, config, sampling in (
         ("greedy", make_config(), greedy),

@@ -3,9 +3,14 @@ from random import Random
 
 import pytest
 
-from topd_ray.toy.examples import IGNORED, ask, labelled_example, prompt_ids
+from topd_ray.toy.examples import (
+    IGNORED,
+    draw_user_message,
+    labelled_example,
+    prompt_ids,
+)
 from topd_ray.toy.problems import Slips, solve
-from topd_ray.toy.recipe import Recipe
+from topd_ray.toy.recipe import WorldRecipe
 from topd_ray.toy.tokenizer import make_tokenizer
 from topd_ray.toy.wording import CONNECTIVES, LINKS, TEACHER_WORDING, VERBS
 
@@ -20,7 +25,7 @@ def tokenizer():
 
 
 def recipe_of_slips():
-    recipe = Recipe()
+    recipe = WorldRecipe()
     attempts, student, teacher = (
         replace(manner, slips=ALWAYS)
         for manner in (recipe.attempts, recipe.student.manner, recipe.teacher.manner)
@@ -41,7 +46,9 @@ def response_of(tokenizer, form, *, who="student", seed=0):
         EXPRESSION, form, speaker, recipe, tokenizer, Random(seed)
     )
     start = len(
-        prompt_ids(ask(EXPRESSION, form, recipe, Random(seed)).message, tokenizer)
+        prompt_ids(
+            draw_user_message(EXPRESSION, form, recipe, Random(seed)).message, tokenizer
+        )
     )
     assert labels[:start] == [IGNORED] * start
     return ids[start:], labels[start:]
@@ -69,7 +76,9 @@ def test_every_form_but_the_plain_one_is_answered_with_care(tokenizer, form):
 @pytest.mark.parametrize("form", REWRITES)
 @pytest.mark.parametrize("seed", range(5))
 def test_a_rewrite_keeps_the_surface_forms_of_the_attempt(tokenizer, form, seed):
-    attempt = ask(EXPRESSION, form, recipe_of_slips(), Random(seed)).attempt_surface
+    attempt = draw_user_message(
+        EXPRESSION, form, recipe_of_slips(), Random(seed)
+    ).attempt_surface
     ids, _ = response_of(tokenizer, form, seed=seed)
     words = tokenizer.decode(ids).split()[
         :-6
@@ -82,7 +91,7 @@ def test_a_rewrite_keeps_the_surface_forms_of_the_attempt(tokenizer, form, seed)
 
 def test_attempts_go_wrong_and_some_are_worded_as_the_teacher_would():
     asked = [
-        ask(EXPRESSION, "refine", recipe_of_slips(), Random(seed))
+        draw_user_message(EXPRESSION, "refine", recipe_of_slips(), Random(seed))
         for seed in range(200)
     ]
     assert all(one.attempt.took_wrong_fork for one in asked)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from topd_ray.toy.examples import labelled_example
-from topd_ray.toy.recipe import Recipe
+from topd_ray.toy.recipe import WorldRecipe
 from topd_ray.toy.tokenizer import make_tokenizer
 from topd_ray.toy.training import MAX_POSITIONS, make_model, train
 
@@ -18,7 +18,7 @@ def tokenizer():
 
 
 def test_the_recipe_decides_the_size_and_whether_embeddings_are_tied(tokenizer):
-    recipe = Recipe()
+    recipe = WorldRecipe()
     teacher, student = (
         make_model(who, tokenizer) for who in (recipe.teacher, recipe.student)
     )
@@ -29,7 +29,7 @@ def test_the_recipe_decides_the_size_and_whether_embeddings_are_tied(tokenizer):
 
 
 def test_a_model_has_room_for_the_longest_prompt_and_its_response(tokenizer):
-    recipe = Recipe()
+    recipe = WorldRecipe()
     assert (
         make_model(recipe.student, tokenizer).config.max_position_embeddings
         == MAX_POSITIONS
@@ -42,12 +42,12 @@ def test_a_model_has_room_for_the_longest_prompt_and_its_response(tokenizer):
 
 
 def test_the_shares_of_a_models_lessons_add_up_to_one():
-    for speaker in (Recipe().teacher, Recipe().student):
+    for speaker in (WorldRecipe().teacher, WorldRecipe().student):
         assert sum(lesson.share for lesson in speaker.lessons) == pytest.approx(1)
 
 
 def test_a_few_steps_of_training_lower_the_loss(tokenizer):
-    recipe = Recipe()
+    recipe = WorldRecipe()
     small = {"layers": 1, "hidden": 32, "heads": 1, "feed_forward": 32}
     lessons = tuple(replace(lesson, batch=8) for lesson in recipe.student.lessons)
     speaker = replace(

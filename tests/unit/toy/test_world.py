@@ -11,13 +11,13 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from topd_ray.errors import UserError
-from topd_ray.toy import SHIPPED_WORLD, Recipe, verify_world
+from topd_ray.toy import SHIPPED_WORLD, WorldRecipe, verify_world
 from topd_ray.toy.accuracy import boxed_answer, solved_greedily
 from topd_ray.toy.build import build_world
 from topd_ray.toy.drawing import split_of
-from topd_ray.toy.examples import ask
-from topd_ray.toy.forms import FORMS
+from topd_ray.toy.examples import draw_user_message
 from topd_ray.toy.problems import solve_value
+from topd_ray.toy.user_messages import FORMS
 from topd_ray.toy.wording import question
 
 COUNTS = {"train": 4000, "dev": 500, "heldout": 1000}
@@ -40,7 +40,7 @@ def copied_world(tmp_path):
 
 
 def small_recipe(*, num_students=1):
-    recipe = Recipe()
+    recipe = WorldRecipe()
     tiny = {"layers": 1, "hidden": 32, "heads": 1, "feed_forward": 32, "steps": 2}
 
     def small(speaker):
@@ -185,7 +185,7 @@ def test_a_shipped_model_solves_about_as_many_dev_problems_as_recorded(
     )
     tokenizer = AutoTokenizer.from_pretrained(SHIPPED_WORLD / who)
     asked = [
-        ask(expression_of(prompt), form, Recipe(), Random(0))
+        draw_user_message(expression_of(prompt), form, WorldRecipe(), Random(0))
         for prompt in lines("dev.jsonl")[:40]
     ]
     assert least <= mean(solved_greedily(model, tokenizer, asked)) <= most

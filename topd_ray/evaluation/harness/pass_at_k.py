@@ -17,7 +17,7 @@ COVERAGE = 0.95
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
+class PassRate:
     """A mean over problems and its 95 % interval (percentile bootstrap over problems).
 
     Where all problems fare alike there is nothing to resample, and the interval is a
@@ -51,7 +51,9 @@ def powers_of_two(largest: int) -> list[int]:
     return [2**exponent for exponent in range(largest.bit_length())]
 
 
-def estimate(groups: Sequence[Float64[np.ndarray, "P"]], *, seed: int) -> Estimate:
+def estimate_pass_rate(
+    groups: Sequence[Float64[np.ndarray, "P"]], *, seed: int
+) -> PassRate:
     """Mean of the groups' means; a draw resamples the problems of each group on their
     own.
 
@@ -69,7 +71,7 @@ def estimate(groups: Sequence[Float64[np.ndarray, "P"]], *, seed: int) -> Estima
     low, high = np.quantile(means_B, [tail, 1 - tail])
     value = float(np.mean([values_P.mean() for values_P in groups]))
     # Rounding must not put the mean of equal values outside its own interval.
-    return Estimate(
+    return PassRate(
         value=value, low=min(float(low), value), high=max(float(high), value)
     )
 
@@ -87,4 +89,4 @@ def _resampled_means(
     return np.concatenate(means)
 
 
-__all__ = ["Estimate", "estimate", "pass_at_k", "powers_of_two"]
+__all__ = ["PassRate", "estimate_pass_rate", "pass_at_k", "powers_of_two"]

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from topd_ray.evaluation.harness.pass_at_k import (
-    Estimate,
-    estimate,
+    PassRate,
+    estimate_pass_rate,
     pass_at_k,
     powers_of_two,
 )
-from topd_ray.evaluation.harness.task_names import EXAMS, Sampling
+from topd_ray.evaluation.harness.task_names import EXAMS, TaskSampling
 from topd_ray.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -28,16 +28,16 @@ class TaskReport:
 
     task: str
     source: str
-    sampling: Sampling
+    sampling: TaskSampling
     num_problems: int
-    pass_at: dict[int, Estimate]
+    pass_at: dict[int, PassRate]
     """By k; 1 is Avg@k, the mean over all responses."""
     num_truncated: int
     mean_tokens: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class EvaluationReport:
     """All tasks of one evaluation and, of several contests, their average."""
 
     model: str
@@ -45,7 +45,7 @@ class Report:
     tasks: tuple[TaskReport, ...]
     averaged: tuple[str, ...]
     """Tasks in the average, each of equal weight; none unless there are two."""
-    average: dict[int, Estimate]
+    average: dict[int, PassRate]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; k is a string, as JSON wants its keys."""
@@ -64,11 +64,11 @@ class Report:
 
 def make_report(
     answered: Sequence["Answered"], *, model: str, backend: str, seed: int
-) -> Report:
+) -> EvaluationReport:
     """Estimates of every task, with intervals that the seed fixes."""
     exams = [one for one in answered if one.task in EXAMS]
     averaged = exams if len(exams) > 1 else []
-    return Report(
+    return EvaluationReport(
         model=model,
         backend=backend,
         tasks=tuple(_task_report(one, seed) for one in answered),
@@ -89,13 +89,13 @@ def _task_report(one: "Answered", seed: int) -> TaskReport:
     )
 
 
-def _estimates(groups: Sequence["Answered"], seed: int) -> dict[int, Estimate]:
+def _estimates(groups: Sequence["Answered"], seed: int) -> dict[int, PassRate]:
     """Pass@k of the tasks together, for every power of two that each was sampled often
     enough.
     """
     names = "+".join(one.task for one in groups)
     return {
-        k: estimate(
+        k: estimate_pass_rate(
             [
                 pass_at_k(
                     np.asarray(one.num_correct_P),
@@ -110,7 +110,7 @@ def _estimates(groups: Sequence["Answered"], seed: int) -> dict[int, Estimate]:
     }
 
 
-def _num_samples(sampling: Sampling) -> int:
+def _num_samples(sampling: TaskSampling) -> int:
     assert sampling.samples is not None, "what was asked is known afterwards"
     return sampling.samples
 
@@ -126,7 +126,7 @@ def _task_json(one: TaskReport) -> dict[str, Any]:
     }
 
 
-def _pass_json(estimates: dict[int, Estimate]) -> dict[str, Any]:
+def _pass_json(estimates: dict[int, PassRate]) -> dict[str, Any]:
     """Avg@k under a name of its own: it is the figure that papers quote."""
     return {
         "avg": asdict(estimates[1]),
@@ -134,7 +134,7 @@ def _pass_json(estimates: dict[int, Estimate]) -> dict[str, Any]:
     }
 
 
-def report_table(report: Report) -> "Table":
+def report_table(report: EvaluationReport) -> "Table":
     """A column a task, a row a figure."""
     from rich.table import Table
 
@@ -176,14 +176,14 @@ def _plain_rows(tasks: Sequence[TaskReport]) -> list[tuple[str, list[str]]]:
     ]
 
 
-def _drawn(sampling: Sampling) -> str:
+def _drawn(sampling: TaskSampling) -> str:
     if not sampling.temperature:
         return "greedy"
     return f"{sampling.temperature:g}, {sampling.top_p:g}"
 
 
-def _cell(one: Estimate | None) -> str:
+def _cell(one: PassRate | None) -> str:
     return "" if one is None else f"{one.value:.1%} [{one.low:.1%}, {one.high:.1%}]"
 
 
-__all__ = ["Report", "TaskReport", "make_report", "report_table"]
+__all__ = ["EvaluationReport", "TaskReport", "make_report", "report_table"]

@@ -19,7 +19,7 @@ from lm_eval.evaluator import evaluate
 from topd_ray.errors import UserError
 from topd_ray.evaluation.answers import extract_boxed
 from topd_ray.evaluation.harness.model import EngineModel, Response
-from topd_ray.evaluation.harness.task_names import CODE, Sampling
+from topd_ray.evaluation.harness.task_names import CODE, TaskSampling
 
 TASK_FILES = Path(__file__).parent / "tasks"
 STOCK_FILES = Path(lm_eval.tasks.__file__).parent
@@ -37,7 +37,7 @@ class Answered:
     task: str
     source: str
     """Where the problems came from: a file or a name on the hub."""
-    sampling: Sampling
+    sampling: TaskSampling
     """As it was, every field set."""
     num_correct_P: tuple[int, ...]
     num_truncated: int
@@ -52,7 +52,7 @@ def task_paths() -> list[Path]:
 
 
 def load_task(
-    name: str, sampling: Sampling, rows: Sequence[Mapping[str, Any]] | None
+    name: str, sampling: TaskSampling, rows: Sequence[Mapping[str, Any]] | None
 ) -> Task:
     """The harness's task `name`, with its problems from `rows` or else from the hub.
 
@@ -89,7 +89,7 @@ def load_task(
 
 
 def _changes(
-    name: str, sampling: Sampling, rows: Sequence[Mapping[str, Any]] | None
+    name: str, sampling: TaskSampling, rows: Sequence[Mapping[str, Any]] | None
 ) -> dict[str, Any]:
     changed: dict[str, Any] = {}
     if rows is not None:
@@ -103,7 +103,7 @@ def _changes(
     return changed
 
 
-def _generation(task: Task, sampling: Sampling) -> dict[str, Any]:
+def _generation(task: Task, sampling: TaskSampling) -> dict[str, Any]:
     """What the user decided, else the task's habit; several samples are never
     greedy.
     """
@@ -152,7 +152,7 @@ def answer_task(
     return Answered(
         task=name,
         source=source,
-        sampling=Sampling(
+        sampling=TaskSampling(
             samples=repeats,
             temperature=(
                 float(options.get("temperature", 0.0)) if options["do_sample"] else 0.0

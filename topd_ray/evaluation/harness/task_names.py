@@ -15,7 +15,7 @@ NAMES = (*EXAMS, *PROMPT_FILES, *CODE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
+class TaskSampling:
     """How responses are drawn; None leaves it to the task's file."""
 
     samples: int | None = None
@@ -29,7 +29,7 @@ class Sampling:
 
 
 def check_request(
-    tasks: tuple[str, ...], sampling: Sampling, *, unsafe_code: bool
+    tasks: tuple[str, ...], sampling: TaskSampling, *, unsafe_code: bool
 ) -> None:
     """Raise UserError for a task nobody knows, for copies of one answer, for
     unasked-for code.
@@ -55,4 +55,4 @@ def check_request(
         )
 
 
-__all__ = ["CODE", "EXAMS", "NAMES", "PROMPT_FILES", "Sampling", "check_request"]
+__all__ = ["CODE", "EXAMS", "NAMES", "PROMPT_FILES", "TaskSampling", "check_request"]

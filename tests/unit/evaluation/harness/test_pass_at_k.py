@@ -7,7 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from topd_ray.evaluation.harness.pass_at_k import estimate, pass_at_k, powers_of_two
+from topd_ray.evaluation.harness.pass_at_k import (
+    estimate_pass_rate,
+    pass_at_k,
+    powers_of_two,
+)
 
 
 def counts(*values: int) -> np.ndarray:
@@ -79,7 +83,7 @@ def test_the_interval_of_a_share_is_the_normal_one_where_there_are_many_problems
     None
 ):
     values = (np.arange(2000) % 5 < 2).astype(float)
-    found = estimate([values], seed=0)
+    found = estimate_pass_rate([values], seed=0)
     half = 1.959964 * (0.4 * 0.6 / 2000) ** 0.5
     assert found.value == pytest.approx(0.4)
     # The 2.5 % quantile of 10,000 draws is off by some 2.7 % of a standard error.
@@ -89,7 +93,7 @@ def test_the_interval_of_a_share_is_the_normal_one_where_there_are_many_problems
 
 def test_benchmarks_count_the_same_and_only_problems_are_redrawn() -> None:
     small, large = np.array([1.0, 1.0]), np.zeros(500)
-    found = estimate([small, large], seed=0)
+    found = estimate_pass_rate([small, large], seed=0)
     # Within each nothing varies, so neither does the average; pooled it would be 2 /
     # 502.
     assert (found.low, found.value, found.high) == (0.5, 0.5, 0.5)
@@ -97,8 +101,8 @@ def test_benchmarks_count_the_same_and_only_problems_are_redrawn() -> None:
 
 def test_the_seed_fixes_the_interval() -> None:
     values = np.linspace(0, 1, 37) ** 2
-    assert estimate([values], seed=1) == estimate([values], seed=1)
-    assert estimate([values], seed=1) != estimate([values], seed=2)
+    assert estimate_pass_rate([values], seed=1) == estimate_pass_rate([values], seed=1)
+    assert estimate_pass_rate([values], seed=1) != estimate_pass_rate([values], seed=2)
 
 
 @settings(deadline=None, max_examples=25)
@@ -106,7 +110,7 @@ def test_the_seed_fixes_the_interval() -> None:
 def test_an_interval_holds_its_value_and_stays_within_the_values(
     values: list[float], seed: int
 ) -> None:
-    found = estimate([np.array(values)], seed=seed)
+    found = estimate_pass_rate([np.array(values)], seed=seed)
     assert found.low <= found.value <= found.high
     assert min(values) - 1e-12 <= found.low
     assert found.high <= max(values) + 1e-12
@@ -117,4 +121,4 @@ def test_an_interval_holds_its_value_and_stays_within_the_values(
 )
 def test_nothing_has_no_mean(groups: list[np.ndarray]) -> None:
     with pytest.raises(ValueError, match="no problems"):
-        estimate(groups, seed=0)
+        estimate_pass_rate(groups, seed=0)

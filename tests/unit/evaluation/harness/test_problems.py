@@ -7,7 +7,7 @@ import pytest
 
 from topd_ray.errors import UserError
 from topd_ray.evaluation.harness.problems import as_problem, grade, mean_share
-from topd_ray.evaluation.harness.task_names import Sampling, check_request
+from topd_ray.evaluation.harness.task_names import TaskSampling, check_request
 
 
 @pytest.mark.parametrize(
@@ -68,23 +68,23 @@ def test_avg_at_k_averages_over_problems() -> None:
 @pytest.mark.parametrize(
     ("tasks", "sampling", "expected"),
     [
-        (("aime2025",), Sampling(), "--task aime2025: expected one of aime24"),
-        (("aime2",), Sampling(), "did you mean aime2"),
-        (("toy", "toy"), Sampling(), "name each task once"),
+        (("aime2025",), TaskSampling(), "--task aime2025: expected one of aime24"),
+        (("aime2",), TaskSampling(), "did you mean aime2"),
+        (("toy", "toy"), TaskSampling(), "name each task once"),
         (
             ("aime24",),
-            Sampling(samples=4, temperature=0),
+            TaskSampling(samples=4, temperature=0),
             "--samples 4 with --temperature 0",
         ),
-        (("mbpp_plus",), Sampling(), "add --confirm-run-unsafe-code"),
+        (("mbpp_plus",), TaskSampling(), "add --confirm-run-unsafe-code"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_by_name(
-    tasks: tuple[str, ...], sampling: Sampling, expected: str
+    tasks: tuple[str, ...], sampling: TaskSampling, expected: str
 ) -> None:
     with pytest.raises(UserError, match=re.escape(expected)):
         check_request(tasks, sampling, unsafe_code=False)
 
 
 def test_code_is_run_only_when_that_is_confirmed() -> None:
-    check_request(("humaneval_plus",), Sampling(samples=4), unsafe_code=True)
+    check_request(("humaneval_plus",), TaskSampling(samples=4), unsafe_code=True)

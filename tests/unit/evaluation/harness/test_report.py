@@ -8,14 +8,14 @@ from rich.console import Console
 
 from topd_ray.evaluation.harness.report import make_report, report_table
 from topd_ray.evaluation.harness.run import Answered
-from topd_ray.evaluation.harness.task_names import Sampling
+from topd_ray.evaluation.harness.task_names import TaskSampling
 
 
 def answered(task: str, *counts: int, k: int = 4) -> Answered:
     return Answered(
         task=task,
         source="hub",
-        sampling=Sampling(
+        sampling=TaskSampling(
             samples=k, temperature=0.6, top_p=0.95, max_tokens=100, seed=0
         ),
         num_correct_P=counts,

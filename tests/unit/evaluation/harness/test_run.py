@@ -11,7 +11,7 @@ from lm_eval.tasks import TaskManager
 
 from topd_ray.errors import UserError
 from topd_ray.evaluation.harness.run import load_task, task_paths
-from topd_ray.evaluation.harness.task_names import CODE, NAMES, Sampling
+from topd_ray.evaluation.harness.task_names import CODE, NAMES, TaskSampling
 
 ROWS = [
     {"prompt_id": "a", "messages": [{"role": "user", "content": "q"}], "answer": "1"}
@@ -33,14 +33,14 @@ def test_every_name_resolves_in_the_harness() -> None:
 @pytest.mark.parametrize(
     ("sampling", "expected"),
     [
-        (Sampling(), (16, True, 0.6, 0.95, 8000)),
-        (Sampling(samples=2, max_tokens=9), (2, True, 0.6, 0.95, 9)),
-        (Sampling(temperature=1.0, top_p=0.5), (16, True, 1.0, 0.5, 8000)),
-        (Sampling(samples=1, temperature=0.0), (1, False, 0.0, 1.0, 8000)),
+        (TaskSampling(), (16, True, 0.6, 0.95, 8000)),
+        (TaskSampling(samples=2, max_tokens=9), (2, True, 0.6, 0.95, 9)),
+        (TaskSampling(temperature=1.0, top_p=0.5), (16, True, 1.0, 0.5, 8000)),
+        (TaskSampling(samples=1, temperature=0.0), (1, False, 0.0, 1.0, 8000)),
     ],
 )
 def test_options_win_over_the_task_file(
-    sampling: Sampling, expected: tuple[int, bool, float, float, int]
+    sampling: TaskSampling, expected: tuple[int, bool, float, float, int]
 ) -> None:
     task = load_task("aime24", sampling, ROWS)
     options = task.get_config("generation_kwargs")
@@ -60,7 +60,7 @@ def test_data_that_the_hub_does_not_give_is_an_error_with_a_way_out(
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     expected = "task aime25: its problems could not be had from the hub: "
     with pytest.raises(UserError, match=re.escape(expected)) as error:
-        load_task("aime25", Sampling(), None)
+        load_task("aime25", TaskSampling(), None)
     assert "math-ai/aime25" in str(error.value)
     assert "--data" in str(error.value)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from topd_ray.contexts.texts import CODE, MATH
+from topd_ray.contexts.built_in_forms import CODE, MATH
 from topd_ray.errors import UserError
 
 GAPS: dict[str, frozenset[str]] = {

@@ -2,6 +2,7 @@
 refused.
 """
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,24 @@ OWN = {key: " ".join(f"{{{gap}}}" for gap in gaps) for key, gaps in GAPS.items()
 def test_a_form_has_each_of_its_gaps_once_and_no_other(name: str, context: str) -> None:
     form = getattr(load_forms(name), context)
     assert sorted(re.findall(r"\{(\w+)\}", form)) == sorted(GAPS[context])
+
+
+@pytest.mark.parametrize(
+    ("name", "context", "digest"),
+    [
+        ("math", "reference", "e8c8b4651383c1c0"),
+        ("math", "refine", "cd4743cd948fd867"),
+        ("math", "refine_reference", "79fa1d49fdaf8b4b"),
+        ("code", "reference", "2fcb840cb1c85672"),
+        ("code", "refine", "f93b7c261d2a79a9"),
+        ("code", "refine_reference", "635e56865f37db47"),
+    ],
+)
+def test_a_built_in_form_changes_on_purpose_only(
+    name: str, context: str, digest: str
+) -> None:
+    form: str = getattr(load_forms(name), context)
+    assert hashlib.sha256(form.encode()).hexdigest()[:16] == digest
 
 
 @pytest.mark.parametrize("context", GAPS)

@@ -9,7 +9,7 @@ from topd_ray.evaluation.answers import extract_boxed, same_answer
 from topd_ray.messages import Prompt
 
 
-def ask(
+def greedy_accuracy(
     engine: GenerationEngine,
     problems: Sequence[Prompt],
     *,

@@ -1,7 +1,7 @@
 import pytest
 
-from topd_ray.toy.forms import FORMS, user_message
 from topd_ray.toy.tokenizer import make_tokenizer
+from topd_ray.toy.user_messages import FORMS, user_message
 
 PROBLEM = "what is 3 + 4 modulo 10 ?"
 REFERENCE = "so the answer is \\boxed{ 7 }"
