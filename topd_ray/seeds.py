@@ -18,5 +18,6 @@ def derive_seed(run_seed: int, *parts: str | int) -> int:
     Returns:
         The first 31 bits of a SHA-256 hash of the arguments.
     """
+    # A cryptographic hash, because hash() of a string differs between processes.
     key = "\x1f".join([str(run_seed), *map(str, parts)])
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") >> 1

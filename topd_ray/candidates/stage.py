@@ -83,6 +83,8 @@ def _groups(
     groups = [(HIGH, high_W)]
     taken = set(high_W.tolist())
     for group in controls:
+        # As many as there are candidates, also where these are fewer than `count`: the
+        # groups are compared by their medians and quartiles.
         positions_W = select_positions(
             _control_score(group, loss_N, run_seed, scored.rollout.rollout_id),
             count=len(high_W),

@@ -64,10 +64,13 @@ def continue_from(
     return Continued(
         windows=[
             ragged(
-                [answers[request.request_id].token_ids_N for request in of_rollout],
+                [
+                    answers[request.request_id].token_ids_N
+                    for request in rollout_requests
+                ],
                 width=config.window,
             )
-            for of_rollout in requests
+            for rollout_requests in requests
         ],
         num_prefix_tokens=sum(len(request.prompt_ids) for request in all_requests),
         num_cached_tokens=sum(answer.num_cached_tokens for answer in answers.values()),

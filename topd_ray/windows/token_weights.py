@@ -17,7 +17,7 @@ from topd_ray.messages import Floats, ProbeSet, ScoredRollout
 from topd_ray.seeds import derive_seed
 from topd_ray.windows.verdict import divergent, false_alarm
 
-Places = list[tuple[str, int]]
+TokenPlaces = list[tuple[str, int]]
 """Tokens, each by rollout id and response position."""
 
 
@@ -116,8 +116,8 @@ def _selection(scored: ScoredRollout, objective: ObjectiveConfig) -> Floats:
     return weight_N
 
 
-def _false_alarms(probes: Sequence[ProbeSet], threshold: float) -> Places:
-    places: Places = []
+def _false_alarms(probes: Sequence[ProbeSet], threshold: float) -> TokenPlaces:
+    places: TokenPlaces = []
     for probe_set in probes:
         positions = probe_set.positions_W[false_alarm(probe_set, threshold)].tolist()
         places += [(probe_set.rollout_id, t) for t in positions]
@@ -125,16 +125,16 @@ def _false_alarms(probes: Sequence[ProbeSet], threshold: float) -> Places:
 
 
 def _matched(
-    low: Places, probes: Sequence[ProbeSet], threshold: float, run_seed: int
-) -> Places:
+    low: TokenPlaces, probes: Sequence[ProbeSet], threshold: float, run_seed: int
+) -> TokenPlaces:
     """Return as many divergent candidates as `low` holds, at random.
 
     Each rollout gives as many as it has in `low`. What it lacks is drawn from the
     candidates that other rollouts have left.
     """
     shares = Counter(name for name, _ in low)
-    chosen: Places = []
-    leftover: Places = []
+    chosen: TokenPlaces = []
+    leftover: TokenPlaces = []
     for probe_set in probes:
         positions = probe_set.positions_W[divergent(probe_set, threshold)].tolist()
         above = _shuffled([(probe_set.rollout_id, t) for t in positions], run_seed)
@@ -144,7 +144,7 @@ def _matched(
     return chosen + _shuffled(leftover, run_seed)[: len(low) - len(chosen)]
 
 
-def _shuffled(places: Places, run_seed: int) -> Places:
+def _shuffled(places: TokenPlaces, run_seed: int) -> TokenPlaces:
     """Return the places in random order, the same for any order that they come in."""
     # Sorted by each place's seed: a generator's shuffle would depend on which probe
     # came back first.

@@ -34,6 +34,7 @@ class RecentDistances:
 
     def add(self, distances: Iterable[float]) -> None:
         """Append D_OT of `threshold_group`, oldest first; leave out nan (unsolved)."""
+        # One nan would make every later quantile nan.
         self._values.extend(d for d in distances if math.isfinite(d))
 
     def threshold(self) -> float | None:

@@ -1,4 +1,4 @@
-"""A scored rollout's candidates and controls, and what leads back to it."""
+"""The candidates and controls of a scored rollout."""
 
 from collections.abc import Sequence
 
@@ -27,32 +27,34 @@ def scored(losses: Sequence[float], name: str = "p0/3") -> ScoredRollout:
     return ScoredRollout(rollout=rollout, signal=signal, token_loss_N=loss_N)
 
 
-def in_group(found: CandidateSet, group: int) -> list[int]:
-    return found.positions_W[found.groups_W == group].tolist()
+def in_group(candidates: CandidateSet, group: int) -> list[int]:
+    return candidates.positions_W[candidates.groups_W == group].tolist()
 
 
 def test_candidates_are_the_highest_losses_and_carry_their_rollout() -> None:
-    one = scored([0.1, 0.9, 0.3, 0.8, 0.2, 0.7])
+    scored_rollout = scored([0.1, 0.9, 0.3, 0.8, 0.2, 0.7])
     config = CandidatesConfig(fraction=0.34, min_per_rollout=1, min_window=2)
-    candidates = find_candidates(one, config, run_seed=0)
+    candidates = find_candidates(scored_rollout, config, run_seed=0)
     assert candidates.positions_W.tolist() == [1, 3]
     np.testing.assert_array_equal(candidates.losses_W, np.array([0.9, 0.8], np.float32))
     assert (candidates.rollout_id, candidates.policy_version) == ("p0/3", 17)
-    assert candidates.response_ids_N is one.rollout.response_ids_N
-    assert candidates.prompt_ids_P is one.rollout.prompt_ids_P
-    assert candidates.teacher_prompt_ids_P is one.rollout.teacher_prompt_ids_P
+    assert candidates.response_ids_N is scored_rollout.rollout.response_ids_N
+    assert candidates.prompt_ids_P is scored_rollout.rollout.prompt_ids_P
+    assert (
+        candidates.teacher_prompt_ids_P is scored_rollout.rollout.teacher_prompt_ids_P
+    )
     assert candidates.groups_W.tolist() == [HIGH, HIGH]
     assert candidates.truncated
 
 
 def test_each_setting_reaches_the_selector() -> None:
-    one = scored(range(10))
+    scored_rollout = scored(range(10))
 
     def positions(**values: float) -> list[int]:
         config = CandidatesConfig.model_validate(
             {"fraction": 0.01, "min_per_rollout": 0, "min_window": 1} | values
         )
-        return find_candidates(one, config, run_seed=0).positions_W.tolist()
+        return find_candidates(scored_rollout, config, run_seed=0).positions_W.tolist()
 
     assert positions() == []
     assert positions(fraction=0.2) == [8, 9]
@@ -71,11 +73,14 @@ def test_a_rollout_without_an_eligible_position_has_an_empty_set() -> None:
 
 def test_low_loss_controls_are_the_lowest_losses_with_a_window_left() -> None:
     config = CandidatesConfig(fraction=0.25, min_window=2)
-    one = scored([0.1, 0.9, 0.3, 0.8, 0.2, 0.7, 0.6, 0.0])
-    found = find_candidates(one, config, controls=[LOW], run_seed=0)
-    assert found.positions_W.tolist() == [1, 3, 0, 4]
-    assert found.groups_W.tolist() == [HIGH, HIGH, LOW, LOW]
-    assert found.losses_W.tolist() == one.token_loss_N[[1, 3, 0, 4]].tolist()
+    scored_rollout = scored([0.1, 0.9, 0.3, 0.8, 0.2, 0.7, 0.6, 0.0])
+    candidates = find_candidates(scored_rollout, config, controls=[LOW], run_seed=0)
+    assert candidates.positions_W.tolist() == [1, 3, 0, 4]
+    assert candidates.groups_W.tolist() == [HIGH, HIGH, LOW, LOW]
+    assert (
+        candidates.losses_W.tolist()
+        == scored_rollout.token_loss_N[[1, 3, 0, 4]].tolist()
+    )
 
 
 @given(
@@ -90,29 +95,32 @@ def test_groups_share_no_position_and_are_of_one_size_while_positions_last(
     losses: list[float], fraction: float, min_window: int, controls: list[int]
 ) -> None:
     config = CandidatesConfig(fraction=fraction, min_window=min_window)
-    found = find_candidates(scored(losses), config, controls=controls, run_seed=3)
+    candidates = find_candidates(scored(losses), config, controls=controls, run_seed=3)
     eligible = sum(
         not np.isnan(loss) for loss in losses[: max(0, len(losses) - min_window + 1)]
     )
-    num_high = len(in_group(found, HIGH))
-    assert len(set(found.positions_W.tolist())) == len(found.positions_W)
-    first, second = (len(in_group(found, group)) for group in controls)
+    num_high = len(in_group(candidates, HIGH))
+    assert len(set(candidates.positions_W.tolist())) == len(candidates.positions_W)
+    first, second = (len(in_group(candidates, group)) for group in controls)
     assert first == min(num_high, eligible - num_high)
     assert second == min(num_high, eligible - num_high - first)
     for group in (HIGH, RANDOM, LOW):
-        assert in_group(found, group) == sorted(in_group(found, group))
-    assert not np.isnan(found.losses_W).any()
+        assert in_group(candidates, group) == sorted(in_group(candidates, group))
+    assert not np.isnan(candidates.losses_W).any()
     alone = find_candidates(scored(losses), config, run_seed=3)
-    assert in_group(found, HIGH) == alone.positions_W.tolist()
+    assert in_group(candidates, HIGH) == alone.positions_W.tolist()
 
 
 def test_random_controls_repeat_with_their_seed_and_differ_between_rollouts() -> None:
     config = CandidatesConfig(fraction=0.1)
 
     def drawn(name: str, run_seed: int) -> list[int]:
-        one = scored(range(200), name)
+        scored_rollout = scored(range(200), name)
         return in_group(
-            find_candidates(one, config, controls=[RANDOM], run_seed=run_seed), RANDOM
+            find_candidates(
+                scored_rollout, config, controls=[RANDOM], run_seed=run_seed
+            ),
+            RANDOM,
         )
 
     assert drawn("a", 0) == drawn("a", 0)
@@ -126,9 +134,11 @@ def test_every_position_that_is_no_candidate_is_drawn_as_a_control_equally_often
     config = CandidatesConfig(fraction=0.2, min_window=1)
     counts = np.zeros(10, int)
     for seed in range(200):
-        one = scored([*range(8), 9, 9])
-        found = find_candidates(one, config, controls=[RANDOM], run_seed=seed)
-        counts[in_group(found, RANDOM)] += 1
+        scored_rollout = scored([*range(8), 9, 9])
+        candidates = find_candidates(
+            scored_rollout, config, controls=[RANDOM], run_seed=seed
+        )
+        counts[in_group(candidates, RANDOM)] += 1
     assert counts[8:].tolist() == [0, 0]
     assert (abs(counts[:8] - 50) < 5 * 6.1).all()
 

@@ -17,9 +17,7 @@ TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}  # float32 logits up to ~50: 50 * 2^-23
 
 
 class Case:
-    """A random student and teacher, whole in float64 and as the arrays of the
-    messages.
-    """
+    """A random student and teacher: in float64 over all ids, and as messages."""
 
     def __init__(
         self, *, top: int, seed: int = 0, same: bool = False, scale: float = 1.0
@@ -31,7 +29,8 @@ class Case:
             np.float64
         )
         student_NV = teacher_NV if same else scale * rng.normal(size=(N, V)) * 3
-        self.logq_NV, self.logp_NV = log_softmax(teacher_NV), log_softmax(student_NV)
+        self.logq_NV = log_softmax(teacher_NV)
+        self.logp_NV = log_softmax(student_NV)
         self.response_N = rng.integers(0, V, size=N).astype(np.int32)
         self.top_ids_NM = np.argsort(-self.logp_NV, axis=1)[:, :top].astype(np.int32)
         self.top_logp_NM = np.take_along_axis(self.logp_NV, self.top_ids_NM, 1).astype(
@@ -68,7 +67,8 @@ class Case:
             rest = np.setdiff1d(np.arange(V), top)
             loss = float(np.sum(np.exp(logp_V[top]) * (logp_V[top] - logq_V[top])))
             if len(rest):
-                tail_p, tail_q = np.exp(logp_V[rest]).sum(), np.exp(logq_V[rest]).sum()
+                tail_p = np.exp(logp_V[rest]).sum()
+                tail_q = np.exp(logq_V[rest]).sum()
                 loss += tail_p * np.log(tail_p / tail_q)
             losses.append(loss)
         return np.array(losses)
@@ -102,7 +102,7 @@ def test_more_ids_than_there_are_gives_all_of_them() -> None:
     )
 
 
-def test_what_is_not_asked_for_is_empty() -> None:
+def test_without_top_k_and_student_ids_their_fields_are_empty() -> None:
     reading = Case(top=3).read(top_k=0, student_top=None)
     assert reading.top_ids_NK.shape == reading.top_logq_NK.shape == (N, 0)
     assert reading.reverse_kl_N.shape == (0,)
@@ -116,7 +116,7 @@ def test_the_response_token_has_its_log_probability() -> None:
 
 
 @pytest.mark.parametrize("top", [1, 7, V - 1, V])
-def test_the_divergence_is_brute_forces(top: int) -> None:
+def test_the_kl_is_that_of_brute_force(top: int) -> None:
     for seed in range(5):
         case = Case(top=top, seed=seed)
         loss_N = case.kl()
@@ -130,7 +130,7 @@ def test_with_every_id_kept_it_is_the_exact_kl() -> None:
     np.testing.assert_allclose(case.kl(), exact_N, **TOLERANCE)
 
 
-def test_a_coarser_bucket_never_exceeds_the_exact_kl() -> None:
+def test_the_kl_of_fewer_ids_never_exceeds_the_exact_kl() -> None:
     exact_N = Case(top=V).kl()
     for top in (1, 5, 20):
         bucketed_N = Case(top=top).kl()
@@ -194,20 +194,23 @@ def test_the_chunk_changes_nothing() -> None:
         reading = case.read(chunk=chunk)
         np.testing.assert_array_equal(reading.top_ids_NK, whole.top_ids_NK)
         for name in ("logq_N", "top_logq_NK", "reverse_kl_N"):
-            got, wanted = getattr(reading, name), getattr(whole, name)
-            np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+            expected = getattr(whole, name)
+            np.testing.assert_allclose(
+                getattr(reading, name), expected, rtol=1e-5, atol=1e-5
+            )
 
 
-def test_a_hidden_state_that_is_nan_harms_no_other_position() -> None:
+def test_a_hidden_state_that_is_nan_changes_no_other_position() -> None:
     case = Case(top=7)
     poisoned_ND = case.hidden_ND.copy()
     poisoned_ND[3] = np.nan
-    reading, clean = case.read(hidden_ND=poisoned_ND), case.read()
+    reading = case.read(hidden_ND=poisoned_ND)
+    clean = case.read()
     others = np.arange(N) != 3
     for name in ("logq_N", "top_logq_NK", "reverse_kl_N"):
-        got, wanted = getattr(reading, name), getattr(clean, name)
-        assert np.isnan(got[3]).all()
-        np.testing.assert_array_equal(got[others], wanted[others])
+        values = getattr(reading, name)
+        assert np.isnan(values[3]).all()
+        np.testing.assert_array_equal(values[others], getattr(clean, name)[others])
 
 
 @pytest.mark.parametrize(
@@ -261,11 +264,11 @@ def test_no_positions_are_refused() -> None:
         )
 
 
-def test_inputs_are_left_alone_and_so_is_the_grad_mode() -> None:
+def test_inputs_and_the_grad_mode_are_unchanged() -> None:
     case = Case(top=7)
     before = [case.hidden_ND.copy(), case.head_VD.copy(), case.top_logp_NM.copy()]
     case.read()
     after = [case.hidden_ND, case.head_VD, case.top_logp_NM]
-    for one, other in zip(before, after, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for array_before, array_after in zip(before, after, strict=True):
+        np.testing.assert_array_equal(array_after, array_before)
     assert torch.is_grad_enabled()

@@ -76,7 +76,7 @@ def _head(teacher_folder: Path) -> torch.Tensor:
 def expected_logq(
     reader: Reader, head_VD: torch.Tensor, prompt: Ints, response: Ints
 ) -> Any:
-    """(N, V) in float64, one forward a response position."""
+    """Log-probabilities (N, V) in float64, with one forward a response position."""
     rows = []
     for index in range(len(response)):
         state = reader.states(np.concatenate([prompt, response[:index]]))[-1]
@@ -91,32 +91,48 @@ OWN_PROMPT = np.array([50, 51, 52, 53, 54, 55], np.int32)
 def test_every_signal_is_the_teachers_view_under_its_own_prompt(
     teacher_folder, reader, head_VD, prompt
 ):
-    one = rollout(length=7, teacher_prompt_ids_P=prompt)
-    logq_NV = expected_logq(reader, head_VD, prompt, one.response_ids_N)
+    sampled_rollout = rollout(length=7, teacher_prompt_ids_P=prompt)
+    logq_NV = expected_logq(reader, head_VD, prompt, sampled_rollout.response_ids_N)
 
-    hidden = actor(teacher_folder, reader, signal="hidden").score([one])[0].signal
+    hidden = (
+        actor(teacher_folder, reader, signal="hidden")
+        .score([sampled_rollout])[0]
+        .signal
+    )
     assert isinstance(hidden, HiddenSignal)
     from_hidden_NV = (
         torch.from_numpy(hidden.hidden_ND).double() @ head_VD.T
     ).log_softmax(1)
     np.testing.assert_allclose(from_hidden_NV, logq_NV, atol=1e-10)
 
-    topk = actor(teacher_folder, reader, signal="topk", top_k=5).score([one])[0].signal
+    topk = (
+        actor(teacher_folder, reader, signal="topk", top_k=5)
+        .score([sampled_rollout])[0]
+        .signal
+    )
     assert isinstance(topk, TopkSignal)
     np.testing.assert_array_equal(topk.ids_NM, np.argsort(-logq_NV, axis=1)[:, :5])
     np.testing.assert_allclose(topk.logq_NM, -np.sort(-logq_NV)[:, :5], atol=1e-4)
 
-    sampled = actor(teacher_folder, reader, signal="sampled").score([one])[0].signal
+    sampled = (
+        actor(teacher_folder, reader, signal="sampled")
+        .score([sampled_rollout])[0]
+        .signal
+    )
     assert isinstance(sampled, SampledSignal)
     np.testing.assert_allclose(
-        sampled.logq_N, logq_NV[np.arange(7), one.response_ids_N], atol=1e-4
+        sampled.logq_N, logq_NV[np.arange(7), sampled_rollout.response_ids_N], atol=1e-4
     )
 
 
 def test_a_bfloat16_teacher_sends_the_bits_of_its_states(teacher_folder, reader):
-    one = rollout()
-    whole = actor(teacher_folder, reader).score([one])[0].signal
-    half = actor(teacher_folder, reader, dtype="bfloat16").score([one])[0].signal
+    sampled_rollout = rollout()
+    whole = actor(teacher_folder, reader).score([sampled_rollout])[0].signal
+    half = (
+        actor(teacher_folder, reader, dtype="bfloat16")
+        .score([sampled_rollout])[0]
+        .signal
+    )
     assert isinstance(whole, HiddenSignal)
     assert isinstance(half, HiddenSignal)
     assert half.hidden_ND.dtype == np.uint16
@@ -124,29 +140,32 @@ def test_a_bfloat16_teacher_sends_the_bits_of_its_states(teacher_folder, reader)
     assert torch.equal(torch.from_numpy(half.hidden_ND).view(torch.bfloat16), rounded)
 
 
-def test_the_candidate_loss_is_the_one_asked_for(teacher_folder, reader, head_VD):
+def test_the_candidate_loss_is_the_configured_one(teacher_folder, reader, head_VD):
     length = 6
-    one = rollout(
+    sampled_rollout = rollout(
         length=length,
         top_ids_NM=np.tile(np.arange(VOCAB, dtype=np.int32), (length, 1)),
         top_logp_NM=np.full((length, VOCAB), -np.log(VOCAB), np.float32),
         logp_N=np.full(length, -np.log(VOCAB), np.float32),
     )
     logq_NV = expected_logq(
-        reader, head_VD, one.teacher_prompt_ids_P, one.response_ids_N
+        reader,
+        head_VD,
+        sampled_rollout.teacher_prompt_ids_P,
+        sampled_rollout.response_ids_N,
     )
-    logq_N = logq_NV[np.arange(length), one.response_ids_N]
+    logq_N = logq_NV[np.arange(length), sampled_rollout.response_ids_N]
     for loss, expected in {
         "reverse_kl": (-np.log(VOCAB) - logq_NV).mean(1),
         "log_ratio": -np.log(VOCAB) - logq_N,
         "teacher_nll": -logq_N,
     }.items():
         for signal in ("hidden", "topk", "sampled"):
-            got = actor(teacher_folder, reader, loss=loss, signal=signal).score([one])[
-                0
-            ]
-            assert got.token_loss_N.dtype == np.float32
-            np.testing.assert_allclose(got.token_loss_N, expected, atol=1e-4)
+            scored = actor(teacher_folder, reader, loss=loss, signal=signal).score(
+                [sampled_rollout]
+            )[0]
+            assert scored.token_loss_N.dtype == np.float32
+            np.testing.assert_allclose(scored.token_loss_N, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("loss", ["reverse_kl", "log_ratio", "teacher_nll"])
@@ -165,9 +184,9 @@ def test_what_the_student_did_not_sample_is_measured_by_the_teacher_alone(
         .score([sampled])[0]
         .token_loss_N
     )
-    got = actor(teacher_folder, reader, loss=loss).score([given, sampled])
-    np.testing.assert_array_equal(got[0].token_loss_N, nll)
-    assert (loss == "teacher_nll") == np.array_equal(got[1].token_loss_N, nll)
+    scored = actor(teacher_folder, reader, loss=loss).score([given, sampled])
+    np.testing.assert_array_equal(scored[0].token_loss_N, nll)
+    assert (loss == "teacher_nll") == np.array_equal(scored[1].token_loss_N, nll)
 
 
 def test_states_that_do_not_match_the_tokens_are_refused(teacher_folder, reader):
@@ -186,8 +205,9 @@ def test_new_weights_reach_the_engine_and_the_head(
     folder, reader = (
         (student_folder, Reader(32)) if tied else (teacher_folder, Reader(64))
     )
-    teacher, one = actor(folder, reader, signal="topk", top_k=VOCAB), rollout()
-    before = teacher.score([one])[0].signal
+    teacher = actor(folder, reader, signal="topk", top_k=VOCAB)
+    sampled_rollout = rollout()
+    before = teacher.score([sampled_rollout])[0].signal
     new_VD = torch.randn(
         VOCAB, reader.width, generator=torch.Generator().manual_seed(3)
     ).bfloat16()
@@ -199,9 +219,12 @@ def test_new_weights_reach_the_engine_and_the_head(
     teacher.update(3, list(in_buckets(weights.items(), policy_version=3, max_bytes=1)))
     assert [name for name, _ in reader.loaded] == list(weights)
 
-    after = teacher.score([one])[0].signal
+    after = teacher.score([sampled_rollout])[0].signal
     logq_NV = expected_logq(
-        reader, new_VD.double(), one.teacher_prompt_ids_P, one.response_ids_N
+        reader,
+        new_VD.double(),
+        sampled_rollout.teacher_prompt_ids_P,
+        sampled_rollout.response_ids_N,
     )
     assert isinstance(before, TopkSignal)
     assert isinstance(after, TopkSignal)
@@ -212,8 +235,9 @@ def test_new_weights_reach_the_engine_and_the_head(
 def test_weights_without_a_head_or_of_another_version_change_nothing(
     teacher_folder, reader
 ):
-    teacher, one = actor(teacher_folder, reader), rollout()
-    before = teacher.score([one])[0].token_loss_N
+    teacher = actor(teacher_folder, reader)
+    sampled_rollout = rollout()
+    before = teacher.score([sampled_rollout])[0].token_loss_N
     embedding = [("model.embed_tokens.weight", np.zeros((VOCAB, 64), np.float32))]
     head = [("lm_head.weight", np.zeros((VOCAB, 64), np.float32))]
     for weights, message in (
@@ -224,4 +248,6 @@ def test_weights_without_a_head_or_of_another_version_change_nothing(
         with pytest.raises(TopdError, match=message):
             teacher.update(2 if weights is embedding else 3, buckets)
     assert reader.loaded == []
-    np.testing.assert_array_equal(teacher.score([one])[0].token_loss_N, before)
+    np.testing.assert_array_equal(
+        teacher.score([sampled_rollout])[0].token_loss_N, before
+    )

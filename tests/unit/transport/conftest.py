@@ -1,6 +1,4 @@
-"""Ground costs shaped like those of real windows: many exact zeros, cosines
-elsewhere.
-"""
+"""Ground costs like those of real windows: many exact zeros, cosines elsewhere."""
 
 from collections.abc import Callable
 
@@ -16,9 +14,7 @@ MakeProblem = Callable[[Tensor], TransportProblem]
 
 @pytest.fixture(scope="session")
 def window_costs() -> MakeCosts:
-    """Costs between windows of Zipf-distributed tokens and copies with some
-    substituted.
-    """
+    """Costs between windows of Zipf-distributed tokens and partly changed copies."""
 
     def make(
         num: int, *, k: int = 50, substituted: float = 0.3, seed: int = 0

@@ -39,12 +39,13 @@ def test_any_two_lengths_cost_what_pot_says(full, k, length):
     assert plan.marginal_error_W.max() < 1e-12
 
 
-def test_padding_stays_empty_and_a_poisoned_window_harms_no_other():
+def test_padding_stays_empty_and_a_non_finite_window_changes_no_other():
     rng = torch.Generator().manual_seed(0)
     cost_WKL = 2 * torch.rand(3, 5, 6, generator=rng)
     cost_WKL[0, 4] = torch.nan  # padding
     cost_WKL[1, 0, 0] = torch.nan
-    rows_W, cols_W = torch.tensor([3, 5, 5]), torch.tensor([3, 6, 4])
+    rows_W = torch.tensor([3, 5, 5])
+    cols_W = torch.tensor([3, 6, 4])
     plan = exact(TransportProblem(cost_WKL, rows_W, cols_W))
     assert plan.converged_W.tolist() == [True, False, True]
     assert plan.plan_WKL[1].eq(0).all()

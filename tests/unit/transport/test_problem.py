@@ -1,4 +1,4 @@
-"""What a transport problem accepts, and what its solvers get to see."""
+"""The inputs that a transport problem accepts, and the costs that solvers read."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def test_marginals_are_uniform_over_the_true_entries():
     torch.testing.assert_close(col_WL, torch.tensor([[1.0, 0.0], [0.5, 0.5]]))
 
 
-def test_solvers_see_zeros_in_padding_and_in_poisoned_windows():
+def test_solvers_read_zeros_in_padding_and_in_windows_with_a_non_finite_cost():
     cost_WKL = torch.ones(2, 2, 2)
     cost_WKL[0, 1, 1] = torch.nan  # padding of a healthy window
     cost_WKL[1, 0, 0] = torch.inf

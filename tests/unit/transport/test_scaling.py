@@ -1,6 +1,4 @@
-"""Scaling a kernel onto marginals: the plan, its form, and kernels that no scaling
-fits.
-"""
+"""Scaling a kernel onto marginals: the plan, its form, kernels without a solution."""
 
 import pytest
 import torch
@@ -20,7 +18,8 @@ def uniform(num, k):
 @pytest.mark.parametrize("num_halvings", [0, 1, 3])
 def test_the_plan_is_the_kernels_power_between_two_scalings(num_halvings):
     kernel_WKL = kernel_of(3, 5, 4)
-    row_WK, col_WL = uniform(3, 5), uniform(3, 4)
+    row_WK = uniform(3, 5)
+    col_WL = uniform(3, 4)
     plan_WKL, log_WK = fit_plan(
         kernel_WKL, row_WK, col_WL, num_halvings=num_halvings, max_iter=60
     )
@@ -77,9 +76,8 @@ def test_where_no_hessian_can_be_factorised_the_step_is_a_plain_update():
     fit = _Fit.start(
         torch.ones(1, 3, 3, dtype=torch.float64), uniform(1, 3), uniform(1, 3)
     )
-    fit.u_WK = fit.u_WK * torch.tensor(
-        [2.0, 1.0, 1.0]
-    )  # rows are far too heavy: no model of theirs
+    # Rows far too heavy: the Hessian is not positive definite.
+    fit.u_WK = fit.u_WK * torch.tensor([2.0, 1.0, 1.0])
     mass_WL = fit.column_mass()
     fit.newton_step()
     step_WL = (1 / 3 - mass_WL) / mass_WL

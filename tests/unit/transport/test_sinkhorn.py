@@ -1,6 +1,4 @@
-"""The Sinkhorn plan against slow oracles: POT in fp64, exact transport, theory's
-bounds.
-"""
+"""Sinkhorn plans against slow oracles: POT in float64, exact transport, bounds."""
 
 import math
 
@@ -52,9 +50,8 @@ def test_any_plan_is_feasible_and_lies_between_its_lower_bound_and_the_entropic_
     assert float(plan.dual_bound()) <= optimum + 1e-5
     assert float(plan.cost_W) >= optimum - 1e-5
     if plan.converged_W:
-        slack = (
-            2 * 2 * 2 * 5e-3
-        )  # rounding moves twice the two L1 errors allowed, at cost 2
+        # Rounding moves twice the two L1 errors allowed, at a cost of 2.
+        slack = 2 * 2 * 2 * 5e-3
         assert float(plan.cost_W) <= optimum + epsilon * math.log(rows) + slack
 
 
@@ -66,8 +63,8 @@ def test_by_default_d_ot_is_right_to_single_precision(
     cost_WKK = window_costs(12, substituted=substituted)
     quick = sinkhorn(full(cost_WKK.float()), epsilon=epsilon)
     reference = sinkhorn(full(cost_WKK), epsilon=epsilon, max_iter=400)
-    # A float64 plan of this form with these marginals is the optimum: nothing else has
-    # to be asked.
+    # A float64 plan of this form with these marginals is the optimum, so marginals are
+    # all there is to check of the reference.
     assert reference.marginal_error_W.max() < 1e-12
     assert quick.converged_W.all()
     # Columns are right to 6e-6 of 1 / 50, rows to the rounding of a sum of 50.
@@ -136,7 +133,8 @@ def test_d_ot_exceeds_the_exact_cost_by_at_most_epsilon_log_k(window_costs, full
 def test_a_converged_plan_is_the_one_pot_finds(full, k, length):
     cost_WKL = random_costs(6, k, length, seed=3)
     plan = sinkhorn(full(cost_WKL), epsilon=0.1, max_iter=1000)
-    row_K, col_L = np.full(k, 1 / k), np.full(length, 1 / length)
+    row_K = np.full(k, 1 / k)
+    col_L = np.full(length, 1 / length)
     for window in range(6):
         oracle_KL = ot.sinkhorn(
             row_K,
@@ -201,7 +199,8 @@ def test_swapping_changes_the_default_fp32_d_ot_by_rounding_only(window_costs, f
 def test_permuting_tokens_permutes_the_plan(window_costs, full):
     cost_WKK = window_costs(4, k=20)
     rng = torch.Generator().manual_seed(5)
-    rows, cols = torch.randperm(20, generator=rng), torch.randperm(20, generator=rng)
+    rows = torch.randperm(20, generator=rng)
+    cols = torch.randperm(20, generator=rng)
     plan_WKK = sinkhorn(full(cost_WKK)).plan_WKL
     permuted_WKK = sinkhorn(full(cost_WKK[:, rows][:, :, cols])).plan_WKL
     torch.testing.assert_close(
@@ -217,7 +216,8 @@ def test_identical_windows_cost_nothing(window_costs, full):
 
 def test_one_token_is_spread_over_all_teacher_tokens(full):
     cost_WKL = random_costs(3, 1, 9, seed=2)
-    wide, tall = sinkhorn(full(cost_WKL)), sinkhorn(full(cost_WKL.transpose(1, 2)))
+    wide = sinkhorn(full(cost_WKL))
+    tall = sinkhorn(full(cost_WKL.transpose(1, 2)))
     torch.testing.assert_close(wide.plan_WKL, torch.full((3, 1, 9), 1 / 9).double())
     torch.testing.assert_close(wide.cost_W, cost_WKL.mean((1, 2)))
     torch.testing.assert_close(tall.cost_W, wide.cost_W)
@@ -237,7 +237,7 @@ def test_duplicated_tokens_get_the_same_row(full):
     torch.testing.assert_close(plan_WKL[:, 3], plan_WKL[:, 0], atol=1e-12, rtol=0)
 
 
-def test_too_few_iterations_are_reported_not_hidden(window_costs, full):
+def test_too_few_iterations_leave_a_plan_that_is_not_converged(window_costs, full):
     problem = full(window_costs(4))
     hasty = sinkhorn(problem, max_iter=2)
     assert not hasty.converged_W.any()

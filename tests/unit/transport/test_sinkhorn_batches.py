@@ -1,6 +1,4 @@
-"""One window's plan is its own affair: batch, padding and poisoned neighbours leave it
-alone.
-"""
+"""A window's plan does not depend on its batch, its padding or poisoned windows."""
 
 import pytest
 import torch
@@ -35,7 +33,8 @@ def test_a_plan_depends_on_neither_its_batch_nor_its_padding(seed, scale):
     )
     together = sinkhorn(problem)
     for window in range(4):
-        rows, cols = int(problem.num_rows_W[window]), int(problem.num_cols_W[window])
+        rows = int(problem.num_rows_W[window])
+        cols = int(problem.num_cols_W[window])
         alone = sinkhorn(
             TransportProblem(
                 problem.cost_WKL[window : window + 1, :rows, :cols],
@@ -55,15 +54,11 @@ def test_a_plan_depends_on_neither_its_batch_nor_its_padding(seed, scale):
 
 
 def test_the_costs_of_one_window_do_not_anneal_another(window_costs, full):
-    """Epsilon is halved from a constant, not from the batch; few updates would show
-    it.
-    """
+    """Few updates, so that a first epsilon that depends on the batch would show."""
     small_WKK = 0.1 * window_costs(3, k=20)
     wild_WKK = torch.cat([small_WKK, 2 * torch.eye(20, dtype=torch.float64)[None]])
-    alone, beside = (
-        sinkhorn(full(small_WKK), max_iter=9),
-        sinkhorn(full(wild_WKK), max_iter=9),
-    )
+    alone = sinkhorn(full(small_WKK), max_iter=9)
+    beside = sinkhorn(full(wild_WKK), max_iter=9)
     torch.testing.assert_close(beside.plan_WKL[:3], alone.plan_WKL, atol=1e-12, rtol=0)
 
 
@@ -85,10 +80,8 @@ def test_padding_is_never_read(window_costs):
 def test_windows_that_take_longer_leave_those_that_are_done_alone(
     window_costs, full, epsilon
 ):
-    easy_WKK, hard_WKK = (
-        window_costs(3, substituted=0.0),
-        window_costs(3, substituted=0.3),
-    )
+    easy_WKK = window_costs(3, substituted=0.0)
+    hard_WKK = window_costs(3, substituted=0.3)
     mixed = sinkhorn(full(torch.cat([easy_WKK, hard_WKK])), epsilon=epsilon)
     for cost_WKK, part in ((easy_WKK, slice(3)), (hard_WKK, slice(3, 6))):
         alone = sinkhorn(full(cost_WKK), epsilon=epsilon)
@@ -101,7 +94,8 @@ def test_a_batch_larger_than_a_chunk_gives_each_window_its_own_plan(window_costs
     problem = full(window_costs(500).float())
     assert problem.cost_WKL.numel() > 2**20
     last = slice(450, 500)
-    together, apart = sinkhorn(problem), sinkhorn(select(problem, last))
+    together = sinkhorn(problem)
+    apart = sinkhorn(select(problem, last))
     torch.testing.assert_close(
         together.plan_WKL[last], apart.plan_WKL, atol=1e-6, rtol=0
     )
@@ -111,7 +105,7 @@ def test_a_batch_larger_than_a_chunk_gives_each_window_its_own_plan(window_costs
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
-def test_a_poisoned_window_harms_no_other(window_costs, full, poison):
+def test_a_window_with_a_non_finite_cost_changes_no_other(window_costs, full, poison):
     cost_WKK = window_costs(5, k=12).float()
     healthy = sinkhorn(full(cost_WKK))
     cost_WKK[2, 3, 4] = poison
@@ -160,7 +154,8 @@ def test_half_precision_costs_are_solved_in_fp32(
     window_costs, full, given_dtype, solved_in
 ):
     cost_WKK = window_costs(3, k=10).to(given_dtype)
-    plan, upcast = sinkhorn(full(cost_WKK)), sinkhorn(full(cost_WKK.to(solved_in)))
+    plan = sinkhorn(full(cost_WKK))
+    upcast = sinkhorn(full(cost_WKK.to(solved_in)))
     assert plan.plan_WKL.dtype == plan.cost_W.dtype == solved_in
     torch.testing.assert_close(plan.plan_WKL, upcast.plan_WKL, atol=0, rtol=0)
 
@@ -186,6 +181,9 @@ def test_a_cost_outside_the_annealed_range_is_refused(full, cost):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_plan_on_the_gpu_is_the_plan_on_the_cpu(window_costs, full):
     cost_WKK = window_costs(8).float()
-    there, here = sinkhorn(full(cost_WKK.cuda())), sinkhorn(full(cost_WKK))
-    assert there.plan_WKL.is_cuda
-    torch.testing.assert_close(there.plan_WKL.cpu(), here.plan_WKL, atol=1e-5, rtol=0)
+    on_gpu = sinkhorn(full(cost_WKK.cuda()))
+    on_cpu = sinkhorn(full(cost_WKK))
+    assert on_gpu.plan_WKL.is_cuda
+    torch.testing.assert_close(
+        on_gpu.plan_WKL.cpu(), on_cpu.plan_WKL, atol=1e-5, rtol=0
+    )

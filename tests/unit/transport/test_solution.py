@@ -12,21 +12,19 @@ from topd_ray.transport.solution import marginal_error, round_to_marginals
 def test_any_nonnegative_plan_is_rounded_onto_its_marginals(seed, rows, cols):
     rng = torch.Generator().manual_seed(seed)
     raw_WKL = torch.rand(1, rows, cols, generator=rng, dtype=torch.float64)
-    raw_WKL = raw_WKL * (
-        torch.rand(1, rows, cols, generator=rng) < 0.7
-    )  # whole rows may be empty
+    # Whole rows may be empty.
+    raw_WKL = raw_WKL * (torch.rand(1, rows, cols, generator=rng) < 0.7)
     raw_WKL = raw_WKL / raw_WKL.sum().clamp_min(1)
     row_WK = torch.full((1, rows), 1 / rows, dtype=torch.float64)
     col_WL = torch.full((1, cols), 1 / cols, dtype=torch.float64)
     rounded_WKL = round_to_marginals(raw_WKL, row_WK, col_WL)
     assert (rounded_WKL >= 0).all()
     assert float(marginal_error(rounded_WKL, row_WK, col_WL)) < 1e-12
-    misplaced = (raw_WKL.sum(2) - row_WK).abs().sum() + (
-        raw_WKL.sum(1) - col_WL
-    ).abs().sum()
-    assert (
-        float((rounded_WKL - raw_WKL).abs().sum()) <= 2 * float(misplaced) + 1e-12
-    )  # lemma 7
+    misplaced_rows = (raw_WKL.sum(2) - row_WK).abs().sum()
+    misplaced_cols = (raw_WKL.sum(1) - col_WL).abs().sum()
+    moved = float((rounded_WKL - raw_WKL).abs().sum())
+    # Altschuler, Weed and Rigollet (2017), lemma 7.
+    assert moved <= 2 * float(misplaced_rows + misplaced_cols) + 1e-12
 
 
 def test_a_feasible_plan_is_left_alone():

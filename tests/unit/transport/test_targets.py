@@ -6,7 +6,8 @@ from topd_ray.transport import TransportProblem, exact, sinkhorn, soft_targets
 
 
 def test_each_true_row_is_the_plan_row_scaled_to_one(window_costs):
-    rows_W, cols_W = torch.tensor([50, 20, 1]), torch.tensor([50, 50, 3])
+    rows_W = torch.tensor([50, 20, 1])
+    cols_W = torch.tensor([50, 50, 3])
     plan_WKL = sinkhorn(
         TransportProblem(window_costs(3).float(), rows_W, cols_W)
     ).plan_WKL
@@ -21,10 +22,9 @@ def test_each_true_row_is_the_plan_row_scaled_to_one(window_costs):
         assert target_WKL[window, rows:].eq(0).all()
 
 
-def test_rows_sum_to_one_whatever_the_plan_left_and_padding_is_dropped():
-    plan_WKL = torch.tensor(
-        [[[0.2, 0.29], [0.5, 0.0], [0.1, 0.1]]]
-    )  # one row light, one of padding
+def test_rows_of_any_mass_sum_to_one_and_padding_is_dropped():
+    # The first row is light, the last one is padding.
+    plan_WKL = torch.tensor([[[0.2, 0.29], [0.5, 0.0], [0.1, 0.1]]])
     target_WKL = soft_targets(plan_WKL, torch.tensor([2]))
     torch.testing.assert_close(target_WKL[0].sum(-1), torch.tensor([1.0, 1.0, 0.0]))
 

@@ -267,9 +267,7 @@ def test_the_selection_keeps_the_tokens_highest_in_entropy_times_loss() -> None:
     assert weights([scored_rollout], select_fraction=1.0, **select) == {"a": [1] * 5}
 
 
-def test_a_selected_false_alarm_is_down_weighted_and_an_unselected_one_stays_at_0() -> (
-    None
-):
+def test_a_selected_false_alarm_is_down_weighted_and_an_unselected_one_is_0() -> None:
     even = [math.log(0.5), math.log(0.5)]
     sure = [0.0, -math.inf]
     scored_rollout = scored(
