@@ -1,6 +1,4 @@
-"""The run's data, read before anything starts: training prompts and held-out
-problems.
-"""
+"""Read a run's data before any actor starts: prompts and held-out problems."""
 
 from pathlib import Path
 
@@ -20,10 +18,11 @@ from topd_ray.prompts import (
 def load_source(
     config: Config, *, student: Path, teacher: Path
 ) -> tuple[PromptSource, list[DroppedPrompt]]:
-    """Training prompts, and those that were dropped with the reason.
+    """Return the training prompts, and the dropped ones with the reason of each.
 
-    `student` and `teacher` are model folders. The prompts bring what the objective
-    needs: the given response, the teacher's own prompt.
+    `student` and `teacher` are model folders. Prompts carry what the objective needs:
+    the given response, or the teacher's own prompt. Raises UserError where the data
+    cannot be read or no prompt is left.
     """
     responses = None
     if config.objective.trajectory == "given":
@@ -41,7 +40,7 @@ def load_source(
 
 
 def _teacher_prompts(config: Config, teacher: Path) -> TeacherPrompts | None:
-    """None where the teacher reads the student's own prompt."""
+    """Return the writer of the teacher's prompts; None where it reads the student's."""
     if config.objective.context == "plain":
         return None
     return TeacherPrompts(
@@ -56,8 +55,10 @@ def _teacher_prompts(config: Config, teacher: Path) -> TeacherPrompts | None:
 def load_problems(
     config: EvaluationConfig, student: Path, *, max_tokens: int
 ) -> list[Prompt]:
-    """The first `num_problems` held-out problems, in file order; none where no path is
-    set.
+    """Return the first `num_problems` held-out problems, in file order.
+
+    Returns none where evaluation.path is not set. Raises UserError for a problem
+    without an answer, or with more than `max_tokens` tokens.
     """
     if config.path is None:
         return []
@@ -71,7 +72,7 @@ def load_problems(
     kept, dropped = tokenize_records(records, folder=student, max_tokens=max_tokens)
     if dropped:
         raise UserError(
-            f"{config.path}: problem {dropped[0].prompt_id!r} cannot be asked:"
+            f"{config.path}: problem {dropped[0].prompt_id!r} cannot be posed:"
             f" {dropped[0].detail}"
         )
     return kept

@@ -1,5 +1,6 @@
-"""JSONL, Parquet or a `save_to_disk` folder -> records; a malformed row is named by its
-place.
+"""Read JSONL, Parquet or a `save_to_disk` folder into records.
+
+A malformed row is an error that names its place in the file.
 """
 
 import json
@@ -13,8 +14,9 @@ PARQUET_BATCH_ROWS = 1024
 
 
 def read_records(path: Path) -> list[PromptRecord]:
-    """Every row of `path`, in file order. Raises UserError naming file, row, wanted and
-    found.
+    """Return a record for every row of `path`, in file order.
+
+    Raises UserError with the file, the row, what was expected and what was found.
     """
     records: list[PromptRecord] = []
     first_place: dict[str, str] = {}
@@ -36,7 +38,7 @@ def read_records(path: Path) -> list[PromptRecord]:
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, int, object]]:
-    """("line 7", 7, row) one after another."""
+    """Yield (place, number, row) in file order, e.g. ("line 7", 7, {...})."""
     if path.is_dir():
         return _dataset_rows(path)
     if not path.is_file():
@@ -100,7 +102,10 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, int, object]]:
 
 
 def _dataset_rows(path: Path) -> Iterator[tuple[str, int, object]]:
-    """Rows of `Dataset.save_to_disk`; of several splits one must be named."""
+    """Yield the rows of a `Dataset.save_to_disk` folder.
+
+    Raises UserError for a folder of several splits: its user must name one of them.
+    """
     if (path / "dataset_dict.json").is_file():
         splits = ", ".join(sorted(p.parent.name for p in path.glob("*/state.json")))
         raise UserError(

@@ -1,7 +1,7 @@
-"""One row of the data -> a record; what is wrong with it is said in one line.
+"""Parse one row of the data into a record, or say in one line what is wrong.
 
 A row holds `messages` ([{role, content}]), ShareGPT `conversations` ([{from, value}])
-or a plain `prompt`; the first of them that is there counts. Beside it may stand an
+or a plain `prompt`; the first of them that it has counts. It may also hold an
 `answer`, a `reference` (or `solution`), and a given response: `response_ids`,
 `response`, or else the assistant turns at the end, which are never part of the prompt.
 `finish_reason` says whether that response ended ("stop") or was cut ("length").
@@ -33,7 +33,10 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptRecord:
-    """One row of the data, before the chat template."""
+    """One row of the data, before the chat template.
+
+    Example: `{"prompt": "2 + 2?", "answer": 4}` gives one user turn and answer "4".
+    """
 
     prompt_id: str
     turns: tuple[Turn, ...]
@@ -47,23 +50,24 @@ class PromptRecord:
 
 
 class RowError(Exception):
-    """What is wrong with one row; `read_records` adds where."""
+    """One row is malformed; `read_records` adds the file and the line."""
 
 
 def parse_row(row: object, *, default_id: str) -> PromptRecord:
-    """One row's record. Raises RowError."""
+    """Return the record of one row. Raises RowError."""
     if not isinstance(row, dict):
         raise RowError(f"expected an object with {FORMS}, found {shown(row)}")
     turns = _turns(row)
-    spoken: list[str] = []
+    response_turns: list[str] = []
     while turns and turns[-1].role == "assistant":
-        spoken.insert(0, turns.pop().text)
+        response_turns.insert(0, turns.pop().text)
+    spoken = "\n\n".join(response_turns).strip()
     return PromptRecord(
         prompt_id=_prompt_id(row, default_id),
         turns=tuple(turns),
         answer=_answer(row.get("answer")),
         reference=_optional_text(row, "reference") or _optional_text(row, "solution"),
-        response=_optional_text(row, "response") or "\n\n".join(spoken).strip() or None,
+        response=_optional_text(row, "response") or spoken or None,
         response_ids=_token_ids(row.get("response_ids")),
         finish_reason=_finish_reason(row.get("finish_reason")),
     )
@@ -125,7 +129,7 @@ def _text(value: object, field: str) -> str:
 
 
 def _optional_text(row: dict[str, Any], field: str) -> str | None:
-    """Blank text is none."""
+    """Return the stripped text of a field; None where it is missing or blank."""
     value = row.get(field)
     return None if value is None else _text(value, field).strip() or None
 
@@ -146,9 +150,7 @@ def _prompt_id(row: dict[str, Any], default_id: str) -> str:
 
 
 def _answer(value: object) -> str | None:
-    """Text or a finite number; a whole float such as 3.0 reads "3"; blank text is no
-    answer.
-    """
+    """Return an answer as text: 3.0 becomes "3", and blank text becomes None."""
     if value is None:
         return None
     if isinstance(value, str):
@@ -161,11 +163,12 @@ def _answer(value: object) -> str | None:
 
 
 def _token_ids(value: object) -> tuple[int, ...] | None:
-    """An empty list is none."""
+    """Return the ids; None where they are missing or the list is empty."""
     if value is None:
         return None
     if not isinstance(value, list) or not all(
-        isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in value
+        isinstance(token, int) and not isinstance(token, bool) and token >= 0
+        for token in value
     ):
         raise RowError(
             f"response_ids: expected a list of token ids, found {shown(value)}"
@@ -189,7 +192,7 @@ def _finish_reason(value: object) -> FinishReason | None:
 
 
 def shown(value: object) -> str:
-    """`value` as Python writes it, shortened; lone surrogates come out escaped."""
+    """Return `value` as Python writes it, shortened; lone surrogates are escaped."""
     text = repr(value[:SHOWN_CHARS] if isinstance(value, str | bytes) else value)
     if len(text) > SHOWN_CHARS or (
         isinstance(value, str | bytes) and len(value) > SHOWN_CHARS

@@ -1,6 +1,4 @@
-"""Tokenised prompts -> an endless shuffled sequence that can be taken up at any
-place.
-"""
+"""Deal prompts in a shuffled, endless order that can resume at any position."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,10 +11,13 @@ from topd_ray.seeds import derive_seed
 
 
 class PromptSource:
-    """Deals each prompt once an epoch, in an order fixed by seed and epoch alone.
+    """Deals each prompt once an epoch, in an order that seed and epoch alone decide.
 
-    `cursor` is the next position, counted over all epochs; a source built with it goes
-    on exactly there. A take may span two epochs: nothing is left out at an epoch's end.
+    `cursor` is the next position, counted over all epochs; a source made with the
+    cursor of another continues it exactly. A take may span two epochs: no prompt is
+    left out at the end of an epoch.
+
+    Example: of 3 prompts, positions 0 to 2 are the first epoch and 3 to 5 the second.
     """
 
     def __init__(
@@ -29,35 +30,39 @@ class PromptSource:
         self._prompts = tuple(prompts)
         self._seed = seed
         self._cursor = cursor
-        self._epoch, self._order = 0, self._shuffle(0)
+        self._epoch = 0
+        self._order = self._shuffle(0)
 
     def __len__(self) -> int:
-        """Prompts an epoch."""
+        """Return the number of prompts in an epoch."""
         return len(self._prompts)
 
     @property
     def cursor(self) -> int:
-        """Position that the next take starts with."""
+        """Return the position that the next take starts with."""
         return self._cursor
 
     def go_to(self, cursor: int) -> None:
-        """Take from this position on, whatever was taken before."""
+        """Make `cursor` the position that the next take starts with."""
         self._cursor = cursor
 
     def take(self, num_prompts: int) -> list[Prompt]:
-        """The next `num_prompts` positions."""
+        """Return the prompts of the next `num_prompts` positions."""
         if num_prompts < 0:
             raise ValueError(f"num_prompts={num_prompts} is negative")
-        start, self._cursor = self._cursor, self._cursor + num_prompts
+        start = self._cursor
+        self._cursor += num_prompts
         return [self.at(position) for position in range(start, self._cursor)]
 
     def at(self, position: int) -> Prompt:
-        """The prompt of one position, taken or not; moves nothing, so lost work can be
-        redone.
+        """Return the prompt of one position, taken or not, and move no cursor.
+
+        So work that was lost with an actor can be done again.
         """
         epoch, place = divmod(position, len(self._prompts))
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, self._shuffle(epoch)
+            self._epoch = epoch
+            self._order = self._shuffle(epoch)
         prompt = self._prompts[int(self._order[place])]
         return replace(prompt, position=position)
 

@@ -1,6 +1,4 @@
-"""Records -> prompts of token ids, once; what a run cannot use is named, with the
-reason.
-"""
+"""Turn records into prompts of token ids, once; drop by name what a run cannot use."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -40,7 +38,7 @@ WAYS_OUT: dict[DropReason, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DroppedPrompt:
-    """A record that never enters the run, and why."""
+    """A record that does not enter the run, and the reason."""
 
     prompt_id: str
     reason: DropReason
@@ -56,13 +54,13 @@ def tokenize_records(
     truncated: Truncated = "drop",
     teacher: TeacherPrompts | None = None,
 ) -> tuple[list[Prompt], list[DroppedPrompt]]:
-    """Apply the chat template of the student in `folder`; positions count the prompts
-    kept.
+    """Apply the chat template of the student in `folder`; return kept and dropped.
 
-    Dropped are prompts without any text of a user, prompts of more than `max_tokens`
-    tokens and, where `responses` or a `teacher` with a context of its own are given,
-    prompts that lack the response or the reference they need. Raises UserError where
-    nothing is left, or where the folder's template refuses a prompt.
+    A prompt is dropped where it has no text of a user or more than `max_tokens` tokens;
+    with `responses`, where it has no response, or a truncated one and `truncated` is
+    "drop"; with a `teacher`, where it lacks the reference that the teacher's context
+    shows. Positions count the prompts kept. Raises UserError where no prompt is left,
+    or where the folder's template refuses a prompt.
     """
     tokenizer = load_tokenizer(folder)
     kept: list[Prompt] = []
@@ -85,8 +83,8 @@ def tokenize_records(
 def _tokenize(
     record: PromptRecord, tokenizer: Any, *, max_tokens: int
 ) -> Prompt | DroppedPrompt:
-    asked = [turn for turn in record.turns if turn.role == "user"]
-    if not any(turn.text.strip() for turn in asked):
+    user_turns = [turn for turn in record.turns if turn.role == "user"]
+    if not any(turn.text.strip() for turn in user_turns):
         return _dropped(record.prompt_id, "empty", "no text of a user in it")
     token_ids = chat_ids(tokenizer, record.turns, prompt_id=record.prompt_id)
     if len(token_ids) > max_tokens:
@@ -95,7 +93,7 @@ def _tokenize(
             "too_long",
             f"{len(token_ids)} tokens, prompts.max_tokens={max_tokens}",
         )
-    last = asked[-1]
+    last = user_turns[-1]
     return Prompt(
         prompt_id=record.prompt_id,
         position=0,
@@ -140,8 +138,10 @@ def _why_truncated(response: GivenResponse, max_tokens: int) -> str:
 
 
 def _with_context(prompt: Prompt, teacher: TeacherPrompts) -> Prompt | DroppedPrompt:
-    """The teacher's prompt where it is known by now; where it waits for an attempt,
-    room for it.
+    """Return the prompt with the teacher's own prompt, or drop it.
+
+    A refinement prompt is written when the attempt exists; here it is only checked that
+    it fits without one.
     """
     if teacher.needs_reference and prompt.reference is None:
         return _dropped(

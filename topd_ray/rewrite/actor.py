@@ -1,6 +1,4 @@
-"""TRD's trajectory: each rollout again, as the teacher would have it, under a
-refinement prompt.
-"""
+"""Let the teacher rewrite each rollout under a refinement prompt (TRD)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -31,10 +29,14 @@ class RewriteActor:
         max_response_tokens: int,
         run_seed: int,
     ) -> None:
-        """`folder` and `engine` are the teacher's; `context` is refine or
-        refine_reference.
+        """Take the teacher's `folder` and `engine`; `context` is one of refinement.
+
+        `max_prompt_tokens` bounds the refinement prompt, `max_reference_tokens` the
+        reference solution inside it, `max_response_tokens` the rewrite.
         """
-        self._config, self._engine, self._run_seed = config, engine, run_seed
+        self._config = config
+        self._engine = engine
+        self._run_seed = run_seed
         self._max_response_tokens = max_response_tokens
         self._prompts = TeacherPrompts(
             context,
@@ -47,13 +49,16 @@ class RewriteActor:
     def rewrite(
         self, rollouts: Sequence[Rollout], prompts: Mapping[str, Prompt]
     ) -> list[Rollout]:
-        """One rewrite a rollout, in order, under the same id; `prompts` by prompt_id.
+        """Return one rewrite a rollout, in order, under the same rollout id.
 
-        The teacher's prompt becomes the refinement prompt it wrote under, the student's
-        stays; the student sampled nothing of it, so `logp_N` and the top ids are empty.
-        The same rollout gives the same rewrite, in whatever company.
+        `prompts` is keyed by prompt_id. The teacher's prompt of a rewrite is the
+        refinement prompt; the student's prompt stays. The student sampled no token of
+        it, so `logp_N` and the top ids are empty. A rollout's rewrite does not depend
+        on the other rollouts of the call.
         """
-        requests = [self._request(one, prompts[one.prompt_id]) for one in rollouts]
+        requests = [
+            self._request(rollout, prompts[rollout.prompt_id]) for rollout in rollouts
+        ]
         by_id = {
             answer.request_id: answer for answer in self._engine.generate(requests)
         }
@@ -63,7 +68,7 @@ class RewriteActor:
         ]
 
     def decode(self, response_ids_N: Ints) -> str:
-        """The text of a response, for whoever grades it."""
+        """Return the text of a response, for grading."""
         return self._prompts.decode(response_ids_N)
 
     def _request(self, rollout: Rollout, prompt: Prompt) -> GenerationRequest:

@@ -1,8 +1,6 @@
-"""The student's decoder: streams finished rollouts in chunks and takes new weights in
-between.
-"""
+"""Decode rollouts with the student, in chunks; load new weights between steps."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 
 import numpy as np
@@ -74,32 +72,27 @@ class RolloutActor:
     def resample(
         self, candidates: Sequence[CandidateSet], *, window: int, policy_version: int
     ) -> list[Ints]:
-        """D3 `resample`: `window` fresh tokens of the student from every candidate's
-        prefix on.
+        """Return fresh windows of the student from every candidate's prefix (D3).
 
-        One (W, K) array a rollout, in the order of its positions, padded where the
-        student ended. Sampled as rollouts are, and the same in every retry. Ends a
-        `roll_out` that still streams. Raises TopdError for another `policy_version`, as
-        `roll_out` does.
+        Returns one (W, K) array a rollout, K = `window`, in the order of its positions,
+        padded with PAD where the student ended. Windows are sampled as rollouts are,
+        and are the same in every retry. A `roll_out` that still streams ends. Raises
+        TopdError for another `policy_version`, as `roll_out` does.
         """
         self._refuse_stale("windows", policy_version)
-        requests = [
-            self._window_request(found, int(t), window)
-            for found in candidates
-            for t in found.positions_W
-        ]
+        requests = list(
+            chain.from_iterable(
+                self._window_requests(candidate_set, window)
+                for candidate_set in candidates
+            )
+        )
         answers = {
-            one.request_id: one.token_ids_N for one in self.engine.generate(requests)
+            answer.request_id: answer.token_ids_N
+            for answer in self.engine.generate(requests)
         }
-        fresh = [
-            np.full((len(found.positions_W), window), PAD, dtype=np.int32)
-            for found in candidates
+        return [
+            _window_rows(candidate_set, answers, window) for candidate_set in candidates
         ]
-        for found, fresh_WK in zip(candidates, fresh, strict=True):
-            for row_K, t in zip(fresh_WK, found.positions_W, strict=True):
-                token_ids_N = answers[_window_id(found, int(t))]
-                row_K[: len(token_ids_N)] = token_ids_N
-        return fresh
 
     @property
     def engine(self) -> GenerationEngine:
@@ -129,7 +122,7 @@ class RolloutActor:
     def _refuse_stale(self, what: str, policy_version: int) -> None:
         if policy_version != self._policy_version:
             raise TopdError(
-                f"{what} asked under policy_version {policy_version}, but the engine"
+                f"{what} wanted under policy_version {policy_version}, but the engine"
                 f" holds {self._policy_version}; publish the weights first"
             )
 
@@ -152,19 +145,28 @@ class RolloutActor:
             num_top=self._config.num_top,
         )
 
+    def _window_requests(
+        self, candidates: CandidateSet, window: int
+    ) -> list[GenerationRequest]:
+        return [
+            self._window_request(candidates, int(position), window)
+            for position in candidates.positions_W
+        ]
+
     def _window_request(
-        self, found: CandidateSet, position: int, window: int
+        self, candidates: CandidateSet, position: int, window: int
     ) -> GenerationRequest:
+        prefix = candidates.response_ids_N[:position]
         return GenerationRequest(
-            request_id=_window_id(found, position),
-            prompt_ids=np.concatenate(
-                [found.prompt_ids_P, found.response_ids_N[:position]]
-            ),
+            request_id=_window_id(candidates, position),
+            prompt_ids=np.concatenate([candidates.prompt_ids_P, prefix]),
             max_tokens=window,
             temperature=self._config.temperature,
             top_p=self._config.top_p,
             top_k=self._config.top_k,
-            seed=derive_seed(self._run_seed, found.rollout_id, position, "resample"),
+            seed=derive_seed(
+                self._run_seed, candidates.rollout_id, position, "resample"
+            ),
             num_top=0,
         )
 
@@ -209,5 +211,16 @@ def _rollout(
     )
 
 
-def _window_id(found: CandidateSet, position: int) -> str:
-    return f"{found.rollout_id}@{position}"
+def _window_rows(
+    candidates: CandidateSet, answers: Mapping[str, Ints], window: int
+) -> Ints:
+    """Return the windows of one rollout, (W, K), padded behind the student's end."""
+    rows_WK = np.full((len(candidates.positions_W), window), PAD, dtype=np.int32)
+    for row_K, position in zip(rows_WK, candidates.positions_W, strict=True):
+        token_ids_N = answers[_window_id(candidates, int(position))]
+        row_K[: len(token_ids_N)] = token_ids_N
+    return rows_WK
+
+
+def _window_id(candidates: CandidateSet, position: int) -> str:
+    return f"{candidates.rollout_id}@{position}"
