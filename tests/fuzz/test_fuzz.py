@@ -26,7 +26,9 @@ from topd_ray.driver.state import Place
 from topd_ray.errors import UserError
 from topd_ray.inputs.prompts import load_source
 from topd_ray.inputs.resources import make_plan
-from topd_ray.models.folder import check_folder, read_facts, tensor_facts
+from topd_ray.models.facts import read_facts
+from topd_ray.models.folder import check_folder
+from topd_ray.models.headers import tensor_facts
 from topd_ray.records.bad_step import BadStep, read_dump, write_rollouts, write_step
 from topd_ray.records.run_folder import RunFolder
 

@@ -11,7 +11,7 @@ from topd_ray.actors.worker import Worker
 from topd_ray.config import Config
 from topd_ray.learner import LearnerActor
 from topd_ray.messages import LossSums, ProbeSet, Rollout, ScoredRollout, StepReport
-from topd_ray.models.folder import resolve_model
+from topd_ray.models.roles import resolve_student, resolve_teacher
 from topd_ray.models.tensors import output_head
 from topd_ray.records.bad_step import write_rollouts
 from topd_ray.records.receipts import LearnReceipt, Span
@@ -55,11 +55,9 @@ class LearnerWorker(Worker):
             self._config.learner,
             objective=self._config.objective,
             teacher=self._config.teacher,
-            student_folder=resolve_model(self._config.learner.model),
+            student_folder=resolve_student(self._config),
             teacher_head_VE=(
-                output_head(resolve_model(self._config.teacher_model))
-                if hidden
-                else None
+                output_head(resolve_teacher(self._config)) if hidden else None
             ),
             rank=self._rank,
             master_addr=master_addr,

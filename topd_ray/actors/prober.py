@@ -11,7 +11,7 @@ from topd_ray.actors.worker import Worker
 from topd_ray.config import Config
 from topd_ray.engines.open import open_generation
 from topd_ray.messages import HIGH, CandidateSet, Ints, ProbeSet, Prompt, Rollout
-from topd_ray.models.folder import resolve_model
+from topd_ray.models.roles import resolve_student, resolve_teacher
 from topd_ray.probe import ProbeActor
 from topd_ray.records.receipts import (
     ContinueReceipt,
@@ -30,7 +30,7 @@ class ProbeWorker(Worker):
 
     def __init__(self, config: Config, *, log: Path | None = None) -> None:
         super().__init__(log)
-        folder = resolve_model(config.teacher_model)
+        folder = resolve_teacher(config)
         self._threshold_group = threshold_group(config.windows.divergence)
         self._engine = None
         if config.probe_engine:
@@ -43,7 +43,7 @@ class ProbeWorker(Worker):
             self._decoder = TeacherDecoder(config, folder, self._engine)
         if config.uses_probes:
             self._prober = ProbeActor(
-                config.probe, folder, student_folder=resolve_model(config.learner.model)
+                config.probe, folder, student_folder=resolve_student(config)
             )
         self._probes = config.uses_probes
 

@@ -10,7 +10,7 @@ from topd_ray.engines.open import open_generation
 from topd_ray.engines.protocols import GenerationEngine
 from topd_ray.evaluation import Accuracy, greedy_accuracy
 from topd_ray.messages import CandidateSet, Ints, Prompt, Rollout, RolloutRequest
-from topd_ray.models.folder import resolve_model
+from topd_ray.models.roles import resolve_student
 from topd_ray.records.receipts import ResampleReceipt, RolloutReceipt, Span
 from topd_ray.rollout import RolloutActor
 from topd_ray.weights.buckets import WeightBucket
@@ -22,7 +22,7 @@ class RolloutWorker(Worker):
     def __init__(self, config: Config, *, log: Path | None = None) -> None:
         super().__init__(log)
         self._config = config
-        self._folder = resolve_model(config.learner.model)
+        self._folder = resolve_student(config)
         self._actor = RolloutActor(
             config.rollout,
             self._open_engine if config.decodes_rollouts else None,

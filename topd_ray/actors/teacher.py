@@ -22,7 +22,7 @@ from topd_ray.messages import (
     Rollout,
     ScoredRollout,
 )
-from topd_ray.models.folder import resolve_model
+from topd_ray.models.roles import resolve_teacher
 from topd_ray.records.receipts import (
     ContinueReceipt,
     RewriteReceipt,
@@ -41,7 +41,7 @@ class TeacherWorker(Worker):
 
     def __init__(self, config: Config, *, log: Path | None = None) -> None:
         super().__init__(log)
-        folder = resolve_model(config.teacher_model)
+        folder = resolve_teacher(config)
         self._config = config
         self._engine = open_teacher(
             folder,

@@ -25,7 +25,8 @@ from topd_ray.evaluation.harness.task_names import (
     TaskSampling,
     check_request,
 )
-from topd_ray.models.folder import check_folder, read_facts
+from topd_ray.models.facts import read_facts
+from topd_ray.models.folder import check_folder
 from topd_ray.prompts import PromptRecord, read_records, read_rows
 from topd_ray.records.run_folder import RunFolder, write_json, write_whole
 

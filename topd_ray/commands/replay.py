@@ -62,12 +62,17 @@ def _for_replay(config: Config, folder: Path) -> Config:
     """The run's config, from the dump's student, with one rank that learns nothing."""
     learner = {
         "model": str(folder / STUDENT),
+        "revision": None,
         "num_ranks": 1,
         "lr": _NO_LR,
         "weight_decay": 0.0,
     }
     # self-distillation: the teacher is the student of the start
-    teacher = {"model": config.teacher_model, "source": "model"}
+    teacher = {
+        "model": config.teacher_model,
+        "revision": config.teacher_revision,
+        "source": "model",
+    }
     return config.model_copy(
         update={
             "learner": config.learner.model_copy(update=learner),

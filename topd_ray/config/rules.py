@@ -57,6 +57,13 @@ def teacher_rules(
         ),
     )
     yield (
+        is_student and teacher.revision is not None,
+        (
+            f"teacher.revision={teacher.revision} with teacher.source=student: the"
+            " teacher is learner.model; set learner.revision"
+        ),
+    )
+    yield (
         not is_student and teacher.model is None,
         "teacher.model is missing; name its folder, or set teacher.source=student",
     )

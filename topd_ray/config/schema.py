@@ -92,6 +92,11 @@ class Config(Section):
         return self.teacher.model or self.learner.model
 
     @property
+    def teacher_revision(self) -> str | None:
+        """Revision of `teacher_model` on the hub; None: its main branch."""
+        return self.teacher.revision if self.teacher.model else self.learner.revision
+
+    @property
     def response_tokens(self) -> int:
         """Longest response that is learned from, in tokens."""
         rollout = self.rollout.max_response_tokens

@@ -84,6 +84,10 @@ class TeacherConfig(Section):
     """Folder or hub name of the teacher, in safetensors; none where `source` is
     `student`.
     """
+    revision: Name | None = None
+    """Commit, branch or tag of the hub's model; by default its main branch. The run
+    folder keeps the commit, so that a resumed run takes the same weights.
+    """
     follow_every: NonNegativeInt = 0
     """With `source: student`: steps after which the teacher takes the student's new
     weights; 0: it keeps those of the start.
@@ -230,6 +234,10 @@ class LearnerConfig(Section):
 
     model: Name
     """Folder or hub name of the student to start from, in safetensors."""
+    revision: Name | None = None
+    """Commit, branch or tag of the hub's model; by default its main branch. The run
+    folder keeps the commit, so that a resumed run takes the same weights.
+    """
     size_b: PositiveFloat | None = None
     """Parameters in billions, for the plan of `topd check` where the folder is not on
     this machine.

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from topd_ray.engines.protocols import GenerationRequest, NamedArray
 from topd_ray.errors import TopdError, UserError
 from topd_ray.messages import Ints
-from topd_ray.models.weight_files import TIED_HEAD, Shapes
+from topd_ray.models.facts import HEAD, Shapes
 
 
 def check_requests(requests: Sequence[GenerationRequest], max_model_len: int) -> None:
@@ -48,9 +48,7 @@ def whole_weights(weights: Iterable[NamedArray], expected: Shapes) -> list[Named
     """Exactly the weights expected, each once; raises TopdError naming the first that
     is not.
     """
-    given = {
-        name: array for name, array in weights if name != TIED_HEAD or name in expected
-    }
+    given = {name: array for name, array in weights if name != HEAD or name in expected}
     for name, shape in expected.items():
         if name not in given:
             raise TopdError(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from topd_ray.engines.checks import check_requests, check_sequences
 from topd_ray.engines.protocols import Generation, GenerationRequest, NamedArray
 from topd_ray.messages import PAD, Floats, Ints
-from topd_ray.models.weight_files import eos_ids, read_config
+from topd_ray.models.facts import eos_ids, read_facts
 
 EOS_PROBABILITY = 0.05
 """At every position: responses of 20 tokens on average, of any length."""
@@ -28,8 +28,10 @@ class FakeGeneration:
     """Decodes the pretended model; finishes requests in order of their length."""
 
     def __init__(self, folder: Path, *, max_model_len: int) -> None:
-        self._vocab, self._eos = int(read_config(folder)["vocab_size"]), eos_ids(folder)
-        self._max_model_len, self._salt = max_model_len, 0
+        self._vocab = read_facts(folder).vocab_size
+        self._eos = eos_ids(folder)
+        self._max_model_len = max_model_len
+        self._salt = 0
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Generation]:
         """Yield the generations, the shortest first."""
@@ -77,7 +79,7 @@ class FakeTeacher(FakeGeneration):
 
     def __init__(self, folder: Path, *, max_model_len: int) -> None:
         super().__init__(folder, max_model_len=max_model_len)
-        self._width = int(read_config(folder)["hidden_size"])
+        self._width = read_facts(folder).hidden_size
 
     def hidden_states(self, sequences: Sequence[Ints]) -> list[Floats]:
         """One (len, D) array a sequence."""

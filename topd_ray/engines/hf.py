@@ -16,7 +16,7 @@ from topd_ray.engines.hf_slots import longest_extensions
 from topd_ray.engines.protocols import Generation, GenerationRequest, NamedArray
 from topd_ray.engines.tensors import seen_as_torch
 from topd_ray.errors import TopdError, UserError
-from topd_ray.models.weight_files import Shapes, eos_ids, weight_shapes
+from topd_ray.models.facts import Shapes, eos_ids, weight_shapes
 
 
 class HfGeneration:

@@ -23,7 +23,7 @@ from topd_ray.engines.hf_decoding import Decoding, right_padded
 from topd_ray.engines.protocols import Generation, GenerationRequest, NamedArray
 from topd_ray.errors import TopdError
 from topd_ray.messages import Floats, Ints
-from topd_ray.models.weight_files import eos_ids, weight_shapes
+from topd_ray.models.facts import eos_ids, weight_shapes
 
 BATCH_TOKENS = 4096
 """Tokens of one scoring pass, padding included; a longer sequence has one of its

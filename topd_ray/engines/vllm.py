@@ -18,7 +18,7 @@ from topd_ray.engines.checks import check_requests, whole_weights
 from topd_ray.engines.protocols import Generation, GenerationRequest, NamedArray
 from topd_ray.errors import TopdError
 from topd_ray.messages import PAD, FinishReason, Floats, Ints
-from topd_ray.models.weight_files import eos_ids, weight_shapes
+from topd_ray.models.facts import eos_ids, weight_shapes
 
 CPU_BLOCK = 32
 """Tokens of a cache block on CPU: the kernels want a multiple of 32, and vLLM's own 128

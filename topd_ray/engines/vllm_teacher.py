@@ -30,7 +30,7 @@ from topd_ray.engines.vllm import (
 )
 from topd_ray.engines.vllm_worker import SCORING
 from topd_ray.messages import Floats, Ints
-from topd_ray.models.weight_files import eos_ids, read_config, weight_shapes
+from topd_ray.models.facts import eos_ids, read_facts, weight_shapes
 
 FIRST, BEHIND = 0, 1
 """Priorities of scoring and of continuations: whoever waits for a score holds up the
@@ -47,7 +47,7 @@ class VllmTeacher:
         self._stop_ids, self._shapes = eos_ids(folder), weight_shapes(folder)
         # vLLM only takes prompts that leave room for a token, which scoring has no use
         # for.
-        limit = read_config(folder).get("max_position_embeddings")
+        limit = read_facts(folder).max_position_embeddings
         engine_len = max_model_len if max_model_len == limit else max_model_len + 1
         self._max_model_len, self._max_scored_len = max_model_len, engine_len - 1
         self._names = count()

@@ -1,5 +1,6 @@
-"""What can be refused before a process starts: models that do not fit each other or the
-run.
+"""Config -> folders of student and teacher, refused where they do not fit.
+
+Everything here is known before a process starts.
 """
 
 import re
@@ -8,73 +9,90 @@ from pathlib import Path
 from topd_ray.config import Config
 from topd_ray.contexts import load_forms
 from topd_ray.errors import UserError
-from topd_ray.models.folder import (
-    check_context,
-    check_folder,
-    compare_models,
-    find_model,
-    read_facts,
-    resolve_model,
+from topd_ray.models.facts import check_context, read_facts
+from topd_ray.models.folder import check_folder
+from topd_ray.models.pair import compare_models
+from topd_ray.models.refusals import check_experts, check_logits
+from topd_ray.models.roles import (
+    find_student,
+    find_teacher,
+    resolve_student,
+    resolve_teacher,
 )
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def check_models(config: Config) -> tuple[Path, Path]:
-    """Resolve student and teacher (fetching them if need be) and check both; their
-    folders.
+    """Return the folders of student and teacher, both checked.
+
+    Downloads a model that is not on this machine. Raises UserError for a model that is
+    not whole, that a run cannot use, or that does not fit the other one.
     """
-    student, teacher = (
-        resolve_model(config.learner.model),
-        resolve_model(config.teacher_model),
-    )
+    student = resolve_student(config)
+    teacher = resolve_teacher(config)
     _check_pair(config, student, teacher)
     return student, teacher
 
 
 def check_what_is_here(config: Config) -> list[str]:
-    """The same without any download, as far as files are on this machine; notes on the
-    rest.
+    """Check models and data as far as they are on this machine; download nothing.
 
-    A missing data file is refused, unless neither model is here either: then the config
-    was written for another machine, and what is missing is noted.
+    Returns notes on what is not here. Raises UserError as `check_models` does, and for
+    a missing data file; but where neither model is here either, the config was written
+    for another machine, and a missing file is a note.
     """
-    models = {
-        "learner.model": config.learner.model,
-        "teacher.model": config.teacher_model,
-    }
-    found = {field: find_model(name) for field, name in models.items()}
-    for field, name in models.items():
-        if found[field] is None and not _HUB_NAME.fullmatch(name):
-            raise UserError(
-                f"{field}={name}: no such folder, and no hub name (owner/model) either"
-            )
-    notes = [
-        f"{field}={models[field]} is not on this machine; `topd train` will fetch it"
-        for field, folder in found.items()
-        if folder is None
-    ]
-    data = {
-        "prompts.path": config.prompts.path,
-        "evaluation.path": config.evaluation.path,
-    }
-    for field, path in data.items():
-        if path is not None and not Path(path).exists():
-            if any(found.values()):
-                hint = (
-                    "; `topd generate` writes the teacher's answers there"
-                    if field == "prompts.path"
-                    and config.objective.trajectory == "given"
-                    else ""
-                )
-                raise UserError(f"{field}={path}: no such file or folder{hint}")
-            notes.append(f"{field}={path} is not on this machine")
+    student = find_student(config)
+    teacher = find_teacher(config)
+    notes = _model_notes(config, student, teacher)
+    notes += _data_notes(config, refuse=student is not None or teacher is not None)
     if config.objective.context != "plain":
         load_forms(config.prompts.forms)
-    student, teacher = found["learner.model"], found["teacher.model"]
     if student is not None and teacher is not None:
         _check_pair(config, student, teacher)
     return notes
+
+
+def _model_notes(
+    config: Config, student: Path | None, teacher: Path | None
+) -> list[str]:
+    notes: list[str] = []
+    for field, name, folder in (
+        ("learner.model", config.learner.model, student),
+        ("teacher.model", config.teacher_model, teacher),
+    ):
+        if folder is not None:
+            continue
+        if not _HUB_NAME.fullmatch(name):
+            raise UserError(
+                f"{field}={name}: no such folder, and no hub name (owner/model) either"
+            )
+        notes.append(
+            f"{field}={name} is not on this machine; `topd train` will fetch it"
+        )
+    return notes
+
+
+def _data_notes(config: Config, *, refuse: bool) -> list[str]:
+    notes: list[str] = []
+    for field, path in (
+        ("prompts.path", config.prompts.path),
+        ("evaluation.path", config.evaluation.path),
+    ):
+        if path is None or Path(path).exists():
+            continue
+        if refuse:
+            raise UserError(
+                f"{field}={path}: no such file or folder{_hint(config, field)}"
+            )
+        notes.append(f"{field}={path} is not on this machine")
+    return notes
+
+
+def _hint(config: Config, field: str) -> str:
+    if field == "prompts.path" and config.objective.trajectory == "given":
+        return "; `topd generate` writes the teacher's answers there"
+    return ""
 
 
 def _check_pair(config: Config, student: Path, teacher: Path) -> None:
@@ -84,4 +102,9 @@ def _check_pair(config: Config, student: Path, teacher: Path) -> None:
     ):
         check_folder(folder, role=role)
         check_context(read_facts(folder), tokens, role=role)
+        check_logits(folder, role=role)
+    check_experts(student, field="learner.model")
     compare_models(student, teacher)
+
+
+__all__ = ["check_models", "check_what_is_here"]

@@ -22,9 +22,9 @@ from topd_ray.learner.fused import distillation_losses, tiles
 from topd_ray.learner.layout import Layout
 from topd_ray.learner.loss import Positions, Recipe
 from topd_ray.learner.teacher import SampledTeacher, Teacher, TopkTeacher, WholeTeacher
+from topd_ray.models.refusals import check_experts, refuse_logit_transforms
 
 Signal = Literal["hidden", "topk", "sampled"]
-_LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
 class DistillationModel(nn.Module):
@@ -51,8 +51,12 @@ class DistillationModel(nn.Module):
         """
         super().__init__()
         assert (teacher_head_VE is not None) == (signal == "hidden")
-        _check_logits(student)
         self.student: Any = student
+        refuse_logit_transforms(
+            self.student.config.to_dict(),
+            head_bias=_head_bias(student),
+            where="the student",
+        )
         head_VD = student_head(student)
         self.loss = FusedLoss(head_VD, Recipe(parts=parts, lambda_traj=lambda_traj))
         self.num_ids = len(head_VD)
@@ -171,8 +175,9 @@ def load_student(
     """The student of a Hugging Face folder (safetensors), in training mode.
 
     Raises UserError for one whose rollouts cannot lie beside each other in one
-    sequence.
+    sequence, or whose weights would not fit the engines (see `check_experts`).
     """
+    check_experts(folder, field="learner.model")
     disable_progress_bar()
     student: Any = AutoModelForCausalLM.from_pretrained(
         folder,
@@ -188,15 +193,9 @@ def load_student(
     return student.train()  # type: ignore[no-any-return]
 
 
-def _check_logits(student: Any) -> None:
-    """The head times the hidden state must be all there is to the student's logits."""
-    for name in _LOGIT_TRANSFORMS:
-        if getattr(student.config, name, None) not in (None, 1.0):
-            raise UserError(
-                "the student's config.json sets"
-                f" {name}={getattr(student.config, name)}; only models whose logits are"
-                " their output head times the hidden state can be trained"
-            )
+def _head_bias(student: Any) -> str | None:
+    bias = getattr(student.get_output_embeddings(), "bias", None)
+    return None if bias is None else "lm_head.bias"
 
 
 __all__ = ["DistillationModel", "Signal", "load_student", "student_head"]

@@ -1,1 +1,1 @@
-"""Model folders: found, read and compared without loading a model; tensors; export."""
+"""Model folder -> facts, checks and single tensors, without loading the model."""

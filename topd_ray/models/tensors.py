@@ -5,19 +5,22 @@ Axes: V vocabulary, D width.
 
 from pathlib import Path
 
+from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor
 
 from topd_ray.errors import UserError
-from topd_ray.models.folder import read_facts, tensor_facts
+from topd_ray.models.facts import HEAD, read_facts
+from topd_ray.models.headers import tensor_facts
 
 EMBEDDING_NAMES = ("model.embed_tokens.weight", "embed_tokens.weight")
-HEAD_NAMES = ("lm_head.weight",)
+HEAD_NAMES = (HEAD,)
 
 
 def load_tensor(folder: Path, *names: str) -> Tensor:
-    """The first of `names` that the folder's shards hold, in the dtype they store.
-    CPU.
+    """Return the first of `names` that the folder's weights hold, on the CPU.
+
+    The dtype is that of the file. Raises UserError where none of the names is there.
     """
     facts = tensor_facts(folder)
     for name in names:
@@ -31,17 +34,25 @@ def load_tensor(folder: Path, *names: str) -> Tensor:
     )
 
 
-def input_embedding(folder: Path) -> Tensor:
-    """E (V, D): row of every token id."""
+def input_embedding(folder: Path) -> Float[Tensor, "V D"]:
+    """Return the embedding: one row for each token id."""
     return load_tensor(folder, *EMBEDDING_NAMES)
 
 
-def output_head(folder: Path) -> Tensor:
-    """The matrix (V, D) from hidden states to logits: the embedding itself where they
-    are tied.
+def output_head(folder: Path) -> Float[Tensor, "V D"]:
+    """Return the matrix from hidden states to logits.
+
+    It is the embedding itself where the two are tied.
     """
-    return (
-        input_embedding(folder)
-        if read_facts(folder).tied
-        else load_tensor(folder, *HEAD_NAMES)
-    )
+    if read_facts(folder).tied:
+        return input_embedding(folder)
+    return load_tensor(folder, *HEAD_NAMES)
+
+
+__all__ = [
+    "EMBEDDING_NAMES",
+    "HEAD_NAMES",
+    "input_embedding",
+    "load_tensor",
+    "output_head",
+]

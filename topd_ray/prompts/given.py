@@ -8,7 +8,7 @@ import numpy as np
 from topd_ray.contexts import load_tokenizer
 from topd_ray.errors import UserError
 from topd_ray.messages import FinishReason, Ints
-from topd_ray.models.folder import read_facts
+from topd_ray.models.facts import read_facts
 from topd_ray.prompts.record import PromptRecord
 
 

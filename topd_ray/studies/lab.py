@@ -26,7 +26,9 @@ from topd_ray.messages import (
     ScoredRollout,
     rollout_requests,
 )
-from topd_ray.models.folder import check_folder, resolve_model
+from topd_ray.models.folder import check_folder
+from topd_ray.models.refusals import check_logits
+from topd_ray.models.roles import resolve_student, resolve_teacher
 from topd_ray.probe import ProbeActor, continue_from
 from topd_ray.rollout import RolloutActor
 from topd_ray.teacher import TeacherActor
@@ -52,10 +54,12 @@ class Lab:
                     f" teacher in one process; add {field}.backend=hf to the study's"
                     " overrides"
                 )
-        self.student_folder = resolve_model(config.learner.model)
-        self.teacher_folder = resolve_model(config.teacher_model)
+        self.student_folder = resolve_student(config)
+        self.teacher_folder = resolve_teacher(config)
         check_folder(self.student_folder, role="student")
         check_folder(self.teacher_folder, role="teacher")
+        check_logits(self.student_folder, role="student")
+        check_logits(self.teacher_folder, role="teacher")
 
     def prompts(self, count: int) -> list[Prompt]:
         """The first `count` of the run's order, at most one epoch of them."""

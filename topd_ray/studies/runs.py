@@ -14,7 +14,8 @@ from typing import Any
 
 from topd_ray.config import Config, dump_config
 from topd_ray.errors import TopdError
-from topd_ray.models.folder import resolve_model
+from topd_ray.models.headers import weight_files
+from topd_ray.models.roles import resolve_student, resolve_teacher
 from topd_ray.records.run_folder import RunFolder, write_whole
 
 
@@ -140,8 +141,8 @@ def _fingerprint(config: Config) -> str:
         Path(config.prompts.path),
         Path(config.evaluation.path or config.prompts.path),
     ]
-    for model in (config.learner.model, config.teacher_model):
-        files += sorted(resolve_model(model).glob("*.safetensors"))
+    files += weight_files(resolve_student(config))
+    files += weight_files(resolve_teacher(config))
     for file in files:
         digest.update(file.read_bytes())
     return digest.hexdigest()[:10]

@@ -20,7 +20,7 @@ from topd_ray.messages import (
     TeacherSignal,
     TopkSignal,
 )
-from topd_ray.models.folder import read_facts
+from topd_ray.models.facts import read_facts
 from topd_ray.models.tensors import EMBEDDING_NAMES, HEAD_NAMES, output_head
 from topd_ray.teacher.reading import Reading, read_response
 from topd_ray.weights.buckets import WeightBucket, open_buckets

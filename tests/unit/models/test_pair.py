@@ -1,0 +1,128 @@
+"""Two models: every first difference between their tokens is one readable line."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny import CHAT_TEMPLATE, VOCAB
+from tests.unit.models.edits import Edit, edit_json, remove, write
+from topd_ray.errors import UserError
+from topd_ray.models.pair import compare_models
+
+
+def edit_vocabulary(change: Callable[[dict[str, Any]], object]) -> Edit:
+    def edit(folder: Path) -> None:
+        tokenizer = json.loads((folder / "tokenizer.json").read_text())
+        change(tokenizer)
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+    return edit
+
+
+def swap_two_words(tokenizer: dict[str, Any]) -> None:
+    vocab = tokenizer["model"]["vocab"]
+    vocab["w1"], vocab["w2"] = vocab["w2"], vocab["w1"]
+
+
+def add_token(tokenizer: dict[str, Any]) -> None:
+    tokenizer["added_tokens"].append({"id": len(VOCAB), "content": "<think>"})
+
+
+def test_models_of_one_family_fit(student_folder: Path, teacher_folder: Path) -> None:
+    compare_models(student_folder, teacher_folder)
+
+
+def test_a_unigram_vocabulary_compares_by_place(
+    folder: Path, teacher_folder: Path
+) -> None:
+    def to_unigram(tokenizer: dict[str, Any]) -> None:
+        tokenizer["model"]["vocab"] = [[word, -1.0] for word in VOCAB]
+
+    edit_vocabulary(to_unigram)(folder)
+    compare_models(folder, teacher_folder)
+
+
+LATER = CHAT_TEMPLATE.replace("assistant", "helper")
+DIFFERENT: list[tuple[Edit, str]] = [
+    (edit_vocabulary(swap_two_words), "vocabulary: id 17 is 'w2' in the student's"),
+    (
+        edit_vocabulary(add_token),
+        "id 64 is '<think>' in the student's tokenizer.json and missing",
+    ),
+    (
+        edit_vocabulary(lambda t: t.pop("model")),
+        "tokenizer.json: expected `model.vocab`",
+    ),
+    (
+        edit_json("config.json", vocab_size=128),
+        "vocab_size: 128 in the student's config.json, 64",
+    ),
+    (
+        edit_json("generation_config.json", eos_token_id=[2, 3]),
+        "EOS token ids: [2, 3] for the student, [2]",
+    ),
+    (
+        edit_json("generation_config.json", eos_token_id=0),
+        "EOS token ids: [0] for the student, [2]",
+    ),
+    (
+        write("chat_template.jinja", LATER.encode()),
+        "student 'ompt %}<|im_start|> helper{% endif %}'",
+    ),
+    (
+        write("chat_template.jinja", CHAT_TEMPLATE.encode() + b"\n"),
+        "{% endif %}\\n', teacher",
+    ),
+    (remove("chat_template.jinja"), "chat template: the student has none"),
+]
+
+
+@pytest.mark.parametrize(("edit", "message"), DIFFERENT)
+def test_the_first_difference_between_two_models_is_named(
+    edit: Edit, message: str, folder: Path, teacher_folder: Path
+) -> None:
+    edit(folder)
+    with pytest.raises(UserError) as caught:
+        compare_models(folder, teacher_folder)
+    assert message in str(caught.value)
+    assert str(folder) in str(caught.value)
+
+
+def test_a_teacher_that_stops_at_more_ids_is_refused_though_a_config_names_all(
+    student_folder: Path, tmp_path: Path
+) -> None:
+    """The engines stop at the ids of generation_config.json and at no others."""
+    student = shutil.copytree(student_folder, tmp_path / "student")
+    teacher = shutil.copytree(student_folder, tmp_path / "teacher")
+    for folder, ids in ((student, [2]), (teacher, [2, 3])):
+        edit_json("config.json", eos_token_id=[2, 3])(folder)
+        edit_json("generation_config.json", eos_token_id=ids)(folder)
+    with pytest.raises(UserError, match=r"\[2\] for the student, \[2, 3\] for the"):
+        compare_models(student, teacher)
+    edit_json("config.json", eos_token_id=7)(student)
+    edit_json("generation_config.json", eos_token_id=[3, 2])(student)
+    compare_models(student, teacher)
+
+
+def test_the_place_of_a_template_difference_is_its_first_character(
+    folder: Path, teacher_folder: Path
+) -> None:
+    write("chat_template.jinja", LATER.encode())(folder)
+    place = CHAT_TEMPLATE.index("assistant")
+    with pytest.raises(UserError, match=f"differs from character {place} on"):
+        compare_models(folder, teacher_folder)
+
+
+@pytest.mark.parametrize(
+    "template", [CHAT_TEMPLATE, [{"name": "default", "template": CHAT_TEMPLATE}]]
+)
+def test_a_template_inside_tokenizer_config_counts(
+    template: object, folder: Path, teacher_folder: Path
+) -> None:
+    (folder / "chat_template.jinja").unlink()
+    edit_json("tokenizer_config.json", chat_template=template)(folder)
+    compare_models(folder, teacher_folder)
