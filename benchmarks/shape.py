@@ -424,10 +424,13 @@ def _config_fields() -> list[str]:
 
 
 def _paths(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted name of each key, and those that a study's overrides set."""
     for key, value in values.items():
         yield prefix + key
         if isinstance(value, dict):
             yield from _paths(value, f"{prefix}{key}.")
+        if key == "overrides":
+            yield from (override.partition("=")[0] for override in value)
 
 
 def _same(field_name: str, path: str) -> bool:

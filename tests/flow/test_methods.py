@@ -145,6 +145,20 @@ def losses(run: Run) -> list[tuple[float, float]]:
     return [(line["loss/opd"], line["loss/traj"]) for line in run.metrics]
 
 
+def test_a_run_lasts_its_passes_over_the_prompts_and_keeps_its_newest_checkpoints(
+    bench: Bench,
+) -> None:
+    length = {"steps": None, "checkpoint_every": 1, "keep_checkpoints": 2}
+    passes = {"epochs": 2, "per_step": 14}
+    run = bench.run("passes", run=length | {"method": "opd"}, prompts=passes)
+    assert [line["step"] for line in run.metrics] == [1, 2, 3]  # 2 x 21 prompts
+    assert {path.name for path in (run.path / "checkpoints").iterdir()} == {
+        "step_2",
+        "step_3",
+        "latest",
+    }
+
+
 def test_inline_and_actors_differ_in_placement_only(bench: Bench) -> None:
     inline = bench.run("inline", evaluation={"every": 2})
     actors = bench.run(

@@ -59,9 +59,14 @@ def test_every_config_in_the_repository_is_sound(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "file", sorted((ROOT / "configs" / "toy").glob("*.yaml")), ids=lambda p: p.name
+    "file",
+    [
+        *sorted((ROOT / "configs" / "toy").glob("*.yaml")),
+        *sorted((ROOT / "configs" / "decisions").glob("*.yaml")),
+    ],
+    ids=lambda p: p.name,
 )
-def test_every_objective_has_a_config_that_fits_the_toy_world(
+def test_every_objective_and_decision_has_a_config_that_fits_the_toy_world(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)

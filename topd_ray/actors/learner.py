@@ -16,7 +16,7 @@ from topd_ray.models.tensors import output_head
 from topd_ray.records.bad_step import write_rollouts
 from topd_ray.records.receipts import LearnReceipt, Span
 from topd_ray.records.window_file import WindowRecorder
-from topd_ray.weights.buckets import WeightBucket
+from topd_ray.weights.buckets import BUCKET_BYTES, WeightBucket
 from topd_ray.windows import divergent, pack
 
 
@@ -110,7 +110,7 @@ class LearnerWorker(Worker):
         """The weights in buckets (rank 0; the other ranks take part and yield
         nothing).
         """
-        buckets = self._rank_actor.publish(self._config.weights.bucket_mib * 2**20)
+        buckets = self._rank_actor.publish(BUCKET_BYTES)
         if self._rank == 0:
             yield from buckets
         else:

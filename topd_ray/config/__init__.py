@@ -19,7 +19,6 @@ from topd_ray.config.stages import (
     RewriteConfig,
     RolloutConfig,
     TeacherConfig,
-    WeightsConfig,
     WindowsConfig,
 )
 
@@ -41,7 +40,6 @@ __all__ = [
     "RolloutConfig",
     "RunConfig",
     "TeacherConfig",
-    "WeightsConfig",
     "WindowsConfig",
     "dump_config",
     "load_config",

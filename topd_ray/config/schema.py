@@ -30,7 +30,6 @@ from topd_ray.config.stages import (
     RewriteConfig,
     RolloutConfig,
     TeacherConfig,
-    WeightsConfig,
     WindowsConfig,
 )
 
@@ -52,7 +51,6 @@ class Config(Section):
     windows: WindowsConfig = WindowsConfig()
     rewrite: RewriteConfig = RewriteConfig()
     learner: LearnerConfig
-    weights: WeightsConfig = WeightsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     health: HealthConfig = HealthConfig()
     cluster: ClusterConfig = ClusterConfig()

@@ -270,10 +270,3 @@ class LearnerConfig(Section):
     """Logical CPUs that Ray sets aside for one rank."""
     gpus: NonNegativeFloat = 0.0
     """GPUs that Ray sets aside for one rank; a fraction shares a GPU."""
-
-
-class WeightsConfig(Section):
-    """How new weights travel from the learner to the rollout engines."""
-
-    bucket_mib: PositiveInt = 256
-    """Size of one piece in the object store, in MiB."""

@@ -11,6 +11,14 @@ import xxhash
 from topd_ray.engines.protocols import NamedArray
 from topd_ray.errors import TopdError
 
+BUCKET_BYTES = 256 * 2**20
+"""Size of one piece of a policy version in the object store.
+
+Large enough that a call a bucket costs nothing beside the copy of it (a 4B model in
+bfloat16 is 30 buckets), and small enough that the smallest object store of a real run,
+a few GiB, holds several while the engines read.
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightBucket:

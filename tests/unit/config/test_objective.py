@@ -46,6 +46,14 @@ def test_a_sampled_signal_needs_samples_of_the_student_itself(
             config(method, rollout=tempered, teacher={"signal": "sampled"})
 
 
+def test_a_method_is_the_same_run_as_its_parts_spelled_out() -> None:
+    parts = {"trajectory": "given", "divergence": "forward_kl", "kd_ratio": 0.5}
+    named = config("kd")
+    spelled = config("opd", objective=parts, rollout={"samples_per_prompt": 1})
+    assert named.objective == spelled.objective
+    assert named.rollout == spelled.rollout
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_resolved_config_reads_back_to_itself(method: str, tmp_path: Any) -> None:
     file = tmp_path / "config.yaml"

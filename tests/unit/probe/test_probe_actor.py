@@ -113,6 +113,17 @@ def test_the_prefix_ends_just_before_the_candidate(
     assert {request.temperature for request in engine.requests} == {0.0}
 
 
+def test_the_teacher_continues_as_d4_says(
+    engine: Scripted, teacher_folder: Path
+) -> None:
+    config = ProbeConfig(window=5, teacher_temperature=0.7, teacher_top_p=0.95)
+    Prober(config, teacher_folder, engine).probe(
+        [candidates("a", [20, 21, 22, 23], [0, 2])]
+    )
+    drawn = {(request.temperature, request.top_p) for request in engine.asked}
+    assert drawn == {(0.7, 0.95)}
+
+
 def test_the_students_window_is_its_own_rollout_from_the_candidate_on(
     actor: Prober,
 ) -> None:
