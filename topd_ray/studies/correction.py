@@ -27,7 +27,7 @@ from topd_ray.studies.local import LocalLearner
 from topd_ray.studies.prefixes import (
     Prefix,
     WindowOf,
-    divergence_line,
+    divergence_threshold,
     divergent_rows,
     make_prefixes,
     regenerate,
@@ -57,8 +57,8 @@ def run(study: StudyConfig) -> None:
         )
     lab = Lab(config)
     try:
-        prefixes, line = find_prefixes(lab, settings)
-        logger.info("%d divergent prefixes, D_OT above %.3f", len(prefixes), line)
+        prefixes, threshold = find_prefixes(lab, settings)
+        logger.info("%d divergent prefixes, D_OT above %.3f", len(prefixes), threshold)
         results = [
             _correct_all(lab, study, prefixes, lr, on)
             for on in get_args(WindowOf)
@@ -66,7 +66,9 @@ def run(study: StudyConfig) -> None:
         ]
     finally:
         lab.close()
-    report = analyse(prefixes, line, results, settings, config, study_seed=study.seed)
+    report = analyse(
+        prefixes, threshold, results, settings, config, study_seed=study.seed
+    )
     section = settings.model_dump(mode="json")
     wall_s = time.perf_counter() - start
     provenance = make_provenance(config, section, study_seed=study.seed, wall_s=wall_s)
@@ -83,16 +85,16 @@ def find_prefixes(lab: Lab, settings: CorrectionConfig) -> tuple[list[Prefix], f
     probes = lab.probe(candidates)
     chosen = []
     if any(len(one.positions_W) for one in probes):
-        line = divergence_line(probes, lab.config.windows.divergence.quantile)
+        threshold = divergence_threshold(probes, lab.config.windows.divergence.quantile)
         for found, probe in zip(candidates, probes, strict=True):
-            rows = divergent_rows(found, probe, line)
+            rows = divergent_rows(found, probe, threshold)
             chosen += [(found, probe, int(row)) for row in rows[:1]]
     if not chosen:
         raise UserError(
             f"no divergent prefix in {len(rollouts)} rollouts; raise the study's"
             " num_prompts or candidates.fraction"
         )
-    return make_prefixes(lab, rollouts, chosen[: settings.num_prefixes]), line
+    return make_prefixes(lab, rollouts, chosen[: settings.num_prefixes]), threshold
 
 
 def _correct_all(

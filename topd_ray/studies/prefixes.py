@@ -14,7 +14,6 @@ import numpy as np
 from topd_ray.config import ObjectiveConfig
 from topd_ray.engines.protocols import GenerationEngine, GenerationRequest
 from topd_ray.messages import (
-    HIGH,
     CandidateSet,
     Ints,
     ProbeSet,
@@ -25,10 +24,11 @@ from topd_ray.messages import (
 from topd_ray.seeds import derive_seed
 from topd_ray.studies.lab import Lab
 from topd_ray.windows import divergent, pack
+from topd_ray.windows.verdict import solved_candidates
 
 WindowOf = Literal["student", "teacher"]
 _EVERY_WINDOW = -1.0
-"""A line that any D_OT lies above: the choice has been made."""
+"""A threshold that every D_OT exceeds, because the windows have been chosen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,25 +73,27 @@ class Prefix:
         return float(self.probe.d_ot_W[0])
 
 
-def divergence_line(probes: Sequence[ProbeSet], quantile: float) -> float:
-    """D7 over all candidates at once: the quantile of their D_OT. Raises ValueError
-    without any.
+def divergence_threshold(probes: Sequence[ProbeSet], quantile: float) -> float:
+    """Return the threshold of the verdict (D7) over all candidates at once.
+
+    It is the quantile of the D_OT of the solved candidates. Raises ValueError when
+    there are none.
     """
-    distances = [one.d_ot_W[one.converged_W & (one.groups_W == HIGH)] for one in probes]
+    distances = [probe.d_ot_W[solved_candidates(probe)] for probe in probes]
     return float(np.quantile(np.concatenate(distances), quantile))
 
 
-def divergent_rows(found: CandidateSet, probe: ProbeSet, line: float) -> Ints:
-    """Windows above the line that the token limit did not cut, highest token loss
-    first.
+def divergent_rows(found: CandidateSet, probe: ProbeSet, threshold: float) -> Ints:
+    """Return the divergent windows that the token limit did not cut off.
 
-    By loss, not by D_OT: picking the largest distances would make any second look seem
-    closer.
+    The highest token loss comes first.
     """
+    # Sorted by loss, not by D_OT: a second measurement of the largest distances would
+    # seem closer by regression to the mean alone.
     window = probe.student_ids_WK.shape[1]
     left_W = len(found.response_ids_N) - probe.positions_W
     whole_W = (left_W >= window) | (not found.truncated)
-    rows = np.flatnonzero(divergent(probe, line) & whole_W)
+    rows = np.flatnonzero(divergent(probe, threshold) & whole_W)
     return rows[np.argsort(-probe.losses_W[rows], kind="stable")].astype(np.int32)
 
 
@@ -251,7 +253,7 @@ def _window_rollout(found: CandidateSet, ids_K: Ints) -> Rollout:
 __all__ = [
     "Prefix",
     "WindowOf",
-    "divergence_line",
+    "divergence_threshold",
     "divergent_rows",
     "make_prefixes",
     "regenerate",

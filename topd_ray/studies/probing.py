@@ -80,9 +80,9 @@ def _targets(
 ) -> Table:
     """Soft targets of the windows that lie above the run's own quantile."""
     high = np.concatenate([one.d_ot_W[one.groups_W == HIGH] for one in probes])
-    line = float(np.nanquantile(high, lab.config.windows.divergence.quantile))
+    threshold = float(np.nanquantile(high, lab.config.windows.divergence.quantile))
     readings = {one.rollout.rollout_id: one for one in lab.read(rollouts, top=1)}
-    return targets_table(target_rows(probes, readings, threshold=line), seed=seed)
+    return targets_table(target_rows(probes, readings, threshold=threshold), seed=seed)
 
 
 def _sensitivity(
