@@ -90,10 +90,10 @@ class ProbeReceipt:
     """Transport between the continuations of one chunk."""
 
     distances: tuple[float, ...]
-    """D_OT of every candidate, in order; nan where the plan did not converge."""
+    """D_OT of every candidate, in order; nan where a cost was not finite."""
     threshold_distances: tuple[float, ...]
     """D_OT of the windows that the verdict's threshold is a quantile of (D7): the
-    candidates, or the low-loss controls; nan where the plan did not converge.
+    candidates, or the low-loss controls; nan where a cost was not finite.
     """
     num_unconverged: int
     span: Span

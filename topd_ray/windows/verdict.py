@@ -33,7 +33,7 @@ class RecentDistances:
         self._values = deque(values, maxlen=config.history)
 
     def add(self, distances: Iterable[float]) -> None:
-        """Append D_OT of `threshold_group`, oldest first; leave out nan (unsolved)."""
+        """Append D_OT of `threshold_group`, oldest first; leave out nan."""
         # One nan would make every later quantile nan.
         self._values.extend(d for d in distances if math.isfinite(d))
 
@@ -62,8 +62,8 @@ def distance_quantile(
 
     Args:
         config: The rule, and the quantile of `rule: quantile`.
-        distances: D_OT of windows of `threshold_group`, in any order; nan (unsolved)
-            is left out.
+        distances: D_OT of windows of `threshold_group`, in any order; nan (a window
+            with a non-finite cost) is left out.
 
     Returns:
         A D_OT, in units of the ground cost; None when no finite distance is given.
