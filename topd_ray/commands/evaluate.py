@@ -1,12 +1,11 @@
-"""`topd eval`: a model or run folder, some tasks of lm-evaluation-harness, one engine
-here.
-"""
+"""`topd eval`: evaluate a model or a run on tasks of lm-evaluation-harness."""
 
 import json
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ PROMPT_COLUMNS = ("messages", "conversations", "prompt")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Subject:
-    """What is evaluated, and the habits that come with it."""
+    """The model to evaluate, and the defaults that come with it."""
 
     name: str
     model: Path
@@ -48,7 +47,7 @@ class _Subject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Source:
-    """A task and where its problems come from: a file's rows, or (none) the hub."""
+    """A task and its problems: the rows of a file, or None for those of the hub."""
 
     task: str
     name: str
@@ -67,8 +66,11 @@ def evaluate_folder(
     out: Path | None = None,
     unsafe_code: bool = False,
 ) -> EvaluationReport:
-    """Ask, grade, print, and write where `out` says; a run folder brings problems and
-    limits.
+    """Evaluate the model in `path`, print the report, and write it to `out`.
+
+    `path` is a model folder or a run folder; a run's config supplies the problems and
+    the limits that are not given. With `out`, every response is written beside it, to
+    `<out>.samples.jsonl`. Raises UserError for a request that cannot be met.
     """
     if out is not None and not out.absolute().parent.is_dir():
         raise UserError(
@@ -79,10 +81,10 @@ def evaluate_folder(
     subject = _subject(path, backend)
     if num_problems is None and not (tasks or problems or data):
         num_problems = subject.num_problems
-    asked, data = _tasks(subject, tasks, problems, data)
-    check_request(asked, sampling, unsafe_code=unsafe_code)
-    sources = [_source(task, data) for task in asked]
-    report, samples = _ask(subject, sources, sampling, num_problems)
+    task_names, data = _tasks(subject, tasks, problems, data)
+    check_request(task_names, sampling, unsafe_code=unsafe_code)
+    sources = [_source(task, data) for task in task_names]
+    report, samples = _run_tasks(subject, sources, sampling, num_problems)
     Console().print(report_table(report))
     if out is not None:
         write_json(out, report.to_json())
@@ -91,14 +93,15 @@ def evaluate_folder(
     return report
 
 
-def _ask(
+def _run_tasks(
     subject: _Subject,
     sources: Sequence[_Source],
     sampling: TaskSampling,
     num_problems: int | None,
 ) -> tuple[EvaluationReport, list[dict[str, Any]]]:
-    """One task after another on one engine, which opens when all problems are at
-    hand.
+    """Run one task after another on one engine.
+
+    All problems are loaded before the engine, so that a missing file costs no wait.
     """
     from topd_ray.engines.open import open_generation
     from topd_ray.evaluation.harness.model import EngineModel, LastingEngine
@@ -133,7 +136,7 @@ def _ask(
     report = make_report(
         answered, model=subject.name, backend=subject.engine.backend, seed=sampling.seed
     )
-    return report, [row for one in answered for row in one.samples]
+    return report, list(chain.from_iterable(task.samples for task in answered))
 
 
 def _subject(path: Path, backend: str | None) -> _Subject:
@@ -147,12 +150,12 @@ def _subject(path: Path, backend: str | None) -> _Subject:
         )
     folder, config = RunFolder.existing(path)
     check_folder(folder.export, role=f"the model that run {path} trained")
-    engine, held_out = config.rollout.engine, config.evaluation
+    engine = config.rollout.engine
+    held_out = config.evaluation
     return _Subject(
         name=str(path),
         model=folder.export,
-        # The context is sized by what is asked, which a run of its own need not have
-        # foreseen.
+        # These problems may be longer than the run's own, so its limit does not bind.
         engine=engine.model_copy(
             update={"backend": backend or engine.backend, "max_model_len": None}
         ),
@@ -163,7 +166,7 @@ def _subject(path: Path, backend: str | None) -> _Subject:
 
 
 def _default_engine(folder: Path) -> EngineConfig:
-    """A model of its own has no config: as it was stored, compiled where that pays."""
+    """Return the engine of a model without a run: its stored type, compiled on GPU."""
     import torch
 
     return EngineConfig(
@@ -175,7 +178,7 @@ def _default_engine(folder: Path) -> EngineConfig:
 def _tasks(
     subject: _Subject, tasks: Sequence[str], problems: Path | None, data: Path | None
 ) -> tuple[tuple[str, ...], Path | None]:
-    """The tasks, and the file that the one task's problems are in, if it is a file."""
+    """Return the tasks, and the file of the one task's problems if there is one."""
     if problems is not None:
         if tasks or data is not None:
             raise UserError(
@@ -187,13 +190,13 @@ def _tasks(
         return ("problems",), subject.problems
     if not tasks:
         raise UserError(
-            f"{subject.name}: what to ask is missing; give --task (e.g. aime24), or"
+            f"{subject.name}: no task is given; give --task (e.g. aime24), or"
             " --problems with a file of problems and answers"
         )
     if data is not None and len(tasks) > 1:
         raise UserError(
-            f"--data {data}: holds the problems of one task, but {len(tasks)} are asked"
-            f" ({', '.join(tasks)}); ask them one by one"
+            f"--data {data}: holds the problems of one task, but {len(tasks)} are given"
+            f" ({', '.join(tasks)}); evaluate them one by one"
         )
     return tuple(tasks), data
 
@@ -211,9 +214,7 @@ def _source(task: str, data: Path | None) -> _Source:
 
 
 def _local_rows(task: str, path: Path) -> list[dict[str, Any]]:
-    """Problems of a local file: in our prompt format, or with a benchmark's own
-    columns.
-    """
+    """Return the problems of a file in our prompt format, or a benchmark's columns."""
     from topd_ray.evaluation.harness.problems import as_problem
 
     rows = list(read_rows(path))

@@ -1,6 +1,4 @@
-"""`topd generate`: the teacher answers the prompts of a config, for off-policy KD
-(stage 1).
-"""
+"""`topd generate`: the teacher answers a config's prompts, for off-policy KD."""
 
 import json
 import os
@@ -24,20 +22,20 @@ from topd_ray.prompts import PromptRecord, read_records, tokenize_records
 from topd_ray.seeds import derive_seed
 
 _ROUNDS = 8
-"""Of `max_num_seqs` requests in a chunk: enough to hide the wait for a chunk's last
-response.
+"""A chunk holds so many times `max_num_seqs` requests. More would only delay the first
+row; fewer would leave the engine half empty while a chunk's last response ends.
 """
 _ROW_START = b'{"prompt_id": '
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerSampling:
-    """How the teacher answers (paper, B.1: 0.6, 0.95, 16384)."""
+    """How the teacher's answers are drawn (paper, B.1: 0.6, 0.95, 16384)."""
 
     temperature: float
     top_p: float
     max_tokens: int
-    """At most; `rollout.max_response_tokens` bounds it too."""
+    """Longest answer; `rollout.max_response_tokens` bounds it too."""
 
 
 def generate(
@@ -48,12 +46,12 @@ def generate(
     num: int | None = None,
     open_engine: Callable[..., GenerationEngine] = open_generation,
 ) -> Counter[str]:
-    """Write a row to `out` (JSONL) as each response is finished; counts of what was
-    done.
+    """Write a row to `out` (JSONL) as each response is finished; return the counts.
 
-    The first `num` prompts are asked (None: all), but none that `out` has already. A
-    response is a function of run.seed, prompt and sampling alone. Raises UserError
-    before a model is loaded.
+    The first `num` prompts (None: all) are answered, but for those that `out` holds
+    already. A response depends on run.seed, prompt and sampling alone, so a run that
+    was interrupted continues as if it had not been. Raises UserError before a model is
+    loaded.
     """
     data = Path(config.prompts.path)
     if out.resolve() == data.resolve():
@@ -77,7 +75,8 @@ def generate(
             seed=config.run.seed,
         )
         requests = [
-            _request(one, sampling, limit, run_seed=config.run.seed) for one in left
+            _request(prompt, sampling, limit, run_seed=config.run.seed)
+            for prompt in left
         ]
         try:
             answers = _in_chunks(
@@ -130,7 +129,7 @@ def _rows(
     *,
     model: str,
 ) -> Iterator[dict[str, Any]]:
-    """What `read_records` reads back, with the name of the `model` that answered."""
+    """Yield rows that `read_records` reads back, with the `model` that answered."""
     tokenizer = load_tokenizer(teacher)
     for answer in answers:
         record = records[answer.request_id]
@@ -150,7 +149,11 @@ def _rows(
 
 
 def _append(out: Path, rows: Iterable[dict[str, Any]], *, total: int) -> Counter[str]:
-    """Each row is whole in the file before the next one is waited for."""
+    """Append the rows to `out` one by one, and return the counts.
+
+    Each row is flushed before the next one is waited for, so an interruption loses the
+    responses under way and no others.
+    """
     counts: Counter[str] = Counter()
     try:
         with out.open("ab") as file, Progress(transient=True) as bar:
@@ -169,11 +172,10 @@ def _append(out: Path, rows: Iterable[dict[str, Any]], *, total: int) -> Counter
 
 
 def _recover(out: Path, *, model: str) -> set[str]:
-    """Ids of the rows in `out`; a last line that an interruption left half-written is
-    removed.
+    """Return the prompt ids of the rows in `out`; remove a half-written last line.
 
-    Raises UserError where the file is anything else, so that nothing of a person's gets
-    lost, and where it cannot be written.
+    Raises UserError where the file holds anything else, so that no file of the user is
+    damaged, and where it cannot be written.
     """
     done: set[str] = set()
     size = 0
@@ -196,7 +198,7 @@ def _recover(out: Path, *, model: str) -> set[str]:
 
 
 def _is_cut(line: bytes) -> bool:
-    """Whether this is the beginning of a row and no more."""
+    """Return whether the line is the beginning of a row and was cut after it."""
     if line[: len(_ROW_START)] != _ROW_START[: len(line)]:
         return False
     try:

@@ -1,4 +1,4 @@
-"""What the teacher reads before the response: forms, chat template, budget."""
+"""Write the prompt that a teacher reads: its form, the chat template, the budget."""
 
 from topd_ray.contexts.build import DoesNotFitError, TeacherPrompts
 from topd_ray.contexts.chat import Turns, chat_ids, load_tokenizer

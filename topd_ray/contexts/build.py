@@ -1,6 +1,4 @@
-"""Problem, reference solution and attempt -> a teacher's prompt that keeps to its
-budget.
-"""
+"""Build a teacher's prompt from problem, reference and attempt, within a budget."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,14 +13,13 @@ from topd_ray.messages import Ints, Prompt
 
 
 class DoesNotFitError(UserError):
-    """A teacher's prompt is over its budget even with nothing of reference and attempt
-    left.
-    """
+    """A teacher's prompt exceeds its budget even without reference and attempt."""
 
 
 class TeacherPrompts:
-    """Writes prompts for a teacher with a context of its own, with the teacher's
-    tokenizer.
+    """Writes the prompts of a teacher that sees more than the student's prompt.
+
+    Prompts are token ids of the teacher's own tokenizer.
     """
 
     def __init__(
@@ -34,23 +31,26 @@ class TeacherPrompts:
         max_tokens: int,
         max_reference_tokens: int,
     ) -> None:
-        """`context` is not plain; `max_tokens` is the longest prompt, chat template
-        included.
+        """Load the tokenizer of the teacher in `folder`; `context` is not plain.
+
+        `max_tokens` is the longest prompt, chat template included.
+        `max_reference_tokens` is the longest reference solution inside it.
         """
         self.context = context
         self.needs_reference = "reference" in GAPS[context]
         self.needs_attempt = "attempt" in GAPS[context]
         self._form: str = getattr(forms, context)
-        self._max_tokens, self._max_reference_tokens = max_tokens, max_reference_tokens
+        self._max_tokens = max_tokens
+        self._max_reference_tokens = max_reference_tokens
         self._tokenizer = load_tokenizer(folder)
 
     def build(self, prompt: Prompt, *, attempt: str = "") -> Ints:
-        """Token ids of the teacher's prompt: the earlier turns, then the form as the
-        user's last.
+        """Return the token ids of the teacher's prompt.
 
-        Where it is over the budget, the attempt loses its tail first, all of it if need
-        be, and then the reference does. Raises DoesNotFitError where that is not
-        enough.
+        The prompt holds the earlier turns and then the filled form as the user's last
+        turn. Where it exceeds the budget, the tail of the attempt is cut first, all of
+        it if need be, and then the tail of the reference. Raises DoesNotFitError where
+        that is not enough.
         """
         texts = {
             "problem": prompt.problem,
@@ -77,7 +77,7 @@ class TeacherPrompts:
         return np.array(ids, dtype=np.int32)
 
     def decode(self, response_ids_N: Ints) -> str:
-        """The text of a response, as it goes into a form."""
+        """Return the text of a response, as it goes into a form."""
         text: str = self._tokenizer.decode(
             response_ids_N.tolist(), skip_special_tokens=True
         )
@@ -90,10 +90,14 @@ class TeacherPrompts:
         ids: list[int],
         write: Callable[[], list[int]],
     ) -> list[int]:
-        """Shorten texts[name] until what is written fits, or nothing of it is left."""
+        """Shorten `texts[name]` until the prompt fits or the text is empty.
+
+        `ids` is the prompt before; returns the ids of the prompt after.
+        """
         if len(ids) <= self._max_tokens:
             return ids
-        text, starts = texts[name], self._token_starts(texts[name])
+        text = texts[name]
+        starts = self._token_starts(text)
         keep = len(starts)
         # Tokens may merge across a cut, so the first guess may be a token or two too
         # long.
@@ -108,10 +112,10 @@ class TeacherPrompts:
         return text[: starts[count]] if len(starts) > count else text
 
     def _token_starts(self, text: str) -> list[int]:
-        """Where each token of the text begins, in characters.
+        """Return where each token of the text begins, in characters.
 
-        Tokens that are parts of one character begin where it does, so a cut never
-        splits one.
+        Tokens that are parts of one character begin where the character does, so a cut
+        never splits a character.
         """
         encoded = self._tokenizer(
             text, add_special_tokens=False, return_offsets_mapping=True, verbose=False

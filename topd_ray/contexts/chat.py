@@ -1,4 +1,4 @@
-"""Turns -> token ids, with the tokenizer and the chat template of a model folder."""
+"""Turn a conversation into token ids with a model folder's tokenizer and template."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,8 +11,9 @@ Turns = Iterable[tuple[str, str]]
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The folder's tokenizer; raises UserError where it has none, or no chat
-    template.
+    """Return the folder's tokenizer.
+
+    Raises UserError where the folder has no usable tokenizer or no chat template.
     """
     from transformers import AutoTokenizer
 
@@ -32,9 +33,10 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def chat_ids(tokenizer: Any, turns: Turns, *, prompt_id: str) -> list[int]:
-    """The turns up to where the assistant begins, with thinking off (as the paper).
+    """Return the ids of the turns, up to where the assistant's next turn begins.
 
-    Raises UserError where the template refuses them.
+    The template's thinking mode is off, as in the paper. Raises UserError where the
+    template refuses the turns; `prompt_id` names them in the error.
     """
     from jinja2 import TemplateError
 

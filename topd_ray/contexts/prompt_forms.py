@@ -1,8 +1,9 @@
-"""What a teacher with a context of its own is asked: one text a context, with gaps to
-fill.
+"""Load and fill prompt forms: the texts in which a teacher is asked.
 
-A gap is `{problem}`, `{reference}` or `{attempt}`. A file of forms is YAML with the
-three keys of `Forms`, each a text that has each of its gaps exactly once.
+A form is a text with gaps: `{problem}`, `{reference}`, `{attempt}`. There is one form
+for each context in which the teacher sees more than the student's prompt. A file of
+forms is YAML with the three keys of `Forms`; each text has each of its gaps exactly
+once.
 """
 
 import re
@@ -25,8 +26,9 @@ _GAP = re.compile(r"\{(\w+)\}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forms:
-    """The text of each context but the plain one (TRD's four prompts are these and none
-    at all).
+    """The form of each context; the plain context (the problem alone) needs none.
+
+    Example: `refine="{problem} Correct this: {attempt}"`.
     """
 
     reference: str
@@ -38,8 +40,9 @@ BUILT_IN = {"math": Forms(**MATH), "code": Forms(**CODE)}
 
 
 def load_forms(name: str) -> Forms:
-    """`math`, `code`, or the YAML file `name`. Raises UserError naming file, key and
-    gap.
+    """Return the built-in forms `math` or `code`, or those of the YAML file `name`.
+
+    Raises UserError that names the file, the key and the gap.
     """
     if name in BUILT_IN:
         return BUILT_IN[name]
@@ -47,9 +50,8 @@ def load_forms(name: str) -> Forms:
 
 
 def render(form: str, **texts: str) -> str:
-    """The form with its gaps filled, in one pass: what the texts hold is never taken
-    for a gap.
-    """
+    """Return the form with its gaps filled."""
+    # One pass: a solution may hold "{problem}" itself, and must come through as it is.
     return _GAP.sub(lambda gap: texts[gap[1]], form)
 
 

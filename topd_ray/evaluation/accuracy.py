@@ -1,4 +1,4 @@
-"""Share of held-out problems answered right, with its interval."""
+"""The share of held-out problems answered right, with its confidence interval."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,10 @@ _Z = 1.959964  # two-sided 95 %
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accuracy:
-    """Counts over problems; counts of disjoint sets add up."""
+    """Counts over problems; the counts of disjoint sets of problems add up.
+
+    Example: 30 of 100 right is `share` 0.30 and `interval` (0.22, 0.40).
+    """
 
     num_problems: int = 0
     num_correct: int = 0
@@ -26,12 +29,12 @@ class Accuracy:
 
     @property
     def share(self) -> float:
-        """Correct / asked; nan when none was asked."""
+        """Return correct / problems; nan where there are no problems."""
         return self.num_correct / self.num_problems if self.num_problems else math.nan
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson score interval of the share at 95 %."""
+        """Return the Wilson score interval of the share at 95 %."""
         n = self.num_problems
         if n == 0:
             return (math.nan, math.nan)

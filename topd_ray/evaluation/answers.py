@@ -1,4 +1,4 @@
-r"""Answers in \boxed{}: found in a response, and compared as mathematics."""
+r"""Find the answer in \boxed{} in a response; compare two answers as mathematics."""
 
 import logging
 import multiprocessing
@@ -21,8 +21,9 @@ logger = logging.getLogger(__name__)
 
 
 def extract_boxed(text: str) -> str | None:
-    r"""Content of the last complete \boxed{...}, its inner braces balanced; None
-    without one.
+    r"""Return the content of the last complete \boxed{...}; None without one.
+
+    Inner braces are balanced; escaped braces are text.
     """
     open_braces: list[re.Match[str]] = []
     last: tuple[int, int] | None = None
@@ -39,8 +40,9 @@ def extract_boxed(text: str) -> str | None:
 
 
 def same_answer(predicted: str | None, truth: str) -> bool:
-    """Whether two answers are the same text or, to math-verify, the same
-    mathematics.
+    """Return whether two answers are the same text or the same mathematics.
+
+    math-verify decides what is the same mathematics; `predicted` None is never right.
     """
     if predicted is None:
         return False
@@ -59,11 +61,11 @@ def _is_word(text: str) -> bool:
 
 
 class _Comparer:
-    r"""math-verify in a process of its own.
+    r"""Runs math-verify in a separate process that can be killed.
 
     Some answers (`9^{9^9}`, `99999999!`) keep sympy busy for ever, inside C code that
-    no signal interrupts and that aborts the process when memory runs out; only a kill
-    helps. A comparison that must be killed is no match, and is logged.
+    no signal interrupts and that aborts the process when memory runs out. Only a kill
+    helps. A comparison that had to be killed is no match, and is logged.
     """
 
     def __init__(self) -> None:
@@ -95,9 +97,8 @@ class _Comparer:
         ):
             return self._pipe
         self._stop()
-        context = multiprocessing.get_context(
-            "spawn"
-        )  # forking a process with threads may hang
+        # Forking a process that has threads (an engine's, Ray's) may hang.
+        context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(
             target=_compare_for_ever, args=(theirs,), daemon=True
@@ -125,23 +126,22 @@ class _Comparer:
             self._process.close()
         if self._pipe is not None:
             self._pipe.close()
-        self._process, self._pipe = None, None
+        self._process = None
+        self._pipe = None
 
 
 def _compare_for_ever(pipe: Connection) -> None:
-    """Body of the comparing process: pairs of answers in, verdicts out, until the pipe
-    closes.
-    """
+    """Answer pairs with verdicts until the pipe closes: the comparing process."""
     import resource
     import signal
 
     from math_verify import parse, verify
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits
+    # Ctrl-C reaches the whole process group; the process that waits here handles it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
-    logging.getLogger("math_verify").setLevel(
-        logging.ERROR
-    )  # it warns that its timeouts are off
+    # It would warn at every comparison that its timeouts are off.
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
     pipe.send("ready")
     while True:
         try:

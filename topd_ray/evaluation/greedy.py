@@ -1,4 +1,4 @@
-"""Problems -> Accuracy, through any generation engine."""
+"""Grade a model's greedy answers to held-out problems, on any generation engine."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,22 +16,25 @@ def greedy_accuracy(
     folder: Path,
     max_tokens: int,
 ) -> Accuracy:
-    """Greedy responses, decoded with the tokenizer in `folder`, compared with each
-    answer.
+    """Return the accuracy of the engine's greedy responses to the problems.
+
+    Responses of at most `max_tokens` tokens are decoded with the tokenizer in `folder`.
+    A response is right where its last \\boxed{...} equals the problem's answer.
     """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(
         folder, local_files_only=True, trust_remote_code=False
     )
-    answers = _answers(engine, problems, max_tokens)
+    responses = _greedy_responses(engine, problems, max_tokens)
     texts = tokenizer.batch_decode(
-        [answer.token_ids_N.tolist() for answer in answers], skip_special_tokens=True
+        [response.token_ids_N.tolist() for response in responses],
+        skip_special_tokens=True,
     )
-    return _grade(problems, answers, texts)
+    return _grade(problems, responses, texts)
 
 
-def _answers(
+def _greedy_responses(
     engine: GenerationEngine, problems: Sequence[Prompt], max_tokens: int
 ) -> list[Generation]:
     requests = [
@@ -46,14 +49,14 @@ def _answers(
         )
         for problem in problems
     ]
-    by_id = {answer.request_id: answer for answer in engine.generate(requests)}
+    by_id = {response.request_id: response for response in engine.generate(requests)}
     return [by_id[problem.prompt_id] for problem in problems]
 
 
 def _grade(
-    problems: Sequence[Prompt], answers: Sequence[Generation], texts: Sequence[str]
+    problems: Sequence[Prompt], responses: Sequence[Generation], texts: Sequence[str]
 ) -> Accuracy:
-    """Compare each response's last \\boxed{...} with its problem's answer."""
+    """Count the right, the truncated and all tokens."""
     right = [
         problem.answer is not None and same_answer(extract_boxed(text), problem.answer)
         for problem, text in zip(problems, texts, strict=True)
@@ -61,6 +64,6 @@ def _grade(
     return Accuracy(
         num_problems=len(problems),
         num_correct=sum(right),
-        num_truncated=sum(answer.finish_reason == "length" for answer in answers),
-        num_tokens=sum(len(answer.token_ids_N) for answer in answers),
+        num_truncated=sum(response.finish_reason == "length" for response in responses),
+        num_tokens=sum(len(response.token_ids_N) for response in responses),
     )

@@ -1,15 +1,14 @@
-"""A small world for distillation: arithmetic modulo 10 in words, a teacher, careless
-students.
+"""A small world for distillation: problems, a teacher and careless students.
 
-Both phenomena of the TOPD paper exist in it. *Surface forms* (so / hence, gives /
-equals) differ strongly between teacher and student and change nothing; *reasoning
-forks* change all that follows. Students are unsure at some forks (brackets), mostly
+The problems are arithmetic modulo 10, in words. Both phenomena of the TOPD paper exist.
+*Surface forms* (so / hence, gives / equals) differ strongly between teacher and student
+and change nothing; *reasoning forks* change all that follows. Students are unsure at some forks (brackets), mostly
 wrong at others (precedence) and sure of themselves at one kind (a *misconception*).
 Under the forms of forms.yaml the teacher corrects an attempt, and a student solves with
 care what a reference solution shows. Problems fall into three splits: train, dev for
 every choice, heldout for the report alone.
 
-The finished world lies in `SHIPPED_WORLD`; `build_world` makes another.
+The finished world is in `SHIPPED_WORLD`; `build_world` makes another.
 """
 
 from topd_ray.toy.build import build_world

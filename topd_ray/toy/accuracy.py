@@ -1,4 +1,4 @@
-"""How many problems a model gets right when it decodes greedily."""
+"""Measure how many problems a model solves when it decodes greedily."""
 
 import re
 from collections.abc import Sequence
@@ -10,33 +10,33 @@ from topd_ray.toy.examples import UserMessage, prompt_ids
 from topd_ray.toy.problems import solve_value
 
 MAX_RESPONSE_TOKENS = 160
-_TOGETHER = 250
+_BATCH = 250
 _BOXED = re.compile(r"\\boxed\{\s*(\d)\s*\}")
 
 
 def solved_greedily(
     model: Qwen3ForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    asked: Sequence[UserMessage],
+    messages: Sequence[UserMessage],
 ) -> list[bool]:
-    """Whether the boxed answer to each user message is right, in order."""
+    """Return whether the boxed answer to each user message is right, in order."""
     solved: list[bool] = []
-    for start in range(0, len(asked), _TOGETHER):
-        together = asked[start : start + _TOGETHER]
+    for start in range(0, len(messages), _BATCH):
+        batch = messages[start : start + _BATCH]
         responses = _greedy_responses(
-            model, tokenizer, [one.message for one in together]
+            model, tokenizer, [message.text for message in batch]
         )
         solved += [
-            boxed_answer(response) == solve_value(one.expression)
-            for response, one in zip(responses, together, strict=True)
+            boxed_answer(response) == solve_value(message.expression)
+            for response, message in zip(responses, batch, strict=True)
         ]
     return solved
 
 
 def boxed_answer(response: str) -> int | None:
-    """The last boxed digit of a response, or None."""
-    found = _BOXED.findall(response)
-    return int(found[-1]) if found else None
+    """Return the last boxed digit of a response, or None."""
+    digits = _BOXED.findall(response)
+    return int(digits[-1]) if digits else None
 
 
 def _greedy_responses(
@@ -44,7 +44,7 @@ def _greedy_responses(
     tokenizer: PreTrainedTokenizerFast,
     user_messages: Sequence[str],
 ) -> list[str]:
-    """Decoded responses without special tokens, in order."""
+    """Return the decoded responses without special tokens, in order."""
     prompts = [prompt_ids(message, tokenizer) for message in user_messages]
     padded = tokenizer.pad({"input_ids": prompts}, return_tensors="pt")
     with torch.inference_mode():

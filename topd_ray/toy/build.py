@@ -1,6 +1,4 @@
-"""WorldRecipe -> world directory: problems, prompt forms, teacher and students,
-checksummed.
-"""
+"""Build a world directory from a recipe: problems, forms, models, checksums."""
 
 import json
 import logging
@@ -39,11 +37,10 @@ log = logging.getLogger(__name__)
 def build_world(
     directory: Path, *, seed: int = 0, recipe: WorldRecipe | None = None
 ) -> None:
-    """Make every file of a world and move them to `directory` at once, replacing what
-    is there.
+    """Make every file of a world, then replace `directory` in one move.
 
-    Takes about half an hour on one core. Raises UserError if `directory` holds
-    something else than a world.
+    Takes about half an hour on one core. Raises UserError if `directory` holds anything
+    other than a world.
     """
     recipe = recipe or WorldRecipe()
     _refuse_to_replace_anything_but_a_world(directory)
@@ -97,7 +94,7 @@ def _fill(directory: Path, seed: int, recipe: WorldRecipe) -> None:
 
 
 def _speakers(recipe: WorldRecipe) -> list[tuple[str, ModelRecipe]]:
-    """Directory and recipe of every model of a world."""
+    """Return the directory and the recipe of every model of a world."""
     students = [
         "student",
         *(f"student-{number}" for number in range(1, recipe.num_students)),
@@ -135,17 +132,18 @@ def _share_solved(
     form: Form,
     expressions: list[Expression],
 ) -> dict[str, float]:
-    """Greedy accuracy under one form; where attempts are shown, also that on wrong
-    attempts.
+    """Return the greedy accuracy under one form, by name.
+
+    Where the form shows an attempt, also the accuracy on wrong attempts.
     """
     rng = Random(derive_seed(seed, form, "attempts"))
-    asked = [
+    messages = [
         draw_user_message(expression, form, recipe, rng) for expression in expressions
     ]
-    solved = solved_greedily(model, tokenizer, asked)
+    solved = solved_greedily(model, tokenizer, messages)
     shares: dict[str, float] = {form: mean(solved)}
     if "{attempt}" in FORMS.get(form, ""):
-        wrong = [one.attempt.took_wrong_fork for one in asked]
+        wrong = [message.attempt.took_wrong_fork for message in messages]
         shares[f"{form}, attempt wrong"] = mean(compress(solved, wrong))
     return {name: round(share, 4) for name, share in shares.items()}
 
@@ -153,7 +151,7 @@ def _share_solved(
 def _draw_problems(
     seed: int, recipe: WorldRecipe, split: Split, count: int
 ) -> list[Expression]:
-    """`count` distinct problems of one split."""
+    """Return `count` distinct problems of one split."""
     rng = Random(derive_seed(seed, f"{split} problems"))
     return list(islice(distinct_expressions(rng, recipe.shape, split), count))
 
@@ -161,8 +159,9 @@ def _draw_problems(
 def _write_problems(
     path: Path, split: Split, expressions: list[Expression], seed: int
 ) -> None:
-    """One prompt a line, with its right answer and a careful solution in the teacher's
-    words.
+    """Write one prompt a line, with its answer and a reference solution.
+
+    The reference is a careful solution in the teacher's words.
     """
     rng = Random(derive_seed(seed, f"{split} references"))
     prefix = "toy" if split == "train" else f"toy-{split}"
@@ -181,7 +180,7 @@ def _write_problems(
 
 
 def _refuse_to_replace_anything_but_a_world(directory: Path) -> None:
-    """UserError where a build would delete files that are not its own."""
+    """Raise UserError where a build would delete files that no build has written."""
     if not directory.exists():
         return
     is_world = (directory / RECIPE_FILE).is_file()

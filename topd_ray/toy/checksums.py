@@ -1,4 +1,4 @@
-"""Whether a world directory still holds what its build wrote; loads no torch."""
+"""Verify that a world directory holds what its build wrote; loads no torch."""
 
 import hashlib
 import json
@@ -11,8 +11,9 @@ SHIPPED_WORLD = Path(__file__).parent / "world"
 
 
 def verify_world(directory: Path) -> None:
-    """Compare every file with the checksums in recipe.json; UserError names the first
-    mismatch.
+    """Compare every file with its checksum in recipe.json.
+
+    Raises UserError that names the first file that differs, is missing or is extra.
     """
     recipe_path = directory / RECIPE_FILE
     if not recipe_path.is_file():
@@ -20,18 +21,18 @@ def verify_world(directory: Path) -> None:
             f"{directory} is no toy world: {RECIPE_FILE} is missing; build it again"
         )
     expected: dict[str, str] = json.loads(recipe_path.read_text())["sha256"]
-    found = checksums(directory)
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
+    actual = checksums(directory)
+    for name in sorted(expected.keys() | actual.keys()):
+        if expected.get(name) != actual.get(name):
             raise UserError(
-                f"{directory / name}: sha256 is {found.get(name, 'that of no file')},"
+                f"{directory / name}: sha256 is {actual.get(name, 'that of no file')},"
                 f" recipe.json says {expected.get(name, 'nothing of it')}; restore the"
                 " file or build again"
             )
 
 
 def checksums(directory: Path) -> dict[str, str]:
-    """sha256 of every file but recipe.json, by its path inside the world."""
+    """Return the sha256 of every file but recipe.json, by its path in the world."""
     return {
         path.relative_to(directory).as_posix(): (
             hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,6 +1,4 @@
-"""Random Expressions, and which of three splits each belongs to: train, dev or held
-out.
-"""
+"""Draw random expressions, and put each into one of three splits by its hash."""
 
 import hashlib
 from collections.abc import Iterator
@@ -15,23 +13,21 @@ Split = Literal["train", "dev", "heldout"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProblemShape:
-    """Which expressions are drawn."""
+    """The distribution of the expressions that are drawn."""
 
     min_operands: int = 4
     max_operands: int = 6
     bracket_probability: float = 0.7
-    """Chance of a first pair of brackets; a second pair has the same chance again, if
-    it fits.
-    """
+    """Probability of a first pair of brackets, and again of a second if it fits."""
     operator_weights: tuple[float, float, float] = (0.25, 0.35, 0.4)
-    """For + - *."""
+    """Relative frequencies of + - *."""
 
 
 def sample_expression(rng: Random, shape: ProblemShape) -> Expression:
-    """An expression on which a careless reader has at least one chance to go wrong.
+    """Return an expression on which a careless reader has at least one wrong fork.
 
-    Where his misconception is at work it does harm, so that he can be sure of himself
-    there without knowing what the expression is worth.
+    Wherever the misconception applies, it changes the answer. So a student can learn to
+    be sure of it without knowing what the expression is worth.
     """
     while True:
         expression = _any_expression(rng, shape)
@@ -40,9 +36,7 @@ def sample_expression(rng: Random, shape: ProblemShape) -> Expression:
 
 
 def split_of(expression: Expression) -> Split:
-    """The split that a hash of the expression puts it in; models train on "train"
-    alone.
-    """
+    """Return the split of an expression, by a hash; models train on "train" alone."""
     sixteenth = hashlib.sha256(" ".join(expression).encode()).digest()[0] % 16
     if sixteenth < 2:
         return "heldout"
@@ -52,7 +46,7 @@ def split_of(expression: Expression) -> Split:
 def distinct_expressions(
     rng: Random, shape: ProblemShape, split: Split
 ) -> Iterator[Expression]:
-    """Expressions of one split without repetition, for ever."""
+    """Yield expressions of one split without repetition or end."""
     seen: set[Expression] = set()
     while True:
         expression = sample_expression(rng, shape)
@@ -62,9 +56,7 @@ def distinct_expressions(
 
 
 def _any_expression(rng: Random, shape: ProblemShape) -> Expression:
-    """Single-digit operands, random operators, up to two pairs of brackets side by
-    side.
-    """
+    """Return single-digit operands, random operators and up to two bracket pairs."""
     num_operands = rng.randint(shape.min_operands, shape.max_operands)
     operands = [str(rng.randint(1, 9)) for _ in range(num_operands)]
     operators = rng.choices(
@@ -83,8 +75,9 @@ def _any_expression(rng: Random, shape: ProblemShape) -> Expression:
 def _bracket_spans(
     rng: Random, num_operands: int, probability: float
 ) -> list[tuple[int, int]]:
-    """First and last operand of each pair of brackets, never around the whole
-    expression.
+    """Return the first and last operand of each pair of brackets.
+
+    The pairs stand side by side; none is around the whole expression.
     """
     spans: list[tuple[int, int]] = []
     start = 0

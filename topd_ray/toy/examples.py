@@ -1,6 +1,4 @@
-"""Expression and prompt form -> prompt and the response to learn, as token ids and
-labels.
-"""
+"""Make training examples: a prompt under a form and the response to learn."""
 
 from dataclasses import dataclass
 from random import Random
@@ -24,32 +22,28 @@ IGNORED = -100  # a label that cross_entropy skips
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserMessage:
-    """A user message, and what went into it."""
+    """A user message, and what it was made from."""
 
     expression: Expression
-    message: str
+    text: str
     attempt: Solution
-    """Drawn for every form, whether or not the form shows it."""
+    """A solution that may be wrong; drawn even where the form does not show it."""
     attempt_surface: Surface
 
 
 def draw_user_message(
     expression: Expression, form: Form, recipe: WorldRecipe, rng: Random
 ) -> UserMessage:
-    """A user message of this form, with a fresh reference solution and a fresh
-    attempt.
-    """
+    """Draw a user message of this form, with a fresh reference and a fresh attempt."""
     reference = worked_solution(solve(expression), TEACHER_WORDING, rng)
     attempt = solve_carelessly(expression, rng, recipe.attempts.slips)
     like_teacher = rng.random() < recipe.teacher_words_share
     wording = TEACHER_WORDING if like_teacher else recipe.attempts.wording
     surface = draw_surface(rng, wording, len(attempt.steps))
     said = " ".join(spoken_words(attempt, surface)[0])
-    message = user_message(
-        form, question(expression), reference=reference, attempt=said
-    )
+    text = user_message(form, question(expression), reference=reference, attempt=said)
     return UserMessage(
-        expression=expression, message=message, attempt=attempt, attempt_surface=surface
+        expression=expression, text=text, attempt=attempt, attempt_surface=surface
     )
 
 
@@ -61,15 +55,15 @@ def labelled_example(
     tokenizer: PreTrainedTokenizerFast,
     rng: Random,
 ) -> tuple[list[int], list[int]]:
-    """Token ids of prompt and response, and labels that leave out what is not to be
-    learnt.
+    """Return token ids of prompt and response, and the labels to learn from.
 
-    A rewritten attempt keeps the attempt's surface forms step by step: every solution
-    of an expression has as many steps as the expression has operators.
+    Labels are IGNORED for the prompt, and for wrong forks that `speaker` is not to
+    learn. A rewritten attempt keeps the attempt's surface forms step by step, which
+    works because every solution has one step for each operator.
     """
-    asked = draw_user_message(expression, form, recipe, rng)
+    message = draw_user_message(expression, form, recipe, rng)
     solution = solve(expression)
-    surface = asked.attempt_surface
+    surface = message.attempt_surface
     if form == "plain":
         solution = solve_carelessly(expression, rng, speaker.manner.slips)
     if form in ("plain", "reference"):
@@ -78,12 +72,13 @@ def labelled_example(
     response: list[int] = tokenizer.convert_tokens_to_ids(words)
     unlearnt = frozenset[int]() if speaker.learns_to_slip else wrong_turns
     labels = [IGNORED if at in unlearnt else token for at, token in enumerate(response)]
-    prompt, end = prompt_ids(asked.message, tokenizer), tokenizer.eos_token_id
+    prompt = prompt_ids(message.text, tokenizer)
+    end = tokenizer.eos_token_id
     return [*prompt, *response, end], [IGNORED] * len(prompt) + [*labels, end]
 
 
 def prompt_ids(message: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """A user message in its chat template, up to where the assistant speaks."""
+    """Return a user message in its chat template, up to the assistant's turn."""
     ids: list[int] = tokenizer.apply_chat_template(
         [{"role": "user", "content": message}],
         add_generation_prompt=True,

@@ -1,5 +1,4 @@
-"""Expression -> Solution: arithmetic modulo 10, solved with care or by a careless
-reader.
+"""Solve arithmetic modulo 10, with care or as a careless reader does.
 
 An expression is a tuple of tokens such as ``("3", "*", "(", "2", "-", "5", ")")``;
 brackets never nest. A solution reduces one operator a step and rewrites the whole
@@ -21,55 +20,52 @@ OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slips:
-    """How often a careless reader takes a wrong fork, by what misleads him there."""
+    """Probabilities that a careless reader takes a wrong fork, by what misleads him."""
 
     brackets: float
-    """Probability where brackets stand to the right and he should have begun inside
-    them.
-    """
+    """Probability where the careful solver begins in brackets further to the right."""
     precedence: float
-    """Probability where only a product should have come first."""
+    """Probability where only a product should come first."""
     misconception: float
-    """Probability where the expression begins like a - b * c, whatever else stands in
-    it.
-    """
+    """Probability where the expression begins with a - b * c."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reduction:
-    """One reduction: the sub-expression taken, its value, and the expression it
-    leaves.
+    """One step of a solution: a sub-expression is replaced by its value.
+
+    Example: in 3 + 4 * 7 the careful solver takes 4 * 7, whose value 8 leaves 3 + 8.
     """
 
     taken: Expression
     due: Expression
-    """What a careful solver takes here."""
+    """The sub-expression that a careful solver takes here."""
     value: int
     leaves: Expression
     wrong_fork: bool
-    """Whether this choice changed what the whole expression is worth."""
+    """Whether this choice changed the value of the whole expression."""
 
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """An expression and the steps that were taken down to a single digit."""
+    """An expression and the steps that reduce it to a single digit."""
 
     expression: Expression
     steps: tuple[Reduction, ...]
 
     @property
     def answer(self) -> int:
-        """The digit this solution ends in, right or wrong."""
+        """Return the digit that this solution ends with, right or wrong."""
         return int(self.steps[-1].leaves[0])
 
     @property
     def took_wrong_fork(self) -> bool:
-        """Whether any step went wrong."""
+        """Return whether any step is a wrong fork."""
         return any(step.wrong_fork for step in self.steps)
 
 
 def solve(expression: Expression) -> Solution:
-    """The careful solution: brackets first, then products, then left to right."""
+    """Return the careful solution: brackets, then products, then left to right."""
     steps = []
     current = expression
     while len(current) > 1:
@@ -84,12 +80,13 @@ def solve(expression: Expression) -> Solution:
 
 
 def solve_carelessly(expression: Expression, rng: Random, slips: Slips) -> Solution:
-    """A solution that reads from the left, blind to precedence and brackets, where it
-    slips.
+    """Return a solution that sometimes slips.
 
-    Brackets and precedence mislead only where that does harm; the misconception always.
-    No slip repairs an earlier one by luck: the answer is wrong exactly when a wrong
-    fork was taken.
+    A slip takes the leftmost operator, without regard to precedence and brackets. It
+    happens with the probabilities in `slips`, drawn from `rng`. Brackets and precedence
+    mislead only where that changes the answer; the misconception misleads always. No
+    slip repairs an earlier one: the answer is wrong exactly when a wrong fork was
+    taken.
     """
     right_answer = solve_value(expression)
     steps = []
@@ -116,14 +113,14 @@ def solve_carelessly(expression: Expression, rng: Random, slips: Slips) -> Solut
 
 
 def solve_value(expression: Expression) -> int:
-    """What an expression is worth modulo 10."""
+    """Return the value of an expression modulo 10."""
     while len(expression) > 1:
         _, _, expression = _reduce(expression, _due_operator(expression))
     return int(expression[0])
 
 
 def has_fork(expression: Expression) -> bool:
-    """Whether reading from the left does harm at any step of the careful solution."""
+    """Return whether the leftmost operator is a wrong fork at any careful step."""
     worth = solve_value(expression)
     while len(expression) > 1:
         _, _, careless = _reduce(expression, _first_operator(expression))
@@ -134,16 +131,15 @@ def has_fork(expression: Expression) -> bool:
 
 
 def is_misconceived(expression: Expression) -> bool:
-    """Whether the first operator is a minus and a product follows at once: a - b *
-    c.
-    """
+    """Return whether the expression begins with a - b * c, the misconception."""
     first = _first_operator(expression)
     return expression[first] == "-" and expression[first + 2 : first + 3] == ("*",)
 
 
 def misconception_harms(expression: Expression) -> bool:
-    """Whether acting on the misconception spoils the answer wherever a careful solver
-    meets it.
+    """Return whether the misconception changes the answer at every careful step.
+
+    Steps where it does not apply do not count.
     """
     worth = solve_value(expression)
     while len(expression) > 1:
@@ -156,17 +152,19 @@ def misconception_harms(expression: Expression) -> bool:
 
 
 def _slip_probability(expression: Expression, slips: Slips) -> float:
-    """Brackets mislead only a reader who begins in front of them."""
+    """Return the probability of a slip here, by what misleads the reader."""
     if is_misconceived(expression):
         return slips.misconception
+    # Brackets mislead only a reader who begins before them.
     before_first_operator = expression[: _first_operator(expression)]
     begins_before_brackets = "(" in expression and "(" not in before_first_operator
     return slips.brackets if begins_before_brackets else slips.precedence
 
 
 def _due_operator(expression: Expression) -> int:
-    """Where a careful solver reduces next."""
-    start, stop = 0, len(expression)
+    """Return the index of the operator that a careful solver applies next."""
+    start = 0
+    stop = len(expression)
     if "(" in expression:
         start = expression.index("(") + 1
         stop = expression.index(")")
@@ -175,17 +173,14 @@ def _due_operator(expression: Expression) -> int:
 
 
 def _first_operator(expression: Expression) -> int:
-    """Where a careless reader reduces next: the leftmost operator, whatever surrounds
-    it.
-    """
+    """Return the index of the leftmost operator, where a careless reader begins."""
     return next(index for index, token in enumerate(expression) if token in OPERATORS)
 
 
 def _reduce(expression: Expression, at: int) -> tuple[Expression, int, Expression]:
-    """(sub-expression taken, its value, expression left) when the operator at `at` is
-    applied.
+    """Apply the operator at `at`; return what was taken, its value, and what is left.
 
-    Reaching over an opening bracket drops that pair of brackets.
+    An operator in front of an opening bracket drops that pair of brackets.
     """
     if expression[at + 1] == "(":
         closing = expression.index(")", at)
@@ -196,7 +191,9 @@ def _reduce(expression: Expression, at: int) -> tuple[Expression, int, Expressio
         )
     taken = expression[at - 1 : at + 2]
     value = OPERATORS[taken[1]](int(taken[0]), int(taken[2])) % MODULUS
-    before, behind = expression[: at - 1], expression[at + 2 :]
+    before = expression[: at - 1]
+    behind = expression[at + 2 :]
     if before[-1:] == ("(",) and behind[:1] == (")",):
-        before, behind = before[:-1], behind[1:]
+        before = before[:-1]
+        behind = behind[1:]
     return taken, value, (*before, str(value), *behind)

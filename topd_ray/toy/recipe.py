@@ -1,4 +1,4 @@
-"""Every number that goes into a world."""
+"""The recipe of a world: every number that goes into it."""
 
 from dataclasses import dataclass, field
 
@@ -10,7 +10,7 @@ from topd_ray.toy.wording import STUDENT_WORDING, TEACHER_WORDING, Wording
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manner:
-    """How someone works problems out."""
+    """How a model words its solutions, and how often they are wrong."""
 
     wording: Wording
     slips: Slips
@@ -33,37 +33,35 @@ class Lesson:
 
     form: Form
     share: float
-    """Of the batches; a model's shares add up to one."""
+    """Share of the batches; a model's shares add up to one."""
     batch: int
-    """Solutions a step: fewer where prompts are long, so that steps take about equally
-    long.
-    """
+    """Solutions in a batch; fewer where prompts are long, so steps take as long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRecipe:
-    """One Qwen3 model and its supervised training on solutions of its own kind."""
+    """One Qwen3 model and its supervised training on solutions in its manner."""
 
     layers: int
     hidden: int
     heads: int
-    """Of 32 dimensions each, without sharing of keys and values."""
+    """Attention heads of 32 dimensions; keys and values are not shared."""
     feed_forward: int
     tied_embeddings: bool
     manner: Manner
-    """Of the solutions to plain prompts; under every other form they are careful."""
+    """Manner of solutions to plain prompts; under other forms they are careful."""
     learns_to_slip: bool
-    """Whether the word that turns into a wrong fork is trained on; what follows it
-    always is.
+    """Whether the word that begins a wrong fork is trained on. The words behind it
+    always are.
     """
     lessons: tuple[Lesson, ...]
     steps: int
     muon_lr: float = 0.02
-    """Peak for the matrices inside the layers."""
+    """Peak learning rate of the matrices inside the layers."""
     adamw_lr: float = 3e-3
-    """Peak for embeddings, output head and norms."""
+    """Peak learning rate of embeddings, output head and norms."""
     warmup_steps: int = 30
-    """Linear; then a cosine to a tenth of the peak."""
+    """Steps of linear warm-up; then a cosine falls to a tenth of the peak."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,13 +79,11 @@ class WorldRecipe:
     num_dev: int = 500
     num_held_out: int = 1000
     num_students: int = 5
-    """Warm starts of one recipe: `student`, `student-1`, and so on."""
+    """Students that are trained from one recipe: `student`, `student-1`, ..."""
     attempts: Manner = STUDENT_MANNER
-    """Of the attempts that stand in prompts."""
+    """Manner of the attempts in prompts."""
     teacher_words_share: float = 0.25
-    """Share of those attempts that are worded as the teacher would: students pick that
-    up.
-    """
+    """Share of those attempts in the teacher's words, which students learn from it."""
     teacher: ModelRecipe = ModelRecipe(
         layers=4,
         hidden=128,

@@ -1,4 +1,4 @@
-"""The world's word-level tokenizer: one id a word, shared by teacher and student."""
+"""Make the world's tokenizer: one id a word, shared by teacher and students."""
 
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import WordLevel
@@ -8,7 +8,10 @@ from transformers import PreTrainedTokenizerFast
 from topd_ray.toy.user_messages import FORM_WORDS
 from topd_ray.toy.wording import CONNECTIVES, LINKS, VERBS
 
-PAD, START, END, UNKNOWN = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|unknown|>"
+PAD = "<|endoftext|>"
+START = "<|im_start|>"
+END = "<|im_end|>"
+UNKNOWN = "<|unknown|>"
 
 _SYMBOLS = [*"0123456789", "10", *"+-*()", *".,?", "\\boxed{", "}"]
 _FIXED_WORDS = (
@@ -24,16 +27,14 @@ CHAT_TEMPLATE = (
 
 
 def vocabulary() -> dict[str, int]:
-    """Every token and its id: special tokens, symbols, then words."""
+    """Return every token and its id: special tokens, symbols, then words."""
     words = [*_FIXED_WORDS.split(), *FORM_WORDS.split(), *CONNECTIVES, *VERBS, *LINKS]
     tokens = dict.fromkeys([PAD, START, END, UNKNOWN, *_SYMBOLS, *words])
     return {token: index for index, token in enumerate(tokens)}
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A fast Hugging Face tokenizer that splits at white space and never merges or
-    cleans up.
-    """
+    """Return a fast tokenizer that splits at white space and never merges."""
     words = Tokenizer(WordLevel(vocabulary(), unk_token=UNKNOWN))
     words.pre_tokenizer = WhitespaceSplit()
     words.add_special_tokens(

@@ -1,4 +1,4 @@
-"""ModelRecipe -> a small Qwen3 taught by cross-entropy on worked solutions.
+"""Train a small Qwen3 by cross-entropy on worked solutions.
 
 Legend: B solutions in a batch, T tokens, V vocabulary.
 """
@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 
 HEAD_DIM = 32
 MAX_POSITIONS = 1024
-_SORTED_TOGETHER = 16  # batches drawn at a time and sorted by length, to pad little
+# Batches that are drawn together and sorted by length, so that little is padding.
+_SORTED_TOGETHER = 16
 _LOG_EVERY_STEPS = 50
 
 Batch = tuple[Tensor, Tensor]  # token ids and labels, (B, T) each
@@ -39,9 +40,7 @@ Batch = tuple[Tensor, Tensor]  # token ids and labels, (B, T) each
 def make_model(
     recipe: ModelRecipe, tokenizer: PreTrainedTokenizerFast
 ) -> Qwen3ForCausalLM:
-    """An untrained model in the shape of the recipe; its weights follow torch's
-    seed.
-    """
+    """Return an untrained model of the recipe's shape; torch's seed decides weights."""
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=recipe.hidden,
@@ -101,8 +100,7 @@ def train(
 
 
 def _optimizers(model: Qwen3ForCausalLM, speaker: ModelRecipe) -> list[Optimizer]:
-    """Muon for the matrices inside the layers, AdamW for embeddings, output head and
-    norms.
+    """Return Muon for the matrices inside the layers, AdamW for all other weights.
 
     AdamW alone needs about four times the steps here.
     """
@@ -118,7 +116,7 @@ def _optimizers(model: Qwen3ForCausalLM, speaker: ModelRecipe) -> list[Optimizer
 
 
 def _lr_factor(step: int, speaker: ModelRecipe) -> float:
-    """Linear warm-up, then a cosine from one to a tenth."""
+    """Return the factor of a step: linear warm-up, then a cosine from 1 to 0.1."""
     if step < speaker.warmup_steps:
         return (step + 1) / speaker.warmup_steps
     progress = (step - speaker.warmup_steps) / max(
@@ -133,7 +131,7 @@ def _batches(
     tokenizer: PreTrainedTokenizerFast,
     rng: Random,
 ) -> Iterator[Batch]:
-    """Batches of solutions under one form and of like length, for ever."""
+    """Yield batches of solutions of one form and of similar length, without end."""
     expressions = distinct_expressions(rng, recipe.shape, "train")
     shares = [lesson.share for lesson in speaker.lessons]
     while True:
@@ -161,8 +159,9 @@ def _batches(
 def _padded(
     examples: list[tuple[list[int], list[int]]], tokenizer: PreTrainedTokenizerFast
 ) -> Batch:
-    """One rectangle; padding stands to the right, where causal attention never looks
-    from.
+    """Return the batch as rectangles, padded on the right.
+
+    Padding there changes nothing: causal attention lets no real token see it.
     """
     width = max(len(ids) for ids, _ in examples)
     pad = tokenizer.pad_token_id

@@ -1,8 +1,7 @@
-"""Problem, reference solution and attempt -> user message, in the few words this world
-knows.
+"""Write user messages under the prompt forms of the toy world, in its few words.
 
-A form is a text with the placeholders {problem}, {reference} and {attempt}; they are
-replaced as plain strings, since a solution holds braces of its own.
+A form is a text with the placeholders {problem}, {reference} and {attempt}. They are
+replaced as plain strings, since a solution contains braces itself.
 """
 
 from typing import Literal
@@ -29,13 +28,13 @@ FORM_WORDS = (
     "here a an reference initial solution : . solve problem in your own words rewrite"
     " it so that correct and keep right"
 )
-"""What the forms say beyond the words of questions and solutions."""
+"""Words of the forms that questions and solutions do not have."""
 
 
 def user_message(
     form: Form, problem: str, *, reference: str = "", attempt: str = ""
 ) -> str:
-    """What the user asks under a form; the plain one is the problem itself."""
+    """Return the user's message under a form; the plain form is the problem itself."""
     if form == "plain":
         return problem
     return (

@@ -1,7 +1,6 @@
-"""Solution -> text: steps worked out in words, with surface forms drawn from a
-speaker's mix.
+"""Write solutions in words, with surface forms drawn from a speaker's mix.
 
-Which connective, verb or link is drawn never bears on what follows; teacher and student
+The drawn connective, verb or link never changes what follows. Teacher and student
 differ strongly in how often they use each.
 """
 
@@ -19,14 +18,14 @@ LINKS = ("therefore", "consequently", "accordingly", "whence")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wording:
-    """How often a speaker uses each surface form: three mixes of probabilities."""
+    """The probabilities of a speaker's surface forms: three mixes."""
 
     connectives: Mix
-    """Opens a step: "so we take 2 - 5"."""
+    """First word of a step: "so we take 2 - 5"."""
     verbs: Mix
-    """States a value: "which gives 7"."""
+    """Verb that states a value: "which gives 7"."""
     links: Mix
-    """Opens the rewritten expression: "therefore we have 3 + 4 * 7"."""
+    """First word of what is left: "therefore we have 3 + 4 * 7"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +35,7 @@ class StepSurface:
     connective: str
     verb: str
     link: str
-    """Of the last step: opens "therefore the answer is"."""
+    """In the last step, the first word of "therefore the answer is"."""
 
 
 Surface = tuple[StepSurface, ...]
@@ -78,12 +77,12 @@ STUDENT_WORDING = Wording(
 
 
 def question(expression: Expression) -> str:
-    """What the user asks."""
+    """Return the question about an expression."""
     return f"what is {' '.join(expression)} modulo 10 ?"
 
 
 def draw_surface(rng: Random, wording: Wording, num_steps: int) -> Surface:
-    """Fresh surface forms for a solution of so many steps."""
+    """Draw surface forms for a solution of `num_steps` steps."""
     return tuple(
         StepSurface(
             connective=_draw(rng, wording.connectives),
@@ -95,7 +94,7 @@ def draw_surface(rng: Random, wording: Wording, num_steps: int) -> Surface:
 
 
 def worked_solution(solution: Solution, wording: Wording, rng: Random) -> str:
-    """The whole response, one blank between tokens, ending in the boxed answer."""
+    """Return the whole response, blanks between tokens, the boxed answer last."""
     words, _ = spoken_words(solution, draw_surface(rng, wording, len(solution.steps)))
     return " ".join(words)
 
@@ -103,9 +102,7 @@ def worked_solution(solution: Solution, wording: Wording, rng: Random) -> str:
 def spoken_words(
     solution: Solution, surface: Surface
 ) -> tuple[list[str], frozenset[int]]:
-    """The response word by word, and the indices of the words that turn into a wrong
-    fork.
-    """
+    """Return the words of the response, and the indices where a wrong fork begins."""
     words = ["we", "start", "from", *solution.expression, "."]
     wrong_turns = set()
     for step, forms in zip(solution.steps, surface, strict=True):
@@ -122,5 +119,5 @@ def spoken_words(
 
 
 def _draw(rng: Random, mix: Mix) -> str:
-    """One surface form of a mix."""
+    """Draw one surface form of a mix."""
     return rng.choices(tuple(mix), tuple(mix.values()))[0]

@@ -245,7 +245,7 @@ def test_a_run_that_has_not_ended_has_nothing_to_evaluate(run_folder: Path) -> N
 @pytest.mark.parametrize(
     ("asked", "expected"),
     [
-        ({}, "what to ask is missing; give --task"),
+        ({}, "no task is given; give --task"),
         ({"tasks": ["problems"]}, "--task problems: --data is missing"),
         ({"tasks": ["toy"], "backend": "fake"}, "--backend fake: expected vllm or hf"),
         ({"tasks": ["toy"], "out": Path("/nowhere/a.json")}, "no such folder /nowhere"),

@@ -47,7 +47,7 @@ def response_of(tokenizer, form, *, who="student", seed=0):
     )
     start = len(
         prompt_ids(
-            draw_user_message(EXPRESSION, form, recipe, Random(seed)).message, tokenizer
+            draw_user_message(EXPRESSION, form, recipe, Random(seed)).text, tokenizer
         )
     )
     assert labels[:start] == [IGNORED] * start

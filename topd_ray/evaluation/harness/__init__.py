@@ -1,1 +1,1 @@
-"""`topd eval`: adapters that make lm-evaluation-harness run on our engines."""
+"""Adapters that run lm-evaluation-harness on our engines, for `topd eval`."""

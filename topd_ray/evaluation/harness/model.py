@@ -1,10 +1,9 @@
-"""A generation engine as a model of lm-evaluation-harness: text in, text out, a seed a
-sample.
+"""Make a generation engine a model of lm-evaluation-harness, with a seed a sample.
 
-The harness's own wrappers send one seed to all requests (so all samples of a problem
-could be the same), need packages we do not (accelerate, peft) or a distribution called
-`vllm`, which a CPU build is not. Ours runs on the very engines that training uses, with
-their settings.
+The harness's wrappers send one seed to all requests, so all samples of a problem could
+be the same. They also need packages that we do not (accelerate, peft), or a
+distribution called `vllm`, which a CPU build is not. This model runs on the engines
+that training uses, with their settings.
 """
 
 import math
@@ -28,29 +27,31 @@ LENGTH_STEP = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """One sample of one problem, as the harness got it."""
+    """One sample of one problem, as the harness received it."""
 
     prompt: str
-    """Text under the chat template."""
+    """Text of the prompt, under the chat template."""
     text: str
-    """Without special tokens, cut before the first stop string."""
+    """Text of the response, without special tokens, cut before a stop string."""
     seed: int
     num_tokens: int
     max_tokens: int
     truncated: bool
-    """It reached `max_tokens`."""
+    """The response reached `max_tokens`."""
 
 
 class LastingEngine:
-    """One engine for all tasks: opened at the first request, anew for a longer context.
+    """One engine for all tasks, opened at the first request.
 
-    `context`: most tokens of a prompt and its response together, as the model was made.
+    It is opened again where a task needs a longer context than the tasks before it.
+    `context` is the model's limit: tokens of a prompt and its response together.
     """
 
     def __init__(
         self, open_engine: Callable[[int], GenerationEngine], *, context: int
     ) -> None:
-        self._open, self.context = open_engine, context
+        self._open = open_engine
+        self.context = context
         self._engine: GenerationEngine | None = None
         self._length = 0
 
@@ -61,8 +62,8 @@ class LastingEngine:
         )
         if self._engine is None or needed > self._length:
             self.close()
-            # The next task's prompts may be a little longer: no reason to load the
-            # model again.
+            # Rounded up: the next task's prompts may be a little longer, and loading
+            # the model again takes minutes.
             self._length = min(
                 self.context, math.ceil(needed / LENGTH_STEP) * LENGTH_STEP
             )
@@ -73,12 +74,14 @@ class LastingEngine:
         """Free the engine, if one was opened."""
         if self._engine is not None:
             self._engine.close()
-        self._engine, self._length = None, 0
+        self._engine = None
+        self._length = 0
 
 
 class EngineModel(LM):  # type: ignore[misc]  # the harness has no types
-    """`generate_until` for one task; `responses` holds what its strings cannot
-    carry.
+    """Answers the requests of one task; `responses` keeps seeds and token counts.
+
+    The harness takes strings only, so those facts have no place in what it gets.
     """
 
     def __init__(
@@ -90,17 +93,18 @@ class EngineModel(LM):  # type: ignore[misc]  # the harness has no types
         chat: bool,
         may_shorten: bool,
     ) -> None:
-        """Without `chat`, prompts are plain text to go on with, not turns of a
-        conversation.
+        """Load the tokenizer in `folder`, which needs a chat template with `chat`.
 
-        With `may_shorten`, a response limit that does not fit the context is lowered to
-        what does.
+        Without `chat`, a prompt is plain text to continue, not turns of a conversation.
+        With `may_shorten`, a response limit that exceeds the context is lowered.
         """
         from transformers import AutoTokenizer
 
         super().__init__()
-        self._engine, self._seed = engine, seed
-        self._chat, self._may_shorten = chat, may_shorten
+        self._engine = engine
+        self._seed = seed
+        self._chat = chat
+        self._may_shorten = may_shorten
         self._tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
@@ -109,17 +113,17 @@ class EngineModel(LM):  # type: ignore[misc]  # the harness has no types
                 f"{folder}: its tokenizer has no chat template; give a chat model"
             )
         self.responses: dict[int, list[Response]] = {}
-        """By document, in the order of the samples."""
+        """Responses of each document id, in the order of the samples."""
 
     @property
     def tokenizer_name(self) -> str:
-        """For the harness's request cache, which we do not use."""
+        """Return a name for the harness's request cache, which is not used."""
         return str(self._tokenizer.name_or_path)
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The prompt's text, with the model's thinking mode off (as in training)."""
+        """Return the prompt's text, with thinking mode off, as in training."""
         from jinja2 import TemplateError
 
         try:
@@ -140,17 +144,20 @@ class EngineModel(LM):  # type: ignore[misc]  # the harness has no types
     def generate_until(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[str]:
-        """One string a request, in order; a document comes as often as it is to be
-        sampled.
+        """Return one string a request, in order.
+
+        A document occurs as often as it is to be sampled.
         """
-        asked = self._requests(requests)
+        engine_requests = self._requests(requests)
         done: dict[str, Generation] = {}
         for generation in _shown(
-            self._engine.generate(asked), len(asked), hide=disable_tqdm
+            self._engine.generate(engine_requests),
+            len(engine_requests),
+            hide=disable_tqdm,
         ):
             done[generation.request_id] = generation
         texts = []
-        for instance, request in zip(requests, asked, strict=True):
+        for instance, request in zip(requests, engine_requests, strict=True):
             response = self._response(instance, request, done[request.request_id])
             self.responses.setdefault(instance.doc_id, []).append(response)
             texts.append(response.text)
@@ -158,17 +165,18 @@ class EngineModel(LM):  # type: ignore[misc]  # the harness has no types
 
     def _requests(self, instances: Sequence[Instance]) -> list[GenerationRequest]:
         token_ids = {
-            text: self._tokens(text) for text in {i.args[0] for i in instances}
+            text: self._tokens(text)
+            for text in {instance.args[0] for instance in instances}
         }
-        taken: Counter[int] = Counter()
-        asked = []
+        num_samples: Counter[int] = Counter()
+        requests = []
         for instance in instances:
-            text, options = instance.args[0], normalize_gen_kwargs(instance.args[1])
-            request_id = (
-                f"{instance.task_name}/{instance.doc_id}/{taken[instance.doc_id]}"
-            )
-            taken[instance.doc_id] += 1
-            asked.append(
+            text = instance.args[0]
+            options = normalize_gen_kwargs(instance.args[1])
+            sample = num_samples[instance.doc_id]
+            num_samples[instance.doc_id] += 1
+            request_id = f"{instance.task_name}/{instance.doc_id}/{sample}"
+            requests.append(
                 GenerationRequest(
                     request_id=request_id,
                     prompt_ids=np.asarray(token_ids[text], np.int32),
@@ -179,7 +187,7 @@ class EngineModel(LM):  # type: ignore[misc]  # the harness has no types
                     num_top=0,
                 )
             )
-        return asked
+        return requests
 
     def _tokens(self, text: str) -> list[int]:
         # A chat template writes the special tokens itself.
@@ -189,7 +197,8 @@ class EngineModel(LM):  # type: ignore[misc]  # the harness has no types
         return ids
 
     def _limit(self, request_id: str, num_prompt: int, options: dict[str, Any]) -> int:
-        limit, room = int(options["max_gen_toks"]), self._engine.context - num_prompt
+        limit = int(options["max_gen_toks"])
+        room = self._engine.context - num_prompt
         if room < 1:
             raise UserError(
                 f"{request_id}: the prompt's {num_prompt} tokens fill the model's"
@@ -221,13 +230,13 @@ class EngineModel(LM):  # type: ignore[misc]  # the harness has no types
         )
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Raise TopdError: our tasks ask for text only."""
+        """Raise TopdError: the engines generate text only."""
         raise TopdError(
             f"{requests[0].task_name}: our engines generate, they score no choices"
         )
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        """Raise TopdError: our tasks ask for text only."""
+        """Raise TopdError: the engines generate text only."""
         raise TopdError(
             f"{requests[0].task_name}: our engines generate, they score no texts"
         )
@@ -236,7 +245,7 @@ class EngineModel(LM):  # type: ignore[misc]  # the harness has no types
 def _shown(
     generations: Iterator[Generation], total: int, *, hide: bool
 ) -> Iterator[Generation]:
-    """The same, with a progress bar where stderr is a terminal."""
+    """Yield the same generations; show a progress bar where stderr is a terminal."""
     from rich.console import Console
     from rich.progress import track
 

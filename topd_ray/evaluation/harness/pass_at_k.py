@@ -1,4 +1,4 @@
-"""Avg@k and Pass@k of repeated answers, with bootstrap intervals over problems.
+"""Compute Avg@k and Pass@k of repeated answers, with bootstrap intervals.
 
 Axes: P problems, B bootstrap draws.
 """
@@ -12,7 +12,7 @@ from jaxtyping import Float64, Int64
 
 BOOTSTRAP_DRAWS = 10_000
 DRAWS_AT_ONCE = 500
-"""Bounds the memory of one go: so many rows of P counts."""
+"""Draws that are held in memory together: so many rows of P counts."""
 COVERAGE = 0.95
 
 
@@ -20,8 +20,10 @@ COVERAGE = 0.95
 class PassRate:
     """A mean over problems and its 95 % interval (percentile bootstrap over problems).
 
-    Where all problems fare alike there is nothing to resample, and the interval is a
-    point: it says how the problems differ, not that the next one could not.
+    The interval says how much the problems differ. Where all have the same rate it is a
+    point, which does not mean that the next problem could not differ.
+
+    Example: `PassRate(value=0.45, low=0.31, high=0.59)`.
     """
 
     value: float
@@ -32,11 +34,21 @@ class PassRate:
 def pass_at_k(
     num_correct_P: Int64[np.ndarray, "P"], *, num_samples: int, k: int
 ) -> Float64[np.ndarray, "P"]:
-    """Chance that k of a problem's `num_samples` answers, drawn without replacement,
-    hold a hit.
+    """Return the probability that one of k answers of a problem is right.
 
-    1 - C(n - c, k) / C(n, k): unbiased for the pass rate of k fresh answers (Chen et
-    al. 2021).
+    1 - C(n - c, k) / C(n, k), which is unbiased for the pass rate of k fresh answers
+    (Chen et al. 2021, "Evaluating Large Language Models Trained on Code").
+
+    Args:
+        num_correct_P: right answers of each problem, 0 to n.
+        num_samples: n, the answers drawn for each problem.
+        k: answers drawn from those n without replacement.
+
+    Returns:
+        The probability for each problem, (P,), float64.
+
+    Raises:
+        ValueError: k is not in 1 .. n.
     """
     if not 1 <= k <= num_samples:
         raise ValueError(f"k={k}: expected 1 to num_samples={num_samples}")
@@ -47,19 +59,27 @@ def pass_at_k(
 
 
 def powers_of_two(largest: int) -> list[int]:
-    """1, 2, 4, … up to `largest`."""
+    """Return 1, 2, 4, ... up to `largest`."""
     return [2**exponent for exponent in range(largest.bit_length())]
 
 
 def estimate_pass_rate(
     groups: Sequence[Float64[np.ndarray, "P"]], *, seed: int
 ) -> PassRate:
-    """Mean of the groups' means; a draw resamples the problems of each group on their
-    own.
+    """Return the mean of the groups' means, with its bootstrap interval.
 
-    One group: the mean over one benchmark's problems. Several: the average over
-    benchmarks, each of equal weight whatever its size. The same seed gives the same
-    interval.
+    A group is the problems of one benchmark. Several benchmarks count equally, however
+    many problems each has; a bootstrap draw resamples the problems inside each.
+
+    Args:
+        groups: pass rates of each group's problems, (P,) each, P differs.
+        seed: fixes the bootstrap draws, so the same seed gives the same interval.
+
+    Returns:
+        The mean and its 95 % interval.
+
+    Raises:
+        ValueError: there is no group, or one without problems.
     """
     if not groups or any(len(values_P) == 0 for values_P in groups):
         raise ValueError("no problems: nothing to average")
@@ -79,7 +99,7 @@ def estimate_pass_rate(
 def _resampled_means(
     values_P: Float64[np.ndarray, "P"], draws: np.random.Generator
 ) -> Float64[np.ndarray, "B"]:
-    """Means of BOOTSTRAP_DRAWS samples of P problems, drawn with replacement."""
+    """Return means of BOOTSTRAP_DRAWS samples of P problems, with replacement."""
     num_problems = len(values_P)
     means = []
     for start in range(0, BOOTSTRAP_DRAWS, DRAWS_AT_ONCE):

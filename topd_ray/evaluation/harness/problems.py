@@ -1,7 +1,6 @@
-"""Rows -> problems, and responses -> right or wrong: what the task files refer to.
+"""Functions that the task files refer to: rows to problems, responses to verdicts.
 
-A problem is a row `{prompt_id, messages: [{role, content}], answer}`, whatever its
-source.
+A problem is a row `{prompt_id, messages: [{role, content}], answer}` for every source.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,11 +31,10 @@ class ProblemTask(ConfigurableTask):  # type: ignore[misc]  # the harness has no
         chat_template: Callable[[list[dict[str, str]]], str],
         **_others: Any,
     ) -> str:
-        """The turns under the chat template; the instruction ends the last one, unless
-        it is there.
+        """Return the turns under the chat template.
 
-        What else the harness could put before a document (shots, a description) has no
-        place here.
+        The task's instruction is added to the last turn, unless that turn asks for a
+        box already. Examples (shots) and a description are not supported.
         """
         assert num_fewshot == 0, "these tasks have no examples to show"
         turns = [dict(turn) for turn in doc["messages"]]
@@ -47,10 +45,10 @@ class ProblemTask(ConfigurableTask):  # type: ignore[misc]  # the harness has no
 
 
 def as_problem(row: object, *, default_id: str, where: str) -> Problem:
-    """A benchmark's own row (`problem` or `question`, `answer`; in any case) as a
-    problem.
+    """Return a benchmark's row as a problem.
 
-    Raises UserError that names the row and what it lacks.
+    The row has `problem` or `question`, and `answer`, in upper or lower case. Raises
+    UserError that names the row (`where`) and what it lacks.
     """
     if not isinstance(row, Mapping):
         raise UserError(f"{where}: expected an object with columns, found {row!r:.80}")
@@ -74,9 +72,7 @@ def as_problem(row: object, *, default_id: str, where: str) -> Problem:
 
 
 def as_problems(rows: Dataset) -> Dataset:
-    """A whole benchmark as problems; rows that are problems already stay as they
-    are.
-    """
+    """Return a whole benchmark as problems; rows that are problems stay as they are."""
     if "messages" in rows.column_names:
         return rows
     return Dataset.from_list(
@@ -88,33 +84,35 @@ def as_problems(rows: Dataset) -> Dataset:
 
 
 def _answer_text(value: object) -> str:
-    """Numbers as a person writes them: 33, not 33.0."""
+    """Return a number as a person writes it: 33, not 33.0."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value).strip()
 
 
 def question(doc: Problem) -> str:
-    """The last turn, for the harness's own log."""
+    """Return the text of the last turn, for the harness's log."""
     return str(doc["messages"][-1]["content"])
 
 
 def answer(doc: Problem) -> str:
-    """The truth."""
+    """Return the right answer."""
     return str(doc["answer"])
 
 
 def grade(doc: Problem, results: Sequence[Sequence[str]]) -> dict[str, list[bool]]:
-    r"""Whether the last \boxed{...} of each of a problem's responses is its answer."""
+    r"""Return whether each response's last \boxed{...} is the problem's answer."""
     (responses,) = results
     predicted = [extract_boxed(response) for response in responses]
-    verdict = {one: same_answer(one, answer(doc)) for one in set(predicted)}
-    return {"correct": [verdict[one] for one in predicted]}
+    # A comparison may take seconds in sympy, and samples often agree.
+    verdicts = {text: same_answer(text, answer(doc)) for text in set(predicted)}
+    return {"correct": [verdicts[text] for text in predicted]}
 
 
 def mean_share(correct: Sequence[Sequence[bool]]) -> float:
-    """Avg@k: each problem's share of right responses, averaged over problems."""
-    return sum(sum(of_one) / len(of_one) for of_one in correct) / len(correct)
+    """Return Avg@k: each problem's share of right responses, averaged over problems."""
+    shares = [sum(verdicts) / len(verdicts) for verdicts in correct]
+    return sum(shares) / len(shares)
 
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Answers -> Avg@k, Pass@k and what they cost: numbers, JSON and a table."""
+"""Report Avg@k, Pass@k and token counts of answered tasks, as JSON and as a table."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,36 +24,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskReport:
-    """One task's figures."""
+    """The figures of one task."""
 
     task: str
     source: str
     sampling: TaskSampling
     num_problems: int
     pass_at: dict[int, PassRate]
-    """By k; 1 is Avg@k, the mean over all responses."""
+    """Pass@k for each k; k = 1 is Avg@k, the mean over all responses."""
     num_truncated: int
     mean_tokens: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationReport:
-    """All tasks of one evaluation and, of several contests, their average."""
+    """All tasks of one evaluation, and the average of its contests."""
 
     model: str
     backend: str
     tasks: tuple[TaskReport, ...]
     averaged: tuple[str, ...]
-    """Tasks in the average, each of equal weight; none unless there are two."""
+    """Tasks in the average, each of equal weight; empty where fewer than two are."""
     average: dict[int, PassRate]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; k is a string, as JSON wants its keys."""
+        """Return plain values; k is a string, since keys of JSON are."""
         return {
             "harness": f"lm_eval {version('lm_eval')}",
             "model": self.model,
             "backend": self.backend,
-            "tasks": {one.task: _task_json(one) for one in self.tasks},
+            "tasks": {task.task: _task_json(task) for task in self.tasks},
             "average": (
                 {"tasks": list(self.averaged), **_pass_json(self.average)}
                 if self.averaged
@@ -65,87 +65,89 @@ class EvaluationReport:
 def make_report(
     answered: Sequence["Answered"], *, model: str, backend: str, seed: int
 ) -> EvaluationReport:
-    """Estimates of every task, with intervals that the seed fixes."""
-    exams = [one for one in answered if one.task in EXAMS]
-    averaged = exams if len(exams) > 1 else []
+    """Return the estimates of every task; the seed fixes their intervals."""
+    contests = [task for task in answered if task.task in EXAMS]
+    averaged = contests if len(contests) > 1 else []
     return EvaluationReport(
         model=model,
         backend=backend,
-        tasks=tuple(_task_report(one, seed) for one in answered),
-        averaged=tuple(one.task for one in averaged),
+        tasks=tuple(_task_report(task, seed) for task in answered),
+        averaged=tuple(task.task for task in averaged),
         average=_estimates(averaged, seed) if averaged else {},
     )
 
 
-def _task_report(one: "Answered", seed: int) -> TaskReport:
+def _task_report(answered: "Answered", seed: int) -> TaskReport:
     return TaskReport(
-        task=one.task,
-        source=one.source,
-        sampling=one.sampling,
-        num_problems=len(one.num_correct_P),
-        pass_at=_estimates([one], seed),
-        num_truncated=one.num_truncated,
-        mean_tokens=one.num_tokens / len(one.samples),
+        task=answered.task,
+        source=answered.source,
+        sampling=answered.sampling,
+        num_problems=len(answered.num_correct_P),
+        pass_at=_estimates([answered], seed),
+        num_truncated=answered.num_truncated,
+        mean_tokens=answered.num_tokens / len(answered.samples),
     )
 
 
 def _estimates(groups: Sequence["Answered"], seed: int) -> dict[int, PassRate]:
-    """Pass@k of the tasks together, for every power of two that each was sampled often
-    enough.
+    """Return Pass@k of the tasks together, for each power of two k that all allow.
+
+    A task allows k up to the number of samples of each of its problems.
     """
-    names = "+".join(one.task for one in groups)
+    names = "+".join(group.task for group in groups)
+    most_samples = min(_num_samples(group.sampling) for group in groups)
     return {
         k: estimate_pass_rate(
             [
                 pass_at_k(
-                    np.asarray(one.num_correct_P),
-                    num_samples=_num_samples(one.sampling),
+                    np.asarray(group.num_correct_P),
+                    num_samples=_num_samples(group.sampling),
                     k=k,
                 )
-                for one in groups
+                for group in groups
             ],
             seed=derive_seed(seed, names, "bootstrap"),
         )
-        for k in powers_of_two(min(_num_samples(one.sampling) for one in groups))
+        for k in powers_of_two(most_samples)
     }
 
 
 def _num_samples(sampling: TaskSampling) -> int:
-    assert sampling.samples is not None, "what was asked is known afterwards"
+    assert sampling.samples is not None, "answer_task sets every field"
     return sampling.samples
 
 
-def _task_json(one: TaskReport) -> dict[str, Any]:
+def _task_json(report: TaskReport) -> dict[str, Any]:
     return {
-        "source": one.source,
-        "num_problems": one.num_problems,
-        **asdict(one.sampling),
-        **_pass_json(one.pass_at),
-        "num_truncated": one.num_truncated,
-        "mean_tokens": one.mean_tokens,
+        "source": report.source,
+        "num_problems": report.num_problems,
+        **asdict(report.sampling),
+        **_pass_json(report.pass_at),
+        "num_truncated": report.num_truncated,
+        "mean_tokens": report.mean_tokens,
     }
 
 
 def _pass_json(estimates: dict[int, PassRate]) -> dict[str, Any]:
-    """Avg@k under a name of its own: it is the figure that papers quote."""
+    """Return Pass@k by k, and Avg@k under a separate key: papers quote that figure."""
     return {
         "avg": asdict(estimates[1]),
-        "pass_at": {str(k): asdict(one) for k, one in estimates.items()},
+        "pass_at": {str(k): asdict(rate) for k, rate in estimates.items()},
     }
 
 
 def report_table(report: EvaluationReport) -> "Table":
-    """A column a task, a row a figure."""
+    """Return a table with a column for each task and a row for each figure."""
     from rich.table import Table
 
     table = Table(title=f"{report.model} on {report.backend}")
     table.add_column("")
-    for one in report.tasks:
-        table.add_column(one.task, justify="right")
+    for task in report.tasks:
+        table.add_column(task.task, justify="right")
     if report.averaged:
         table.add_column(f"average of {len(report.averaged)}", justify="right")
-    for k in sorted({k for one in report.tasks for k in one.pass_at}):
-        cells = [_cell(one.pass_at.get(k)) for one in report.tasks]
+    for k in sorted(set[int]().union(*(task.pass_at for task in report.tasks))):
+        cells = [_cell(task.pass_at.get(k)) for task in report.tasks]
         table.add_row(
             f"Pass@{k}" if k > 1 else _avg_label(report.tasks),
             *cells,
@@ -157,7 +159,7 @@ def report_table(report: EvaluationReport) -> "Table":
 
 
 def _avg_label(tasks: Sequence[TaskReport]) -> str:
-    counts = {one.sampling.samples for one in tasks}
+    counts = {task.sampling.samples for task in tasks}
     return f"Avg@{counts.pop()}" if len(counts) == 1 else "Avg@k"
 
 
@@ -165,13 +167,16 @@ def _plain_rows(tasks: Sequence[TaskReport]) -> list[tuple[str, list[str]]]:
     return [
         (
             "problems x k",
-            [f"{one.num_problems} x {one.sampling.samples}" for one in tasks],
+            [f"{task.num_problems} x {task.sampling.samples}" for task in tasks],
         ),
-        ("temperature, top_p", [_drawn(one.sampling) for one in tasks]),
-        ("tokens a response", [f"{one.mean_tokens:,.0f}" for one in tasks]),
+        ("temperature, top_p", [_drawn(task.sampling) for task in tasks]),
+        ("tokens a response", [f"{task.mean_tokens:,.0f}" for task in tasks]),
         (
             "truncated responses",
-            [f"{one.num_truncated} (at {one.sampling.max_tokens:,})" for one in tasks],
+            [
+                f"{task.num_truncated} (at {task.sampling.max_tokens:,})"
+                for task in tasks
+            ],
         ),
     ]
 
@@ -182,8 +187,8 @@ def _drawn(sampling: TaskSampling) -> str:
     return f"{sampling.temperature:g}, {sampling.top_p:g}"
 
 
-def _cell(one: PassRate | None) -> str:
-    return "" if one is None else f"{one.value:.1%} [{one.low:.1%}, {one.high:.1%}]"
+def _cell(rate: PassRate | None) -> str:
+    return "" if rate is None else f"{rate.value:.1%} [{rate.low:.1%}, {rate.high:.1%}]"
 
 
 __all__ = ["EvaluationReport", "TaskReport", "make_report", "report_table"]

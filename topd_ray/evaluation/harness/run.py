@@ -1,12 +1,14 @@
-"""lm-evaluation-harness with our task files: names -> tasks -> what the model answered.
+"""Load tasks of lm-evaluation-harness, let a model answer them, grade the answers.
 
-Importing this module imports the harness (a second and more): do it inside functions.
+Importing this module imports the harness (a second and more), so import it inside
+functions.
 """
 
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ TASK_FILES = Path(__file__).parent / "tasks"
 STOCK_FILES = Path(lm_eval.tasks.__file__).parent
 STOCK_FOLDERS = ("humaneval", "mbpp")
 SAMPLED = {"do_sample": True, "temperature": 0.6, "top_p": 0.95}
-"""Of a task that is greedy by habit, where several samples are asked for."""
+"""Options of a task that is greedy by default, where several samples are wanted."""
 GREEDY = {"do_sample": False, "temperature": 0.0, "top_p": 1.0}
 CODE_METRICS = ("pass@1", "pass_at_1")
 
@@ -38,46 +40,45 @@ class Answered:
     source: str
     """Where the problems came from: a file or a name on the hub."""
     sampling: TaskSampling
-    """As it was, every field set."""
+    """The sampling that was used, every field set."""
     num_correct_P: tuple[int, ...]
     num_truncated: int
     num_tokens: int
     samples: tuple[dict[str, Any], ...]
-    """One row a response, plain values only."""
+    """One row a response, of plain values."""
 
 
 def task_paths() -> list[Path]:
-    """Our task files, and the folders of the stock tasks that we refer to."""
+    """Return the folders of our task files and of the stock tasks that we use."""
     return [TASK_FILES, *(STOCK_FILES / folder for folder in STOCK_FOLDERS)]
 
 
 def load_task(
     name: str, sampling: TaskSampling, rows: Sequence[Mapping[str, Any]] | None
 ) -> Task:
-    """The harness's task `name`, with its problems from `rows` or else from the hub.
+    """Return the harness's task `name`, with problems from `rows` or from the hub.
 
     Raises UserError where the hub does not give them.
     """
-    logging.getLogger("lm_eval").setLevel(
-        logging.ERROR
-    )  # it warns of everything we set on purpose
+    # It warns about every option that we set on purpose.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     if name in CODE:
-        os.environ["HF_ALLOW_CODE_EVAL"] = (
-            "1"  # asked for by a flag; `evaluate` wants it here
-        )
+        # The user agreed by a flag; the harness's metric reads this variable only.
+        os.environ["HF_ALLOW_CODE_EVAL"] = "1"
     changed = _changes(name, sampling, rows)
     manager = lm_eval.tasks.TaskManager(
         include_path=task_paths(), include_defaults=False
     )
-    # In a group, a reference to a task may change its config; on its own it may not.
+    # Only a task inside a group may have its config changed.
     try:
         group = manager.load({"group": "topd", "task": [{"task": name, **changed}]})
     except (OSError, ValueError, RuntimeError, ImportError, HTTPError) as error:
-        what, way_out = "its problems", ", or give a local file with --data"
-        if (
-            name in CODE
-        ):  # its metric is a file on the hub too, which no option replaces
-            what, way_out = "its problems or the metric code_eval", ""
+        what = "its problems"
+        way_out = ", or give a local file with --data"
+        if name in CODE:
+            # Its metric is a file on the hub too, which no option replaces.
+            what = "its problems or the metric code_eval"
+            way_out = ""
         raise UserError(
             f"task {name}: {what} could not be had from the hub:"
             f" {' '.join(str(error).split())}; go online once{way_out}"
@@ -97,22 +98,24 @@ def _changes(
         changed |= {"custom_dataset": lambda **_metadata: local, "test_split": "test"}
     if sampling.samples is not None:
         changed["repeats"] = sampling.samples
-        if name != "humaneval_plus":  # its own filter keeps all samples
-            take = {"function": "take_first_k", "k": sampling.samples}
-            changed["filter_list"] = [{"name": "samples", "filter": [take]}]
+        # The filter of humaneval_plus keeps all samples as it is.
+        if name != "humaneval_plus":
+            first_k = {"function": "take_first_k", "k": sampling.samples}
+            changed["filter_list"] = [{"name": "samples", "filter": [first_k]}]
     return changed
 
 
 def _generation(task: Task, sampling: TaskSampling) -> dict[str, Any]:
-    """What the user decided, else the task's habit; several samples are never
-    greedy.
+    """Return the generation options that the user's sampling changes.
+
+    Several samples are never greedy, even where the task's file is.
     """
     chosen: dict[str, Any] = {}
-    habit = task.get_config("generation_kwargs")
+    task_default = task.get_config("generation_kwargs")
     if sampling.temperature == 0:
         chosen |= GREEDY
     elif sampling.temperature is not None or (
-        (sampling.samples or 1) > 1 and not habit.get("do_sample")
+        (sampling.samples or 1) > 1 and not task_default.get("do_sample")
     ):
         chosen |= SAMPLED
     if sampling.temperature:
@@ -133,22 +136,21 @@ def answer_task(
     seed: int,
     num_problems: int | None,
 ) -> Answered:
-    """Ask the first `num_problems` (all, if None) and grade what comes back."""
-    found = evaluate(
+    """Let the model answer the first `num_problems` (None: all); grade the answers."""
+    results = evaluate(
         lm=model,
         task_dict={"tasks": {name: task}},
         limit=num_problems,
         apply_chat_template=name not in CODE,
         fewshot_as_multiturn=True,
-        bootstrap_iters=0,  # the intervals are ours
+        bootstrap_iters=0,  # harness/pass_at_k.py computes the intervals
         confirm_run_unsafe_code=name in CODE,
     )
-    logged = sorted(found["samples"][name], key=lambda sample: int(sample["doc_id"]))
-    options, repeats = (
-        task.get_config("generation_kwargs"),
-        int(task.get_config("repeats")),
-    )
-    responses = [one for sample in logged for one in model.responses[sample["doc_id"]]]
+    logged = sorted(results["samples"][name], key=lambda sample: int(sample["doc_id"]))
+    options = task.get_config("generation_kwargs")
+    repeats = int(task.get_config("repeats"))
+    responses_by_problem = [model.responses[sample["doc_id"]] for sample in logged]
+    responses = list(chain.from_iterable(responses_by_problem))
     return Answered(
         task=name,
         source=source,
@@ -165,9 +167,10 @@ def answer_task(
         num_truncated=sum(response.truncated for response in responses),
         num_tokens=sum(response.num_tokens for response in responses),
         samples=tuple(
-            row
-            for sample in logged
-            for row in _rows(name, sample, model.responses[sample["doc_id"]])
+            chain.from_iterable(
+                _rows(name, sample, model.responses[sample["doc_id"]])
+                for sample in logged
+            )
         ),
     )
 
@@ -183,7 +186,8 @@ def _num_correct(logged: Mapping[str, Any], repeats: int) -> int:
 def _rows(
     name: str, logged: Mapping[str, Any], responses: Sequence[Response]
 ) -> list[dict[str, Any]]:
-    boxed, doc = "correct" in logged, logged["doc"]
+    boxed = "correct" in logged
+    doc = logged["doc"]
     correct = logged["correct"] if boxed else [None] * len(responses)
     return [
         {

@@ -1,4 +1,4 @@
-"""What can be evaluated and how: task names and sampling, without the harness."""
+"""Task names and sampling of `topd eval`; does not import the harness."""
 
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -6,33 +6,38 @@ from difflib import get_close_matches
 from topd_ray.errors import UserError
 
 EXAMS = ("aime24", "aime25", "hmmt25_feb")
-"""Contests that are averaged where more than one is asked."""
+"""Contests; where more than one is evaluated, their average is reported too."""
 CODE = ("humaneval_plus", "mbpp_plus")
-"""Stock tasks of the harness; they run the programs that the model wrote."""
+"""Stock tasks of the harness that run the programs which the model wrote."""
 PROMPT_FILES = ("problems", "toy")
-"""Problems in our own prompt format."""
+"""Tasks whose problems are in our prompt format."""
 NAMES = (*EXAMS, *PROMPT_FILES, *CODE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSampling:
-    """How responses are drawn; None leaves it to the task's file."""
+    """How the responses of a task are drawn; None leaves a field to the task's file.
+
+    Example: `TaskSampling(samples=16, temperature=0.6)` draws 16 responses a problem.
+    """
 
     samples: int | None = None
-    """Responses a problem."""
+    """Responses to each problem."""
     temperature: float | None = None
     """0 is greedy."""
     top_p: float | None = None
     max_tokens: int | None = None
-    """Longest response."""
+    """Longest response, in tokens."""
     seed: int = 0
 
 
 def check_request(
     tasks: tuple[str, ...], sampling: TaskSampling, *, unsafe_code: bool
 ) -> None:
-    """Raise UserError for a task nobody knows, for copies of one answer, for
-    unasked-for code.
+    """Raise UserError for a request that cannot be evaluated or should not be.
+
+    That is an unknown or repeated task, several samples of greedy decoding, or a task
+    that runs programs without the user's consent (`unsafe_code`).
     """
     for name in tasks:
         if name not in NAMES:
