@@ -22,10 +22,12 @@ from topd_ray.prompts import PromptRecord, read_records, tokenize_records
 from topd_ray.seeds import derive_seed
 
 _ROUNDS = 8
-"""A chunk holds so many times `max_num_seqs` requests. More would only delay the first
-row; fewer would leave the engine half empty while a chunk's last response ends.
+"""A chunk holds so many times `max_num_seqs` requests: enough that the engine is seldom
+half empty, as it is while a chunk's last responses end.
 """
 _ROW_START = b'{"prompt_id": '
+_ROW_KEYS = frozenset({"prompt_id", "model", "response_ids"})
+"""Keys by which a row of `topd generate` is told from a line of another file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,14 +213,14 @@ def _is_cut(line: bytes) -> bool:
 def _prompt_id(line: bytes, *, where: str, model: str) -> str:
     try:
         row = json.loads(line)
-        prompt_id, made_by, _ = row["prompt_id"], row["model"], row["response_ids"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{where}: no row of `topd generate`; name another --out"
-        ) from None
+    except ValueError:
+        row = None
+    if not isinstance(row, dict) or not row.keys() >= _ROW_KEYS:
+        raise UserError(f"{where}: no row of `topd generate`; name another --out")
+    made_by = row["model"]
     if made_by != model:
         raise UserError(f"{where}: {made_by} wrote it, not {model}; name another --out")
-    return str(prompt_id)
+    return str(row["prompt_id"])
 
 
 __all__ = ["AnswerSampling", "generate"]

@@ -2,8 +2,9 @@
 
 The problems are arithmetic modulo 10, in words. Both phenomena of the TOPD paper exist.
 *Surface forms* (so / hence, gives / equals) differ strongly between teacher and student
-and change nothing; *reasoning forks* change all that follows. Students are unsure at some forks (brackets), mostly
-wrong at others (precedence) and sure of themselves at one kind (a *misconception*).
+and change nothing; *reasoning forks* change all that follows. Students are unsure at
+some forks (brackets), mostly wrong at others (precedence), and sure of themselves at
+one kind (a *misconception*).
 Under the forms of forms.yaml the teacher corrects an attempt, and a student solves with
 care what a reference solution shows. Problems fall into three splits: train, dev for
 every choice, heldout for the report alone.
