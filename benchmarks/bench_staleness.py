@@ -21,7 +21,7 @@ from measure import MIN_PAIRS, Claim, Ratio, save
 from session import Session, Step, in_session, session_config
 
 from topd_ray.config import Config
-from topd_ray.studies.statistics import t_interval
+from topd_ray.statistics import t_interval
 
 ROOT = Path(__file__).parents[1]
 TOPD = Path(sys.executable).parent / "topd"

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from topd_ray.studies.provenance import commit, hardware
+from topd_ray.reports.provenance import commit, hardware
 
 CLAIMS = Path(__file__).parent / "claims"
 MIN_PAIRS = 5

@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 
 from topd_ray.config import load_config
 from topd_ray.errors import UserError
+from topd_ray.reports.provenance import make_provenance
+from topd_ray.reports.report import Cell, Plot, Report, Table, write_report
+from topd_ray.reports.style import BLUE, GREY, INK, ORANGE, drawing, new_figure
+from topd_ray.statistics import Estimate, paired_difference, t_interval
 from topd_ray.studies.config import AblationConfig, StudyConfig
-from topd_ray.studies.figures import BLUE, GREY, INK, ORANGE, drawing, new_figure
-from topd_ray.studies.provenance import make_provenance
-from topd_ray.studies.report import Cell, Plot, Report, Table, write_report
-from topd_ray.studies.runs import PlannedRun, carry_out, named
-from topd_ray.studies.statistics import Estimate, paired_difference, t_interval
+from topd_ray.studies.planned_runs import PlannedRun, carry_out, named
 
 logger = logging.getLogger(__name__)
 

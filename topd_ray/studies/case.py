@@ -12,19 +12,19 @@ from topd_ray.engines.protocols import Generation, GenerationEngine, GenerationR
 from topd_ray.errors import UserError
 from topd_ray.messages import CandidateSet, Ints, ProbeSet, Prompt, Rollout, TopkSignal
 from topd_ray.prompts import PromptRecord, Turn, tokenize_records
-from topd_ray.studies.case_figures import continuation_plot, fork_plot
-from topd_ray.studies.case_text import as_written
+from topd_ray.reports.case_figures import continuation_plot, fork_plot
+from topd_ray.reports.case_text import as_written
+from topd_ray.reports.provenance import make_provenance
+from topd_ray.reports.report import Cell, Report, Table, write_report
 from topd_ray.studies.config import CaseConfig, StudyConfig
-from topd_ray.studies.lab import Lab
-from topd_ray.studies.local import LocalLearner
+from topd_ray.studies.local_stages import Lab
 from topd_ray.studies.prefixes import (
     Prefix,
     divergent_rows,
     make_prefixes,
     window_batch,
 )
-from topd_ray.studies.provenance import make_provenance
-from topd_ray.studies.report import Cell, Report, Table, write_report
+from topd_ray.studies.window_learner import LocalLearner
 
 logger = logging.getLogger(__name__)
 

@@ -20,10 +20,11 @@ import numpy as np
 from topd_ray.config import Config
 from topd_ray.errors import UserError
 from topd_ray.messages import PAD, Ints
+from topd_ray.reports.correction_tables import Correction, Outcome, analyse, common_lead
+from topd_ray.reports.provenance import config_hash, make_provenance
+from topd_ray.reports.report import write_report
 from topd_ray.studies.config import CorrectionConfig, StudyConfig
-from topd_ray.studies.correction_tables import Correction, Outcome, analyse, common_lead
-from topd_ray.studies.lab import Lab
-from topd_ray.studies.local import LocalLearner
+from topd_ray.studies.local_stages import Lab
 from topd_ray.studies.prefixes import (
     Prefix,
     WindowOf,
@@ -33,8 +34,7 @@ from topd_ray.studies.prefixes import (
     regenerate,
     window_batch,
 )
-from topd_ray.studies.provenance import config_hash, make_provenance
-from topd_ray.studies.report import write_report
+from topd_ray.studies.window_learner import LocalLearner
 
 logger = logging.getLogger(__name__)
 

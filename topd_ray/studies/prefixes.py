@@ -22,7 +22,7 @@ from topd_ray.messages import (
     TrainBatch,
 )
 from topd_ray.seeds import derive_seed
-from topd_ray.studies.lab import Lab
+from topd_ray.studies.local_stages import Lab
 from topd_ray.windows import divergent, pack
 from topd_ray.windows.verdict import solved_candidates
 

@@ -15,13 +15,13 @@ import numpy as np
 
 from topd_ray.errors import UserError
 from topd_ray.messages import HIGH, CandidateSet, ProbeSet, Rollout
+from topd_ray.reports.probing_tables import analyse
+from topd_ray.reports.probing_windows import Windows, gather
+from topd_ray.reports.provenance import make_provenance
+from topd_ray.reports.report import Table, write_report
 from topd_ray.studies.config import ProbingConfig, StudyConfig
-from topd_ray.studies.lab import Lab, token_id
-from topd_ray.studies.probing_tables import analyse
-from topd_ray.studies.probing_windows import Windows, gather
-from topd_ray.studies.provenance import make_provenance
-from topd_ray.studies.report import Table, write_report
-from topd_ray.studies.targets import target_rows, targets_table
+from topd_ray.studies.local_stages import Lab, token_id
+from topd_ray.studies.target_masses import target_rows, targets_table
 
 logger = logging.getLogger(__name__)
 

@@ -8,11 +8,11 @@ import pytest
 from scipy import stats
 
 from topd_ray.errors import TopdError
+from topd_ray.reports.report import Table
+from topd_ray.statistics import Estimate
 from topd_ray.studies.ablation import make_report, plan_runs
 from topd_ray.studies.config import StudyConfig
-from topd_ray.studies.report import Table
-from topd_ray.studies.runs import PlannedRun, carry_out
-from topd_ray.studies.statistics import Estimate
+from topd_ray.studies.planned_runs import PlannedRun, carry_out
 
 BEFORE = {0: 0.30, 1: 0.32, 2: 0.28}
 AFTER = {

@@ -12,10 +12,10 @@ import pytest
 
 from topd_ray.errors import UserError
 from topd_ray.messages import HIGH, LOW, RANDOM
+from topd_ray.reports.correction_tables import common_lead
+from topd_ray.reports.probing_windows import false_alarms
+from topd_ray.statistics import median
 from topd_ray.studies import case, correction, probing
-from topd_ray.studies.correction_tables import common_lead
-from topd_ray.studies.probing_windows import false_alarms
-from topd_ray.studies.statistics import median
 
 
 def numbers(folder: Path, study: str) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.patches import Rectangle
 
-from topd_ray.studies.figures import BLUE, GREEN, INK, VERMILION, drawing, new_figure
-from topd_ray.studies.report import Plot
+from topd_ray.reports.report import Plot
+from topd_ray.reports.style import BLUE, GREEN, INK, VERMILION, drawing, new_figure
 
 if TYPE_CHECKING:
     from topd_ray.studies.case import Case

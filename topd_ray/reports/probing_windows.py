@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from topd_ray.messages import HIGH, LOW, RANDOM, Flags, Floats, Ints, ProbeSet
-from topd_ray.studies.statistics import share_below, upper_quartile
+from topd_ray.statistics import share_below, upper_quartile
 
 GROUP_NAMES = {HIGH: "high loss", RANDOM: "random", LOW: "low loss"}
 

@@ -9,17 +9,17 @@ import numpy as np
 
 from topd_ray.config import Config
 from topd_ray.messages import Floats, Ints
-from topd_ray.studies.config import CorrectionConfig
-from topd_ray.studies.correction_figures import correction_plot
-from topd_ray.studies.prefixes import Prefix, WindowOf
-from topd_ray.studies.report import Cell, Report, Table
-from topd_ray.studies.statistics import (
+from topd_ray.reports.correction_figures import correction_plot
+from topd_ray.reports.report import Cell, Report, Table
+from topd_ray.statistics import (
     Estimate,
     bootstrap,
     mean,
     median,
     paired_difference,
 )
+from topd_ray.studies.config import CorrectionConfig
+from topd_ray.studies.prefixes import Prefix, WindowOf
 
 STATES = {"before": "before", "opd": "after OPD", "topd": "after TOPD"}
 PAPER_MEANS = {"before": 0.538, "opd": 0.350, "topd": 0.204}

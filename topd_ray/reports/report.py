@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
 from topd_ray.records.run_folder import write_json, write_whole
-from topd_ray.studies.figures import save_figure
-from topd_ray.studies.provenance import Provenance
-from topd_ray.studies.statistics import Estimate
+from topd_ray.reports.provenance import Provenance
+from topd_ray.reports.style import save_figure
+from topd_ray.statistics import Estimate
 
 Cell = str | int | float | bool | None | Estimate
 """An Estimate is one cell of Markdown and four columns of Parquet: value, low, high,

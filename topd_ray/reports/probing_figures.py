@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from topd_ray.messages import Flags, Floats
-from topd_ray.studies.figures import (
+from topd_ray.reports.report import Plot
+from topd_ray.reports.style import (
     BLUE,
     GREEN,
     GREY,
@@ -15,8 +16,7 @@ from topd_ray.studies.figures import (
     drawing,
     new_figure,
 )
-from topd_ray.studies.report import Plot
-from topd_ray.studies.statistics import binned_means, median
+from topd_ray.statistics import binned_means, median
 
 D_OT_LABEL = "short-window OT distance $D_{OT}$ (1 $-$ cosine)"
 _GROUP_COLOURS = (VERMILION, GREY, BLUE)

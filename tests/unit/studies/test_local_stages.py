@@ -3,7 +3,7 @@ import pytest
 
 from topd_ray.errors import UserError
 from topd_ray.messages import HIGH, LOW, RANDOM, CandidateSet, ProbeSet
-from topd_ray.studies.lab import Lab, token_id
+from topd_ray.studies.local_stages import Lab, token_id
 
 
 @pytest.fixture

@@ -7,15 +7,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from topd_ray.config import Config
-from topd_ray.studies.correction_figures import correction_plot
-from topd_ray.studies.probing_figures import (
+from topd_ray.reports.correction_figures import correction_plot
+from topd_ray.reports.probing_figures import (
     divergence_plot,
     histogram_plot,
     scatter_plot,
 )
-from topd_ray.studies.provenance import Provenance, config_hash, make_provenance
-from topd_ray.studies.report import Plot, Report, Table, as_text, write_report
-from topd_ray.studies.statistics import Estimate, t_interval
+from topd_ray.reports.provenance import Provenance, config_hash, make_provenance
+from topd_ray.reports.report import Plot, Report, Table, as_text, write_report
+from topd_ray.statistics import Estimate, t_interval
 
 
 def estimate(value: float) -> Estimate:

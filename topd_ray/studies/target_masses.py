@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from topd_ray.messages import PAD, ProbeSet, ScoredRollout, TopkSignal
-from topd_ray.studies.report import Cell, Table
-from topd_ray.studies.statistics import Estimate, bootstrap, mean
+from topd_ray.reports.report import Cell, Table
+from topd_ray.statistics import Estimate, bootstrap, mean
 from topd_ray.transport import soft_targets
 from topd_ray.windows import divergent
 

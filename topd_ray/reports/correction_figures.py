@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from topd_ray.messages import Floats
-from topd_ray.studies.figures import BLUE, GREEN, GREY, INK, drawing, new_figure
-from topd_ray.studies.probing_figures import D_OT_LABEL
-from topd_ray.studies.report import Plot
-from topd_ray.studies.statistics import Estimate
+from topd_ray.reports.probing_figures import D_OT_LABEL
+from topd_ray.reports.report import Plot
+from topd_ray.reports.style import BLUE, GREEN, GREY, INK, drawing, new_figure
+from topd_ray.statistics import Estimate
 
 _COLOURS = (GREY, BLUE, GREEN)
 _SPREAD = 0.28

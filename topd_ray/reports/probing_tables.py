@@ -7,15 +7,14 @@ import numpy as np
 
 from topd_ray.config import Config
 from topd_ray.messages import HIGH, LOW, RANDOM, Flags
-from topd_ray.studies.config import ProbingConfig
-from topd_ray.studies.probing_figures import (
+from topd_ray.reports.probing_figures import (
     divergence_plot,
     histogram_plot,
     scatter_plot,
 )
-from topd_ray.studies.probing_windows import GROUP_NAMES, Windows, false_alarms
-from topd_ray.studies.report import Cell, Report, Table
-from topd_ray.studies.statistics import (
+from topd_ray.reports.probing_windows import GROUP_NAMES, Windows, false_alarms
+from topd_ray.reports.report import Cell, Report, Table
+from topd_ray.statistics import (
     Estimate,
     bootstrap,
     mean,
@@ -25,6 +24,7 @@ from topd_ray.studies.statistics import (
     spearman,
     upper_quartile,
 )
+from topd_ray.studies.config import ProbingConfig
 
 PAPER_MEDIANS = {HIGH: 0.566, RANDOM: 0.361, LOW: 0.315}
 PAPER_PEARSON, PAPER_SPEARMAN, PAPER_FALSE_ALARMS = 0.126, 0.143, 0.2923

@@ -5,7 +5,7 @@ import pytest
 
 from tests.make import probes, scored
 from topd_ray.messages import ScoredRollout, TopkSignal
-from topd_ray.studies.targets import target_rows, targets_table
+from topd_ray.studies.target_masses import target_rows, targets_table
 
 
 def reading(choice: int) -> ScoredRollout:

@@ -5,9 +5,9 @@ from transformers import AutoModelForCausalLM
 
 from topd_ray.messages import TrainBatch
 from topd_ray.studies.correction import find_prefixes
-from topd_ray.studies.lab import Lab
-from topd_ray.studies.local import LocalLearner
+from topd_ray.studies.local_stages import Lab
 from topd_ray.studies.prefixes import Prefix, window_batch
+from topd_ray.studies.window_learner import LocalLearner
 
 
 @pytest.fixture
