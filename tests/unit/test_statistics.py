@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from topd_ray.studies import statistics
+from topd_ray import statistics
 
 FLOATS = st.floats(-100, 100, allow_subnormal=False)
 

@@ -1,33 +1,23 @@
-"""A fork as text: all continuations side by side, then every position's likeliest
-tokens.
-"""
+"""Case -> text: all continuations side by side, then every position's top tokens."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from topd_ray.studies.case import Case, Ranked, State
+from topd_ray.reports.case_types import Case, CaseState, RankedTokens
 
 _WIDTH = 100
 _CELL = 17
 
 
-def as_written(case: "Case") -> str:
-    """Prompt, prefix, continuations as aligned rows, then a block a state."""
+def as_written(case: Case) -> str:
+    """Return prompt, prefix, the continuations as rows, then a block a state."""
+    rows = [("teacher", case.teacher), ("rollout", case.own)]
+    for state in case.states:
+        rows.append((state.name, tuple(step.token for step in state.steps)))
     parts = [
         f"prompt   {case.prompt}",
         f"prefix   {case.prefix}",
         "",
-        *_aligned(
-            [
-                ("teacher", case.teacher),
-                ("rollout", case.own),
-                *(
-                    (state.name, [step.token for step in state.steps])
-                    for state in case.states
-                ),
-            ]
-        ),
+        *_aligned(rows),
     ]
     for state in case.states:
         parts += ["", *_block(state)]
@@ -35,24 +25,23 @@ def as_written(case: "Case") -> str:
 
 
 def _aligned(rows: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
-    """One column a position, wide enough for its longest token."""
+    """Return one line a row, with columns as wide as their longest token."""
     longest = max(len(tokens) for _, tokens in rows)
-    widths = [
-        max(len(tokens[place]) for _, tokens in rows if place < len(tokens))
-        for place in range(longest)
-    ]
-    names = max(len(name) for name, _ in rows)
-    return [
-        f"{name:<{names}}  "
-        + " ".join(
-            f"{token:<{width}}" for token, width in zip(tokens, widths, strict=False)
-        )
-        for name, tokens in rows
-    ]
+    widths = [0] * longest
+    for _, tokens in rows:
+        for place, token in enumerate(tokens):
+            widths[place] = max(widths[place], len(token))
+    name_width = max(len(name) for name, _ in rows)
+    lines = []
+    for name, tokens in rows:
+        cells = zip(tokens, widths, strict=False)
+        padded = " ".join(f"{token:<{width}}" for token, width in cells)
+        lines.append(f"{name:<{name_width}}  {padded}")
+    return lines
 
 
-def _block(state: "State") -> list[str]:
-    """Every position: what was said, and both models' likeliest."""
+def _block(state: CaseState) -> list[str]:
+    """Return two lines a position: the student's top tokens and the teacher's."""
     lines = [f"--- {state.name} " + "-" * max(0, _WIDTH - len(state.name) - 5)]
     for index, step in enumerate(state.steps):
         head = f"{index:>2} {step.token:<10}"
@@ -63,7 +52,7 @@ def _block(state: "State") -> list[str]:
     return lines
 
 
-def _cells(ranked: "Ranked") -> str:
+def _cells(ranked: RankedTokens) -> str:
     return "".join(f"{f'{token} {p:.3f}':<{_CELL}}" for token, p in ranked)
 
 

@@ -1,13 +1,14 @@
-"""Figure 5: every prefix before, after OPD and after TOPD."""
+"""Figure 5: D_OT of every prefix before, after OPD and after TOPD."""
 
 from collections.abc import Mapping
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from topd_ray.messages import Floats
 from topd_ray.reports.probing_figures import D_OT_LABEL
 from topd_ray.reports.report import Plot
-from topd_ray.reports.style import BLUE, GREEN, GREY, INK, drawing, new_figure
+from topd_ray.reports.style import BLUE, DASHES, GREEN, GREY, INK, drawing, new_figure
 from topd_ray.statistics import Estimate
 
 _COLOURS = (GREY, BLUE, GREEN)
@@ -19,40 +20,21 @@ def correction_plot(
     estimates: Mapping[str, Estimate],
     *,
     updates: int,
-    line: float,
+    threshold: float,
 ) -> Plot:
-    """Points side by side, the mean with its interval beside them."""
+    """Return one column of points a state, with the mean and its interval beside it.
+
+    `distances` holds the D_OT of all prefixes by the name of the state, `estimates` the
+    mean of the same; `threshold` is the D_OT above which a prefix is divergent.
+    """
     with drawing():
         figure, (axes,) = new_figure(width_in=5.6, height_in=3.6)
         for place, (name, values) in enumerate(distances.items()):
-            colour, mean = _COLOURS[place], estimates[name]
-            offsets = _beeswarm(values)
-            axes.scatter(
-                place + offsets, values, s=12, color=colour, alpha=0.45, linewidths=0
-            )
-            at = place + _SPREAD + 0.1
-            low, high = np.nan_to_num([mean.value - mean.low, mean.high - mean.value])
-            axes.errorbar(
-                [at],
-                [mean.value],
-                yerr=[[low], [high]],
-                fmt="D",
-                color=INK,
-                markersize=4,
-                capsize=3,
-            )
-            axes.annotate(
-                f"{mean.value:.3f}",
-                (at, mean.value),
-                (6, 0),
-                textcoords="offset points",
-                va="center",
-                fontweight="bold",
-            )
-        axes.axhline(line, color=GREY, linewidth=1, linestyle=(0, (4, 2)))
+            _draw_state(axes, place, values, estimates[name])
+        axes.axhline(threshold, color=GREY, linewidth=1, linestyle=DASHES)
         axes.annotate(
             "divergent above",
-            (1.0, line),
+            (1.0, threshold),
             (-2, 3),
             xycoords=("axes fraction", "data"),
             textcoords="offset points",
@@ -77,14 +59,45 @@ def correction_plot(
     )
 
 
+def _draw_state(axes: Axes, place: int, values: Floats, mean: Estimate) -> None:
+    axes.scatter(
+        place + _beeswarm(values),
+        values,
+        s=12,
+        color=_COLOURS[place],
+        alpha=0.45,
+        linewidths=0,
+    )
+    beside = place + _SPREAD + 0.1
+    # the interval of a single prefix is nan, which errorbar refuses
+    low, high = np.nan_to_num([mean.value - mean.low, mean.high - mean.value])
+    axes.errorbar(
+        [beside],
+        [mean.value],
+        yerr=[[low], [high]],
+        fmt="D",
+        color=INK,
+        markersize=4,
+        capsize=3,
+    )
+    axes.annotate(
+        f"{mean.value:.3f}",
+        (beside, mean.value),
+        (6, 0),
+        textcoords="offset points",
+        va="center",
+        fontweight="bold",
+    )
+
+
 def _beeswarm(values: Floats) -> Floats:
-    """Sideways places that leave crowded values apart: a fixed pattern, no
-    randomness.
+    """Return sideways offsets that keep crowded values apart.
+
+    The pattern is fixed: random offsets would change the figure's bytes.
     """
     order = np.argsort(values, kind="stable")
-    golden = (
-        np.arange(len(values)) * 0.618034
-    ) % 1.0  # spreads neighbours in rank evenly
+    # Multiples of the golden ratio spread neighbours in rank evenly over the width.
+    golden = (np.arange(len(values)) * 0.618034) % 1.0
     offsets = np.empty(len(values), np.float32)
     offsets[order] = (golden - 0.5) * 2 * _SPREAD
     return offsets

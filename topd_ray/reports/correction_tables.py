@@ -1,9 +1,11 @@
-"""The correction study's report: continuations' distances in, tables and the figure
-out.
+"""Corrections -> Report: the tables and the summary of the correction study.
+
+Axes: P prefixes.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -18,26 +20,42 @@ from topd_ray.statistics import (
     median,
     paired_difference,
 )
-from topd_ray.studies.config import CorrectionConfig
-from topd_ray.studies.prefixes import Prefix, WindowOf
 
+WindowOf = Literal["student", "teacher"]
+"""Whose window the updates are made on."""
 STATES = {"before": "before", "opd": "after OPD", "topd": "after TOPD"}
 PAPER_MEANS = {"before": 0.538, "opd": 0.350, "topd": 0.204}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """Regenerated continuations of all prefixes in one state."""
+    """Continuations of all prefixes in one state, compared with the teacher's."""
 
     d_ot_P: Floats
-    """To the teacher's continuation."""
+    """D_OT between the continuation and the teacher's."""
     lead_P: Ints
-    """Tokens from the first on in which it is the teacher's continuation."""
+    """Leading tokens that are the same as the teacher's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorrectedPrefix:
+    """A divergent prefix as the run probed it, before any update."""
+
+    prompt_id: str
+    rollout_id: str
+    position: int
+    """Position of the candidate in the response."""
+    loss: float
+    """Token loss at the candidate, in nats."""
+    d_ot: float
+    """D_OT between the rollout's window and the teacher's continuation."""
+    lead: int
+    """Leading tokens of the rollout's window that are the teacher's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Correction:
-    """Results at one learning rate on one kind of window, prefix by prefix."""
+    """Outcomes at one learning rate on one kind of window, by state (see STATES)."""
 
     lr: float
     on: WindowOf
@@ -45,22 +63,29 @@ class Correction:
 
 
 def common_lead(a: Ints, b: Ints) -> int:
-    """Tokens from the first on that are the same."""
+    """Return how many leading tokens are the same."""
     length = min(len(a), len(b))
     different = np.flatnonzero(a[:length] != b[:length])
     return int(different[0]) if len(different) else length
 
 
 def analyse(
-    prefixes: Sequence[Prefix],
-    line: float,
+    prefixes: Sequence[CorrectedPrefix],
     results: Sequence[Correction],
-    settings: CorrectionConfig,
     config: Config,
     *,
+    threshold: float,
     study_seed: int,
+    resamples: int,
+    updates: int,
+    temperature: float,
 ) -> Report:
-    """All tables and the figure; the first learning rate is the study's own."""
+    """Return all tables and the figure of the study.
+
+    The first of `results` is the study's own learning rate and window. `threshold` is
+    the D_OT above which a prefix is divergent, `updates` the number of updates a prefix
+    got, `temperature` that of the regenerated continuations.
+    """
     main = results[0]
     distances = {state: main.states[state].d_ot_P for state in STATES}
     estimates = {
@@ -68,16 +93,16 @@ def analyse(
             mean,
             values,
             seed=study_seed,
-            resamples=settings.resamples,
+            resamples=resamples,
             clusters=[prefix.prompt_id for prefix in prefixes],
         )
         for state, values in distances.items()
     }
-    states = _states_table(prefixes, line, main, estimates)
+    states = _states_table(prefixes, threshold, main, estimates)
     return Report(
         study="correction",
         title="Local correction: one window, a few updates (section 5.2)",
-        summary=_summary(prefixes, line, main, settings, config),
+        summary=_summary(prefixes, threshold, main, config, updates, temperature),
         tables=[
             states,
             _pairs_table(distances, study_seed),
@@ -88,38 +113,38 @@ def analyse(
             correction_plot(
                 {STATES[state]: distances[state] for state in STATES},
                 {STATES[state]: estimates[state] for state in STATES},
-                updates=settings.updates,
-                line=line,
+                updates=updates,
+                threshold=threshold,
             )
         ],
-        numbers={"num_prefixes": len(prefixes), "divergence_line": line},
+        numbers={"num_prefixes": len(prefixes), "divergence_line": threshold},
     )
 
 
 def _states_table(
-    prefixes: Sequence[Prefix],
-    line: float,
+    prefixes: Sequence[CorrectedPrefix],
+    threshold: float,
     main: Correction,
     estimates: dict[str, Estimate],
 ) -> Table:
     probed = np.array([prefix.d_ot for prefix in prefixes])
-    own_lead = np.array(
-        [
-            common_lead(prefix.teacher_ids, prefix.window.rollout.response_ids_N)
-            for prefix in prefixes
-        ]
-    )
+    own_lead = np.array([prefix.lead for prefix in prefixes])
     rows: list[tuple[Cell, ...]] = [
-        ("the rollout's own window", mean(probed), None, *_row(probed, own_lead, line))
+        (
+            "the rollout's own window",
+            mean(probed),
+            None,
+            *_row(probed, own_lead, threshold),
+        )
     ]
     for state, name in STATES.items():
-        one = main.states[state]
+        outcome = main.states[state]
         rows.append(
             (
                 name,
                 estimates[state],
                 PAPER_MEANS[state],
-                *_row(one.d_ot_P, one.lead_P, line),
+                *_row(outcome.d_ot_P, outcome.lead_P, threshold),
             )
         )
     return Table(
@@ -144,13 +169,13 @@ def _states_table(
     )
 
 
-def _row(d_ot_P: Floats, lead_P: Ints, line: float) -> tuple[float, ...]:
+def _row(d_ot_P: Floats, lead_P: Ints, threshold: float) -> tuple[float, ...]:
     first_P = lead_P > 0
     return (
         median(d_ot_P),
-        mean(d_ot_P <= line),
+        mean(d_ot_P <= threshold),
         mean(first_P),
-        mean(d_ot_P[first_P] > line),
+        mean(d_ot_P[first_P] > threshold),
         mean(lead_P),
     )
 
@@ -158,9 +183,10 @@ def _row(d_ot_P: Floats, lead_P: Ints, line: float) -> tuple[float, ...]:
 def _pairs_table(distances: dict[str, Floats], seed: int) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for a, b in (("before", "opd"), ("before", "topd"), ("opd", "topd")):
-        got = paired_difference(distances[a], distances[b], seed=seed)
+        paired = paired_difference(distances[a], distances[b], seed=seed)
         name = f"{STATES[b]} minus {STATES[a]}"
-        rows.append((name, got.mean, got.p_t, got.p_wilcoxon, got.p_sign_flip))
+        p_values = (paired.p_t, paired.p_wilcoxon, paired.p_sign_flip)
+        rows.append((name, paired.mean, *p_values))
     return Table(
         name="pairs",
         title="Paired by prefix",
@@ -178,11 +204,11 @@ def _pairs_table(distances: dict[str, Floats], seed: int) -> Table:
 
 def _rates_table(results: Sequence[Correction], seed: int) -> Table:
     rows: list[tuple[Cell, ...]] = []
-    for one in results:
-        distances = {state: one.states[state].d_ot_P for state in STATES}
+    for result in results:
+        distances = {state: result.states[state].d_ot_P for state in STATES}
         gap = paired_difference(distances["opd"], distances["topd"], seed=seed).mean
         means = (mean(distances[state]) for state in STATES)
-        rows.append((f"the {one.on}'s", f"{one.lr:g}", *means, gap))
+        rows.append((f"the {result.on}'s", f"{result.lr:g}", *means, gap))
     return Table(
         name="rates",
         title="Mean D_OT by window and learning rate",
@@ -196,13 +222,13 @@ def _rates_table(results: Sequence[Correction], seed: int) -> Table:
     )
 
 
-def _prefixes_table(prefixes: Sequence[Prefix], main: Correction) -> Table:
+def _prefixes_table(prefixes: Sequence[CorrectedPrefix], main: Correction) -> Table:
     rows: list[tuple[Cell, ...]] = [
         (
             prefix.prompt_id,
-            prefix.found.rollout_id,
+            prefix.rollout_id,
             prefix.position,
-            float(prefix.found.losses_W[0]),
+            prefix.loss,
             prefix.d_ot,
             *(float(main.states[state].d_ot_P[row]) for state in STATES),
             *(int(main.states[state].lead_P[row]) for state in STATES),
@@ -227,11 +253,12 @@ def _prefixes_table(prefixes: Sequence[Prefix], main: Correction) -> Table:
 
 
 def _summary(
-    prefixes: Sequence[Prefix],
-    line: float,
+    prefixes: Sequence[CorrectedPrefix],
+    threshold: float,
     main: Correction,
-    settings: CorrectionConfig,
     config: Config,
+    updates: int,
+    temperature: float,
 ) -> list[str]:
     means = {state: mean(main.states[state].d_ot_P) for state in STATES}
     gap = paired_difference(
@@ -243,15 +270,14 @@ def _summary(
     elif gap.low > 0:
         order = "TOPD ends farther from the teacher than OPD, unlike in the paper"
     shown = ", ".join(f"{STATES[state]} {value:.3f}" for state, value in means.items())
-    decoding = (
-        "greedily" if settings.temperature == 0 else f"at {settings.temperature:g}"
-    )
+    decoding = "greedily" if temperature == 0 else f"at {temperature:g}"
     return [
         (
             f"{len(prefixes)} divergent prefixes, at most one a rollout: the candidate"
-            f" of highest token loss among those whose D_OT exceeds {line:.3f} (the"
+            " of highest token loss among those whose D_OT exceeds"
+            f" {threshold:.3f} (the"
             f" {config.windows.divergence.quantile:g} quantile of all candidates')."
-            f" From the same start, M = {settings.updates} updates of AdamW at learning"
+            f" From the same start, M = {updates} updates of AdamW at learning"
             f" rate {main.lr:g} on the student's own window of K ="
             f" {config.probe.window} tokens: OPD by reverse KL under the live teacher,"
             f" TOPD with {config.objective.lambda_traj:g} L_traj beside it. Weights and"
@@ -273,4 +299,11 @@ def _summary(
     ]
 
 
-__all__ = ["Correction", "Outcome", "analyse", "common_lead"]
+__all__ = [
+    "CorrectedPrefix",
+    "Correction",
+    "Outcome",
+    "WindowOf",
+    "analyse",
+    "common_lead",
+]

@@ -1,6 +1,10 @@
-"""The probing study's report: windows in, tables and figures out; opens nothing."""
+"""ProbedWindows -> Report: the tables and the summary of the probing study.
 
-from collections.abc import Callable, Sequence
+Axes: W windows.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -12,7 +16,7 @@ from topd_ray.reports.probing_figures import (
     histogram_plot,
     scatter_plot,
 )
-from topd_ray.reports.probing_windows import GROUP_NAMES, Windows, false_alarms
+from topd_ray.reports.probing_windows import GROUP_NAMES, ProbedWindows, false_alarms
 from topd_ray.reports.report import Cell, Report, Table
 from topd_ray.statistics import (
     Estimate,
@@ -24,61 +28,69 @@ from topd_ray.statistics import (
     spearman,
     upper_quartile,
 )
-from topd_ray.studies.config import ProbingConfig
 
 PAPER_MEDIANS = {HIGH: 0.566, RANDOM: 0.361, LOW: 0.315}
-PAPER_PEARSON, PAPER_SPEARMAN, PAPER_FALSE_ALARMS = 0.126, 0.143, 0.2923
+PAPER_PEARSON = 0.126
+PAPER_SPEARMAN = 0.143
+PAPER_FALSE_ALARMS = 0.2923
 
 Estimator = Callable[..., Estimate]
 """`bootstrap` with the study's seed, resamples and clusters."""
 
 
 def analyse(
-    windows: Windows,
-    sensitivity: Sequence[tuple[str, Windows]],
-    settings: ProbingConfig,
+    windows: ProbedWindows,
+    sensitivity: Sequence[tuple[str, ProbedWindows]],
     config: Config,
     *,
     study_seed: int,
+    resamples: int,
+    bins: int,
     surface: set[int],
 ) -> Report:
-    """All tables and figures; computes, and opens nothing."""
+    """Return all tables and figures of the study.
+
+    `sensitivity` holds the windows under each setting, the run's own first; `surface`
+    the ids of tokens that change the wording only; `resamples` and `bins` belong to the
+    bootstrap and to the binned mean of figure 6.
+    """
+    # Windows of one prompt resemble each other, so the bootstrap draws whole prompts.
     estimate = partial(
-        bootstrap,
-        seed=study_seed,
-        resamples=settings.resamples,
-        clusters=windows.prompts,
+        bootstrap, seed=study_seed, resamples=resamples, clusters=windows.prompts
     )
-    high_W = windows.of(HIGH)
+    high_W = windows.in_group(HIGH)
     is_surface_W = np.isin(windows.student_W, sorted(surface))
-    line = upper_quartile(windows.d_ot_W[windows.of(LOW)])
-    groups = _groups_table(windows, study_seed, settings.resamples)
-    relations = _relations_table(windows, estimate, study_seed, settings.resamples)
+    quartile = upper_quartile(windows.d_ot_W[windows.in_group(LOW)])
+    groups = _groups_table(windows, study_seed, resamples)
+    relations = _relations_table(windows, estimate, study_seed, resamples)
     tables = [groups, relations]
     if surface:
-        tables.append(_surface_table(windows, is_surface_W, line))
+        tables.append(_surface_table(windows, is_surface_W, quartile))
     tables += [_sensitivity_table(sensitivity), _windows_table(windows, is_surface_W)]
     false_alarm_share = false_alarms(windows.d_ot_W, windows.groups_W)
     return Report(
         study="probing",
         title="Probing: token loss and the near future (section 2.1)",
-        summary=_summary(windows, config, false_alarm_share, line),
+        summary=_summary(windows, config, false_alarm_share, quartile),
         tables=tables,
         plots=[
             divergence_plot(
-                {GROUP_NAMES[g]: windows.d_ot_W[windows.of(g)] for g in GROUP_NAMES},
+                {
+                    name: windows.d_ot_W[windows.in_group(group)]
+                    for group, name in GROUP_NAMES.items()
+                },
                 window=config.probe.window,
             ),
             histogram_plot(
                 windows.d_ot_W[high_W],
                 is_surface_W[high_W] if surface else None,
-                line=line,
+                quartile=quartile,
                 false_alarms=false_alarm_share,
             ),
             scatter_plot(
                 windows.losses_W[high_W],
                 windows.d_ot_W[high_W],
-                bins=settings.bins,
+                bins=bins,
                 loss_name=config.candidates.loss,
             ),
         ],
@@ -87,34 +99,30 @@ def analyse(
             "num_unsolved": windows.num_unsolved,
             "num_prompts": len(set(windows.prompts)),
             "num_rollouts": len(set(windows.rollouts)),
-            "low_loss_upper_quartile": line,
+            "low_loss_upper_quartile": quartile,
         },
     )
 
 
-def _groups_table(windows: Windows, seed: int, resamples: int) -> Table:
-    rows = []
+def _groups_table(windows: ProbedWindows, seed: int, resamples: int) -> Table:
+    rows: list[tuple[Cell, ...]] = []
     for group, name in GROUP_NAMES.items():
-        mine_W = windows.of(group)
+        mine_W = windows.in_group(group)
         d_ot_W = windows.d_ot_W[mine_W]
-        names = [p for p, mine in zip(windows.prompts, mine_W, strict=True) if mine]
-        middle, average = (
-            bootstrap(statistic, d_ot_W, seed=seed, resamples=resamples, clusters=names)
-            for statistic in (median, mean)
-        )
-        quartiles = (
-            np.quantile(d_ot_W, [0.25, 0.75]) if len(d_ot_W) else (np.nan, np.nan)
-        )
+        names = windows.prompts_in_group(group)
+        of_group = partial(bootstrap, seed=seed, resamples=resamples, clusters=names)
+        quartiles: list[float] = [math.nan, math.nan]
+        if len(d_ot_W):
+            quartiles = np.quantile(d_ot_W, [0.25, 0.75]).tolist()
         rows.append(
             (
                 name,
                 len(d_ot_W),
                 mean(windows.losses_W[mine_W]),
-                middle,
+                of_group(median, d_ot_W),
                 PAPER_MEDIANS[group],
-                average,
-                float(quartiles[0]),
-                float(quartiles[1]),
+                of_group(mean, d_ot_W),
+                *quartiles,
                 mean(d_ot_W == 0),
             )
         )
@@ -143,10 +151,10 @@ def _groups_table(windows: Windows, seed: int, resamples: int) -> Table:
 
 
 def _relations_table(
-    windows: Windows, estimate: Estimator, seed: int, resamples: int
+    windows: ProbedWindows, estimate: Estimator, seed: int, resamples: int
 ) -> Table:
-    high_W = windows.of(HIGH)
-    names = [p for p, high in zip(windows.prompts, high_W, strict=True) if high]
+    high_W = windows.in_group(HIGH)
+    names = windows.prompts_in_group(HIGH)
     of_high = partial(bootstrap, seed=seed, resamples=resamples, clusters=names)
     high = (windows.losses_W[high_W], windows.d_ot_W[high_W])
     everything = (windows.losses_W, windows.d_ot_W)
@@ -173,21 +181,23 @@ def _relations_table(
     )
 
 
-def _surface_table(windows: Windows, is_surface_W: Flags, line: float) -> Table:
-    high_W = windows.of(HIGH)
+def _surface_table(
+    windows: ProbedWindows, is_surface_W: Flags, quartile: float
+) -> Table:
+    high_W = windows.in_group(HIGH)
     rows = []
     for name, kind_W in (("surface", is_surface_W), ("other", ~is_surface_W)):
         mine_W = high_W & kind_W
-        below = share(windows.d_ot_W[mine_W] <= line)
+        below = share(windows.d_ot_W[mine_W] <= quartile)
         rows.append(
             (
                 name,
                 int(mine_W.sum()),
                 share(kind_W[high_W]),
-                share(kind_W[windows.of(RANDOM)]),
+                share(kind_W[windows.in_group(RANDOM)]),
                 median(windows.d_ot_W[mine_W]),
                 below,
-                share(kind_W[high_W & (windows.d_ot_W <= line)]),
+                share(kind_W[high_W & (windows.d_ot_W <= quartile)]),
             )
         )
     return Table(
@@ -210,24 +220,23 @@ def _surface_table(windows: Windows, is_surface_W: Flags, line: float) -> Table:
     )
 
 
-def _sensitivity_table(sensitivity: Sequence[tuple[str, Windows]]) -> Table:
-    base = dict(zip(_keys(sensitivity[0][1]), sensitivity[0][1].d_ot_W, strict=True))
+def _sensitivity_table(sensitivity: Sequence[tuple[str, ProbedWindows]]) -> Table:
+    _, own = sensitivity[0]
+    base = dict(zip(own.keys(), own.d_ot_W, strict=True))
     rows: list[tuple[Cell, ...]] = []
     for name, windows in sensitivity:
-        high_W = windows.of(HIGH)
-        kept = [
-            (base[key], d)
-            for key, d, high in zip(_keys(windows), windows.d_ot_W, high_W, strict=True)
-            if high and key in base
-        ]
+        high_W = windows.in_group(HIGH)
         rows.append(
             (
                 name,
-                *(median(windows.d_ot_W[windows.of(group)]) for group in GROUP_NAMES),
+                *(
+                    median(windows.d_ot_W[windows.in_group(group)])
+                    for group in GROUP_NAMES
+                ),
                 false_alarms(windows.d_ot_W, windows.groups_W),
                 pearson(windows.losses_W[high_W], windows.d_ot_W[high_W]),
                 spearman(windows.losses_W[high_W], windows.d_ot_W[high_W]),
-                spearman(*zip(*kept, strict=True)) if kept else np.nan,
+                _rank_agreement(windows, base),
                 windows.num_unsolved,
             )
         )
@@ -256,7 +265,7 @@ def _sensitivity_table(sensitivity: Sequence[tuple[str, Windows]]) -> Table:
     )
 
 
-def _windows_table(windows: Windows, is_surface_W: Flags) -> Table:
+def _windows_table(windows: ProbedWindows, is_surface_W: Flags) -> Table:
     rows: list[tuple[Cell, ...]] = [
         (
             windows.prompts[row],
@@ -290,14 +299,23 @@ def _windows_table(windows: Windows, is_surface_W: Flags) -> Table:
     )
 
 
-def _keys(windows: Windows) -> list[tuple[str, int]]:
-    return list(zip(windows.rollouts, map(int, windows.positions_W), strict=True))
+def _rank_agreement(
+    windows: ProbedWindows, base: Mapping[tuple[str, int], float]
+) -> float:
+    """Return the rank correlation of D_OT with the run's own, over high-loss windows.
+
+    Only windows that both settings solved can be compared; nan without any.
+    """
+    pairs = zip(windows.keys(), windows.d_ot_W, windows.in_group(HIGH), strict=True)
+    kept = [(base[key], d_ot) for key, d_ot, high in pairs if high and key in base]
+    return spearman(*zip(*kept, strict=True)) if kept else math.nan
 
 
 def _summary(
-    windows: Windows, config: Config, false_alarm_share: float, line: float
+    windows: ProbedWindows, config: Config, false_alarm_share: float, quartile: float
 ) -> list[str]:
-    medians = [median(windows.d_ot_W[windows.of(group)]) for group in GROUP_NAMES]
+    medians = [median(windows.d_ot_W[windows.in_group(group)]) for group in GROUP_NAMES]
+    shown = ", ".join(f"{middle:.3f}" for middle in medians)
     ordered = medians[0] > medians[1] > medians[2]
     return [
         (
@@ -311,9 +329,9 @@ def _summary(
         (
             "Medians of D_OT fall from high-loss over random to low-loss positions:"
             f" {'yes, as in the paper' if ordered else 'no, unlike in the paper'}"
-            f" ({', '.join(f'{m:.3f}' for m in medians)}). {false_alarm_share:.1%} of"
+            f" ({shown}). {false_alarm_share:.1%} of"
             " the high-loss positions lie at or below the low-loss upper quartile of"
-            f" {line:.3f} (paper: {PAPER_FALSE_ALARMS:.2%})."
+            f" {quartile:.3f} (paper: {PAPER_FALSE_ALARMS:.2%})."
         ),
     ]
 

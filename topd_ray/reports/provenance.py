@@ -6,10 +6,10 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from topd_ray.config import Config
 
@@ -28,10 +28,10 @@ _GIT_DEADLINE_S = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
-    """Of one study's results."""
+    """What the results of one study rest on."""
 
     config_hash: str
-    config: dict[str, Any]
+    config: dict[str, object]
     """The study's section and the resolved run config."""
     study_seed: int
     run_seed: int
@@ -39,16 +39,19 @@ class Provenance:
     hardware: str
     cores: int
     commit: str | None
-    """Of the code, where it lies in a git work tree."""
+    """Commit of the code; None outside a git work tree."""
     dirty: bool
-    """Code, models or configs differ from that commit."""
+    """Whether code or configs differ from that commit."""
     wall_s: float
 
 
 def make_provenance(
-    config: Config, section: dict[str, Any], *, study_seed: int, wall_s: float
+    config: Config, section: Mapping[str, object], *, study_seed: int, wall_s: float
 ) -> Provenance:
-    """Look around this machine; `section` is the study's own part of its file."""
+    """Return the provenance of results that this process has made.
+
+    `section` is the study's own part of its file; `wall_s` is in seconds.
+    """
     code, dirty = commit()
     return Provenance(
         config_hash=config_hash(config, section, study_seed=study_seed),
@@ -64,54 +67,51 @@ def make_provenance(
     )
 
 
-def config_hash(config: Config, section: dict[str, Any], *, study_seed: int) -> str:
-    """Changes with every number a result depends on, and with the model files
-    themselves.
-
-    Files count by name, size and time of change: reading tens of gigabytes would take
-    longer than some studies.
-    """
+def config_hash(
+    config: Config, section: Mapping[str, object], *, study_seed: int
+) -> str:
+    """Return a hash of the values and the files that a result depends on."""
     folders = [
         Path(config.learner.model),
         Path(config.teacher_model),
         Path(config.prompts.path),
     ]
-    parts = [
-        config.model_dump(mode="json"),
-        section,
-        study_seed,
-        list(map(_stamp, folders)),
-    ]
+    # Files count by name, size and time of change: reading tens of gigabytes would take
+    # longer than some studies.
+    stamps = [_stamp(folder) for folder in folders]
+    parts = [config.model_dump(mode="json"), section, study_seed, stamps]
     text = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _stamp(path: Path) -> list[tuple[str, int, int]]:
-    files = (
-        sorted(path.glob("*")) if path.is_dir() else [path] if path.is_file() else []
-    )
+    """Return name, bytes and time of change (ns) of a file, or of a folder's files."""
+    files: list[Path] = []
+    if path.is_dir():
+        files = sorted(path.glob("*"))
+    elif path.is_file():
+        files = [path]
     stats = [(file.name, file.stat()) for file in files]
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def hardware() -> str:
-    """CPU model and logical cores, and the GPUs that torch sees, where it is loaded
-    anyway.
-    """
+    """Return the CPU model, the logical cores, and the GPUs that torch sees."""
     processor = platform.processor() or platform.machine()
-    facts = Path("/proc/cpuinfo")
-    if facts.is_file():
-        lines = facts.read_text(encoding="utf-8").splitlines()
+    # platform.processor() is empty on most Linux machines.
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
         names = [
             line.split(":", 1)[1].strip()
             for line in lines
@@ -119,6 +119,7 @@ def hardware() -> str:
         ]
         processor = names[0] if names else processor
     gpus = ""
+    # Read, not imported: a caller that does without torch need not wait for it.
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         gpus = f", {torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
@@ -126,27 +127,27 @@ def hardware() -> str:
 
 
 def commit() -> tuple[str | None, bool]:
-    """Of the work tree that holds this code, and whether code or configs differ from
-    it.
+    """Return the commit of this code, and whether code or configs differ from it.
+
+    The commit is None where the code lies in no git work tree.
     """
-    here = Path(__file__).parent
     try:
-        head, status = (
-            subprocess.run(
-                ["git", "-C", str(here), *command],
-                capture_output=True,
-                text=True,
-                timeout=_GIT_DEADLINE_S,
-                check=True,
-            ).stdout.strip()
-            for command in (
-                ["rev-parse", "HEAD"],
-                ["status", "--porcelain", "--", ":/topd_ray", ":/configs"],
-            )
-        )
+        head = _git("rev-parse", "HEAD")
+        status = _git("status", "--porcelain", "--", ":/topd_ray", ":/configs")
     except (OSError, subprocess.SubprocessError):
         return None, False
     return head, bool(status)
+
+
+def _git(*command: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), *command],
+        capture_output=True,
+        text=True,
+        timeout=_GIT_DEADLINE_S,
+        check=True,
+    )
+    return done.stdout.strip()
 
 
 __all__ = ["Provenance", "commit", "config_hash", "hardware", "make_provenance"]

@@ -1,6 +1,4 @@
-"""What a study leaves behind: Markdown to read, Parquet and JSON to compute with,
-figures.
-"""
+"""Report -> files: Markdown to read, Parquet and JSON to compute with, figures."""
 
 import dataclasses
 import math
@@ -8,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,24 +18,34 @@ from topd_ray.reports.style import save_figure
 from topd_ray.statistics import Estimate
 
 Cell = str | int | float | bool | None | Estimate
-"""An Estimate is one cell of Markdown and four columns of Parquet: value, low, high,
+"""One cell of a table.
+
+An Estimate is one cell of Markdown and four columns of Parquet: value, low, high,
 count.
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """Rows of plain values; becomes `<study>-<name>.parquet`."""
+    """Rows of plain values; becomes `<study>-<name>.parquet`.
+
+    Raises ValueError for a row whose length differs from that of `columns`.
+
+    Example:
+        >>> Table(name="groups", title="Groups", columns=("group", "median"),
+        ...       rows=[("high loss", 0.566), ("low loss", 0.315)])
+    """
 
     name: str
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     note: str = ""
+    """A paragraph below the table in the Markdown."""
     shown: bool = True
-    """In the Markdown too; not for one row an observation."""
+    """Whether the Markdown and the JSON show it; False for a row per observation."""
     decimals: int = 3
-    """Of numbers in the Markdown."""
+    """Decimals of the numbers in the Markdown."""
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -50,7 +57,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plot:
-    """Becomes `<study>-<name>.png` and `.svg`."""
+    """A figure with its caption; becomes `<study>-<name>.png` and `.svg`."""
 
     name: str
     caption: str
@@ -59,7 +66,7 @@ class Plot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """All of a study, ready to be written."""
+    """All results of a study, ready to be written."""
 
     study: str
     title: str
@@ -67,43 +74,43 @@ class Report:
     """Paragraphs that say what was done and what came out."""
     tables: Sequence[Table] = ()
     plots: Sequence[Plot] = ()
-    numbers: Mapping[str, Any] = field(default_factory=dict)
-    """Whatever else a machine should find in the JSON; estimates and nesting are
-    fine.
-    """
+    numbers: Mapping[str, object] = field(default_factory=dict)
+    """Further values for the JSON; dataclasses, arrays and nesting are allowed."""
     text: str = ""
-    """Shown as it is, in a fixed-width block."""
+    """Shown unchanged in a block of fixed width."""
 
 
 def write_report(report: Report, folder: Path, provenance: Provenance) -> Path:
-    """Write every file of the report; the JSON comes last. Returns the Markdown's
-    path.
+    """Write every file of the report and return the path of the Markdown.
+
+    The JSON comes last: where it exists, the report is complete.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for table in report.tables:
-        pq.write_table(_columns(table), folder / f"{report.study}-{table.name}.parquet")
+        path = folder / f"{report.study}-{table.name}.parquet"
+        pq.write_table(_parquet_columns(table), path)
     for plot in report.plots:
         save_figure(plot.figure, folder / f"{report.study}-{plot.name}")
     page = folder / f"{report.study}.md"
     write_whole(page, _markdown(report, provenance))
-    tables = {
-        table.name: [dict(zip(table.columns, row, strict=True)) for row in table.rows]
-        for table in report.tables
-        if table.shown
-    }
-    everything = {
+    everything: dict[str, object] = {
         "study": report.study,
         "numbers": report.numbers,
-        "tables": tables,
+        "tables": {
+            table.name: _json_rows(table) for table in report.tables if table.shown
+        },
         "provenance": provenance,
     }
-    write_json(folder / f"{report.study}.json", _plain(everything))
+    plain = {name: _for_json(value) for name, value in everything.items()}
+    write_json(folder / f"{report.study}.json", plain)
     return page
 
 
 def as_text(cell: Cell, *, decimals: int = 3) -> str:
-    """A cell of Markdown: `decimals`, more where a number is small, a dash where there
-    is none.
+    """Return a cell of Markdown; a dash where there is no number.
+
+    A number has `decimals` decimals, or two significant digits where it is small or
+    large.
     """
     text = partial(as_text, decimals=decimals)
     if cell is None:
@@ -115,20 +122,23 @@ def as_text(cell: Cell, *, decimals: int = 3) -> str:
     if isinstance(cell, float):
         if math.isnan(cell):
             return "-"
-        plain = cell == 0 or 10.0 ** (1 - decimals) <= abs(cell) < 1e5
-        return f"{cell:.{decimals}f}" if plain else f"{cell:.2g}"
+        is_plain = cell == 0 or 10.0 ** (1 - decimals) <= abs(cell) < 1e5
+        return f"{cell:.{decimals}f}" if is_plain else f"{cell:.2g}"
     return str(cell).replace("|", "\\|")
 
 
-def _columns(table: Table) -> pa.Table:
-    arrays: dict[str, list[Any]] = {}
+def _json_rows(table: Table) -> list[dict[str, Cell]]:
+    return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+
+
+def _parquet_columns(table: Table) -> pa.Table:
+    arrays: dict[str, list[Cell]] = {}
     for index, name in enumerate(table.columns):
         cells = [row[index] for row in table.rows]
-        estimates = [cell for cell in cells if isinstance(cell, Estimate)]
         arrays[name] = [
             cell.value if isinstance(cell, Estimate) else cell for cell in cells
         ]
-        if not estimates:
+        if not any(isinstance(cell, Estimate) for cell in cells):
             continue
         for part in ("low", "high", "count"):
             arrays[f"{name}_{part}"] = [
@@ -144,35 +154,36 @@ def _markdown(report: Report, provenance: Provenance) -> str:
         parts.append(f"```text\n{report.text}\n```")
     for table in report.tables:
         if table.shown:
-            parts += [
-                f"## {table.title}",
-                _table(table),
-                *([table.note] if table.note else []),
-            ]
+            parts += [f"## {table.title}", _markdown_table(table)]
+            parts += [table.note] if table.note else []
     for plot in report.plots:
         parts += [
             f"![{plot.caption}]({report.study}-{plot.name}.png)",
             f"*{plot.caption}*",
         ]
-    parts += ["## How this came about", _provenance(provenance)]
+    parts += ["## How this came about", _markdown_provenance(provenance)]
     return "\n\n".join(parts) + "\n"
 
 
-def _table(table: Table) -> str:
-    cells = [
-        [as_text(cell, decimals=table.decimals) for cell in row] for row in table.rows
-    ]
-    lines = [list(table.columns), *cells]
+def _markdown_table(table: Table) -> str:
+    text = partial(as_text, decimals=table.decimals)
+    lines = [list(table.columns), *(list(map(text, row)) for row in table.rows)]
     head, *body = ["| " + " | ".join(line) + " |" for line in lines]
-    numeric = [
-        all(isinstance(row[index], int | float | Estimate | None) for row in table.rows)
+    marks = [
+        "---:" if _is_numeric(table, index) else "---"
         for index in range(len(table.columns))
     ]
-    rule = "|" + "|".join("---:" if right else "---" for right in numeric) + "|"
-    return "\n".join([head, rule, *body])
+    return "\n".join([head, "|" + "|".join(marks) + "|", *body])
 
 
-def _provenance(provenance: Provenance) -> str:
+def _is_numeric(table: Table, index: int) -> bool:
+    """Whether every cell of a column is a number or empty."""
+    return all(
+        isinstance(row[index], int | float | Estimate | None) for row in table.rows
+    )
+
+
+def _markdown_provenance(provenance: Provenance) -> str:
     versions = ", ".join(
         f"{name} {version}" for name, version in provenance.versions.items()
     )
@@ -193,20 +204,20 @@ def _provenance(provenance: Provenance) -> str:
     )
 
 
-def _plain(value: Any) -> Any:
-    """What JSON can hold: nan and infinities become null, dataclasses and arrays plain
-    values.
+def _for_json(value: object) -> object:
+    """Return dataclasses and arrays as plain values, nan and infinities as None.
+
+    JSON has no nan, and a file that holds one is refused by strict readers.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)
-        }
+        names = [part.name for part in dataclasses.fields(value)]
+        return {name: _for_json(getattr(value, name)) for name in names}
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {str(key): _for_json(inner) for key, inner in value.items()}
     if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
+        return _for_json(value.tolist())
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [_for_json(inner) for inner in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

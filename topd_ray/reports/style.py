@@ -1,7 +1,7 @@
-"""One look for all figures: matplotlib's object interface, no global state, same bytes
-each time.
+"""One look for all figures: matplotlib's object interface and no global state.
 
-Colours are Okabe and Ito's, which most colour-blind readers can tell apart.
+The same numbers give the same bytes each time. Colours are Okabe and Ito's, which most
+colour-blind readers can tell apart.
 """
 
 from collections.abc import Iterator
@@ -14,15 +14,16 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-INK, GREY, FAINT = "#222222", "#767676", "#D9D9D9"
-BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = (
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#D55E00",
-    "#CC79A7",
-    "#56B4E9",
-)
+INK = "#222222"
+GREY = "#767676"
+FAINT = "#D9D9D9"
+BLUE = "#0072B2"
+ORANGE = "#E69F00"
+GREEN = "#009E73"
+VERMILION = "#D55E00"
+
+DASHES = (0, (4, 2))
+"""Line style of thresholds and other references."""
 
 _STYLE: Any = {  # matplotlib types the keys one by one
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same on every machine
@@ -54,7 +55,7 @@ _DPI = 160
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """The style, inside; matplotlib as it was, outside."""
+    """Apply the style inside the block and restore matplotlib's settings after it."""
     with matplotlib.rc_context(_STYLE):
         yield
 
@@ -65,33 +66,33 @@ def new_figure(
     *,
     width_in: float = 6.4,
     height_in: float = 3.6,
-    **grid: Any,
+    share_x: bool = False,
+    share_y: bool = False,
 ) -> tuple[Figure, list[Axes]]:
-    """A figure and its axes, row by row; only inside `drawing()`."""
+    """Return a figure and its axes, row by row; call it only inside `drawing()`."""
     figure = Figure(figsize=(width_in, height_in), layout="constrained")
+    # Without pyplot a figure has no canvas, and without a canvas it cannot be saved.
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False, **grid)
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=share_x, sharey=share_y)
     return figure, list(axes.flat)
 
 
 def save_figure(figure: Figure, stem: Path) -> None:
-    """`stem`.png and `stem`.svg, without dates, so that the same numbers give the same
-    files.
-    """
+    """Write `stem`.png and `stem`.svg."""
     with drawing():
+        # A date or a version in the metadata would change the bytes of equal figures.
         figure.savefig(f"{stem}.png", dpi=_DPI, metadata={"Software": None})
         figure.savefig(f"{stem}.svg", metadata={"Date": None})
 
 
 __all__ = [
     "BLUE",
+    "DASHES",
     "FAINT",
     "GREEN",
     "GREY",
     "INK",
     "ORANGE",
-    "PURPLE",
-    "SKY",
     "VERMILION",
     "drawing",
     "new_figure",

@@ -1,10 +1,10 @@
-"""Section 5.2: a few updates on one divergent window, then the same prefix once more.
+"""Section 5.2: a few updates on one divergent window, then the same prefix again.
 
 Both methods train on the student's own window with the reverse KL of the live teacher;
-TOPD adds lambda L_traj with the window's transport plan. As the paper can also be read,
-both are then tried on the teacher's continuation as the window. Nothing outside the
-window has a gradient, and weights and optimizer are put back exactly before the next
-method and the next prefix.
+TOPD adds lambda L_traj with the window's transport plan. The paper can also be read so
+that the teacher's continuation is the window: both methods are tried on that too.
+Nothing outside the window has a gradient. Weights and optimizer are restored exactly
+before the next method and the next prefix.
 """
 
 import json
@@ -20,21 +20,27 @@ import numpy as np
 from topd_ray.config import Config
 from topd_ray.errors import UserError
 from topd_ray.messages import PAD, Ints
-from topd_ray.reports.correction_tables import Correction, Outcome, analyse, common_lead
+from topd_ray.reports.correction_tables import (
+    CorrectedPrefix,
+    Correction,
+    Outcome,
+    WindowOf,
+    analyse,
+    common_lead,
+)
 from topd_ray.reports.provenance import config_hash, make_provenance
 from topd_ray.reports.report import write_report
 from topd_ray.studies.config import CorrectionConfig, StudyConfig
-from topd_ray.studies.local_stages import Lab
+from topd_ray.studies.local_stages import LocalStages
 from topd_ray.studies.prefixes import (
     Prefix,
-    WindowOf,
     divergence_threshold,
     divergent_rows,
     make_prefixes,
     regenerate,
     window_batch,
 )
-from topd_ray.studies.window_learner import LocalLearner
+from topd_ray.studies.window_learner import WindowLearner
 
 logger = logging.getLogger(__name__)
 
@@ -43,31 +49,38 @@ _LOG_EVERY = 10
 
 
 def run(study: StudyConfig) -> None:
-    """Correct, compare, and write the report; what was done before an interruption is
-    kept.
+    """Correct every prefix by both methods, compare them, and write the report.
+
+    Continuations that an interrupted study has made are used again.
     """
     start = time.perf_counter()
-    # the full vocabulary on both sides, as in the paper, whatever the run itself learns
-    # from
-    config, settings = study.load_run(["teacher.signal=hidden"]), study.correction
+    settings = study.correction
+    # The full vocabulary on both sides, as in the paper, whatever signal the run has.
+    config = study.load_run(["teacher.signal=hidden"])
     if config.objective.lambda_traj == 0:
         raise UserError(
             "objective.lambda_traj=0: the study compares OPD with TOPD; add"
             " run.method=topd to the study's overrides"
         )
-    lab = Lab(config)
+    stages = LocalStages(config)
     try:
-        prefixes, threshold = find_prefixes(lab, settings)
+        prefixes, threshold = find_prefixes(stages, settings)
         logger.info("%d divergent prefixes, D_OT above %.3f", len(prefixes), threshold)
-        results = [
-            _correct_all(lab, study, prefixes, lr, on)
-            for on in get_args(WindowOf)
-            for lr in (settings.lr, *settings.other_lrs)
-        ]
+        results = []
+        for on in get_args(WindowOf):
+            for lr in (settings.lr, *settings.other_lrs):
+                results.append(_correct_all(stages, study, prefixes, lr, on))
     finally:
-        lab.close()
+        stages.close()
     report = analyse(
-        prefixes, threshold, results, settings, config, study_seed=study.seed
+        [_before_updates(prefix) for prefix in prefixes],
+        results,
+        config,
+        threshold=threshold,
+        study_seed=study.seed,
+        resamples=settings.resamples,
+        updates=settings.updates,
+        temperature=settings.temperature,
     )
     section = settings.model_dump(mode="json")
     wall_s = time.perf_counter() - start
@@ -75,130 +88,150 @@ def run(study: StudyConfig) -> None:
     logger.info("written: %s", write_report(report, study.folder, provenance))
 
 
-def find_prefixes(lab: Lab, settings: CorrectionConfig) -> tuple[list[Prefix], float]:
-    """At most one a rollout, in the run's order, and the D_OT that counts as divergent.
+def find_prefixes(
+    stages: LocalStages, settings: CorrectionConfig
+) -> tuple[list[Prefix], float]:
+    """Return divergent prefixes in the run's order, and the threshold of their D_OT.
 
-    Raises UserError where there is none.
+    There is at most one a rollout. Raises UserError where there is none at all.
     """
-    rollouts = lab.roll_out(lab.prompts(settings.num_prompts))
-    candidates = lab.candidates(lab.score(rollouts))
-    probes = lab.probe(candidates)
+    rollouts = stages.roll_out(stages.prompts(settings.num_prompts))
+    candidate_sets = stages.candidates(stages.score(rollouts))
+    probe_sets = stages.probe(candidate_sets)
     chosen = []
-    if any(len(one.positions_W) for one in probes):
-        threshold = divergence_threshold(probes, lab.config.windows.divergence.quantile)
-        for found, probe in zip(candidates, probes, strict=True):
-            rows = divergent_rows(found, probe, threshold)
-            chosen += [(found, probe, int(row)) for row in rows[:1]]
+    if any(len(probe_set.positions_W) for probe_set in probe_sets):
+        quantile = stages.config.windows.divergence.quantile
+        threshold = divergence_threshold(probe_sets, quantile)
+        for candidates, probe_set in zip(candidate_sets, probe_sets, strict=True):
+            rows = divergent_rows(candidates, probe_set, threshold)
+            chosen += [(candidates, probe_set, int(row)) for row in rows[:1]]
     if not chosen:
         raise UserError(
             f"no divergent prefix in {len(rollouts)} rollouts; raise the study's"
             " num_prompts or candidates.fraction"
         )
-    return make_prefixes(lab, rollouts, chosen[: settings.num_prefixes]), threshold
+    return make_prefixes(stages, rollouts, chosen[: settings.num_prefixes]), threshold
 
 
-def _correct_all(
-    lab: Lab, study: StudyConfig, prefixes: Sequence[Prefix], lr: float, on: WindowOf
-) -> Correction:
-    settings = study.correction
-    engine = lab.open_student()
-    again = partial(
-        regenerate,
-        engine,
-        window=lab.config.probe.window,
-        temperature=settings.temperature,
-        seed=study.seed,
-    )
-    learner = LocalLearner(
-        lab.config.learner,
-        student_folder=lab.student_folder,
-        teacher_folder=lab.teacher_folder,
-        lr=lr,
-        lambda_traj=lab.config.objective.lambda_traj,
-    )
-    kept = _Kept(_kept_file(study, lab.config, f"{on}-lr{lr:g}"))
-    try:
-        spoken = {"before": again(prefixes)} | {method: [] for method in METHODS}
-        for count, prefix in enumerate(prefixes, start=1):
-            for method in METHODS:
-                if (ids := kept.get(prefix, method)) is None:
-                    batch = window_batch(
-                        prefix, lab.config.objective, with_plan=method == "topd", on=on
-                    )
-                    for _ in range(settings.updates):
-                        learner.update(batch)
-                    engine.load_weights(learner.weights())
-                    learner.restore()
-                    (ids,) = again([prefix])
-                    kept.add(prefix, method, ids)
-                spoken[method].append(ids)
-            if count % _LOG_EVERY == 0 or count == len(prefixes):
-                logger.info(
-                    "%s's window, lr %g: %d of %d prefixes",
-                    on,
-                    lr,
-                    count,
-                    len(prefixes),
-                )
-    finally:
-        engine.close()
-    return Correction(
-        lr=lr,
-        on=on,
-        states={state: outcome(lab, prefixes, ids) for state, ids in spoken.items()},
-    )
+def outcome(
+    stages: LocalStages, prefixes: Sequence[Prefix], continuations: Sequence[Ints]
+) -> Outcome:
+    """Return the distances of continuations to the teacher's.
 
-
-def outcome(lab: Lab, prefixes: Sequence[Prefix], spoken: Sequence[Ints]) -> Outcome:
-    """Distances of continuations to the teacher's, solved as the probe solves them."""
-    window = lab.config.probe.window
-    padded = [np.full((1, window), PAD, np.int32) for _ in spoken]
-    for row_1K, ids in zip(padded, spoken, strict=True):
+    They are solved as the probe solves them; there is one continuation a prefix.
+    """
+    window = stages.config.probe.window
+    padded = []
+    leads = []
+    for prefix, ids in zip(prefixes, continuations, strict=True):
+        row_1K = np.full((1, window), PAD, np.int32)
         row_1K[0, : len(ids)] = ids
-    probes = lab.probe_again(
-        [prefix.found for prefix in prefixes],
+        padded.append(row_1K)
+        leads.append(common_lead(prefix.teacher_ids, ids))
+    probe_sets = stages.probe_again(
+        [prefix.candidate for prefix in prefixes],
         [prefix.probe for prefix in prefixes],
         student_ids=padded,
     )
     return Outcome(
-        d_ot_P=np.array([one.d_ot_W[0] for one in probes], np.float32),
-        lead_P=np.array(
-            [
-                common_lead(prefix.teacher_ids, ids)
-                for prefix, ids in zip(prefixes, spoken, strict=True)
-            ],
-            np.int32,
-        ),
+        d_ot_P=np.array([probe_set.d_ot_W[0] for probe_set in probe_sets], np.float32),
+        lead_P=np.array(leads, np.int32),
     )
 
 
-class _Kept:
-    """Continuations that an earlier, interrupted study has made: one JSON line each."""
+def _before_updates(prefix: Prefix) -> CorrectedPrefix:
+    return CorrectedPrefix(
+        prompt_id=prefix.prompt_id,
+        rollout_id=prefix.candidate.rollout_id,
+        position=prefix.position,
+        loss=prefix.loss,
+        d_ot=prefix.d_ot,
+        lead=common_lead(prefix.teacher_ids, prefix.own_ids),
+    )
+
+
+def _correct_all(
+    stages: LocalStages,
+    study: StudyConfig,
+    prefixes: Sequence[Prefix],
+    lr: float,
+    on: WindowOf,
+) -> Correction:
+    """Return the outcomes of all prefixes before any update and after each method."""
+    settings = study.correction
+    objective = stages.config.objective
+    engine = stages.open_student()
+    continue_all = partial(
+        regenerate,
+        engine,
+        window=stages.config.probe.window,
+        temperature=settings.temperature,
+        seed=study.seed,
+    )
+    learner = WindowLearner(
+        stages.config.learner,
+        student_folder=stages.student_folder,
+        teacher_folder=stages.teacher_folder,
+        lr=lr,
+        lambda_traj=objective.lambda_traj,
+    )
+    cache = _Cache(_cache_file(study, stages.config, f"{on}-lr{lr:g}"))
+    try:
+        continuations = {"before": continue_all(prefixes)}
+        continuations |= {method: [] for method in METHODS}
+        for count, prefix in enumerate(prefixes, start=1):
+            for method in METHODS:
+                ids = cache.get(prefix, method)
+                if ids is None:
+                    with_plan = method == "topd"
+                    batch = window_batch(prefix, objective, with_plan=with_plan, on=on)
+                    for _ in range(settings.updates):
+                        learner.update(batch)
+                    engine.load_weights(learner.weights())
+                    learner.restore()
+                    (ids,) = continue_all([prefix])
+                    cache.add(prefix, method, ids)
+                continuations[method].append(ids)
+            if count % _LOG_EVERY == 0 or count == len(prefixes):
+                done = (on, lr, count, len(prefixes))
+                logger.info("%s's window, lr %g: %d of %d prefixes", *done)
+    finally:
+        engine.close()
+    states = {
+        state: outcome(stages, prefixes, ids) for state, ids in continuations.items()
+    }
+    return Correction(lr=lr, on=on, states=states)
+
+
+class _Cache:
+    """Continuations that an interrupted study has made: one line of JSON each."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._known: dict[tuple[str, str], list[int]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        for line in (
-            path.read_text(encoding="utf-8").splitlines() if path.is_file() else ()
-        ):
-            if line.endswith("}"):  # the last one may be torn
-                one = json.loads(line)
-                self._known[one["prefix"], one["method"]] = one["ids"]
+        if not path.is_file():
+            return
+        for line in path.read_text(encoding="utf-8").splitlines():
+            # The last line is incomplete where the study was stopped while writing it.
+            if line.endswith("}"):
+                entry = json.loads(line)
+                self._known[entry["prefix"], entry["method"]] = entry["ids"]
 
     def get(self, prefix: Prefix, method: str) -> Ints | None:
+        """Return the continuation of a prefix after a method's updates, if known."""
         ids = self._known.get((prefix.name, method))
         return None if ids is None else np.array(ids, np.int32)
 
     def add(self, prefix: Prefix, method: str, ids: Ints) -> None:
-        line = json.dumps(
-            {"prefix": prefix.name, "method": method, "ids": ids.tolist()}
-        )
+        """Append a continuation to the file."""
+        entry = {"prefix": prefix.name, "method": method, "ids": ids.tolist()}
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(f"\n{line}")
+            # The line break comes first: it ends a line that was left incomplete.
+            file.write(f"\n{json.dumps(entry)}")
 
 
-def _kept_file(study: StudyConfig, config: Config, part: str) -> Path:
+def _cache_file(study: StudyConfig, config: Config, part: str) -> Path:
     section = study.correction.model_dump(mode="json")
     name = config_hash(config, section, study_seed=study.seed)
     return study.folder / "cache" / f"correction-{name}-{part}.jsonl"

@@ -1,7 +1,6 @@
-"""The student and the teacher of a run, opened in this process, and the stages over
-them.
-"""
+"""A run's student and teacher, opened in this process, and the stages over them."""
 
+import itertools
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Literal
@@ -34,12 +33,12 @@ from topd_ray.rollout import RolloutActor
 from topd_ray.teacher import TeacherActor
 
 
-class Lab:
+class LocalStages:
     """Prompt -> Rollout -> ScoredRollout -> CandidateSet -> ProbeSet, without Ray.
 
-    Every arrow is the stage's own class; engines are opened when they are first needed.
-    Raises UserError for another back end than `hf`: a process holds one vLLM engine at
-    most.
+    Each method calls the worker class of its stage; engines are opened when they are
+    first needed. Raises UserError for another back end than `hf`: a process holds one
+    vLLM engine at most, and a study needs two models.
     """
 
     def __init__(self, config: Config) -> None:
@@ -62,7 +61,7 @@ class Lab:
         check_logits(self.teacher_folder, role="teacher")
 
     def prompts(self, count: int) -> list[Prompt]:
-        """The first `count` of the run's order, at most one epoch of them."""
+        """Return the first `count` prompts of the run's order, at most one epoch."""
         source, _ = load_source(
             self.config, student=self.student_folder, teacher=self.teacher_folder
         )
@@ -72,17 +71,18 @@ class Lab:
         """Return `rollout.samples_per_prompt` responses a prompt, in order."""
         requests = rollout_requests(prompts, self.config.rollout.samples_per_prompt)
         chunks = self._student.roll_out(requests, policy_version=0)
-        return sorted(
-            (one for chunk in chunks for one in chunk), key=lambda one: one.rollout_id
-        )
+        # Rollouts come in the order in which they finish.
+        rollouts = itertools.chain.from_iterable(chunks)
+        return sorted(rollouts, key=lambda rollout: rollout.rollout_id)
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
-        """Whatever `teacher.signal` says, and the loss that picks candidates."""
+        """Return the rollouts with the run's signal and the loss of candidates."""
         return self._teacher.score(rollouts)
 
     def read(self, rollouts: Sequence[Rollout], *, top: int) -> list[ScoredRollout]:
-        """The teacher's `top` likeliest ids at each position, and its -log p of what is
-        there.
+        """Return the teacher's `top` likeliest ids at each position of the rollouts.
+
+        The token loss is the teacher's -log p of the rollout's own token, in nats.
         """
         reader = TeacherActor(
             self.config.teacher.model_copy(update={"signal": "topk", "top_k": top}),
@@ -95,23 +95,24 @@ class Lab:
     def candidates(
         self, scored: Sequence[ScoredRollout], *, controls: bool = False
     ) -> list[CandidateSet]:
-        """High-loss positions of each rollout; with `controls`, as many random and
-        low-loss.
+        """Return the high-loss positions of each rollout.
+
+        With `controls`, as many random and as many low-loss positions come with them.
         """
         return [
             find_candidates(
-                one,
+                rollout,
                 self.config.candidates,
                 controls=(RANDOM, LOW) if controls else (),
                 run_seed=self.config.run.seed,
             )
-            for one in scored
+            for rollout in scored
         ]
 
     def probe(
         self, candidates: Sequence[CandidateSet], *, temperature: float | None = None
     ) -> list[ProbeSet]:
-        """Decode both continuations and solve the transport, as the run would.
+        """Decode both continuations and solve the transport, as the run does.
 
         `temperature` replaces `probe.teacher_temperature`.
         """
@@ -139,11 +140,10 @@ class Lab:
         epsilon: float | None = None,
         embedding: Literal["teacher", "student"] | None = None,
     ) -> list[ProbeSet]:
-        """The teacher's recorded continuations under another setting; what is None
-        stays as it was.
+        """Solve the transport of the teacher's recorded continuations once more.
 
-        The student's are those on record too, or `student_ids`: one (W, K) array a
-        rollout.
+        A setting that is None stays the run's. The student's continuations are the
+        recorded ones too, or `student_ids`: one (W, K) array per rollout.
         """
         changes = {
             "window": window,
@@ -153,27 +153,23 @@ class Lab:
         }
         config = self.config.probe.model_copy(
             update={name: value for name, value in changes.items() if value is not None}
-            | {"student": "resample"}
+            | {"student": "resample"}  # else the prober reads the rollout's own tokens
         )
-        fresh = (
-            [one.student_ids_WK for one in probes]
-            if student_ids is None
-            else student_ids
-        )
-        # for greedy decoding, and for any whose seed is the request's, a continuation
-        # of fewer tokens is the beginning of a longer one
-        teacher = [one.teacher_ids_WK for one in probes]
+        if student_ids is None:
+            student_ids = [probe_set.student_ids_WK for probe_set in probes]
+        teacher_ids = [probe_set.teacher_ids_WK for probe_set in probes]
+        # Greedy decoding, and any whose seed is the request's, decodes the beginning of
+        # a longer continuation when it decodes fewer tokens.
         return self._prober(config).probe(
             candidates,
-            *(
-                [np.ascontiguousarray(ids_WK[:, : config.window]) for ids_WK in windows]
-                for windows in (teacher, fresh)
-            ),
+            _shortened(teacher_ids, config.window),
+            _shortened(student_ids, config.window),
         )
 
     def open_student(self) -> GenerationEngine:
-        """One more student engine, whose weights its owner may change; the owner closes
-        it.
+        """Return one more student engine, whose weights the caller may change.
+
+        The caller closes it.
         """
         return open_generation(
             self.student_folder,
@@ -184,7 +180,7 @@ class Lab:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The student's."""
+        """The student's tokenizer."""
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(self.student_folder, local_files_only=True)
@@ -231,17 +227,26 @@ class Lab:
         )
 
 
-def token_id(lab: Lab, word: str) -> int:
-    """Id of a word that is one token of the student's tokenizer. Raises UserError."""
-    ids = lab.tokenizer(word, add_special_tokens=False)["input_ids"]
-    unknown = lab.tokenizer.unk_token_id
-    if len(ids) != 1 or (ids[0] == unknown and word != lab.tokenizer.unk_token):
+def token_id(stages: LocalStages, word: str) -> int:
+    """Return the id of a word that is one token of the student's tokenizer.
+
+    Raises UserError for a word that is several tokens, or unknown.
+    """
+    tokenizer = stages.tokenizer
+    ids = tokenizer(word, add_special_tokens=False)["input_ids"]
+    is_unknown = ids[:1] == [tokenizer.unk_token_id] and word != tokenizer.unk_token
+    if len(ids) != 1 or is_unknown:
         raise UserError(
             f"probing.surface_tokens: {word!r} is {len(ids)} tokens of"
-            f" {lab.student_folder}'s tokenizer, or none that it knows; name single"
+            f" {stages.student_folder}'s tokenizer, or none that it knows; name single"
             " tokens (a leading space may matter)"
         )
     return int(ids[0])
 
 
-__all__ = ["Lab", "token_id"]
+def _shortened(windows: Sequence[Ints], window: int) -> list[Ints]:
+    """Return the first `window` tokens of each (W, K) array."""
+    return [np.ascontiguousarray(ids_WK[:, :window]) for ids_WK in windows]
+
+
+__all__ = ["LocalStages", "token_id"]

@@ -1,4 +1,4 @@
-"""Many whole runs, a few at a time; a run that is finished is never done again."""
+"""Many whole runs, a few at a time; a finished run is not repeated."""
 
 import contextlib
 import hashlib
@@ -17,6 +17,7 @@ from topd_ray.errors import TopdError
 from topd_ray.models.headers import weight_files
 from topd_ray.models.roles import resolve_student, resolve_teacher
 from topd_ray.records.run_folder import RunFolder, write_whole
+from topd_ray.reports.ablation_tables import RunResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,37 +30,39 @@ class PlannedRun:
 
     @property
     def folder(self) -> RunFolder:
-        """Where the run lies."""
+        """The run folder."""
         return RunFolder(Path(self.config.run.root).absolute() / self.config.run.name)
 
     @property
     def summary(self) -> dict[str, Any]:
-        """summary.json of the finished run."""
-        found: dict[str, Any] = json.loads(
-            self.folder.summary.read_text(encoding="utf-8")
-        )
-        return found
+        """The summary.json of the finished run."""
+        text = self.folder.summary.read_text(encoding="utf-8")
+        summary: dict[str, Any] = json.loads(text)
+        return summary
 
-    @property
-    def curve(self) -> list[tuple[int, float]]:
-        """(step, accuracy) before, during and after training."""
-        lines = self.folder.events.read_text(encoding="utf-8").splitlines()
-        during = {
-            event["step"]: event["num_correct"] / event["num_problems"]
-            for event in map(json.loads, lines)
-            if event["event"] == "evaluated"
-        }
+    def result(self) -> RunResult:
+        """Return what the finished run has left behind."""
         summary = self.summary
-        ends = {
-            0: summary["accuracy_before"],
-            summary["steps"]: summary["accuracy_after"],
-        }
-        return sorted((during | ends).items())
+        lines = self.folder.events.read_text(encoding="utf-8").splitlines()
+        curve = {0: summary["accuracy_before"]}
+        for event in map(json.loads, lines):
+            if event["event"] == "evaluated":
+                curve[event["step"]] = event["num_correct"] / event["num_problems"]
+        # Last: the accuracy after training replaces an evaluation of the same step.
+        curve[summary["steps"]] = summary["accuracy_after"]
+        return RunResult(
+            variant=self.variant,
+            seed=self.seed,
+            summary=summary,
+            curve=sorted(curve.items()),
+        )
 
 
-def named(variant: str, seed: int, config: Config, root: Path) -> PlannedRun:
-    """A run whose folder below `root` is named by what it is and what its result
-    depends on.
+def plan_run(variant: str, seed: int, config: Config, root: Path) -> PlannedRun:
+    """Return a run whose folder lies below `root`.
+
+    The folder's name holds the variant, the seed and a hash of everything that the
+    result depends on.
     """
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", variant).strip("-.")
     name = f"{slug}-seed{seed}-{_fingerprint(config)}"
@@ -70,59 +73,70 @@ def named(variant: str, seed: int, config: Config, root: Path) -> PlannedRun:
 
 
 def carry_out(
-    planned: Sequence[PlannedRun], *, processes: int, say: Callable[[str], None]
+    planned: Sequence[PlannedRun], *, processes: int, report: Callable[[str], None]
 ) -> None:
-    """Do what is not done yet, in order, `processes` at a time with one thread each.
+    """Do the runs that are not finished, `processes` at a time with one thread each.
 
-    A run that was interrupted goes on from its checkpoint. When all others are through,
-    raises TopdError naming the runs that failed and their logs.
+    An interrupted run goes on from its checkpoint. `report` takes a line of progress.
+    When all other runs are through, raises TopdError naming those that failed and their
+    logs.
     """
-    missing = [one for one in planned if not one.folder.summary.is_file()]
-    say(f"{len(planned)} runs, {len(planned) - len(missing)} of them finished before")
-    # threads of two runs on the same cores get in each other's way; workers inherit
-    # this
+    missing = [
+        planned_run
+        for planned_run in planned
+        if not planned_run.folder.summary.is_file()
+    ]
+    num_finished = len(planned) - len(missing)
+    report(f"{len(planned)} runs, {num_finished} of them finished before")
+    # Threads of two runs would compete for the same cores; workers inherit the setting.
     os.environ["OMP_NUM_THREADS"] = "1"
     failed = []
+    # A forked process would inherit the threads and the state of torch and Ray.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        pending = {pool.submit(_carry_out_one, _prepared(one)): one for one in missing}
-        for number, done in enumerate(as_completed(pending), start=1):
-            one = pending[done]
-            error = done.exception()
-            outcome = _outcome(one) if error is None else f"failed: {error}"
-            say(
-                f"{number} of {len(missing)}  {one.variant}, seed {one.seed}: {outcome}"
-            )
+        pending = {
+            pool.submit(_resume, _prepared(planned_run)): planned_run
+            for planned_run in missing
+        }
+        for number, future in enumerate(as_completed(pending), start=1):
+            planned_run = pending[future]
+            error = future.exception()
+            name = f"{planned_run.variant}, seed {planned_run.seed}"
+            outcome = _outcome(planned_run) if error is None else f"failed: {error}"
+            report(f"{number} of {len(missing)}  {name}: {outcome}")
             if error is not None:
-                failed.append(one)
+                failed.append(planned_run)
     if failed:
-        logs = ", ".join(str(_log(one.folder)) for one in failed)
+        logs = ", ".join(str(_log(planned_run.folder)) for planned_run in failed)
         raise TopdError(f"{len(failed)} of {len(planned)} runs failed; see {logs}")
 
 
-def _outcome(one: PlannedRun) -> str:
-    summary = one.summary
-    before, after = summary["accuracy_before"], summary["accuracy_after"]
+def _outcome(planned_run: PlannedRun) -> str:
+    summary = planned_run.summary
+    before = summary["accuracy_before"]
+    after = summary["accuracy_after"]
     return f"{before:.1%} -> {after:.1%} in {summary['wall_s']:.0f} s"
 
 
-def _prepared(one: PlannedRun) -> Path:
-    """The run's folder with its config in it, as `resume` finds it."""
-    one.folder.path.mkdir(parents=True, exist_ok=True)
-    write_whole(one.folder.config, dump_config(one.config))
-    return one.folder.path
+def _prepared(planned_run: PlannedRun) -> Path:
+    """Create the run's folder with its config in it, as `resume` expects it."""
+    folder = planned_run.folder
+    folder.path.mkdir(parents=True, exist_ok=True)
+    write_whole(folder.config, dump_config(planned_run.config))
+    return folder.path
 
 
-def _carry_out_one(path: Path) -> None:
-    """Body of a worker process."""
-    from topd_ray.driver import session as run
+def _resume(path: Path) -> None:
+    """Carry out the run in the folder; this is the body of a worker process."""
+    # Imported here: it loads torch and Ray, which the parent process needs not.
+    from topd_ray.driver import session
 
     with (
         _log(RunFolder(path)).open("a", encoding="utf-8") as log,
         contextlib.redirect_stdout(log),
         contextlib.redirect_stderr(log),
     ):
-        run.resume(path)
+        session.resume(path)
 
 
 def _log(folder: RunFolder) -> Path:
@@ -130,8 +144,9 @@ def _log(folder: RunFolder) -> Path:
 
 
 def _fingerprint(config: Config) -> str:
-    """Changes with every config value but where the run lies, and with its models and
-    data.
+    """Return a hash of the config, the models and the data.
+
+    Where the run folder lies does not count: a moved study is not computed again.
     """
     run = config.run.model_copy(update={"root": "runs", "name": "run"})
     digest = hashlib.sha256(
@@ -146,3 +161,6 @@ def _fingerprint(config: Config) -> str:
     for file in files:
         digest.update(file.read_bytes())
     return digest.hexdigest()[:10]
+
+
+__all__ = ["PlannedRun", "carry_out", "plan_run"]

@@ -1,19 +1,18 @@
-"""Divergent prefixes: one window of a rollout, cut out so that it can be learned by
-itself.
+"""Divergent prefixes: one window of a rollout, cut out to be learned alone.
 
-The window is the response of a rollout whose prompt is the original prompt and y_<t:
-whatever trains on a rollout then trains on the window, and on nothing else.
+The window becomes the response of a rollout whose prompt is the original prompt and
+y_<t: training on that rollout trains on the window and on nothing else.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
 from topd_ray.config import ObjectiveConfig
 from topd_ray.engines.protocols import GenerationEngine, GenerationRequest
 from topd_ray.messages import (
+    HIGH,
     CandidateSet,
     Ints,
     ProbeSet,
@@ -21,104 +20,119 @@ from topd_ray.messages import (
     ScoredRollout,
     TrainBatch,
 )
+from topd_ray.reports.correction_tables import WindowOf
 from topd_ray.seeds import derive_seed
-from topd_ray.studies.local_stages import Lab
+from topd_ray.studies.local_stages import LocalStages
 from topd_ray.windows import divergent, pack
-from topd_ray.windows.verdict import solved_candidates
 
-WindowOf = Literal["student", "teacher"]
 _EVERY_WINDOW = -1.0
-"""A threshold that every D_OT exceeds, because the windows have been chosen."""
+"""A threshold that any D_OT exceeds: the prefix has been chosen already."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prefix:
-    """One divergent point, with everything from there on."""
+    """One divergent position of a rollout, with both windows that start there."""
 
     prompt_id: str
-    found: CandidateSet
-    """With this position alone."""
+    candidate: CandidateSet
+    """The candidate set of the rollout, with this position alone."""
     probe: ProbeSet
-    """With this window alone."""
+    """The probe set of the rollout, with this window alone."""
     window: ScoredRollout
-    """The student's own window as a response to the prefix, under the live teacher's
-    eyes.
-    """
+    """The student's own window as the response to the prefix, scored by the teacher."""
     teacher_window: ScoredRollout
-    """The teacher's continuation in its place."""
+    """The teacher's continuation as the response to the same prefix, scored too."""
 
     @property
     def name(self) -> str:
-        """Rollout and position."""
-        return f"{self.found.rollout_id}@{self.position}"
+        """Rollout and position, as in "p3/0@17"."""
+        return f"{self.candidate.rollout_id}@{self.position}"
 
     @property
     def position(self) -> int:
-        """t, in the response."""
-        return int(self.found.positions_W[0])
+        """Position t of the candidate in the response."""
+        return int(self.candidate.positions_W[0])
+
+    @property
+    def loss(self) -> float:
+        """Token loss at the candidate, in nats."""
+        return float(self.candidate.losses_W[0])
 
     @property
     def token_ids(self) -> Ints:
-        """Prompt and y_<t."""
+        """Token ids of the prompt and of y_<t."""
         return self.window.rollout.prompt_ids_P
 
     @property
+    def own_ids(self) -> Ints:
+        """Token ids of the student's own window."""
+        return self.window.rollout.response_ids_N
+
+    @property
     def teacher_ids(self) -> Ints:
-        """The teacher's continuation."""
+        """Token ids of the teacher's continuation."""
         return _teacher_ids(self.probe)
 
     @property
     def d_ot(self) -> float:
-        """Between the student's own window and the teacher's continuation."""
+        """D_OT between the student's own window and the teacher's continuation."""
         return float(self.probe.d_ot_W[0])
 
 
-def divergence_threshold(probes: Sequence[ProbeSet], quantile: float) -> float:
-    """Return the threshold of the verdict (D7) over all candidates at once.
+def divergence_threshold(probe_sets: Sequence[ProbeSet], quantile: float) -> float:
+    """Return the quantile of the D_OT of all candidates (D7, over the whole study).
 
-    It is the quantile of the D_OT of the solved candidates. Raises ValueError when
-    there are none.
+    Raises ValueError without any candidate.
     """
-    distances = [probe.d_ot_W[solved_candidates(probe)] for probe in probes]
+    distances = []
+    for probe_set in probe_sets:
+        is_candidate_W = probe_set.converged_W & (probe_set.groups_W == HIGH)
+        distances.append(probe_set.d_ot_W[is_candidate_W])
     return float(np.quantile(np.concatenate(distances), quantile))
 
 
-def divergent_rows(found: CandidateSet, probe: ProbeSet, threshold: float) -> Ints:
-    """Return the divergent windows that the token limit did not cut off.
+def divergent_rows(
+    candidates: CandidateSet, probe_set: ProbeSet, threshold: float
+) -> Ints:
+    """Return the windows above the threshold, highest token loss first.
 
-    The highest token loss comes first.
+    A window that the rollout's token limit has cut is left out.
     """
-    # Sorted by loss, not by D_OT: a second measurement of the largest distances would
-    # seem closer by regression to the mean alone.
-    window = probe.student_ids_WK.shape[1]
-    left_W = len(found.response_ids_N) - probe.positions_W
-    whole_W = (left_W >= window) | (not found.truncated)
-    rows = np.flatnonzero(divergent(probe, threshold) & whole_W)
-    return rows[np.argsort(-probe.losses_W[rows], kind="stable")].astype(np.int32)
+    window = probe_set.student_ids_WK.shape[1]
+    left_W = len(candidates.response_ids_N) - probe_set.positions_W
+    whole_W = (left_W >= window) | (not candidates.truncated)
+    rows = np.flatnonzero(divergent(probe_set, threshold) & whole_W)
+    # By loss, not by D_OT: of windows picked for their large distance, a second
+    # continuation would seem closer whatever was learned.
+    order = np.argsort(-probe_set.losses_W[rows], kind="stable")
+    return rows[order].astype(np.int32)
 
 
 def make_prefixes(
-    lab: Lab,
+    stages: LocalStages,
     rollouts: Sequence[Rollout],
     chosen: Sequence[tuple[CandidateSet, ProbeSet, int]],
 ) -> list[Prefix]:
-    """Cut out the chosen rows and let the teacher read them."""
-    prompts = {one.rollout_id: one.prompt_id for one in rollouts}
-    single = [(_one_candidate(f, row), _one_window(p, row)) for f, p, row in chosen]
-    windows, teacher_windows = (
-        lab.score([_window_rollout(found, ids_of(probe)) for found, probe in single])
-        for ids_of in (_student_ids, _teacher_ids)
-    )
+    """Return the chosen rows of candidate and probe sets as prefixes.
+
+    The teacher scores both windows of each prefix.
+    """
+    prompts = {rollout.rollout_id: rollout.prompt_id for rollout in rollouts}
+    candidates = [_one_candidate(whole, row) for whole, _, row in chosen]
+    probes = [_one_window(whole, row) for _, whole, row in chosen]
+    pairs = list(zip(candidates, probes, strict=True))
+    own = [_window_rollout(single, _student_ids(probe)) for single, probe in pairs]
+    teachers = [_window_rollout(single, _teacher_ids(probe)) for single, probe in pairs]
     return [
         Prefix(
-            prompt_id=prompts[found.rollout_id],
-            found=found,
+            prompt_id=prompts[candidate.rollout_id],
+            candidate=candidate,
             probe=probe,
             window=window,
             teacher_window=teacher_window,
         )
-        for (found, probe), window, teacher_window in zip(
-            single, windows, teacher_windows, strict=True
+        for candidate, probe, window, teacher_window in zip(
+            candidates, probes, stages.score(own), stages.score(teachers), strict=True
         )
     ]
 
@@ -130,10 +144,11 @@ def window_batch(
     with_plan: bool,
     on: WindowOf = "student",
 ) -> TrainBatch:
-    """The micro-batch of a window: token loss alone, or with the plan's soft targets.
+    """Return the micro-batch of a window: token loss alone, or with soft targets.
 
-    The teacher's window differs from the teacher's continuation in nothing, so there
-    the plan is the diagonal, and L_traj the cross entropy of the teacher's own tokens.
+    `with_plan` adds the soft targets of the transport plan, `on` says whose window is
+    trained on. The teacher's window equals the teacher's continuation, so there the
+    plan is the diagonal, and L_traj the cross entropy of the teacher's own tokens.
     """
     window = prefix.window if on == "student" else prefix.teacher_window
     rollout = window.rollout
@@ -141,7 +156,7 @@ def window_batch(
         prefix.probe if on == "student" else _with_itself(prefix.probe),
         rollout_id=rollout.rollout_id,
         positions_W=np.zeros(1, np.int32),
-        resampled=False,  # here the window is the response, whoever sampled it when
+        resampled=False,  # the window is the response of this rollout
     )
     plain = objective.model_copy(update={"downweight": "none", "select": "all"})
     ((batch,),) = pack(
@@ -164,7 +179,10 @@ def regenerate(
     temperature: float,
     seed: int,
 ) -> list[Ints]:
-    """`window` tokens from every prefix on, under the engine's present weights."""
+    """Return `window` tokens from every prefix on, decoded with the engine's weights.
+
+    The seed of a request depends on `seed` and the prefix alone.
+    """
     requests = [
         GenerationRequest(
             request_id=prefix.name,
@@ -177,16 +195,21 @@ def regenerate(
         )
         for prefix in prefixes
     ]
-    answers = {one.request_id: one.token_ids_N for one in engine.generate(requests)}
-    return [answers[prefix.name] for prefix in prefixes]
+    # An engine returns generations in the order in which they end.
+    ids_by_name = {
+        generation.request_id: generation.token_ids_N
+        for generation in engine.generate(requests)
+    }
+    return [ids_by_name[prefix.name] for prefix in prefixes]
 
 
-def _one_candidate(found: CandidateSet, row: int) -> CandidateSet:
+def _one_candidate(candidates: CandidateSet, row: int) -> CandidateSet:
+    only = slice(row, row + 1)
     return replace(
-        found,
-        positions_W=found.positions_W[row : row + 1],
-        losses_W=found.losses_W[row : row + 1],
-        groups_W=found.groups_W[row : row + 1],
+        candidates,
+        positions_W=candidates.positions_W[only],
+        losses_W=candidates.losses_W[only],
+        groups_W=candidates.groups_W[only],
     )
 
 
@@ -210,7 +233,7 @@ def _one_window(probe: ProbeSet, row: int) -> ProbeSet:
 
 
 def _with_itself(probe: ProbeSet) -> ProbeSet:
-    """The teacher's continuation in both places."""
+    """Return the probe with the teacher's continuation in the student's place too."""
     count = int(probe.num_teacher_W[0])
     plan_WKK = np.zeros_like(probe.plan_WKK)
     plan_WKK[0, range(count), range(count)] = 1.0 / count
@@ -232,16 +255,16 @@ def _teacher_ids(probe: ProbeSet) -> Ints:
     return probe.teacher_ids_WK[0, : probe.num_teacher_W[0]]
 
 
-def _window_rollout(found: CandidateSet, ids_K: Ints) -> Rollout:
-    position = int(found.positions_W[0])
-    before_N = found.response_ids_N[:position]
+def _window_rollout(candidate: CandidateSet, ids_K: Ints) -> Rollout:
+    position = int(candidate.positions_W[0])
+    before_N = candidate.response_ids_N[:position]
     return Rollout(
-        rollout_id=f"{found.rollout_id}@{position}",
-        prompt_id=found.rollout_id,
+        rollout_id=f"{candidate.rollout_id}@{position}",
+        prompt_id=candidate.rollout_id,
         position=0,
-        policy_version=found.policy_version,
-        prompt_ids_P=np.concatenate([found.prompt_ids_P, before_N]),
-        teacher_prompt_ids_P=np.concatenate([found.teacher_prompt_ids_P, before_N]),
+        policy_version=candidate.policy_version,
+        prompt_ids_P=np.concatenate([candidate.prompt_ids_P, before_N]),
+        teacher_prompt_ids_P=np.concatenate([candidate.teacher_prompt_ids_P, before_N]),
         response_ids_N=ids_K,
         logp_N=np.zeros(0, np.float32),
         top_ids_NM=np.zeros((0, 0), np.int32),
@@ -252,7 +275,6 @@ def _window_rollout(found: CandidateSet, ids_K: Ints) -> Rollout:
 
 __all__ = [
     "Prefix",
-    "WindowOf",
     "divergence_threshold",
     "divergent_rows",
     "make_prefixes",

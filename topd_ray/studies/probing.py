@@ -1,4 +1,4 @@
-"""Section 2.1: does a high token loss mean that the two models part ways?
+"""Section 2.1: does a high token loss mean that the two models diverge?
 
 Equally many high-loss, random and low-loss positions of the student's rollouts are
 probed as the run would probe them; then the same windows once more under other
@@ -16,98 +16,113 @@ import numpy as np
 from topd_ray.errors import UserError
 from topd_ray.messages import HIGH, CandidateSet, ProbeSet, Rollout
 from topd_ray.reports.probing_tables import analyse
-from topd_ray.reports.probing_windows import Windows, gather
+from topd_ray.reports.probing_windows import ProbedWindows, gather
 from topd_ray.reports.provenance import make_provenance
-from topd_ray.reports.report import Table, write_report
+from topd_ray.reports.report import Report, Table, write_report
 from topd_ray.studies.config import ProbingConfig, StudyConfig
-from topd_ray.studies.local_stages import Lab, token_id
+from topd_ray.studies.local_stages import LocalStages, token_id
 from topd_ray.studies.target_masses import target_rows, targets_table
 
 logger = logging.getLogger(__name__)
 
 
 def run(study: StudyConfig) -> None:
-    """Probe, compute, and write the report into the study's folder. Raises
-    UserError.
+    """Probe, compute, and write the report into the study's folder.
+
+    Raises UserError where no position is a candidate.
     """
     start = time.perf_counter()
-    config, settings = study.load_run(), study.probing
+    config = study.load_run()
+    settings = study.probing
     _check_windows(settings, config.probe.window)
-    lab = Lab(config)
+    stages = LocalStages(config)
     try:
-        surface = {token_id(lab, word) for word in settings.surface_tokens}
-        rollouts = lab.roll_out(lab.prompts(settings.num_prompts))
-        candidates = lab.candidates(lab.score(rollouts), controls=True)
-        prompts = {one.rollout_id: one.prompt_id for one in rollouts}
-        logger.info(
-            "probing %d windows", sum(len(one.positions_W) for one in candidates)
-        )
-        probes = lab.probe(candidates)
-        windows = gather(probes, prompts)
-        if not windows.of(HIGH).any():
-            raise UserError(
-                f"no candidate in {len(candidates)} rollouts: raise candidates.fraction"
-                " or probing.num_prompts, or lower"
-                f" candidates.min_window={config.candidates.min_window}"
-            )
-        sensitivity = _sensitivity(lab, settings, candidates, probes, prompts)
-        report = analyse(
-            windows,
-            sensitivity,
-            settings,
-            config,
-            study_seed=study.seed,
-            surface=surface,
-        )
-        if config.probe.student == "rollout":
-            report = replace(
-                report,
-                tables=[
-                    *report.tables,
-                    _targets(lab, rollouts, probes, seed=study.seed),
-                ],
-            )
+        report = _report(stages, study)
     finally:
-        lab.close()
+        stages.close()
     section = settings.model_dump(mode="json")
     wall_s = time.perf_counter() - start
     provenance = make_provenance(config, section, study_seed=study.seed, wall_s=wall_s)
     logger.info("written: %s", write_report(report, study.folder, provenance))
 
 
+def _report(stages: LocalStages, study: StudyConfig) -> Report:
+    config = stages.config
+    settings = study.probing
+    # Words are looked up first: a mistake in them costs no probing.
+    surface = {token_id(stages, word) for word in settings.surface_tokens}
+    rollouts = stages.roll_out(stages.prompts(settings.num_prompts))
+    candidate_sets = stages.candidates(stages.score(rollouts), controls=True)
+    prompts = {rollout.rollout_id: rollout.prompt_id for rollout in rollouts}
+    num_windows = sum(len(candidates.positions_W) for candidates in candidate_sets)
+    logger.info("probing %d windows", num_windows)
+    probe_sets = stages.probe(candidate_sets)
+    windows = gather(probe_sets, prompts)
+    if not windows.in_group(HIGH).any():
+        raise UserError(
+            f"no candidate in {len(candidate_sets)} rollouts: raise"
+            " candidates.fraction or probing.num_prompts, or lower"
+            f" candidates.min_window={config.candidates.min_window}"
+        )
+    report = analyse(
+        windows,
+        _sensitivity(stages, settings, candidate_sets, probe_sets, prompts),
+        config,
+        study_seed=study.seed,
+        resamples=settings.resamples,
+        bins=settings.bins,
+        surface=surface,
+    )
+    if config.probe.student == "resample":
+        # Soft targets are compared with the teacher's view of the rollout's own tokens.
+        return report
+    targets = _targets(stages, rollouts, probe_sets, seed=study.seed)
+    return replace(report, tables=[*report.tables, targets])
+
+
 def _targets(
-    lab: Lab, rollouts: Sequence[Rollout], probes: Sequence[ProbeSet], *, seed: int
+    stages: LocalStages,
+    rollouts: Sequence[Rollout],
+    probe_sets: Sequence[ProbeSet],
+    *,
+    seed: int,
 ) -> Table:
-    """Soft targets of the windows that lie above the run's own quantile."""
-    high = np.concatenate([one.d_ot_W[one.groups_W == HIGH] for one in probes])
-    threshold = float(np.nanquantile(high, lab.config.windows.divergence.quantile))
-    readings = {one.rollout.rollout_id: one for one in lab.read(rollouts, top=1)}
-    return targets_table(target_rows(probes, readings, threshold=threshold), seed=seed)
+    """Return the soft targets of the windows above the run's own quantile of D_OT."""
+    distances = [
+        probe_set.d_ot_W[probe_set.groups_W == HIGH] for probe_set in probe_sets
+    ]
+    quantile = stages.config.windows.divergence.quantile
+    threshold = float(np.nanquantile(np.concatenate(distances), quantile))
+    readings = {
+        reading.rollout.rollout_id: reading for reading in stages.read(rollouts, top=1)
+    }
+    rows = target_rows(probe_sets, readings, threshold=threshold)
+    return targets_table(rows, seed=seed)
 
 
 def _sensitivity(
-    lab: Lab,
+    stages: LocalStages,
     settings: ProbingConfig,
-    candidates: Sequence[CandidateSet],
-    probes: Sequence[ProbeSet],
+    candidate_sets: Sequence[CandidateSet],
+    probe_sets: Sequence[ProbeSet],
     prompts: dict[str, str],
-) -> list[tuple[str, Windows]]:
-    """Every setting's name and windows, the run's own first."""
-    rows = [("as the run", gather(probes, prompts))]
-    for name, probe in _settings(lab, settings, candidates, probes):
+) -> list[tuple[str, ProbedWindows]]:
+    """Return every setting's name and windows, the run's own first."""
+    rows = [("as the run", gather(probe_sets, prompts))]
+    for name, probe in _settings(stages, settings, candidate_sets, probe_sets):
         logger.info("sensitivity: %s", name)
         rows.append((name, gather(probe(), prompts)))
     return rows
 
 
 def _settings(
-    lab: Lab,
+    stages: LocalStages,
     settings: ProbingConfig,
-    candidates: Sequence[CandidateSet],
-    probes: Sequence[ProbeSet],
+    candidate_sets: Sequence[CandidateSet],
+    probe_sets: Sequence[ProbeSet],
 ) -> Iterator[tuple[str, Callable[[], list[ProbeSet]]]]:
-    """One setting changed at a time, and the call that probes under it."""
-    again = partial(lab.probe_again, candidates, probes)
+    """Yield one changed setting at a time, and the call that probes under it."""
+    again = partial(stages.probe_again, candidate_sets, probe_sets)
     yield "exact transport", partial(again, solver="exact")
     for epsilon in settings.epsilons:
         yield f"epsilon {epsilon:g}", partial(again, solver="scaling", epsilon=epsilon)
@@ -116,16 +131,16 @@ def _settings(
     yield "teacher's embeddings", partial(again, embedding="teacher")
     yield "student's embeddings", partial(again, embedding="student")
     for temperature in settings.temperatures:
-        if (
-            temperature != lab.config.probe.teacher_temperature
-        ):  # else the run's own, once more
+        # At the run's own temperature the row would repeat the first one.
+        if temperature != stages.config.probe.teacher_temperature:
             yield (
                 f"teacher decodes at temperature {temperature:g}",
-                partial(lab.probe, candidates, temperature=temperature),
+                partial(stages.probe, candidate_sets, temperature=temperature),
             )
 
 
 def _check_windows(settings: ProbingConfig, longest: int) -> None:
+    """Raise UserError for a window of more tokens than are decoded."""
     for window in settings.windows:
         if window > longest:
             raise UserError(

@@ -1,12 +1,12 @@
-"""What does L_traj ask for? The soft targets of divergent windows against the teacher's
-own view.
+"""What L_traj trains towards, held against what the teacher itself would say.
 
-L_traj asks the student, in the context of its *own* window, for the teacher tokens that
-transport pairs with it. The plan knows which tokens resemble each other, not which
-context they were said in. So each target is held against what the teacher itself would
-say in that very context: its first choice, and how likely it finds the student's token.
+In the context of its *own* window, L_traj trains the student towards the teacher tokens
+that transport pairs with it. The plan knows which tokens resemble each other, not in
+which context they were decoded. So each target is compared with the teacher's
+distribution in that very context: its first choice, and its probability of the
+student's token.
 
-Axes: W windows, K tokens of a window, V vocabulary ids in use.
+Axes: W windows, K tokens of a window, L teacher tokens of a window.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,74 +23,68 @@ from topd_ray.transport import soft_targets
 from topd_ray.windows import divergent
 
 BUCKETS = ((0, 1), (1, 5), (5, 15), (15, 50))
-"""Window positions reported together: first, and one past the last."""
+"""Window positions reported together: the first, and one past the last."""
+_MASSES = ("on_own", "teacher_on_own", "on_choice", "teacher_on_choice")
 _RESAMPLES = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetRow:
-    """One position of one divergent window."""
+    """Masses at one position of one divergent window; all are shares from 0 to 1.
+
+    Example: the student said "3"; the soft target gives 0.25 to "3" and 0.75 to "4";
+    the teacher gives 0.1 to "3" and 0.9 to "4" in the same context.
+        TargetRow(prompt_id="p0", place=0, on_own=0.25, teacher_on_own=0.1,
+                  on_choice=0.75, teacher_on_choice=0.9)
+    """
 
     prompt_id: str
     place: int
-    """i: 0 is the candidate itself."""
+    """Position in the window; 0 is the candidate itself."""
     on_own: float
-    """Target's mass on the token the student said there."""
+    """Mass of the target on the token that the student said there."""
     teacher_on_own: float
-    """Teacher's probability of that token, in the student's context."""
+    """The teacher's probability of that token, in the student's context."""
     on_choice: float
-    """Target's mass on the teacher's first choice in the student's context."""
+    """Mass of the target on the teacher's first choice in the student's context."""
     teacher_on_choice: float
-    """Teacher's probability of its first choice."""
+    """The teacher's probability of its first choice."""
 
 
 def target_rows(
-    probes: Sequence[ProbeSet],
+    probe_sets: Sequence[ProbeSet],
     readings: Mapping[str, ScoredRollout],
     *,
     threshold: float,
 ) -> list[TargetRow]:
-    """A row for each position of each divergent window of rollouts (not of fresh
-    windows).
+    """Return a row for each position of each divergent window.
 
-    `readings`: by rollout id, the teacher's top-k signal and its -log p as the token
-    loss.
+    `readings` holds, by rollout id, the teacher's top-k signal and its -log p as the
+    token loss. Raises ValueError for a probe set of resampled windows: the readings are
+    of the rollout's own tokens.
     """
     rows = []
-    for one in probes:
-        if one.resampled:
+    for probe_set in probe_sets:
+        if probe_set.resampled:
             raise ValueError(
-                f"rollout {one.rollout_id}: fresh windows have no readings"
+                f"rollout {probe_set.rollout_id}: fresh windows have no readings"
             )
-        reading = readings[one.rollout_id]
-        for window in np.flatnonzero(divergent(one, threshold)):
-            rows += _window_rows(one, int(window), reading)
+        reading = readings[probe_set.rollout_id]
+        for window in np.flatnonzero(divergent(probe_set, threshold)):
+            rows += _window_rows(probe_set, int(window), reading)
     return rows
 
 
 def targets_table(rows: Sequence[TargetRow], *, seed: int) -> Table:
-    """Means by window position, with intervals from a bootstrap over prompts."""
+    """Return means by window position, with intervals from a bootstrap over prompts."""
     cells: list[list[Cell]] = []
     for first, end in BUCKETS:
         inside = [row for row in rows if first <= row.place < end]
         if not inside:
             continue
         name = str(first) if end == first + 1 else f"{first}-{end - 1}"
-        cells.append(
-            [
-                name,
-                len(inside),
-                *(
-                    _mean(inside, field, seed)
-                    for field in (
-                        "on_own",
-                        "teacher_on_own",
-                        "on_choice",
-                        "teacher_on_choice",
-                    )
-                ),
-            ]
-        )
+        means = [_mean(inside, mass, seed) for mass in _MASSES]
+        cells.append([name, len(inside), *means])
     return Table(
         name="targets",
         title="What L_traj asks for in divergent windows",
@@ -112,19 +106,23 @@ def targets_table(rows: Sequence[TargetRow], *, seed: int) -> Table:
     )
 
 
-def _window_rows(one: ProbeSet, window: int, reading: ScoredRollout) -> list[TargetRow]:
+def _window_rows(
+    probe_set: ProbeSet, window: int, reading: ScoredRollout
+) -> list[TargetRow]:
     signal = reading.signal
     assert isinstance(signal, TopkSignal), "read with teacher.signal=topk"
-    count, start = int(one.num_student_W[window]), int(one.positions_W[window])
+    count = int(probe_set.num_student_W[window])
+    start = int(probe_set.positions_W[window])
     target_KL = soft_targets(
-        torch.from_numpy(one.plan_WKK[window : window + 1].copy()),
+        # torch warns of read-only arrays, which messages are
+        torch.from_numpy(probe_set.plan_WKK[window : window + 1].copy()),
         torch.tensor([count]),
     ).numpy()[0]
-    teacher_L = one.teacher_ids_WK[window]
+    teacher_L = probe_set.teacher_ids_WK[window]
     rows = []
     for place in range(count):
         choice = int(signal.ids_NM[start + place, 0])
-        own = int(one.student_ids_WK[window, place])
+        own = int(probe_set.student_ids_WK[window, place])
         rows.append(
             TargetRow(
                 prompt_id=reading.rollout.prompt_id,
@@ -139,13 +137,14 @@ def _window_rows(one: ProbeSet, window: int, reading: ScoredRollout) -> list[Tar
 
 
 def _mass(target_L: NDArray[np.float32], ids_L: NDArray[np.int32], token: int) -> float:
+    """Return the mass on a token: the teacher may have said it several times."""
     return float(target_L[(ids_L == token) & (ids_L != PAD)].sum())
 
 
-def _mean(rows: Sequence[TargetRow], field: str, seed: int) -> Estimate:
+def _mean(rows: Sequence[TargetRow], mass: str, seed: int) -> Estimate:
     return bootstrap(
         mean,
-        [getattr(row, field) for row in rows],
+        [getattr(row, mass) for row in rows],
         seed=seed,
         resamples=_RESAMPLES,
         clusters=[row.prompt_id for row in rows],

@@ -1,4 +1,4 @@
-"""A student that learns one window and forgets it again, bit for bit."""
+"""A learner that trains on one window and restores its start, bit for bit."""
 
 import copy
 from collections.abc import Iterator
@@ -16,13 +16,12 @@ from topd_ray.messages import HiddenSignal, LossSums, TrainBatch
 from topd_ray.models.tensors import output_head
 
 
-class LocalLearner:
-    """The learner's losses under torch's AdamW in this process, at a constant learning
-    rate.
+class WindowLearner:
+    """The learner's losses with torch's AdamW in this process, at a constant rate.
 
-    Weights and optimizer are float32 whatever the run trains in, and there is no
-    dropout: an update is a function of the batch and of the updates since the last
-    `restore`, nothing else.
+    Weights and optimizer are float32 for every `learner.dtype`, and there is no
+    dropout: an update depends on the batch and on the updates since the last `restore`,
+    nothing else.
     """
 
     def __init__(
@@ -45,19 +44,24 @@ class LocalLearner:
             parts=TokenLoss(),  # the paper's L_OPD: reverse KL over the full vocabulary
             lambda_traj=lambda_traj,
         ).to(device)
-        self._device, self._clip = device, config.clip
+        self._device = device
+        self._clip = config.clip
         self._optimizer = torch.optim.AdamW(
             student.parameters(),
             lr=lr,
             betas=config.betas,
             weight_decay=config.weight_decay,
         )
-        self._start = {n: p.detach().clone() for n, p in student.named_parameters()}
+        self._start = {
+            name: weight.detach().clone() for name, weight in student.named_parameters()
+        }
+        # A copy: the optimizer's own tensors change in place.
         self._optimizer_start = copy.deepcopy(self._optimizer.state_dict())
 
     def update(self, batch: TrainBatch) -> LossSums:
-        """One step on the batch; returns the losses before it, summed over its
-        tokens.
+        """Take one step on the batch and return the losses before it.
+
+        The losses are sums over the batch's tokens, in nats.
         """
         assert isinstance(batch.signal, HiddenSignal)
         loss, token, traj, rollout_kl = self._model(
@@ -94,7 +98,7 @@ class LocalLearner:
         )
 
     def restore(self) -> None:
-        """Weights and optimizer as they were at the start."""
+        """Set weights and optimizer to their values at the start."""
         with torch.no_grad():
             for name, weight in self._model.student.named_parameters():
                 weight.copy_(self._start[name])
@@ -102,9 +106,9 @@ class LocalLearner:
         self._optimizer.zero_grad(set_to_none=True)
 
     def weights(self) -> Iterator[NamedArray]:
-        """Every weight under its Hugging Face name; tied ones come once."""
+        """Yield every weight under its Hugging Face name; tied ones come once."""
         for name, weight in self._model.student.named_parameters():
             yield name, weight.detach().cpu().numpy()
 
 
-__all__ = ["LocalLearner"]
+__all__ = ["WindowLearner"]

@@ -6,14 +6,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from topd_ray.config import Config
 from topd_ray.reports.correction_figures import correction_plot
 from topd_ray.reports.probing_figures import (
     divergence_plot,
     histogram_plot,
     scatter_plot,
 )
-from topd_ray.reports.provenance import Provenance, config_hash, make_provenance
+from topd_ray.reports.provenance import Provenance, make_provenance
 from topd_ray.reports.report import Plot, Report, Table, as_text, write_report
 from topd_ray.statistics import Estimate, t_interval
 
@@ -22,8 +21,9 @@ def estimate(value: float) -> Estimate:
     return Estimate(value=value, low=value - 0.1, high=value + 0.1, count=7)
 
 
-def provenance(make_study) -> Provenance:
-    return make_provenance(make_study().load_run(), {"a": 1}, study_seed=3, wall_s=1.5)
+@pytest.fixture
+def provenance(load_run) -> Provenance:
+    return make_provenance(load_run(), {"a": 1}, study_seed=3, wall_s=1.5)
 
 
 def small_plots() -> list[Plot]:
@@ -32,13 +32,13 @@ def small_plots() -> list[Plot]:
     names = ("high loss", "random", "low loss")
     return [
         divergence_plot({name: d_ot + n for n, name in enumerate(names)}, window=8),
-        histogram_plot(d_ot, d_ot > 0.5, line=0.3, false_alarms=0.3),
+        histogram_plot(d_ot, d_ot > 0.5, quartile=0.3, false_alarms=0.3),
         scatter_plot(loss, d_ot, bins=4, loss_name="reverse_kl"),
         correction_plot(
             dict.fromkeys(names, d_ot),
             {name: t_interval(d_ot) for name in names},
             updates=5,
-            line=0.2,
+            threshold=0.2,
         ),
     ]
 
@@ -73,11 +73,9 @@ def small_report(plots: list[Plot]) -> Report:
 
 
 def test_every_file_of_a_report_is_written_and_reads_back(
-    make_study, tmp_path: Path
+    provenance: Provenance, tmp_path: Path
 ) -> None:
-    page = write_report(
-        small_report(small_plots()[:1]), tmp_path, provenance(make_study)
-    )
+    page = write_report(small_report(small_plots()[:1]), tmp_path, provenance)
     text = page.read_text()
     assert "| a\\|b | 0.500 [0.400, 0.600] | 0.566 |" in text
     assert "| c | 0.250 [0.150, 0.350] | - |" in text
@@ -98,19 +96,17 @@ def test_every_file_of_a_report_is_written_and_reads_back(
     }
     assert numbers["tables"]["groups"][1]["median"]["value"] == 0.25
     assert numbers["provenance"]["study_seed"] == 3
-    assert numbers["provenance"]["config"]["run"]["probe"]["window"] == 8
+    assert numbers["provenance"]["config"]["run"]["probe"]["window"] == 50
 
 
 @pytest.mark.parametrize("which", range(4))
 def test_the_same_numbers_draw_the_same_bytes(
-    which: int, tmp_path: Path, make_study
+    which: int, tmp_path: Path, provenance: Provenance
 ) -> None:
     files = []
     for attempt in ("one", "two"):
         folder = tmp_path / attempt
-        write_report(
-            small_report([small_plots()[which]]), folder, provenance(make_study)
-        )
+        write_report(small_report([small_plots()[which]]), folder, provenance)
         files.append(
             {
                 path.suffix: path.read_bytes()
@@ -139,25 +135,3 @@ def test_a_row_that_does_not_fit_its_columns_is_refused() -> None:
 )
 def test_cells_are_short(cell: float | None, text: str) -> None:
     assert as_text(cell) == text
-
-
-def test_the_hash_follows_the_config_the_seed_and_the_files(
-    make_study, tmp_path: Path
-) -> None:
-    config: Config = make_study().load_run()
-
-    def of(config: Config, section: dict[str, int], seed: int = 0) -> str:
-        return config_hash(config, section, study_seed=seed)
-
-    base = of(config, {"a": 1})
-    assert of(config, {"a": 1}) == base
-    prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text(prompts.read_text() + '{"prompt": "w1"}\n')
-    others = {
-        of(config, {"a": 1}),
-        of(config, {"a": 2}),
-        of(config, {"a": 1}, seed=1),
-        of(make_study(overrides=["probe.window=6"]).load_run(), {"a": 1}),
-    }
-    assert base not in others
-    assert len(others) == 4

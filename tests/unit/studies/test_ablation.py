@@ -46,11 +46,11 @@ def study(folder: Path, **ablation: Any) -> StudyConfig:
     )
 
 
-def finish(one: PlannedRun, *, after: float, during: float) -> None:
+def finish(planned_run: PlannedRun, *, after: float, during: float) -> None:
     """A folder as a finished run leaves it."""
-    one.folder.path.mkdir(parents=True)
+    planned_run.folder.path.mkdir(parents=True)
     summary = {
-        "accuracy_before": BEFORE[one.seed],
+        "accuracy_before": BEFORE[planned_run.seed],
         "accuracy_after": after,
         "num_eval": 1000,
         "steps": 20,
@@ -60,9 +60,11 @@ def finish(one: PlannedRun, *, after: float, during: float) -> None:
         "num_divergent": 7,
         "wall_s": 30.0,
     }
-    one.folder.summary.write_text(json.dumps(summary))
+    planned_run.folder.summary.write_text(json.dumps(summary))
     event = {"event": "evaluated", "step": 10, "num_correct": round(1000 * during)}
-    one.folder.events.write_text(json.dumps(event | {"num_problems": 1000}) + "\n")
+    planned_run.folder.events.write_text(
+        json.dumps(event | {"num_problems": 1000}) + "\n"
+    )
 
 
 def planned(chosen: StudyConfig) -> list[PlannedRun]:
@@ -71,12 +73,18 @@ def planned(chosen: StudyConfig) -> list[PlannedRun]:
 
 
 @pytest.fixture
-def finished(tmp_path: Path) -> tuple[StudyConfig, dict[str, list[PlannedRun]]]:
-    chosen, runs = study(tmp_path), dict[str, list[PlannedRun]]()
-    for one in planned(chosen):
-        finish(one, after=AFTER[one.variant][one.seed], during=0.5)
-        runs.setdefault(one.variant, []).append(one)
+def finished(tmp_path: Path) -> tuple[StudyConfig, list[PlannedRun]]:
+    chosen = study(tmp_path)
+    runs = planned(chosen)
+    for planned_run in runs:
+        after = AFTER[planned_run.variant][planned_run.seed]
+        finish(planned_run, after=after, during=0.5)
     return chosen, runs
+
+
+def find(runs: list[PlannedRun], variant: str, seed: int) -> PlannedRun:
+    (found,) = [run for run in runs if (run.variant, run.seed) == (variant, seed)]
+    return found
 
 
 def rows(table: Table) -> dict[str, dict[str, Any]]:
@@ -86,7 +94,7 @@ def rows(table: Table) -> dict[str, dict[str, Any]]:
 
 
 def test_the_table_pairs_every_variant_with_the_baseline_seed_by_seed(
-    finished: tuple[StudyConfig, dict[str, list[PlannedRun]]],
+    finished: tuple[StudyConfig, list[PlannedRun]],
 ) -> None:
     chosen, runs = finished
     assert chosen.ablation is not None
@@ -109,17 +117,17 @@ def test_the_table_pairs_every_variant_with_the_baseline_seed_by_seed(
 
 
 def test_a_curve_goes_from_before_through_what_was_evaluated_to_after(
-    finished: tuple[StudyConfig, dict[str, list[PlannedRun]]],
+    finished: tuple[StudyConfig, list[PlannedRun]],
 ) -> None:
     _, runs = finished
-    assert runs["topd"][1].curve == [(0, 0.32), (10, 0.5), (20, 0.67)]
+    assert find(runs, "topd", 1).result().curve == [(0, 0.32), (10, 0.5), (20, 0.67)]
 
 
 def test_a_run_is_known_again_by_everything_its_result_depends_on(
     tmp_path: Path,
 ) -> None:
     def folders(chosen: StudyConfig) -> list[Path]:
-        return [one.folder.path for one in planned(chosen)]
+        return [planned_run.folder.path for planned_run in planned(chosen)]
 
     chosen = study(tmp_path)
     before = folders(chosen)
@@ -134,21 +142,21 @@ def test_a_run_is_known_again_by_everything_its_result_depends_on(
 
 
 def test_finished_runs_are_not_done_again(
-    finished: tuple[StudyConfig, dict[str, list[PlannedRun]]],
+    finished: tuple[StudyConfig, list[PlannedRun]],
 ) -> None:
     chosen, _ = finished
     said: list[str] = []
-    carry_out(planned(chosen), processes=1, say=said.append)
+    carry_out(planned(chosen), processes=1, report=said.append)
     assert said == ["6 runs, 6 of them finished before"]
 
 
 def test_a_run_that_fails_is_named_with_its_log_when_the_others_are_through(
-    finished: tuple[StudyConfig, dict[str, list[PlannedRun]]],
+    finished: tuple[StudyConfig, list[PlannedRun]],
 ) -> None:
     chosen, runs = finished
-    broken = runs["topd"][2]
+    broken = find(runs, "topd", 2)
     broken.folder.summary.unlink()  # its model folder holds no model
     with pytest.raises(
         TopdError, match=r"1 of 6 runs failed; see .*topd-seed2-.*log.txt"
     ):
-        carry_out(planned(chosen), processes=1, say=lambda _: None)
+        carry_out(planned(chosen), processes=1, report=lambda _: None)

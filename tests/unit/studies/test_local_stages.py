@@ -3,18 +3,20 @@ import pytest
 
 from topd_ray.errors import UserError
 from topd_ray.messages import HIGH, LOW, RANDOM, CandidateSet, ProbeSet
-from topd_ray.studies.local_stages import Lab, token_id
+from topd_ray.studies.local_stages import LocalStages, token_id
 
 
 @pytest.fixture
-def lab(make_study) -> Lab:
-    return Lab(make_study().load_run())
+def stages(make_study) -> LocalStages:
+    return LocalStages(make_study().load_run())
 
 
 @pytest.fixture
-def probed(lab: Lab) -> tuple[list[CandidateSet], list[ProbeSet]]:
-    candidates = lab.candidates(lab.score(lab.roll_out(lab.prompts(3))), controls=True)
-    return candidates, lab.probe(candidates)
+def probed(stages: LocalStages) -> tuple[list[CandidateSet], list[ProbeSet]]:
+    candidates = stages.candidates(
+        stages.score(stages.roll_out(stages.prompts(3))), controls=True
+    )
+    return candidates, stages.probe(candidates)
 
 
 def distances(probes: list[ProbeSet]) -> np.ndarray:
@@ -24,7 +26,7 @@ def distances(probes: list[ProbeSet]) -> np.ndarray:
 def test_another_back_end_is_refused_by_name(make_study) -> None:
     config = make_study(overrides=["teacher.engine.backend=vllm"]).load_run()
     with pytest.raises(UserError, match=r"teacher\.engine\.backend=vllm.*backend=hf"):
-        Lab(config)
+        LocalStages(config)
 
 
 def test_the_groups_are_of_equal_size_and_the_losses_are_ordered(probed) -> None:
@@ -38,10 +40,12 @@ def test_the_groups_are_of_equal_size_and_the_losses_are_ordered(probed) -> None
         np.testing.assert_array_equal(probe.groups_W, found.groups_W)
 
 
-def test_the_recorded_continuations_give_the_same_distances(lab: Lab, probed) -> None:
+def test_the_recorded_continuations_give_the_same_distances(
+    stages: LocalStages, probed
+) -> None:
     candidates, probes = probed
     np.testing.assert_array_equal(
-        distances(lab.probe_again(candidates, probes)), distances(probes)
+        distances(stages.probe_again(candidates, probes)), distances(probes)
     )
 
 
@@ -49,40 +53,44 @@ def test_a_shorter_window_is_what_decoding_a_shorter_window_gives(
     make_study, probed
 ) -> None:
     candidates, probes = probed
-    decoded = Lab(make_study(overrides=["probe.window=4"]).load_run()).probe(candidates)
-    again = Lab(make_study().load_run()).probe_again(candidates, probes, window=4)
+    decoded = LocalStages(make_study(overrides=["probe.window=4"]).load_run()).probe(
+        candidates
+    )
+    again = LocalStages(make_study().load_run()).probe_again(
+        candidates, probes, window=4
+    )
     np.testing.assert_array_equal(distances(again), distances(decoded))
     assert not np.array_equal(distances(again), distances(probes))
 
 
 def test_the_exact_distance_is_the_smallest_and_epsilon_raises_it(
-    lab: Lab, probed
+    stages: LocalStages, probed
 ) -> None:
-    exact = distances(lab.probe_again(*probed, solver="exact"))
-    sharp = distances(lab.probe_again(*probed, epsilon=0.05))
-    blurred = distances(lab.probe_again(*probed, epsilon=0.5))
+    exact = distances(stages.probe_again(*probed, solver="exact"))
+    sharp = distances(stages.probe_again(*probed, epsilon=0.05))
+    blurred = distances(stages.probe_again(*probed, epsilon=0.5))
     assert (exact <= sharp + 1e-5).all()
     assert sharp.mean() < blurred.mean()
 
 
-def test_the_student_s_table_gives_other_distances(lab: Lab, probed) -> None:
-    other = distances(lab.probe_again(*probed, embedding="student"))
+def test_the_student_s_table_gives_other_distances(stages: LocalStages, probed) -> None:
+    other = distances(stages.probe_again(*probed, embedding="student"))
     assert not np.allclose(other, distances(probed[1]))
 
 
 def test_fresh_student_tokens_that_are_the_teacher_s_are_at_distance_0(
-    lab: Lab, probed
+    stages: LocalStages, probed
 ) -> None:
     candidates, probes = probed
-    copied = lab.probe_again(
+    copied = stages.probe_again(
         candidates, probes, student_ids=[one.teacher_ids_WK for one in probes]
     )
     assert not distances(copied).any()
 
 
-def test_the_teacher_s_reading_agrees_with_its_score(lab: Lab) -> None:
-    rollouts = lab.roll_out(lab.prompts(2))
-    for one in lab.read(rollouts, top=64):
+def test_the_teacher_s_reading_agrees_with_its_score(stages: LocalStages) -> None:
+    rollouts = stages.roll_out(stages.prompts(2))
+    for one in stages.read(rollouts, top=64):
         response_N = one.rollout.response_ids_N
         ids_NM, logq_NM = one.signal.ids_NM, one.signal.logq_NM
         spoken_N = logq_NM[
@@ -91,8 +99,8 @@ def test_the_teacher_s_reading_agrees_with_its_score(lab: Lab) -> None:
         np.testing.assert_allclose(-one.token_loss_N, spoken_N, rtol=1e-5)
 
 
-def test_words_are_looked_up_whole(lab: Lab) -> None:
-    assert lab.tokenizer.decode([token_id(lab, "w7")]) == "w7"
+def test_words_are_looked_up_whole(stages: LocalStages) -> None:
+    assert stages.tokenizer.decode([token_id(stages, "w7")]) == "w7"
     for word in ("nonsense", "w1 w2"):
         with pytest.raises(UserError, match="surface_tokens"):
-            token_id(lab, word)
+            token_id(stages, word)

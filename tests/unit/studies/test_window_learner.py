@@ -5,40 +5,40 @@ from transformers import AutoModelForCausalLM
 
 from topd_ray.messages import TrainBatch
 from topd_ray.studies.correction import find_prefixes
-from topd_ray.studies.local_stages import Lab
+from topd_ray.studies.local_stages import LocalStages
 from topd_ray.studies.prefixes import Prefix, window_batch
-from topd_ray.studies.window_learner import LocalLearner
+from topd_ray.studies.window_learner import WindowLearner
 
 
 @pytest.fixture
-def lab(make_study) -> Lab:
-    return Lab(make_study().load_run())
+def stages(make_study) -> LocalStages:
+    return LocalStages(make_study().load_run())
 
 
 @pytest.fixture
-def prefix(lab: Lab, make_study) -> Prefix:
-    return find_prefixes(lab, make_study().correction)[0][0]
+def prefix(stages: LocalStages, make_study) -> Prefix:
+    return find_prefixes(stages, make_study().correction)[0][0]
 
 
-def learner_of(lab: Lab) -> LocalLearner:
-    return LocalLearner(
-        lab.config.learner,
-        student_folder=lab.student_folder,
-        teacher_folder=lab.teacher_folder,
+def learner_of(stages: LocalStages) -> WindowLearner:
+    return WindowLearner(
+        stages.config.learner,
+        student_folder=stages.student_folder,
+        teacher_folder=stages.teacher_folder,
         lr=1e-2,
-        lambda_traj=lab.config.objective.lambda_traj,
+        lambda_traj=stages.config.objective.lambda_traj,
     )
 
 
-def batches(lab: Lab, prefix: Prefix) -> tuple[TrainBatch, TrainBatch]:
-    objective = lab.config.objective
+def batches(stages: LocalStages, prefix: Prefix) -> tuple[TrainBatch, TrainBatch]:
+    objective = stages.config.objective
     return (
         window_batch(prefix, objective, with_plan=False),
         window_batch(prefix, objective, with_plan=True),
     )
 
 
-def snapshot(learner: LocalLearner) -> dict[str, np.ndarray]:
+def snapshot(learner: WindowLearner) -> dict[str, np.ndarray]:
     return {name: array.copy() for name, array in learner.weights()}
 
 
@@ -47,10 +47,10 @@ def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
 
 
 def test_restoring_puts_back_weights_and_optimizer_bit_for_bit(
-    lab: Lab, prefix: Prefix
+    stages: LocalStages, prefix: Prefix
 ) -> None:
-    opd, topd = batches(lab, prefix)
-    learner = learner_of(lab)
+    opd, topd = batches(stages, prefix)
+    learner = learner_of(stages)
     start = snapshot(learner)
     for _ in range(3):
         learner.update(topd)
@@ -59,7 +59,7 @@ def test_restoring_puts_back_weights_and_optimizer_bit_for_bit(
     assert same(snapshot(learner), start)
     # an optimizer that remembered anything would take another second step than a new
     # one
-    fresh = learner_of(lab)
+    fresh = learner_of(stages)
     for one in (learner, fresh):
         for _ in range(2):
             one.update(opd)
@@ -67,7 +67,7 @@ def test_restoring_puts_back_weights_and_optimizer_bit_for_bit(
 
 
 def test_the_loss_of_the_window_is_the_reverse_kl_at_its_positions_alone(
-    lab: Lab, prefix: Prefix
+    stages: LocalStages, prefix: Prefix
 ) -> None:
     ids = np.concatenate([prefix.token_ids, prefix.window.rollout.response_ids_N])
     with torch.no_grad():
@@ -78,12 +78,12 @@ def test_the_loss_of_the_window_is_the_reverse_kl_at_its_positions_alone(
             .logits[0]
             .double()
             .log_softmax(-1)
-            for folder in (lab.student_folder, lab.teacher_folder)
+            for folder in (stages.student_folder, stages.teacher_folder)
         )
     first, last = len(prefix.token_ids) - 1, len(ids) - 1
     kl = (logp.exp() * (logp - logq)).sum(-1)[first:last].sum()
-    opd, topd = batches(lab, prefix)
-    learner = learner_of(lab)
+    opd, topd = batches(stages, prefix)
+    learner = learner_of(stages)
     sums = learner.update(opd)
     assert sums.opd == pytest.approx(float(kl), rel=1e-5)
     assert sums.num_tokens == last - first
@@ -93,13 +93,13 @@ def test_the_loss_of_the_window_is_the_reverse_kl_at_its_positions_alone(
 
 
 def test_the_plan_s_loss_is_the_cross_entropy_of_its_rows(
-    lab: Lab, prefix: Prefix
+    stages: LocalStages, prefix: Prefix
 ) -> None:
-    _, topd = batches(lab, prefix)
+    _, topd = batches(stages, prefix)
     ids = np.concatenate([prefix.token_ids, prefix.window.rollout.response_ids_N])
     with torch.no_grad():
         student = AutoModelForCausalLM.from_pretrained(
-            lab.student_folder, dtype=torch.float32
+            stages.student_folder, dtype=torch.float32
         )
         logits = student(torch.tensor(ids[None].astype(np.int64))).logits[0].double()
     logp_V = logits.log_softmax(-1).numpy()[len(prefix.token_ids) - 1 : -1]
@@ -115,17 +115,17 @@ def test_the_plan_s_loss_is_the_cross_entropy_of_its_rows(
         expected += (
             target[inside] * (np.log(target[inside]) - logp_V[i, inside])
         ).sum()
-    sums = learner_of(lab).update(topd)
+    sums = learner_of(stages).update(topd)
     assert sums.num_window_positions == n_student
     assert sums.traj == pytest.approx(expected, rel=1e-4)
 
 
 def test_updates_bring_the_loss_down_and_the_plan_changes_where_they_lead(
-    lab: Lab, prefix: Prefix
+    stages: LocalStages, prefix: Prefix
 ) -> None:
-    learner = learner_of(lab)
+    learner = learner_of(stages)
     ends = []
-    for batch in batches(lab, prefix):
+    for batch in batches(stages, prefix):
         losses = [learner.update(batch) for _ in range(5)]
         assert losses[-1].opd < losses[0].opd
         ends.append(snapshot(learner))
@@ -134,17 +134,17 @@ def test_updates_bring_the_loss_down_and_the_plan_changes_where_they_lead(
 
 
 def test_on_the_teachers_window_l_traj_is_the_cross_entropy_of_its_tokens(
-    lab: Lab, prefix: Prefix
+    stages: LocalStages, prefix: Prefix
 ) -> None:
-    batch = window_batch(prefix, lab.config.objective, with_plan=True, on="teacher")
+    batch = window_batch(prefix, stages.config.objective, with_plan=True, on="teacher")
     assert batch.response_ids_T.tolist() == prefix.teacher_ids.tolist()
     ids = np.concatenate([prefix.token_ids, prefix.teacher_ids])
     with torch.no_grad():
         model = AutoModelForCausalLM.from_pretrained(
-            lab.student_folder, dtype=torch.float32
+            stages.student_folder, dtype=torch.float32
         )
         logits = model(torch.tensor(ids[None].astype(np.int64))).logits[0]
         logp = logits.double().log_softmax(-1)
     first = len(prefix.token_ids) - 1
     expected = -sum(float(logp[first + i, t]) for i, t in enumerate(prefix.teacher_ids))
-    assert learner_of(lab).update(batch).traj == pytest.approx(expected, rel=1e-4)
+    assert learner_of(stages).update(batch).traj == pytest.approx(expected, rel=1e-4)
