@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from scipy import stats
 
 from topd_ray.errors import TopdError
@@ -21,9 +23,13 @@ AFTER = {
 }
 
 
+def write_weights(folder: Path, value: float) -> None:
+    save_file({"weight": np.full(1, value)}, folder / "model.safetensors")
+
+
 def study(folder: Path, **ablation: Any) -> StudyConfig:
     (folder / "model").mkdir(exist_ok=True)
-    (folder / "model" / "model.safetensors").write_bytes(b"weights")
+    write_weights(folder / "model", 0.0)
     prompts = folder / "prompts.jsonl"
     prompts.write_text('{"prompt": "?", "answer": "1"}\n')
     run = folder / "run.yaml"
@@ -133,7 +139,7 @@ def test_a_run_is_known_again_by_everything_its_result_depends_on(
     before = folders(chosen)
     assert len(set(before)) == 6
     assert before == folders(chosen)
-    (tmp_path / "model" / "model.safetensors").write_bytes(b"other weights")
+    write_weights(tmp_path / "model", 1.0)
     other_weights = folders(chosen)
     assert not set(other_weights) & set(before)
     assert not set(folders(study(tmp_path, overrides=["learner.lr=1e-5"]))) & set(
