@@ -24,6 +24,7 @@ from topd_ray.evaluation.harness.task_names import (
     TaskSampling,
     check_request,
 )
+from topd_ray.inputs.paths import with_absolute_paths
 from topd_ray.models.facts import read_facts
 from topd_ray.models.folder import check_folder
 from topd_ray.prompts import PromptRecord, read_records, read_rows
@@ -145,10 +146,11 @@ def _subject(path: Path, backend: str | None) -> _Subject:
         engine = _default_engine(path)
         return _Subject(
             name=str(path),
-            model=path,
+            model=path.absolute(),
             engine=engine.model_copy(update={"backend": backend or engine.backend}),
         )
     folder, config = RunFolder.existing(path)
+    config = with_absolute_paths(config)
     check_folder(folder.export, role=f"the model that run {path} trained")
     engine = config.rollout.engine
     held_out = config.evaluation

@@ -17,6 +17,7 @@ from topd_ray.engines.open import open_generation
 from topd_ray.engines.protocols import Generation, GenerationEngine, GenerationRequest
 from topd_ray.errors import UserError
 from topd_ray.inputs.models import check_models
+from topd_ray.inputs.paths import with_absolute_paths
 from topd_ray.messages import Prompt
 from topd_ray.prompts import PromptRecord, read_records, tokenize_records
 from topd_ray.seeds import derive_seed
@@ -55,6 +56,10 @@ def generate(
     was interrupted continues as if it had not been. Raises UserError before a model is
     loaded.
     """
+    # Rows carry the name that the config gives: a path of this machine would make
+    # another machine refuse to go on with them.
+    model = config.teacher_model
+    config = with_absolute_paths(config)
     data = Path(config.prompts.path)
     if out.resolve() == data.resolve():
         raise UserError(f"--out {out} is prompts.path itself; name another file")
@@ -63,7 +68,7 @@ def generate(
     prompts, dropped = tokenize_records(
         records.values(), folder=student, max_tokens=config.prompts.max_tokens
     )
-    done = _recover(out, model=config.teacher_model)
+    done = _recover(out, model=model)
     left = [prompt for prompt in prompts if prompt.prompt_id not in done]
     counts = Counter(
         {"rows before": len(prompts) - len(left), "prompts dropped": len(dropped)}
@@ -84,7 +89,7 @@ def generate(
             answers = _in_chunks(
                 engine, requests, _ROUNDS * config.teacher.engine.max_num_seqs
             )
-            rows = _rows(answers, records, teacher, model=config.teacher_model)
+            rows = _rows(answers, records, teacher, model=model)
             counts += _append(out, rows, total=len(left))
         finally:
             engine.close()

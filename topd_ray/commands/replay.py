@@ -20,6 +20,7 @@ from topd_ray.actors.calls import Caller
 from topd_ray.actors.fleet import Fleet, connected, spawn
 from topd_ray.config import Config
 from topd_ray.errors import UserError
+from topd_ray.inputs.paths import with_absolute_paths
 from topd_ray.messages import Rollout, StepReport
 from topd_ray.records.bad_step import STUDENT, BadStep, read_dump
 from topd_ray.records.run_folder import RunFolder
@@ -45,6 +46,7 @@ def replay(folder: Path) -> list[Replayed]:
     folder = folder.absolute()
     step, rollouts = read_dump(folder)
     _, config = RunFolder.existing(folder.parents[1])
+    config = with_absolute_paths(config)
     if config.teacher.source == "student" and config.teacher.follow_every:
         raise UserError(
             f"{folder}: the teacher of this run follows the student"

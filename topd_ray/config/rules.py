@@ -12,7 +12,9 @@ from topd_ray.config.operation import RunConfig
 from topd_ray.config.stages import (
     CandidatesConfig,
     DivergenceConfig,
+    LearnerConfig,
     ProbeConfig,
+    PromptsConfig,
     RolloutConfig,
     TeacherConfig,
 )
@@ -274,5 +276,36 @@ def staleness_rules(
             f"rollout.max_staleness={stale} with probe.student=resample: when fresh"
             " windows are decoded, the engine may hold newer weights than those of the"
             " rollout; set one of them back"
+        ),
+    )
+
+
+def idle_rules(
+    objective: ObjectiveConfig,
+    prompts: PromptsConfig,
+    rollout: RolloutConfig,
+    learner: LearnerConfig,
+) -> Iterator[Rule]:
+    """Yield the rules that give every engine and every rank a rollout in each step."""
+    rollouts = prompts.per_step * rollout.samples_per_prompt
+    seen = (
+        f"prompts.per_step={prompts.per_step} x"
+        f" rollout.samples_per_prompt={rollout.samples_per_prompt} ="
+        f" {rollouts} rollouts a step"
+    )
+    yield (
+        objective.trajectory != "given" and rollouts < rollout.num_engines,
+        (
+            f"rollout.num_engines={rollout.num_engines} with {seen}: an engine would"
+            f" never decode; set rollout.num_engines to at most {rollouts}, or raise"
+            " prompts.per_step"
+        ),
+    )
+    yield (
+        rollouts < learner.num_ranks,
+        (
+            f"learner.num_ranks={learner.num_ranks} with {seen}: a rank would train on"
+            f" nothing; set learner.num_ranks to at most {rollouts}, or raise"
+            " prompts.per_step"
         ),
     )

@@ -14,6 +14,7 @@ from topd_ray.config.operation import (
     RunConfig,
 )
 from topd_ray.config.rules import (
+    idle_rules,
     lambda_rules,
     refuse_broken,
     signal_rules,
@@ -156,6 +157,7 @@ class Config(Section):
                     self.windows.divergence,
                 ),
                 staleness_rules(self.objective, self.rollout, self.teacher, self.probe),
+                idle_rules(self.objective, self.prompts, self.rollout, self.learner),
             )
         )
         return self

@@ -330,3 +330,24 @@ def test_the_command_says_what_it_wrote(
     assert done.exit_code == 0, done.output
     assert "2 rows written" in done.output
     assert by_id(out) == {name: by_id(whole)[name] for name in ("p0", "p1")}
+
+
+def test_relative_paths_are_of_the_drivers_folder_and_rows_keep_the_name(
+    make_config: MakeConfig, teacher_folder: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """The engine gets a whole path, wherever it works; a row gets the config's name."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "teacher").symlink_to(teacher_folder)
+    monkeypatch.chdir(tmp_path / "here")
+    opened: list[Path] = []
+
+    def open_elsewhere(folder: Path, *args: Any, **kwargs: Any) -> GenerationEngine:
+        opened.append(folder)
+        monkeypatch.chdir(tmp_path)
+        return open_generation(folder, *args, **kwargs)
+
+    config = make_config(teacher={"model": "teacher"})
+    out = tmp_path / "rows.jsonl"
+    generate(config, out, SAMPLING, num=3, open_engine=open_elsewhere)
+    assert opened == [tmp_path / "here" / "teacher"]
+    assert {row["model"] for row in rows_of(out)} == {"teacher"}

@@ -100,16 +100,6 @@ def test_an_unfit_folder_is_named_with_its_role_and_file(
     assert "\n" not in str(caught.value)
 
 
-@pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An empty hub cache and no network."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path / "hub"
-
-
 def test_a_local_folder_is_found_without_the_hub(folder: Path) -> None:
     assert find_model(str(folder)) == resolve_model(str(folder)) == folder
 
