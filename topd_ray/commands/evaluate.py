@@ -104,6 +104,7 @@ def _run_tasks(
 
     All problems are loaded before the engine, so that a missing file costs no wait.
     """
+    # The harness takes seconds to import; a bad request is refused before that.
     from topd_ray.engines.open import open_generation
     from topd_ray.evaluation.harness.model import EngineModel, LastingEngine
     from topd_ray.evaluation.harness.run import answer_task, load_task

@@ -61,6 +61,7 @@ def generate(
     model = config.teacher_model
     config = with_absolute_paths(config)
     data = Path(config.prompts.path)
+    # Answers appended to the prompts that they answer would ruin the data.
     if out.resolve() == data.resolve():
         raise UserError(f"--out {out} is prompts.path itself; name another file")
     student, teacher = check_models(config)
@@ -73,6 +74,7 @@ def generate(
     counts = Counter(
         {"rows before": len(prompts) - len(left), "prompts dropped": len(dropped)}
     )
+    # A complete file needs no engine, which takes minutes to open.
     if left:
         limit = min(sampling.max_tokens, config.rollout.max_response_tokens)
         engine = open_engine(

@@ -74,6 +74,7 @@ class _Comparer:
         self._pipe: Connection | None = None
 
     def same(self, predicted: str, truth: str) -> bool:
+        # The pipe carries one pair and one verdict at a time.
         with self._lock:
             pipe = self._started()
             try:
@@ -135,10 +136,12 @@ def _compare_for_ever(pipe: Connection) -> None:
     import resource
     import signal
 
+    # Imported here, so that this process alone loads sympy.
     from math_verify import parse, verify
 
     # Ctrl-C reaches the whole process group; the process that waits here handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Better that this process runs out of memory than the engine beside it.
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
     # It would warn at every comparison that its timeouts are off.
     logging.getLogger("math_verify").setLevel(logging.ERROR)

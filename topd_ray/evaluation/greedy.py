@@ -44,11 +44,12 @@ def _greedy_responses(
             max_tokens=max_tokens,
             temperature=0.0,
             top_p=1.0,
-            seed=0,
+            seed=0,  # greedy decoding draws nothing
             num_top=0,
         )
         for problem in problems
     ]
+    # The engine yields responses as they finish; they are graded in file order.
     by_id = {response.request_id: response for response in engine.generate(requests)}
     return [by_id[problem.prompt_id] for problem in problems]
 

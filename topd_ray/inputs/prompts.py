@@ -63,6 +63,7 @@ def load_problems(
     if config.path is None:
         return []
     records = read_records(Path(config.path))[: config.num_problems]
+    # A problem without an answer would count as wrong.
     without = [record.prompt_id for record in records if record.answer is None]
     if without:
         raise UserError(

@@ -76,6 +76,7 @@ class ResponseReader:
         ids = record.response_ids
         if ids is None:
             return None if record.response is None else self._tokenized(record.response)
+        # Such an id would index past the embedding, on a GPU without a readable error.
         if max(ids) >= self._vocab_size:
             raise UserError(
                 f"prompt {record.prompt_id!r}: response_ids holds {max(ids)}, but the"

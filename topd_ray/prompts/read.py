@@ -25,6 +25,7 @@ def read_records(path: Path) -> list[PromptRecord]:
             record = parse_row(row, default_id=f"{path.stem}-{number:06d}")
         except RowError as error:
             raise UserError(f"{path}, {place}: {error}") from None
+        # `topd generate` resumes by the id, and a rewrite finds its prompt by it.
         earlier = first_place.setdefault(record.prompt_id, place)
         if earlier != place:
             raise UserError(
@@ -53,6 +54,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, int, object]]:
     try:
         with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
+                # Some editors put a byte order mark in front of the first line.
                 line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
                 if line.strip():
                     yield (
@@ -81,12 +83,14 @@ def _parse_json(line: bytes, where: str) -> object:
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, int, object]]:
+    # Imported here, since JSONL needs none of it.
     import pyarrow as pa
     from pyarrow import parquet
 
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
+            # In batches: a whole table of Python objects takes many times its size.
             for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS):
                 for row in batch.to_pylist():
                     number += 1

@@ -120,6 +120,7 @@ def _text(value: object, field: str) -> str:
     if not isinstance(value, str):
         raise RowError(f"{field}: expected text, found {shown(value)}")
     try:
+        # Half a surrogate pair would only fail later, inside the tokenizer.
         value.encode()
     except UnicodeEncodeError:
         raise RowError(
@@ -139,6 +140,7 @@ def _prompt_id(row: dict[str, Any], default_id: str) -> str:
         (row[key] for key in ("prompt_id", "id") if row.get(key) is not None),
         default_id,
     )
+    # `true` is an int to Python, but no id.
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or not value or not value.isprintable():
@@ -157,6 +159,7 @@ def _answer(value: object) -> str | None:
         return _text(value, "answer").strip() or None
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
+    # A column of whole numbers with a gap is often stored as floats.
     if isinstance(value, float) and math.isfinite(value):
         return str(int(value)) if value.is_integer() else str(value)
     raise RowError(f"answer: expected text or a number, found {shown(value)}")

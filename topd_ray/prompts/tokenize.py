@@ -100,6 +100,7 @@ def _tokenize(
         token_ids_P=np.array(token_ids, dtype=np.int32),
         answer=record.answer,
         problem=last.text,
+        # By identity: an earlier turn may have the same text as the last.
         earlier_turns=tuple(
             (turn.role, turn.text) for turn in record.turns if turn is not last
         ),

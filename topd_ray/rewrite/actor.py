@@ -82,7 +82,7 @@ class RewriteActor:
             top_p=self._config.top_p,
             top_k=self._config.top_k,
             seed=derive_seed(self._run_seed, rollout.rollout_id, "rewrite"),
-            num_top=0,
+            num_top=0,  # the student's likeliest ids are wanted, not the teacher's
         )
 
 

@@ -167,7 +167,7 @@ class RolloutActor:
             seed=derive_seed(
                 self._run_seed, candidates.rollout_id, position, "resample"
             ),
-            num_top=0,
+            num_top=0,  # no candidates are searched in a window
         )
 
 

@@ -50,6 +50,7 @@ def build_world(
         staged.mkdir()
         _fill(staged, seed, recipe)
         verify_world(staged)
+        # The old world goes when the new one is whole and verified.
         if directory.exists():
             directory.rename(Path(scratch) / "old")
         staged.rename(directory)

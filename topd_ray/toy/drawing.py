@@ -37,6 +37,7 @@ def sample_expression(rng: Random, shape: ProblemShape) -> Expression:
 
 def split_of(expression: Expression) -> Split:
     """Return the split of an expression, by a hash; models train on "train" alone."""
+    # Not Python's hash(), which differs from process to process.
     sixteenth = hashlib.sha256(" ".join(expression).encode()).digest()[0] % 16
     if sixteenth < 2:
         return "heldout"

@@ -47,5 +47,5 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         unk_token=UNKNOWN,
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
-        padding_side="left",
+        padding_side="left",  # a batch of prompts is continued at its right end
     )

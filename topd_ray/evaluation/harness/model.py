@@ -164,6 +164,7 @@ class EngineModel(LM):  # type: ignore[misc]  # the harness has no types
         return texts
 
     def _requests(self, instances: Sequence[Instance]) -> list[GenerationRequest]:
+        # The samples of a problem share its prompt, which is tokenised once.
         token_ids = {
             text: self._tokens(text)
             for text in {instance.args[0] for instance in instances}
@@ -219,6 +220,7 @@ class EngineModel(LM):  # type: ignore[misc]  # the harness has no types
             generation.token_ids_N.tolist(), skip_special_tokens=True
         )
         until = normalize_gen_kwargs(instance.args[1])["until"]
+        # Engines know no stop strings, so the text is cut afterwards.
         stops = [text.index(stop) for stop in until if stop in text]
         return Response(
             prompt=instance.args[0],

@@ -52,6 +52,7 @@ def pass_at_k(
     """
     if not 1 <= k <= num_samples:
         raise ValueError(f"k={k}: expected 1 to num_samples={num_samples}")
+    # Whole numbers are exact; a product of float factors loses digits for large n.
     all_ways = math.comb(num_samples, k)
     return np.array(
         [1 - math.comb(num_samples - int(c), k) / all_ways for c in num_correct_P]

@@ -13,7 +13,7 @@ from topd_ray.evaluation.harness.pass_at_k import (
     pass_at_k,
     powers_of_two,
 )
-from topd_ray.evaluation.harness.task_names import EXAMS, TaskSampling
+from topd_ray.evaluation.harness.task_names import CONTESTS, TaskSampling
 from topd_ray.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def make_report(
     answered: Sequence["Answered"], *, model: str, backend: str, seed: int
 ) -> EvaluationReport:
     """Return the estimates of every task; the seed fixes their intervals."""
-    contests = [task for task in answered if task.task in EXAMS]
+    contests = [task for task in answered if task.task in CONTESTS]
     averaged = contests if len(contests) > 1 else []
     return EvaluationReport(
         model=model,
@@ -106,6 +106,7 @@ def _estimates(groups: Sequence["Answered"], seed: int) -> dict[int, PassRate]:
                 )
                 for group in groups
             ],
+            # By name: an interval does not depend on the other tasks of the run.
             seed=derive_seed(seed, names, "bootstrap"),
         )
         for k in powers_of_two(most_samples)

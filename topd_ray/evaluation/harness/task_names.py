@@ -5,13 +5,13 @@ from difflib import get_close_matches
 
 from topd_ray.errors import UserError
 
-EXAMS = ("aime24", "aime25", "hmmt25_feb")
+CONTESTS = ("aime24", "aime25", "hmmt25_feb")
 """Contests; where more than one is evaluated, their average is reported too."""
 CODE = ("humaneval_plus", "mbpp_plus")
 """Stock tasks of the harness that run the programs which the model wrote."""
 PROMPT_FILES = ("problems", "toy")
 """Tasks whose problems are in our prompt format."""
-NAMES = (*EXAMS, *PROMPT_FILES, *CODE)
+NAMES = (*CONTESTS, *PROMPT_FILES, *CODE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,4 +60,4 @@ def check_request(
         )
 
 
-__all__ = ["CODE", "EXAMS", "NAMES", "PROMPT_FILES", "TaskSampling", "check_request"]
+__all__ = ["CODE", "CONTESTS", "NAMES", "PROMPT_FILES", "TaskSampling", "check_request"]
