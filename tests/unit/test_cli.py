@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from topd_ray.config import load_config
+from topd_ray.config import load_config, parse_config
+from topd_ray.errors import UserError
 from topd_ray.inputs.models import check_what_is_here
+from topd_ray.records.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 TOPD = Path(sys.executable).parent / "topd"
@@ -143,6 +145,21 @@ def test_bad_prompts_are_refused_before_anything_starts(
     assert expected in " ".join(output.split())
     assert "Traceback" not in output
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_root_that_cannot_hold_a_run_folder_is_refused_by_name(
+    tmp_path: Path,
+) -> None:
+    root = tmp_path / "file"
+    root.write_text("no folder")
+    values = {
+        "run": {"root": str(root), "name": "r"},
+        "prompts": {"path": "p"},
+        "teacher": {"model": "t"},
+        "learner": {"model": "s"},
+    }
+    with pytest.raises(UserError, match=r"run\.root=.*file: no run folder can be"):
+        RunFolder.create(parse_config(values, source="test"))
 
 
 def test_missing_things_are_named(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A plan as a person reads it."""
+"""`topd check`: print the plan of a run as a table."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from topd_ray.inputs.resources import Plan
 
 
 def print_plan(config: Config, plan: Plan, notes: Sequence[str]) -> None:
-    """Roles, sums, tokens a step, notes."""
+    """Print what each role takes, the sums, the tokens of a step, and the notes."""
     console = Console()
     table = Table(
         title=f"{config.run.name}: {config.run.method}, seed {config.run.seed}"

@@ -22,22 +22,25 @@ from topd_ray.simulate.roofline import Hardware, assumed_workload, roofline_rate
 from topd_ray.simulate.simulation import num_gpus
 
 _KINDS = ("rollout", "teacher", "prober", "learner")
-"""Columns, in the order of the flow."""
-_WORTH = 0.99
-"""Of a step's time: less of a gain is none."""
+"""Kinds of actor, in the order in which a prompt passes them."""
+_WORTHWHILE = 0.99
+"""More GPUs must bring a step below this share of its time with fewer.
+
+The search tries a limited number of placements, so a smaller gain is noise.
+"""
 
 
 def plan(config: Config, *, gpus: str | None, run: Path | None, weak: bool) -> None:
-    """Print a row a number of GPUs. Raises UserError where no rates are to be had."""
+    """Print a prediction for each number of GPUs. Raises UserError without rates."""
     cores = os.cpu_count() or 1
     rates_of, workload, source = _rates(config, run, cores)
-    wanted = _numbers(gpus) if gpus else []
-    if wanted and not num_gpus(config):
+    numbers = _numbers(gpus) if gpus else []
+    if numbers and not num_gpus(config):
         raise UserError(
             f"--gpus {gpus}: this config asks for no GPU; leave the option out"
         )
-    if wanted:
-        rows = scaled(config, rates_of, workload, wanted, weak=weak)
+    if numbers:
+        rows = scaled(config, rates_of, workload, numbers, weak=weak)
     else:
         rows = [as_configured(config, rates_of, workload, cores=cores)]
     _print(config, rows, source)
@@ -51,36 +54,32 @@ def scaled(
     *,
     weak: bool,
 ) -> list[Placed]:
-    """The best placement found for each number.
+    """Return the best placement found for each number of GPUs.
 
-    `weak`: as many more prompts a step as there are GPUs. Otherwise more GPUs never
-    take longer: where the search finds nothing faster than fewer of them, the others
-    stay idle.
+    With `weak` the prompts of a step grow with the GPUs. Otherwise a step never takes
+    longer with more GPUs: where the search finds no faster placement, the additional
+    GPUs stay idle.
     """
     rows: list[Placed] = []
     for number in gpus:
-        wanted = grown(config, number / gpus[0]) if weak else config
-        found = best_placement(wanted, rates_of, workload, gpus=number)
-        if (
-            rows
-            and not weak
-            and _WORTH * rows[-1].prediction.step_s < found.prediction.step_s
-        ):
-            found = with_idle(rows[-1], number)
-        rows.append(found)
+        scaled_config = grown(config, number / gpus[0]) if weak else config
+        best = best_placement(scaled_config, rates_of, workload, gpus=number)
+        if rows and not weak:
+            limit_s = _WORTHWHILE * rows[-1].prediction.step_s
+            if best.prediction.step_s > limit_s:
+                best = with_idle(rows[-1], number)
+        rows.append(best)
     return rows
 
 
 def with_idle(smaller: Placed, gpus: int) -> Placed:
-    """The placement of a smaller number, where nothing was found for the GPUs beyond
-    it.
-    """
+    """Return the placement of fewer GPUs with the additional ones idle."""
     idle = round(gpus - smaller.gpus) + smaller.num_idle
     return replace(smaller, gpus=gpus, num_idle=idle)
 
 
 def grown(config: Config, times: float) -> Config:
-    """So many times the prompts a step."""
+    """Return the config with `times` as many prompts a step, at least one."""
     per_step = max(1, round(config.prompts.per_step * times))
     prompts = config.prompts.model_copy(update={"per_step": per_step})
     return config.model_copy(update={"prompts": prompts})

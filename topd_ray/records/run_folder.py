@@ -31,8 +31,14 @@ class RunFolder:
                 f"{folder.path}: a run of this name exists; continue it with "
                 f"`topd resume {folder.path}`, or choose another run.name"
             )
-        folder.path.mkdir(parents=True, exist_ok=True)
-        write_whole(folder.config, dump_config(config))
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            write_whole(folder.config, dump_config(config))
+        except OSError as error:
+            raise UserError(
+                f"run.root={config.run.root}: no run folder can be written there"
+                f" ({error.strerror}); choose another run.root"
+            ) from None
         return folder
 
     @classmethod
