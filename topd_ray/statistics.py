@@ -1,8 +1,10 @@
-"""Numbers with their uncertainty. Pure: arrays in, estimates out.
+"""Numbers with their uncertainty: intervals, bootstrap, correlations, paired tests.
 
 Every interval is two-sided at `LEVEL`. A number that does not exist (the correlation of
-a constant, the spread of one value) is nan, never an error: a study with a thin table
-still reports.
+a constant, the spread of one value) is nan, never an error: a study with few
+observations still reports.
+
+Axes: N observations.
 """
 
 import math
@@ -15,21 +17,27 @@ from scipy import stats
 
 LEVEL = 0.95
 _SIGN_FLIPS = 20_000
-_EXACT_SIGN_FLIPS = 14  # up to 2 ** 14 patterns are all looked at
+_EXACT_SIGN_FLIPS = 14  # up to 2 ** 14 patterns are all computed
 
 Values = NDArray[np.float64]
 Statistic = Callable[..., float]
-"""Columns of equal length -> one number."""
+"""Computes one number from columns of equal length."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A number, its 95 % interval, and how many observations it rests on."""
+    """A number with its 95 % interval.
+
+    Example:
+        >>> str(Estimate(value=0.61, low=0.57, high=0.65, count=40))
+        '0.610 [0.570, 0.650]'
+    """
 
     value: float
     low: float
     high: float
     count: int
+    """Observations that the number rests on."""
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
@@ -37,24 +45,25 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedDifference:
-    """Mean of b - a over pairs, and three opinions on whether it is 0 (two-sided p)."""
+    """Mean of b - a over pairs, and three two-sided tests of whether it is 0."""
 
     mean: Estimate
     p_t: float
+    """p of Student's t test."""
     p_wilcoxon: float
-    """Signed ranks; pairs without a difference are left out."""
+    """p of Wilcoxon's test of signed ranks; pairs without a difference are left out."""
     p_sign_flip: float
-    """Permutation of signs: exact for few pairs, seeded draws for many."""
+    """p of permuted signs: exact for few pairs, from seeded draws for many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bin:
-    """Equally many observations each, by x."""
+    """One slice of the observations, sorted by x."""
 
     x: float
-    """Mean of x."""
+    """Mean of x in the slice."""
     y: Estimate
-    """Mean of y with its t-interval."""
+    """Mean of y in the slice with its t-interval."""
 
 
 def bootstrap(
@@ -64,10 +73,22 @@ def bootstrap(
     resamples: int = 2000,
     clusters: Sequence[Hashable] | None = None,
 ) -> Estimate:
-    """`statistic` of the columns with its percentile interval.
+    """Return a statistic of the columns with its percentile interval.
 
-    Rows are drawn with replacement, or whole clusters of rows where `clusters` names
-    one a row. Resamples on which the statistic is nan are left out of the interval.
+    Args:
+        statistic: computes the number from columns of equal length.
+        columns: one array of N observations for each argument of `statistic`.
+        seed: seed of the draws; the same seed gives the same interval.
+        resamples: draws of N rows with replacement.
+        clusters: cluster of each of the N rows; whole clusters are drawn instead of
+            rows, for rows of a cluster that depend on each other.
+
+    Returns:
+        The statistic of the columns. Resamples on which it is nan are left out of the
+        interval; without any row all numbers are nan.
+
+    Raises:
+        ValueError: `clusters` has another length than the columns.
     """
     data = [np.asarray(column) for column in columns]
     count = len(data[0])
@@ -87,59 +108,69 @@ def bootstrap(
 
 
 def mean(values: ArrayLike) -> float:
-    """nan where there are none."""
+    """Return the mean; nan where there are no values."""
     array = np.asarray(values, np.float64)
     return float(array.mean()) if len(array) else math.nan
 
 
 def median(values: ArrayLike) -> float:
-    """nan where there are none."""
+    """Return the median; nan where there are no values."""
     array = np.asarray(values, np.float64)
     return float(np.median(array)) if len(array) else math.nan
 
 
 def pearson(x: ArrayLike, y: ArrayLike) -> float:
-    """Linear correlation; nan where either is constant."""
-    a, b = _centred(x), _centred(y)
+    """Return the linear correlation; nan where either column is constant."""
+    a = _centred(x)
+    b = _centred(y)
     norm = math.sqrt(float(a @ a) * float(b @ b))
     return float(a @ b) / norm if norm > 0 else math.nan
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float:
-    """Correlation of ranks; ties share their mean rank."""
+    """Return the correlation of ranks; ties share their mean rank."""
     return pearson(stats.rankdata(x), stats.rankdata(y))
 
 
 def share(hits: ArrayLike) -> Estimate:
-    """Share of true values with Wilson's interval; rows must be independent."""
+    """Return the share of true values with Wilson's interval.
+
+    The interval holds for independent rows only.
+    """
     flags = np.asarray(hits, bool)
     if not len(flags):
         return Estimate(value=math.nan, low=math.nan, high=math.nan, count=0)
-    found = int(flags.sum())
-    interval = stats.binomtest(found, len(flags)).proportion_ci(LEVEL, method="wilson")
+    num_hits = int(flags.sum())
+    interval = stats.binomtest(num_hits, len(flags)).proportion_ci(
+        LEVEL, method="wilson"
+    )
     return Estimate(
-        value=found / len(flags),
+        value=num_hits / len(flags),
         low=float(interval.low),
         high=float(interval.high),
         count=len(flags),
     )
 
 
-def share_below(values: ArrayLike, line: float) -> float:
-    """Share of the values at or below the line; nan where there are none."""
-    return mean(np.asarray(values, np.float64) <= line)
+def share_below(values: ArrayLike, threshold: float) -> float:
+    """Return the share of values at or below the threshold; nan without any value."""
+    return mean(np.asarray(values, np.float64) <= threshold)
 
 
 def upper_quartile(values: ArrayLike) -> float:
-    """nan where there are no values."""
+    """Return the 0.75 quantile; nan where there are no values."""
     array = np.asarray(values, np.float64)
     return float(np.quantile(array, 0.75)) if len(array) else math.nan
 
 
 def t_interval(values: ArrayLike) -> Estimate:
-    """Mean of independent values (such as one a seed) with Student's interval."""
+    """Return the mean of independent values with Student's interval.
+
+    The interval is nan for fewer than two values.
+    """
     array = np.asarray(values, np.float64)
-    centre, half = mean(array), math.nan
+    centre = mean(array)
+    half = math.nan
     if len(array) > 1:
         error = float(array.std(ddof=1)) / math.sqrt(len(array))
         half = float(stats.t.ppf((1 + LEVEL) / 2, len(array) - 1)) * error
@@ -149,8 +180,18 @@ def t_interval(values: ArrayLike) -> Estimate:
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike, *, seed: int) -> PairedDifference:
-    """b - a, pair by pair. Raises ValueError where they are not pairs."""
-    first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    """Return the mean of b - a over pairs, with three tests of whether it is 0.
+
+    Args:
+        a: N values.
+        b: N values; the n-th belongs to the n-th of `a`.
+        seed: seed of the drawn sign flips, which many pairs need.
+
+    Raises:
+        ValueError: `a` and `b` are not one-dimensional and equally long.
+    """
+    first = np.asarray(a, np.float64)
+    second = np.asarray(b, np.float64)
     if first.shape != second.shape or first.ndim != 1:
         raise ValueError(f"shapes {first.shape} and {second.shape} are not pairs")
     difference = second - first
@@ -163,10 +204,13 @@ def paired_difference(a: ArrayLike, b: ArrayLike, *, seed: int) -> PairedDiffere
 
 
 def binned_means(x: ArrayLike, y: ArrayLike, *, bins: int) -> list[Bin]:
-    """Means of y in `bins` slices of x with (almost) equally many observations; fewer
-    if short.
+    """Return the means of y in `bins` slices of x.
+
+    The slices hold equally many observations, give or take one; fewer than `bins`
+    observations give fewer slices.
     """
-    x_N, y_N = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    x_N = np.asarray(x, np.float64)
+    y_N = np.asarray(y, np.float64)
     parts = np.array_split(np.argsort(x_N, kind="stable"), bins)
     return [
         Bin(x=mean(x_N[rows]), y=t_interval(y_N[rows])) for rows in parts if len(rows)
@@ -193,8 +237,7 @@ def _members(clusters: Sequence[Hashable], count: int) -> list[NDArray[np.intp]]
 
 def _centred(values: ArrayLike) -> Values:
     array = np.asarray(values, np.float64)
-    # A constant's mean may round to its neighbour; its deviations are noise, not
-    # spread.
+    # The mean of a constant may be rounded: its deviations are noise, not spread.
     if not len(array) or array.min() == array.max():
         return np.zeros_like(array)
     centred: Values = array - array.mean()
@@ -202,9 +245,7 @@ def _centred(values: ArrayLike) -> Values:
 
 
 def _t_p(difference: Values) -> float:
-    """A spread of exactly 0 leaves nothing to test against: nan, or 0 for a constant
-    shift.
-    """
+    """Return p of the t test; without any spread 0, or nan where all is 0."""
     if len(difference) < 2:
         return math.nan
     if difference.min() == difference.max():

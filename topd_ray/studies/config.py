@@ -1,6 +1,4 @@
-"""A study file: the run it starts from, where its results go, and one section a
-study.
-"""
+"""Schema of a study file: the run, the folder of results, one section per study."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -24,112 +22,111 @@ StudyName = Literal["probing", "correction", "ablation", "case"]
 
 
 class ProbingConfig(Section):
-    """Section 2.1 of the paper, figures 2, 4 and 6: what token loss says of the near
-    future.
-    """
+    """Section 2.1 of the paper, figures 2, 4 and 6: token loss against D_OT."""
 
     num_prompts: PositiveInt = 200
-    """Prompts, the first of the run's order; each gets `rollout.samples_per_prompt`
-    rollouts.
+    """The first prompts of the run's order.
+
+    Each gets `rollout.samples_per_prompt` rollouts.
     """
     resamples: PositiveInt = 2000
-    """Of the bootstrap, which draws whole prompts: windows of one prompt are no
-    strangers.
+    """Draws of the bootstrap.
+
+    It draws whole prompts, because windows of one prompt depend on each other.
     """
     bins: PositiveInt = 10
-    """Of the binned mean: equally many positions each."""
+    """Bins of the mean D_OT by token loss, with equally many positions each."""
     epsilons: tuple[PositiveFloat, ...] = (0.005, 0.02, 0.05, 0.2)
     """Entropic blurs of the sensitivity table, beside exact transport."""
     windows: tuple[PositiveInt, ...] = (10, 25, 50)
-    """K of the sensitivity table, in tokens; the run's `probe.window` is the longest
-    possible.
+    """Window lengths K of the sensitivity table, in tokens.
+
+    The run's `probe.window` is the longest possible.
     """
     temperatures: tuple[NonNegativeFloat, ...] = (0.0, 0.6, 1.0)
-    """Of the teacher's decoding in the sensitivity table; each is one more probe of
-    everything.
+    """Temperatures of the teacher's decoding in the sensitivity table.
+
+    Each one decodes and probes all windows once more.
     """
     surface_tokens: tuple[Name, ...] = ()
-    """Words that change the wording and not the reasoning; a position where the student
-    says one of them is reported apart. Each must be one token of the student's
-    tokenizer.
+    """Words that change the wording and not the reasoning.
+
+    A position where the student says one of them is reported apart. Each must be one
+    token of the student's tokenizer.
     """
 
 
 class CorrectionConfig(Section):
-    """Section 5.2 of the paper, figure 5: a few updates on one window, then look
-    again.
-    """
+    """Section 5.2 of the paper, figure 5: a few updates on one divergent window."""
 
     num_prompts: PositiveInt = 200
-    """Prompts whose rollouts are searched for a divergent prefix, at most one a
-    rollout.
-    """
+    """Prompts whose rollouts are searched; a rollout gives at most one prefix."""
     num_prefixes: PositiveInt = 100
     """Divergent prefixes corrected (paper: 1,000)."""
     updates: PositiveInt = 5
-    """M: updates on the same prefix and window (paper: 5)."""
+    """Number M of updates on the same prefix and window (paper: 5)."""
     lr: PositiveFloat = 1e-4
     """Constant learning rate of the updates; the paper gives none."""
     other_lrs: tuple[PositiveFloat, ...] = ()
-    """The same study once more at each of these, for the table beside the figure."""
+    """Further learning rates, for the table by learning rate."""
     temperature: NonNegativeFloat = 0.0
-    """Of the regenerated continuation; 0 is greedy."""
+    """Temperature of the regenerated continuation; 0 is greedy."""
     resamples: PositiveInt = 2000
-    """Of the bootstrap behind the intervals."""
+    """Draws of the bootstrap behind the intervals."""
 
 
 class CaseConfig(Section):
-    """Figure 3 of the paper: one fork, token by token; updates and lr are
-    `correction`'s.
+    """Figure 3 of the paper: one fork, token by token.
+
+    Updates and learning rate are those of the section `correction`.
     """
 
     num_prompts: PositiveInt = 50
-    """Prompts among whose probes the fork is the one with the largest D_OT."""
+    """Prompts that are probed; the fork is the window with the largest D_OT."""
     prompt: Name | None = None
-    """Text of a user's turn to look for the fork in, instead."""
+    """Text of a user's turn that is probed instead of the run's prompts."""
     positions: PositiveInt = 12
     """Tokens followed from the fork on."""
     top: PositiveInt = 5
-    """Most likely tokens shown of each model."""
+    """How many of the most likely tokens of each model are shown."""
 
 
 class VariantConfig(Section):
     """One row of the ablation."""
 
     config: Name | None = None
-    """Config of its runs (a relative path starts at the study file's folder); by
-    default `run`.
+    """Config of the variant's runs; by default the study's `run`.
+
+    A relative path starts at the study file's folder.
     """
     overrides: tuple[str, ...] = ()
-    """`section.key=value` on top of it."""
+    """Overrides `section.key=value` of this variant's config."""
 
 
 class AblationConfig(Section):
-    """Tables 1 and 2 of the paper: whole runs, a few seeds each, and their held-out
-    accuracy.
-    """
+    """Tables 1 and 2 of the paper: held-out accuracy of whole runs at several seeds."""
 
     seeds: Annotated[list[NonNegativeInt], Field(min_length=1)]
-    """One run of every variant for each; variants are compared seed by seed."""
+    """Seeds: every variant has one run at each, and is compared seed by seed."""
     students: Annotated[list[Name], Field(min_length=1)]
-    """Folder of the warm start of each seed."""
+    """Model folders of the warm starts, one per seed."""
     overrides: tuple[str, ...] = ()
-    """`section.key=value` for every variant, after the study's own."""
+    """Overrides `section.key=value` of every variant, after the study's own."""
     variants: Annotated[dict[str, VariantConfig], Field(min_length=1)]
-    """Name of the row -> its runs."""
+    """The variants' settings by the name of their row."""
     baseline: Name = "opd"
     """The variant that the others are compared with."""
     processes: PositiveInt = 2
-    """Runs at one time."""
+    """Runs that go on at the same time, in a process each."""
     reference: dict[str, float] = Field(default_factory=dict)
-    """The paper's accuracy of the same rows, in percent."""
+    """The paper's accuracy by the name of the row, in percent."""
 
     @model_validator(mode="after")
     def _the_baseline_is_a_variant(self) -> Self:
         if self.baseline not in self.variants:
             raise ValueError(
-                f"ablation.baseline={self.baseline} is none of the variants "
-                f"({', '.join(self.variants)}); add it or name another"
+                f"ablation.baseline={self.baseline} is not a variant "
+                f"({', '.join(self.variants)}); add it, or name one of these"
             )
         return self
 
@@ -138,25 +135,27 @@ class AblationConfig(Section):
         if len(self.seeds) != len(self.students):
             raise ValueError(
                 f"ablation.seeds has {len(self.seeds)} entries, ablation.students "
-                f"{len(self.students)}; name one warm start a seed"
+                f"{len(self.students)}; name one warm start per seed"
             )
         return self
 
 
 class StudyConfig(Section):
-    """A study file, whole."""
+    """All sections of a study file."""
 
     run: Name
-    """Config of the run that is studied; a relative path starts at the study file's
-    folder.
+    """Config of the run that is studied.
+
+    A relative path starts at the study file's folder.
     """
     overrides: tuple[str, ...] = ()
-    """`section.key=value` on top of it."""
+    """Overrides `section.key=value` of the run's config."""
     out: Name | None = None
     """Folder of the results; by default `runs/studies/<name of the study file>`."""
     seed: NonNegativeInt = 0
-    """Of the bootstrap and of whatever else a study draws; the run has a seed of its
-    own.
+    """Seed of the bootstrap and of the study's other draws.
+
+    It is independent of `run.seed`.
     """
     probing: ProbingConfig = ProbingConfig()
     correction: CorrectionConfig = CorrectionConfig()
@@ -165,20 +164,20 @@ class StudyConfig(Section):
 
     @property
     def folder(self) -> Path:
-        """Where the results go."""
+        """The folder of the results."""
         assert self.out is not None, "load_study fills it in"
         return Path(self.out)
 
     def load_run(self, overrides: list[str] | None = None) -> Config:
-        """The run config with the study's overrides, then `overrides`."""
+        """Return the run config with the study's overrides, then `overrides`."""
         return load_config(Path(self.run), [*self.overrides, *(overrides or [])])
 
 
 def load_study(path: Path, out: Path | None = None) -> StudyConfig:
-    """Read and validate a study file and the run config it names; `out` wins over the
-    file's.
+    """Read and validate a study file and the run config that it names.
 
-    Paths in the result are absolute. Raises UserError.
+    `out` replaces the file's own. Paths in the result are absolute. Raises UserError
+    naming the file and the key.
     """
     values = read_yaml(path)
     try:
@@ -193,20 +192,17 @@ def load_study(path: Path, out: Path | None = None) -> StudyConfig:
             "ablation": study.ablation and _resolved(study.ablation, path.parent),
         }
     )
+    # A mistake in the run config or in an override shows here, not after an hour.
     study.load_run()
     return study
 
 
 def _resolved(ablation: AblationConfig, folder: Path) -> AblationConfig:
-    """The same with absolute paths of the variants' configs."""
-    variants = {
-        name: variant.model_copy(
-            update={
-                "config": variant.config and str((folder / variant.config).resolve())
-            }
-        )
-        for name, variant in ablation.variants.items()
-    }
+    """Return the section with absolute paths of the variants' configs."""
+    variants = {}
+    for name, variant in ablation.variants.items():
+        path = variant.config and str((folder / variant.config).resolve())
+        variants[name] = variant.model_copy(update={"config": path})
     return ablation.model_copy(update={"variants": variants})
 
 
