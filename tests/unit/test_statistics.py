@@ -167,11 +167,11 @@ def test_bins_hold_equally_many_and_their_means_add_up() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=103), rng.normal(size=103)
     bins = statistics.binned_means(x, y, bins=10)
-    counts = [one.y.count for one in bins]
+    counts = [part.y.count for part in bins]
     assert sum(counts) == 103
     assert max(counts) - min(counts) == 1
-    assert [one.x for one in bins] == sorted(one.x for one in bins)
-    total = sum(one.y.value * one.y.count for one in bins)
+    assert [part.x for part in bins] == sorted(part.x for part in bins)
+    total = sum(part.y.value * part.y.count for part in bins)
     assert total == pytest.approx(y.sum())
     lowest = np.sort(x)[: counts[0]]
     assert bins[0].x == pytest.approx(lowest.mean())

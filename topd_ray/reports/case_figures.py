@@ -155,7 +155,7 @@ def _draw_method(axes: Axes, case: Case, states: Sequence[CaseState]) -> None:
 
 def _mean_p_teacher(state: CaseState) -> float:
     """Return the geometric mean of the teacher's probabilities of a continuation."""
-    # One token of probability 0 would make the mean 0, whatever the others are.
+    # One token of probability 0 would make the mean 0.
     logs = [math.log(max(step.p_teacher, _FLOOR)) for step in state.steps]
     return math.exp(sum(logs) / len(logs))
 

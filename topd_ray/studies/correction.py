@@ -55,7 +55,7 @@ def run(study: StudyConfig) -> None:
     """
     start = time.perf_counter()
     settings = study.correction
-    # The full vocabulary on both sides, as in the paper, whatever signal the run has.
+    # The full vocabulary on both sides, as in the paper, for any signal of the run.
     config = study.load_run(["teacher.signal=hidden"])
     if config.objective.lambda_traj == 0:
         raise UserError(

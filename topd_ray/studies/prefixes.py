@@ -103,7 +103,7 @@ def divergent_rows(
     whole_W = (left_W >= window) | (not candidates.truncated)
     rows = np.flatnonzero(divergent(probe_set, threshold) & whole_W)
     # By loss, not by D_OT: of windows picked for their large distance, a second
-    # continuation would seem closer whatever was learned.
+    # continuation would seem closer even if nothing was learned.
     order = np.argsort(-probe_set.losses_W[rows], kind="stable")
     return rows[order].astype(np.int32)
 

@@ -12,7 +12,7 @@ from topd_ray.engines.protocols import NamedArray
 from topd_ray.engines.tensors import to_torch
 from topd_ray.learner.divergence import TokenLoss
 from topd_ray.learner.model import DistillationModel, load_student
-from topd_ray.messages import HiddenSignal, LossSums, TrainBatch
+from topd_ray.messages import Floats, HiddenSignal, Ints, LossSums, TrainBatch
 from topd_ray.models.tensors import output_head
 
 
@@ -65,24 +65,18 @@ class WindowLearner:
         """
         assert isinstance(batch.signal, HiddenSignal)
         loss, token, traj, rollout_kl = self._model(
-            *(
-                to_torch(ids).long().to(self._device)
-                for ids in (
-                    batch.input_ids_L,
-                    batch.length_S,
-                    batch.trunk_S,
-                    batch.branch_S,
-                    batch.position_TU,
-                    batch.response_ids_T,
-                )
-            ),
-            *(to_torch(x).to(self._device) for x in (batch.logp_T, batch.weight_T)),
-            *(
-                to_torch(ids).long().to(self._device)
-                for ids in (batch.window_Q, batch.target_ids_QK)
-            ),
-            to_torch(batch.target_weights_QK).to(self._device),
-            to_torch(batch.signal.hidden_ND).to(self._device),
+            self._ids(batch.input_ids_L),
+            self._ids(batch.length_S),
+            self._ids(batch.trunk_S),
+            self._ids(batch.branch_S),
+            self._ids(batch.position_TU),
+            self._ids(batch.response_ids_T),
+            self._floats(batch.logp_T),
+            self._floats(batch.weight_T),
+            self._ids(batch.window_Q),
+            self._ids(batch.target_ids_QK),
+            self._floats(batch.target_weights_QK),
+            self._floats(batch.signal.hidden_ND),
         )
         num_tokens = len(batch.response_ids_T)
         self._optimizer.zero_grad(set_to_none=True)
@@ -109,6 +103,12 @@ class WindowLearner:
         """Yield every weight under its Hugging Face name; tied ones come once."""
         for name, weight in self._model.student.named_parameters():
             yield name, weight.detach().cpu().numpy()
+
+    def _ids(self, array: Ints) -> torch.Tensor:
+        return to_torch(array).long().to(self._device)
+
+    def _floats(self, array: Floats) -> torch.Tensor:
+        return to_torch(array).to(self._device)
 
 
 __all__ = ["WindowLearner"]

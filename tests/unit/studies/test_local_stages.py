@@ -20,7 +20,7 @@ def probed(stages: LocalStages) -> tuple[list[CandidateSet], list[ProbeSet]]:
 
 
 def distances(probes: list[ProbeSet]) -> np.ndarray:
-    return np.concatenate([one.d_ot_W for one in probes])
+    return np.concatenate([probe_set.d_ot_W for probe_set in probes])
 
 
 def test_another_back_end_is_refused_by_name(make_study) -> None:
@@ -83,20 +83,23 @@ def test_fresh_student_tokens_that_are_the_teacher_s_are_at_distance_0(
 ) -> None:
     candidates, probes = probed
     copied = stages.probe_again(
-        candidates, probes, student_ids=[one.teacher_ids_WK for one in probes]
+        candidates,
+        probes,
+        student_ids=[probe_set.teacher_ids_WK for probe_set in probes],
     )
     assert not distances(copied).any()
 
 
 def test_the_teacher_s_reading_agrees_with_its_score(stages: LocalStages) -> None:
     rollouts = stages.roll_out(stages.prompts(2))
-    for one in stages.read(rollouts, top=64):
-        response_N = one.rollout.response_ids_N
-        ids_NM, logq_NM = one.signal.ids_NM, one.signal.logq_NM
+    for reading in stages.read(rollouts, top=64):
+        response_N = reading.rollout.response_ids_N
+        ids_NM = reading.signal.ids_NM
+        logq_NM = reading.signal.logq_NM
         spoken_N = logq_NM[
             np.arange(len(ids_NM)), (ids_NM == response_N[:, None]).argmax(1)
         ]
-        np.testing.assert_allclose(-one.token_loss_N, spoken_N, rtol=1e-5)
+        np.testing.assert_allclose(-reading.token_loss_N, spoken_N, rtol=1e-5)
 
 
 def test_words_are_looked_up_whole(stages: LocalStages) -> None:

@@ -60,9 +60,9 @@ def test_restoring_puts_back_weights_and_optimizer_bit_for_bit(
     # an optimizer that remembered anything would take another second step than a new
     # one
     fresh = learner_of(stages)
-    for one in (learner, fresh):
+    for either in (learner, fresh):
         for _ in range(2):
-            one.update(opd)
+            either.update(opd)
     assert same(snapshot(learner), snapshot(fresh))
 
 
@@ -80,7 +80,8 @@ def test_the_loss_of_the_window_is_the_reverse_kl_at_its_positions_alone(
             .log_softmax(-1)
             for folder in (stages.student_folder, stages.teacher_folder)
         )
-    first, last = len(prefix.token_ids) - 1, len(ids) - 1
+    first = len(prefix.token_ids) - 1
+    last = len(ids) - 1
     kl = (logp.exp() * (logp - logq)).sum(-1)[first:last].sum()
     opd, topd = batches(stages, prefix)
     learner = learner_of(stages)
@@ -103,7 +104,8 @@ def test_the_plan_s_loss_is_the_cross_entropy_of_its_rows(
         )
         logits = student(torch.tensor(ids[None].astype(np.int64))).logits[0].double()
     logp_V = logits.log_softmax(-1).numpy()[len(prefix.token_ids) - 1 : -1]
-    n_student, n_teacher = len(logp_V), len(prefix.teacher_ids)
+    n_student = len(logp_V)
+    n_teacher = len(prefix.teacher_ids)
     expected = 0.0
     for i, plan_K in enumerate(prefix.probe.plan_WKK[0, :n_student, :n_teacher]):
         target = np.zeros(logp_V.shape[1])
