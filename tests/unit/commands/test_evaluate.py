@@ -256,7 +256,7 @@ def test_a_run_that_has_not_ended_has_nothing_to_evaluate(run_folder: Path) -> N
         ({"tasks": ["toy"], "problems": Path("x.jsonl")}, "give the one or the other"),
         (
             {"tasks": ["aime24", "aime25"], "data": Path("x.jsonl")},
-            "holds the problems of one task, but 2 are asked (aime24, aime25)",
+            "holds the problems of one task, but 2 are given (aime24, aime25)",
         ),
         ({"tasks": ["humaneval_plus"]}, "add --confirm-run-unsafe-code"),
         (
