@@ -48,6 +48,10 @@ class ActorDiedError(ActorFailedError):
     """The process of an actor has ended; another actor can repeat the call."""
 
 
+class ActorOutOfMemoryError(ActorDiedError):
+    """Ray ended an actor because its machine ran out of memory."""
+
+
 class LostObjectError(TopdError):
     """An actor's result was lost with the machine that held it.
 

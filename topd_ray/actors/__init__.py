@@ -1,13 +1,6 @@
-"""Stages put together into the four kinds of actor. Plain classes: spawn.py makes them
-remote.
+"""The actors and their typed handles. The only package that imports Ray.
 
-Each method returns its payload first and a receipt second; the driver fetches receipts
-only.
+Workers (rollout, teacher, prober, learner) put the stages together. They are plain
+classes: unit tests and `cluster.placement: inline` call them as they are. Each method
+returns its payload first and a receipt last; the driver fetches receipts only.
 """
-
-from topd_ray.actors.learner import LearnerWorker
-from topd_ray.actors.prober import ProbeWorker
-from topd_ray.actors.rollout import RolloutWorker
-from topd_ray.actors.teacher import TeacherWorker
-
-__all__ = ["LearnerWorker", "ProbeWorker", "RolloutWorker", "TeacherWorker"]

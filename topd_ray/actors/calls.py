@@ -1,60 +1,97 @@
-"""Waiting for actors: each wait has a deadline, and its error names who owed what."""
+"""Waits for actors: each has a deadline, and its error names who owed what.
+
+Every exception of Ray's becomes a `TopdError` here, so that no traceback of a foreign
+library is the answer to a lost process.
+"""
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import TypeVar
 
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import (
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 
+from topd_ray.config import ClusterConfig
 from topd_ray.errors import (
     ActorDiedError,
     ActorFailedError,
+    ActorOutOfMemoryError,
     DeadlineError,
     LostObjectError,
     TopdError,
 )
 
+T = TypeVar("T")
 _KEPT_CALLS = 12
-"""Of each actor, for the record of its end."""
+"""Calls kept of each actor, for the record of its end."""
+_MEMORY_WORDS = ("memory pressure", "OutOfMemory", "out of memory", "OOM")
+"""Words of Ray's report when its memory monitor has killed an actor's process."""
 
 
-class Caller:
-    """Turns object references into awaited values."""
+class Calls:
+    """Turns references into awaited values, within the deadlines of the config."""
 
-    def __init__(self, *, start_deadline_s: float, call_deadline_s: float) -> None:
-        self._start_deadline_s, self._call_deadline_s = (
-            start_deadline_s,
-            call_deadline_s,
-        )
+    def __init__(
+        self,
+        *,
+        start_deadline_s: float,
+        call_deadline_s: float,
+        memory_hint: Callable[[str], str] = lambda _: "",
+    ) -> None:
+        """`memory_hint(actor)`: what `topd check` estimates, and which fields lower
+        it.
+        """
+        self._start_deadline_s = start_deadline_s
+        self._call_deadline_s = call_deadline_s
+        self._memory_hint = memory_hint
         self._last: dict[str, deque[str]] = {}
 
-    async def start(self, who: str, what: str, ref: Awaitable[Any]) -> Any:
+    @classmethod
+    def within(
+        cls, cluster: ClusterConfig, memory_hint: Callable[[str], str] = lambda _: ""
+    ) -> "Calls":
+        """Return calls with the deadlines of `cluster`."""
+        return cls(
+            start_deadline_s=cluster.start_deadline_s,
+            call_deadline_s=cluster.call_deadline_s,
+            memory_hint=memory_hint,
+        )
+
+    async def start(self, actor: str, what: str, ref: Awaitable[T]) -> T:
         """Wait while an actor loads."""
-        with self._noted(who, what):
-            return await _within(
-                self._start_deadline_s, "cluster.start_deadline_s", who, what, ref
+        with self._noted(actor, what):
+            return await self._within(
+                self._start_deadline_s, "cluster.start_deadline_s", actor, what, ref
             )
 
-    async def call(self, who: str, what: str, ref: Awaitable[Any]) -> Any:
+    async def call(self, actor: str, what: str, ref: Awaitable[T]) -> T:
         """Wait for one call of an actor."""
-        with self._noted(who, what):
-            return await _within(
-                self._call_deadline_s, "cluster.call_deadline_s", who, what, ref
+        with self._noted(actor, what):
+            return await self._within(
+                self._call_deadline_s, "cluster.call_deadline_s", actor, what, ref
             )
 
-    def last(self, who: str) -> list[str]:
-        """The last calls of an actor, oldest first: what, when the wait began, how it
-        ended.
+    def last(self, actor: str) -> list[str]:
+        """Return the last calls of an actor, oldest first.
+
+        Each says what was called, when the wait began, how it ended and after how long.
         """
-        return list(self._last.get(who, ()))
+        return list(self._last.get(actor, ()))
 
     @contextmanager
-    def _noted(self, who: str, what: str) -> Iterator[None]:
-        calls = self._last.setdefault(who, deque(maxlen=_KEPT_CALLS))
-        began = datetime.now(UTC)
+    def _noted(self, actor: str, what: str) -> Iterator[None]:
+        calls = self._last.setdefault(actor, deque(maxlen=_KEPT_CALLS))
+        at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        began_s = time.monotonic()
         outcome = "abandoned"
         try:
             yield
@@ -66,54 +103,78 @@ class Caller:
             outcome = type(error).__name__
             raise
         finally:
-            at, took = (
-                began.isoformat(timespec="milliseconds"),
-                datetime.now(UTC) - began,
+            calls.append(
+                f"{at} {what}: {outcome} after {time.monotonic() - began_s:.2f} s"
             )
-            calls.append(f"{at} {what}: {outcome} after {took.total_seconds():.2f} s")
 
-    async def all(self, waits: Sequence[Awaitable[Any]]) -> list[Any]:
-        """Wait for several at once; the first failure ends the others' wait."""
-        tasks = [asyncio.ensure_future(wait) for wait in waits]
+    async def _within(
+        self, deadline_s: float, field: str, actor: str, what: str, ref: Awaitable[T]
+    ) -> T:
         try:
-            return list(await asyncio.gather(*tasks))
-        finally:
-            for task in tasks:
-                task.cancel()
+            return await asyncio.wait_for(_awaited(ref), deadline_s)
+        except TimeoutError:
+            raise DeadlineError(
+                f"{actor} owed the result of {what} for {deadline_s:g} s ({field}); it"
+                f" may be wedged or overloaded: see logs/{actor}.log in the run folder,"
+                " or raise the deadline"
+            ) from None
+        except RayTaskError as error:
+            raise self._of_cause(actor, what, error.cause, str(error)) from None
+        except RayError as error:
+            raise self._of_cause(actor, what, error, str(error)) from None
 
-
-async def _within(
-    deadline_s: float, field: str, who: str, what: str, ref: Awaitable[Any]
-) -> Any:
-    try:
-        return await asyncio.wait_for(_awaited(ref), deadline_s)
-    except TimeoutError:
-        raise DeadlineError(
-            f"{who} owed the result of {what} for {deadline_s:g} s ({field}); it may be"
-            f" wedged or overloaded: see logs/{who}.log in the run folder, or raise the"
-            " deadline"
-        ) from None
-    except ObjectLostError as error:
-        raise _lost(who, what, error) from None
-    except RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, ObjectLostError):  # an argument of the call
-            raise _lost(who, what, cause) from None
+    def _of_cause(
+        self, actor: str, what: str, cause: Exception, report: str
+    ) -> TopdError:
+        """Return our own error for an exception that a call of Ray's ended with."""
         if isinstance(cause, TopdError):
-            raise cause from None
-        raise ActorFailedError(
-            f"{who} failed in {what}: {type(cause).__name__}: {cause}\n{error}"
-        ) from None
-    except RayActorError as error:
-        raise ActorDiedError(f"{who} died in {what}: {error}") from None
+            return cause
+        if isinstance(cause, ObjectLostError):  # the result, or an argument of the call
+            return LostObjectError(
+                f"{actor} needed for {what} what was lost with its node:"
+                f" {str(cause).splitlines()[0]}"
+            )
+        died = isinstance(cause, RayActorError)
+        if isinstance(cause, OutOfMemoryError) or (died and _names_memory(report)):
+            return ActorOutOfMemoryError(
+                f"{actor} was killed for memory in {what}; Ray says:"
+                f" {_memory_report(report)}{self._memory_hint(actor)}"
+            )
+        if died:
+            return ActorDiedError(f"{actor} died in {what}: {report}")
+        return ActorFailedError(
+            f"{actor} failed in {what}: {type(cause).__name__}: {cause}\n{report}"
+        )
 
 
-def _lost(who: str, what: str, error: ObjectLostError) -> LostObjectError:
-    reason = str(error).splitlines()[0]
-    return LostObjectError(
-        f"{who} needed for {what} what was lost with its node: {reason}"
-    )
+async def all_of(waits: Sequence[Awaitable[T]]) -> list[T]:
+    """Wait for several calls at once; the first failure ends the wait for the
+    others.
+    """
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
-async def _awaited(ref: Awaitable[Any]) -> Any:
+def _names_memory(report: str) -> bool:
+    return any(word in report for word in _MEMORY_WORDS)
+
+
+def _memory_report(report: str) -> str:
+    """Return the lines of Ray's report that say how much memory was used, and by
+    whom.
+    """
+    lines = [line.strip() for line in report.splitlines() if line.strip()]
+    telling = [line for line in lines if "GB" in line or "memory" in line.lower()]
+    return " | ".join((telling or lines)[:6])
+
+
+async def _awaited(ref: Awaitable[T]) -> T:
+    # `wait_for` takes coroutines and futures; a reference of Ray's is neither
     return await ref
+
+
+__all__ = ["Calls", "all_of"]

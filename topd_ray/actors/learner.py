@@ -1,8 +1,9 @@
-"""One learner rank, from scored and probed chunks to new weights."""
+"""The worker that holds one learner rank."""
 
 import socket
 import time
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import ray
@@ -12,16 +13,22 @@ from topd_ray.config import Config
 from topd_ray.learner import LearnerActor
 from topd_ray.messages import LossSums, ProbeSet, Rollout, ScoredRollout, StepReport
 from topd_ray.models.roles import resolve_student, resolve_teacher
-from topd_ray.models.tensors import output_head
+from topd_ray.models.tensors import output_head, read_weights
 from topd_ray.records.bad_step import write_rollouts
 from topd_ray.records.receipts import LearnReceipt, Span
 from topd_ray.records.window_file import WindowRecorder
-from topd_ray.weights.buckets import BUCKET_BYTES, WeightBucket
+from topd_ray.weights.buckets import (
+    BUCKET_BYTES,
+    WeightBucket,
+    in_buckets,
+    open_buckets,
+)
+from topd_ray.weights.export import export_folder
 from topd_ray.windows import divergent, pack
 
 
 class LearnerWorker(Worker):
-    """Holds one learner rank."""
+    """Packs its share of each round, trains on it, and publishes the weights."""
 
     def __init__(
         self,
@@ -33,32 +40,35 @@ class LearnerWorker(Worker):
         log: Path | None = None,
     ) -> None:
         super().__init__(log)
-        self._config, self._rank, self._total_steps = config, rank, total_steps
+        self._config = config
+        self._rank = rank
+        self._total_steps = total_steps
+        self._student_folder = resolve_student(config)
         self._recorder = (
-            WindowRecorder(windows_folder) if windows_folder and rank == 0 else None
+            WindowRecorder(windows_folder, rank) if windows_folder else None
         )
         self._learner: LearnerActor | None = None
 
     def rendezvous(self) -> tuple[str, int]:
-        """Address and free port of this rank's node, where the process group meets."""
-        address = (
-            ray.util.get_node_ip_address() if ray.is_initialized() else "127.0.0.1"
-        )
+        """Return address and free port of this node, where the process group meets."""
+        address = "127.0.0.1"
+        if ray.is_initialized():
+            address = ray.util.get_node_ip_address()
         with socket.socket() as probe:
             probe.bind(("", 0))
             return address, int(probe.getsockname()[1])
 
     def start(self, master_addr: str, master_port: int) -> None:
         """Join the process group and load the student; every rank must be called."""
-        hidden = self._config.teacher.signal == "hidden"
+        teacher_head_VE = None
+        if self._config.teacher.signal == "hidden":
+            teacher_head_VE = output_head(resolve_teacher(self._config))
         self._learner = LearnerActor(
             self._config.learner,
             objective=self._config.objective,
             teacher=self._config.teacher,
-            student_folder=resolve_student(self._config),
-            teacher_head_VE=(
-                output_head(resolve_teacher(self._config)) if hidden else None
-            ),
+            student_folder=self._student_folder,
+            teacher_head_VE=teacher_head_VE,
             rank=self._rank,
             master_addr=master_addr,
             master_port=master_port,
@@ -68,49 +78,57 @@ class LearnerWorker(Worker):
         )
 
     def accumulate(
-        self,
-        scored: Sequence[ScoredRollout],
-        probes: Sequence[ProbeSet] | None,
-        threshold: float,
+        self, threshold: float, *items: ScoredRollout | ProbeSet
     ) -> LearnReceipt:
-        """Pack the chunk, add this rank's share to the gradient; rank 0 records the
-        windows.
+        """Add the gradient of this rank's share; record its windows.
+
+        `items` are the scored rollouts and then, where the method looks ahead, their
+        probed windows: Ray resolves references among the arguments of a call only.
         """
-        began_s = time.time()
+        began_s = time.monotonic()
+        scored = [item for item in items if isinstance(item, ScoredRollout)]
+        probe_sets = [item for item in items if isinstance(item, ProbeSet)]
         batches = pack(
             scored,
-            probes,
+            probe_sets if self._config.uses_probes else None,
             threshold=threshold,
             objective=self._config.objective,
             token_budget=self._config.windows.token_budget,
-            num_ranks=self._config.learner.num_ranks,
+            num_ranks=1,
             run_seed=self._config.run.seed,
         )
         sums = LossSums()
-        for batch in batches[self._rank]:
-            sums = sums + self._rank_actor.accumulate(batch)
+        for batch in batches[0]:
+            sums = sums + self._actor.accumulate(batch)
         if self._recorder:
-            self._recorder.add(probes or (), threshold)
+            self._recorder.add(probe_sets, threshold)
         return LearnReceipt(
+            num_tokens=sums.num_tokens,
             sums=sums,
             num_divergent=sum(
-                int(divergent(one, threshold).sum()) for one in probes or ()
+                int(divergent(probe_set, threshold).sum()) for probe_set in probe_sets
             ),
             span=Span.since(began_s),
         )
 
-    def step(self, *, skip: bool = False) -> StepReport:
+    def step(self, skip: bool) -> StepReport:
         """Update the weights with what was accumulated; every rank must be called."""
-        report = self._rank_actor.step(skip=skip)
+        report = self._actor.step(skip=skip)
         if self._recorder:
             self._recorder.write(report.step)
         return report
 
+    def abandon_step(self) -> None:
+        """Drop what was accumulated since the last step; the run is about to end."""
+        self._actor.abandon_step()
+        if self._recorder:
+            self._recorder.clear()
+
     def publish(self) -> Iterator[WeightBucket]:
-        """The weights in buckets (rank 0; the other ranks take part and yield
-        nothing).
+        """Yield the weights in buckets on rank 0; other ranks take part, yield
+        nothing.
         """
-        buckets = self._rank_actor.publish(BUCKET_BYTES)
+        buckets = self._actor.publish(BUCKET_BYTES)
         if self._rank == 0:
             yield from buckets
         else:
@@ -118,28 +136,44 @@ class LearnerWorker(Worker):
                 pass
 
     def follow_teacher(self) -> None:
-        """Self-distillation: the teacher's output head becomes the student's present
-        one.
-        """
-        self._rank_actor.follow_teacher()
+        """Make the student's present output head the teacher's (self-distillation)."""
+        self._actor.follow_teacher()
 
     def save(self, folder: Path) -> None:
-        """Write this rank's shard."""
-        self._rank_actor.save(folder)
+        """Write this rank's part of the learner's state."""
+        self._actor.save(folder)
 
     def load(self, folder: Path) -> None:
-        """Read this rank's shard."""
-        self._rank_actor.load(folder)
+        """Read this rank's part of the learner's state."""
+        self._actor.load(folder)
+
+    def save_teacher(
+        self, folder: Path, policy_version: int, *buckets: WeightBucket
+    ) -> None:
+        """Write the weights that the teacher holds as a model folder; rank 0 alone."""
+        weights = open_buckets(buckets, policy_version=policy_version)
+        export_folder(weights, source=self._student_folder, target=folder)
+
+    def load_teacher(self, folder: Path, policy_version: int) -> Iterator[WeightBucket]:
+        """Yield what `save_teacher` wrote, on rank 0; every rank takes its output
+        head.
+        """
+        if self._config.teacher.signal == "hidden":
+            self._actor.set_teacher_head(output_head(folder))
+        if self._rank == 0:
+            yield from in_buckets(
+                read_weights(folder),
+                policy_version=policy_version,
+                max_bytes=BUCKET_BYTES,
+            )
 
     def export(self, folder: Path) -> None:
-        """Write the student as a Hugging Face folder (rank 0; every rank must be
-        called).
-        """
-        self._rank_actor.export(folder)
+        """Write the student as a model folder on rank 0; every rank must be called."""
+        self._actor.export(folder)
 
     def dump(self, folder: Path, *chunks: Sequence[Rollout]) -> None:
-        """Keep a step's rollouts for `topd replay`; rank 0 alone is called."""
-        write_rollouts(folder, [rollout for chunk in chunks for rollout in chunk])
+        """Write a step's rollouts for `topd replay`; rank 0 alone is called."""
+        write_rollouts(folder, list(chain.from_iterable(chunks)))
 
     def close(self) -> None:
         """Leave the process group."""
@@ -147,6 +181,6 @@ class LearnerWorker(Worker):
             self._learner.close()
 
     @property
-    def _rank_actor(self) -> LearnerActor:
+    def _actor(self) -> LearnerActor:
         assert self._learner is not None, "start() comes first"
         return self._learner

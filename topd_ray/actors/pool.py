@@ -3,24 +3,24 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Generic, TypeVar
+
+H = TypeVar("H")
 
 
-class Pool:
-    """Hands out free actors, one call at a time each; who waits longest is served
-    first.
-    """
+class Pool(Generic[H]):
+    """Hands out free actors, each for one call at a time, in the order of asking."""
 
-    def __init__(self, kind: str, actors: Sequence[Any]) -> None:
-        self._free: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
-        for index, actor in enumerate(actors):
-            self._free.put_nowait((f"{kind}[{index}]", actor))
+    def __init__(self, handles: Sequence[H]) -> None:
+        self._free = asyncio.Queue[H]()
+        for handle in handles:
+            self._free.put_nowait(handle)
 
     @asynccontextmanager
-    async def free(self) -> AsyncIterator[tuple[str, Any]]:
-        """A name and an actor that is nobody else's until the block ends."""
-        who, actor = await self._free.get()
+    async def free(self) -> AsyncIterator[H]:
+        """Yield a handle that no other caller has until the block ends."""
+        handle = await self._free.get()
         try:
-            yield who, actor
+            yield handle
         finally:
-            self._free.put_nowait((who, actor))
+            self._free.put_nowait(handle)

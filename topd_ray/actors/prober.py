@@ -1,5 +1,5 @@
-"""The prober: transport between continuations; with an engine of its own, the teacher's
-too.
+"""The worker that solves transport, and decodes as the teacher where it has an
+engine.
 """
 
 import time
@@ -24,9 +24,7 @@ from topd_ray.windows import threshold_group
 
 
 class ProbeWorker(Worker):
-    """Solves transport on the CPU; holds a teacher engine where `probe.engine` is a
-    section.
-    """
+    """Solves transport on the CPU; has an engine where `probe.engine` is a section."""
 
     def __init__(self, config: Config, *, log: Path | None = None) -> None:
         super().__init__(log)
@@ -45,49 +43,54 @@ class ProbeWorker(Worker):
             self._prober = ProbeActor(
                 config.probe, folder, student_folder=resolve_student(config)
             )
-        self._probes = config.uses_probes
-
-    def ready(self) -> None:
-        """Return once everything is loaded."""
+        self._uses_probes = config.uses_probes
 
     def continue_from(
-        self, found: Sequence[CandidateSet]
+        self, candidate_sets: Sequence[CandidateSet]
     ) -> tuple[list[Ints], ContinueReceipt]:
-        """The teacher's windows, by this worker's own engine."""
-        return self._decoder.continue_from(found)
+        """Return the teacher's windows, decoded by the engine of this worker."""
+        return self._decoder.continue_from(candidate_sets)
 
     def rewrite(
         self, rollouts: Sequence[Rollout], prompts: Sequence[Prompt]
     ) -> tuple[list[Rollout], RewriteReceipt]:
-        """The teacher's rewrites, by this worker's own engine."""
+        """Return the teacher's rewrites, decoded by the engine of this worker."""
         return self._decoder.rewrite(rollouts, prompts)
 
     def probe(
         self,
-        found: Sequence[CandidateSet],
+        candidate_sets: Sequence[CandidateSet],
         teacher_windows: Sequence[Ints],
-        fresh: Sequence[Ints] | None = None,
-    ) -> tuple[list[ProbeSet], ProbeReceipt]:
-        """Transport from the student's windows (or its `fresh` ones) to the
-        teacher's.
+        student_windows: Sequence[Ints] | None = None,
+    ) -> tuple[*tuple[ProbeSet, ...], ProbeReceipt]:
+        """Return each rollout's probed windows for itself, and the receipt.
+
+        `student_windows` are fresh ones (D3); None: the rollouts' own tokens.
         """
-        began_s = time.time()
-        probes = self._prober.probe(found, teacher_windows, fresh)
-        return probes, ProbeReceipt(
-            distances=_distances(probes, HIGH),
-            threshold_distances=_distances(probes, self._threshold_group),
-            num_unconverged=sum(int((~one.converged_W).sum()) for one in probes),
+        began_s = time.monotonic()
+        probe_sets = self._prober.probe(
+            candidate_sets, teacher_windows, student_windows
+        )
+        receipt = ProbeReceipt(
+            distances=_distances(probe_sets, HIGH),
+            threshold_distances=_distances(probe_sets, self._threshold_group),
+            num_unconverged=sum(
+                int((~probe_set.converged_W).sum()) for probe_set in probe_sets
+            ),
             span=Span.since(began_s),
         )
+        return (*probe_sets, receipt)
 
-    def update(self, policy_version: int, *buckets: WeightBucket) -> None:
-        """Self-distillation: become the student of `policy_version`."""
+    def update(self, policy_version: int, *buckets: WeightBucket) -> Span:
+        """Load the student's weights of `policy_version` (self-distillation)."""
+        began_s = time.monotonic()
         if self._engine is not None:
             self._engine.load_weights(
                 open_buckets(buckets, policy_version=policy_version)
             )
-        if self._probes:
+        if self._uses_probes:
             self._prober.update(policy_version, buckets)
+        return Span.since(began_s)
 
     def close(self) -> None:
         """Free the engine."""
@@ -95,5 +98,9 @@ class ProbeWorker(Worker):
             self._engine.close()
 
 
-def _distances(probes: Sequence[ProbeSet], group: int) -> tuple[float, ...]:
-    return tuple(float(d) for one in probes for d in one.d_ot_W[one.groups_W == group])
+def _distances(probe_sets: Sequence[ProbeSet], group: int) -> tuple[float, ...]:
+    distances: list[float] = []
+    for probe_set in probe_sets:
+        in_group_W = probe_set.groups_W == group
+        distances += map(float, probe_set.d_ot_W[in_group_W])
+    return tuple(distances)

@@ -1,4 +1,4 @@
-"""The student's decoder: rollouts, fresh windows, answers to held-out problems."""
+"""The worker that holds one student rollout engine."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from topd_ray.weights.buckets import WeightBucket
 
 
 class RolloutWorker(Worker):
-    """Holds one student rollout engine."""
+    """Decodes rollouts, fresh windows, and answers to held-out problems."""
 
     def __init__(self, config: Config, *, log: Path | None = None) -> None:
         super().__init__(log)
@@ -40,55 +40,52 @@ class RolloutWorker(Worker):
             seed=self._config.run.seed,
         )
 
-    def ready(self) -> None:
-        """Return once the engine is loaded."""
-
     def roll_out(
         self,
         requests: Sequence[RolloutRequest],
-        *,
         policy_version: int,
         done: frozenset[str] = frozenset(),
     ) -> Iterator[list[Rollout] | RolloutReceipt]:
         """Yield chunks and their receipts in turn; `done` rollouts are in no chunk."""
-        began_s = time.time()
+        began_s = time.monotonic()
         for chunk in self._actor.roll_out(
             requests, policy_version=policy_version, done=done
         ):
+            # The engine rests while a chunk waits to be taken: that is no work.
             span = Span.since(began_s)
-            num_tokens_each = tuple(len(rollout.response_ids_N) for rollout in chunk)
             yield chunk
             yield RolloutReceipt(
                 rollout_ids=tuple(rollout.rollout_id for rollout in chunk),
                 policy_version=policy_version,
-                num_tokens=sum(num_tokens_each),
-                num_tokens_each=num_tokens_each,
+                num_tokens=sum(len(rollout.response_ids_N) for rollout in chunk),
                 num_truncated=sum(
                     rollout.finish_reason == "length" for rollout in chunk
                 ),
                 entropy_sum=-sum(float(rollout.logp_N.sum()) for rollout in chunk),
                 span=span,
             )
-            began_s = time.time()
+            began_s = time.monotonic()
 
     def resample(
-        self, found: Sequence[CandidateSet], *, policy_version: int
+        self, candidate_sets: Sequence[CandidateSet], policy_version: int
     ) -> tuple[list[Ints], ResampleReceipt]:
-        """D3 `resample`: fresh windows of every candidate, (W, K) a rollout."""
-        began_s = time.time()
-        fresh = self._actor.resample(
-            found, window=self._config.probe.window, policy_version=policy_version
+        """Return fresh windows of every candidate (D3): one (W, K) array a rollout."""
+        began_s = time.monotonic()
+        windows = self._actor.resample(
+            candidate_sets,
+            window=self._config.probe.window,
+            policy_version=policy_version,
         )
-        return fresh, ResampleReceipt(span=Span.since(began_s))
+        return windows, ResampleReceipt(span=Span.since(began_s))
 
     def update(self, policy_version: int, *buckets: WeightBucket) -> Span:
-        """Take the weights of `policy_version`; when it did."""
-        began_s = time.time()
+        """Load the weights of `policy_version`; return the time span of the load."""
+        began_s = time.monotonic()
         self._actor.update(policy_version, buckets)
         return Span.since(began_s)
 
     def evaluate(self, problems: Sequence[Prompt]) -> Accuracy:
-        """Greedy accuracy of the current weights."""
+        """Return the greedy accuracy of the current weights."""
         return greedy_accuracy(
             self._actor.engine,
             problems,

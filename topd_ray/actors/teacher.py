@@ -1,6 +1,4 @@
-"""The teacher: reads rollouts, picks what is worth a probe, and says how it would go
-on.
-"""
+"""The worker that holds one teacher engine."""
 
 import time
 from collections.abc import Sequence
@@ -35,8 +33,9 @@ from topd_ray.windows import threshold_group
 
 
 class TeacherWorker(Worker):
-    """Holds one teacher engine. Its methods may be called from several threads at
-    once.
+    """Scores rollouts, picks candidates, continues from them, rewrites.
+
+    Its methods may be called from several threads at once.
     """
 
     def __init__(self, config: Config, *, log: Path | None = None) -> None:
@@ -53,54 +52,55 @@ class TeacherWorker(Worker):
         self._actor = TeacherActor(
             config.teacher, config.candidates, folder, lambda: self._engine
         )
-        self._controls = (
-            [LOW] if threshold_group(config.windows.divergence) == LOW else []
-        )
-
-    def ready(self) -> None:
-        """Return once the engine is loaded."""
+        group = threshold_group(config.windows.divergence)
+        self._controls = [LOW] if group == LOW else []
 
     def score(
         self, rollouts: Sequence[Rollout]
-    ) -> tuple[list[ScoredRollout], list[CandidateSet], ScoreReceipt]:
-        """Scored rollouts for the learner, candidates for the probe workers."""
-        began_s = time.time()
+    ) -> tuple[*tuple[ScoredRollout, ...], list[CandidateSet], ScoreReceipt]:
+        """Return each scored rollout for itself, their candidates, and the receipt.
+
+        The driver sends a scored rollout to the one learner rank that trains on it.
+        """
+        began_s = time.monotonic()
         scored = self._actor.score(rollouts)
-        found = (
-            [self._candidates(one) for one in scored]
-            if self._config.uses_probes
-            else []
-        )
-        return (
-            scored,
-            found,
-            ScoreReceipt(
-                num_tokens=sum(len(one.token_loss_N) for one in scored),
-                num_candidates=sum(int((one.groups_W == HIGH).sum()) for one in found),
-                loss_sum=float(
-                    sum(one.token_loss_N.sum(dtype=np.float64) for one in scored)
-                ),
-                span=Span.since(began_s),
+        candidate_sets = []
+        if self._config.uses_probes:
+            candidate_sets = [self._candidates(rollout) for rollout in scored]
+        receipt = ScoreReceipt(
+            num_tokens=sum(len(rollout.token_loss_N) for rollout in scored),
+            num_sequence_tokens=tuple(
+                len(rollout.prompt_ids_P) + len(rollout.response_ids_N)
+                for rollout in rollouts
             ),
+            num_candidates=sum(
+                int((candidates.groups_W == HIGH).sum())
+                for candidates in candidate_sets
+            ),
+            loss_sum=float(
+                sum(rollout.token_loss_N.sum(dtype=np.float64) for rollout in scored)
+            ),
+            span=Span.since(began_s),
         )
+        return (*scored, candidate_sets, receipt)
 
     def continue_from(
-        self, found: Sequence[CandidateSet]
+        self, candidate_sets: Sequence[CandidateSet]
     ) -> tuple[list[Ints], ContinueReceipt]:
-        """The teacher's windows of candidates it has just scored: their prefixes are
-        cached.
-        """
-        return self._decoder.continue_from(found)
+        """Return the teacher's windows of candidates it scored: prefixes are cached."""
+        return self._decoder.continue_from(candidate_sets)
 
     def rewrite(
         self, rollouts: Sequence[Rollout], prompts: Sequence[Prompt]
     ) -> tuple[list[Rollout], RewriteReceipt]:
-        """The teacher's rewrites of a chunk."""
+        """Return the teacher's rewrites of a chunk."""
         return self._decoder.rewrite(rollouts, prompts)
 
-    def update(self, policy_version: int, *buckets: WeightBucket) -> None:
-        """Self-distillation: become the student of `policy_version`."""
+    def update(self, policy_version: int, *buckets: WeightBucket) -> Span:
+        """Load the student's weights of `policy_version` (self-distillation)."""
+        began_s = time.monotonic()
         self._actor.update(policy_version, buckets)
+        return Span.since(began_s)
 
     def close(self) -> None:
         """Free the engine."""

@@ -1,4 +1,4 @@
-"""What decodes as the teacher: continuations from candidates, and rewrites."""
+"""Decoding as the teacher: windows from candidates, and rewrites of rollouts."""
 
 import time
 from collections.abc import Sequence
@@ -26,12 +26,15 @@ class TeacherDecoder:
         )
 
     def continue_from(
-        self, found: Sequence[CandidateSet]
+        self, candidate_sets: Sequence[CandidateSet]
     ) -> tuple[list[Ints], ContinueReceipt]:
-        """The teacher's windows of a chunk's candidates: (W, K) a rollout."""
-        began_s = time.time()
+        """Return the teacher's windows of a chunk: one (W, K) array a rollout."""
+        began_s = time.monotonic()
         continued = continue_from(
-            self._engine, found, self._config.probe, run_seed=self._config.run.seed
+            self._engine,
+            candidate_sets,
+            self._config.probe,
+            run_seed=self._config.run.seed,
         )
         return continued.windows, ContinueReceipt(
             num_tokens=sum(int((ids_WK != PAD).sum()) for ids_WK in continued.windows),
@@ -43,10 +46,8 @@ class TeacherDecoder:
     def rewrite(
         self, rollouts: Sequence[Rollout], prompts: Sequence[Prompt]
     ) -> tuple[list[Rollout], RewriteReceipt]:
-        """The teacher's rewrites of a chunk; those whose outcome is not wanted are left
-        out.
-        """
-        began_s = time.time()
+        """Return the rewrites of a chunk, without those that `rewrite.keep` drops."""
+        began_s = time.monotonic()
         assert self._rewriter is not None, "the config has no rewrites"
         by_id = {prompt.prompt_id: prompt for prompt in prompts}
         rewritten = self._rewriter.rewrite(rollouts, by_id)
@@ -60,10 +61,10 @@ class TeacherDecoder:
             )
         }
         return (
-            [one for one in rewritten if one.rollout_id not in dropped],
+            [rewrite for rewrite in rewritten if rewrite.rollout_id not in dropped],
             RewriteReceipt(
                 dropped=tuple(dropped.items()),
-                num_tokens=sum(len(one.response_ids_N) for one in rewritten),
+                num_tokens=sum(len(rewrite.response_ids_N) for rewrite in rewritten),
                 span=Span.since(began_s),
             ),
         )
@@ -71,7 +72,7 @@ class TeacherDecoder:
     def _unwanted(
         self, attempt: Rollout, rewrite: Rollout, answer: str | None
     ) -> str | None:
-        """Why `rewrite.keep` leaves a rewrite out; None where it is kept."""
+        """Return why `rewrite.keep` leaves a rewrite out; None where it is kept."""
         keep = self._config.rewrite.keep
         if keep == "all":
             return None

@@ -1,9 +1,8 @@
-"""`topd replay`: a skipped step again, rollout by rollout, to see which of them made it
-go wrong.
+"""`topd replay`: a skipped step again, rollout by rollout, to find the one at fault.
 
-The same teacher, probes and learner as in the run, on the student as the step found it.
-Each rollout is an optimizer step of its own with a learning rate of next to nothing, so
-that it has a gradient norm of its own and the weights stay what they are.
+The same pipeline as in the run, from the student that the step started with. Each
+rollout is an optimizer step for itself, with a learning rate of next to nothing, so
+that it has a gradient norm and the weights stay what they are.
 """
 
 import asyncio
@@ -11,21 +10,27 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from topd_ray.actors.calls import Caller
-from topd_ray.actors.fleet import Fleet, connected, spawn
+from topd_ray.actors.calls import Calls
+from topd_ray.actors.cluster import connected
+from topd_ray.actors.fleet import open_fleet, put
+from topd_ray.actors.protocols import Fleet
+from topd_ray.actors.replacement import Replacement
 from topd_ray.config import Config
+from topd_ray.driver.stages import Stages, rank_shares
+from topd_ray.driver.step import Chunk, ChunkLog
 from topd_ray.errors import UserError
 from topd_ray.inputs.paths import with_absolute_paths
 from topd_ray.messages import Rollout, StepReport
 from topd_ray.records.bad_step import STUDENT, BadStep, read_dump
+from topd_ray.records.receipts import RolloutReceipt, Span
 from topd_ray.records.run_folder import RunFolder
 
 _NO_LR = 1e-30
+"""A learning rate that leaves every weight as it is, and is above 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +42,15 @@ class Replayed:
 
     @property
     def is_finite(self) -> bool:
-        """Whether its loss and its gradient are."""
+        """Whether loss and gradient of this rollout alone are finite."""
         return not self.report.skipped
 
 
 def replay(folder: Path) -> list[Replayed]:
-    """Do it, print it. Raises UserError where the folder is no dump of a run."""
+    """Do the step of a dump again and print it, a row a rollout.
+
+    Raises UserError where the folder is no dump of a run.
+    """
     folder = folder.absolute()
     step, rollouts = read_dump(folder)
     _, config = RunFolder.existing(folder.parents[1])
@@ -53,15 +61,16 @@ def replay(folder: Path) -> list[Replayed]:
             " (teacher.follow_every); a dump holds the student only"
         )
     with connected(config):
-        replayed = asyncio.run(
-            _replayed(_for_replay(config, folder), folder, step, rollouts)
-        )
+        config = _for_replay(config, folder)
+        replayed = asyncio.run(_replay_all(config, folder, step, rollouts))
     _print(step, replayed)
     return replayed
 
 
 def _for_replay(config: Config, folder: Path) -> Config:
-    """The run's config, from the dump's student, with one rank that learns nothing."""
+    """Return the run's config, from the dump's student, with a rank that learns
+    nothing.
+    """
     learner = {
         "model": str(folder / STUDENT),
         "revision": None,
@@ -69,83 +78,76 @@ def _for_replay(config: Config, folder: Path) -> Config:
         "lr": _NO_LR,
         "weight_decay": 0.0,
     }
-    # self-distillation: the teacher is the student of the start
+    # with self-distillation the teacher is the student of the start
     teacher = {
         "model": config.teacher_model,
         "revision": config.teacher_revision,
         "source": "model",
     }
+    rollout = {"num_engines": 1, "max_staleness": 0}
     return config.model_copy(
         update={
             "learner": config.learner.model_copy(update=learner),
             "teacher": config.teacher.model_copy(update=teacher),
-            "rollout": config.rollout.model_copy(
-                update={"num_engines": 1, "max_staleness": 0}
-            ),
+            "rollout": config.rollout.model_copy(update=rollout),
         }
     )
 
 
-async def _replayed(
+async def _replay_all(
     config: Config, folder: Path, step: BadStep, rollouts: Sequence[Rollout]
 ) -> list[Replayed]:
-    caller = Caller(
-        start_deadline_s=config.cluster.start_deadline_s,
-        call_deadline_s=config.cluster.call_deadline_s,
-    )
-    fleet = await spawn(config, RunFolder(folder), caller, total_steps=len(rollouts))
-    try:
-        return [
-            Replayed(
-                rollout, await _alone(config, fleet, caller, step, rollout, version)
-            )
-            for version, rollout in enumerate(rollouts)
-        ]
-    finally:
-        fleet.kill()
+    replayed = []
+    async with open_fleet(
+        config,
+        RunFolder(folder),
+        Calls.within(config.cluster),
+        Replacement.never(),
+        total_steps=len(rollouts),
+    ) as fleet:
+        stages = Stages(config, fleet)
+        for version, rollout in enumerate(rollouts):
+            report = await _replay_one(config, fleet, stages, step, rollout, version)
+            replayed.append(Replayed(rollout, report))
+    return replayed
 
 
-async def _alone(
+async def _replay_one(
     config: Config,
     fleet: Fleet,
-    caller: Caller,
+    stages: Stages,
     step: BadStep,
     rollout: Rollout,
     version: int,
 ) -> StepReport:
-    """One rollout through teacher, probe and learner, whose `policy_version` counts the
-    steps.
-    """
-    teacher, learner = fleet.teachers[0], fleet.learners[0]
-    chunk = [replace(rollout, policy_version=version)]
-    scored, found, receipt = teacher.score.options(num_returns=3).remote(chunk)
-    await caller.call("teacher[0]", "score", receipt)
-    probes: Any = None
+    """Take one rollout through all stages; `version` counts the learner's steps."""
+    log = ChunkLog(step.step, None, [])
+    chunk = Chunk(
+        turn=0,
+        rollouts=put(config, [replace(rollout, policy_version=version)]),
+        rollout_ids=(rollout.rollout_id,),
+        log=log,
+        rollout=_receipt(rollout),
+    )
+    teacher, candidates = await stages.score(chunk)
     if config.uses_probes:
-        probes = await _probes(config, fleet, caller, found)
-    line = math.inf if step.threshold is None else step.threshold
-    await caller.call(
-        "learner[0]", "accumulate", learner.accumulate.remote(scored, probes, line)
-    )
-    report: StepReport = await caller.call("learner[0]", "step", learner.step.remote())
-    return report
+        await stages.probe(chunk, teacher, candidates, fleet.rollouts[0])
+    # a step that was to take its threshold from its own probes has none to judge by
+    threshold = math.inf if step.threshold is None else step.threshold
+    shares = rank_shares([chunk], num_ranks=1)
+    await fleet.learners.accumulate(shares, threshold, log)
+    return await fleet.learners.step(skip=False, log=log)
 
 
-async def _probes(config: Config, fleet: Fleet, caller: Caller, found: Any) -> Any:
-    decoder, fresh = (fleet.probers if config.probe_engine else fleet.teachers)[0], None
-    if config.probe.student == "resample":
-        engine = fleet.rollouts[0]
-        fresh, receipt = engine.resample.options(num_returns=2).remote(
-            found, policy_version=0
-        )
-        await caller.call("rollout[0]", "resample", receipt)
-    windows, receipt = decoder.continue_from.options(num_returns=2).remote(found)
-    await caller.call("teacher", "continue_from", receipt)
-    probes, receipt = (
-        fleet.probers[0].probe.options(num_returns=2).remote(found, windows, fresh)
+def _receipt(rollout: Rollout) -> RolloutReceipt:
+    return RolloutReceipt(
+        rollout_ids=(rollout.rollout_id,),
+        policy_version=0,  # the engines hold the dump's student, and never another
+        num_tokens=len(rollout.response_ids_N),
+        num_truncated=int(rollout.finish_reason == "length"),
+        entropy_sum=0.0,
+        span=Span(0.0, 0.0),
     )
-    await caller.call("prober[0]", "probe", receipt)
-    return probes
 
 
 def _print(step: BadStep, replayed: Sequence[Replayed]) -> None:
@@ -158,22 +160,20 @@ def _print(step: BadStep, replayed: Sequence[Replayed]) -> None:
         table.add_column(column, justify="right")
     table.add_column("end")
     table.add_column("")
-    for one in replayed:
-        report = one.report
+    for part in replayed:
+        report = part.report
+        values = (
+            report.loss,
+            report.loss_opd,
+            report.loss_traj,
+            report.rollout_kl,
+            report.grad_norm,
+        )
         table.add_row(
-            one.rollout.rollout_id,
+            part.rollout.rollout_id,
             f"{report.num_tokens:,}",
-            *(
-                f"{value:.4g}"
-                for value in (
-                    report.loss,
-                    report.loss_opd,
-                    report.loss_traj,
-                    report.rollout_kl,
-                    report.grad_norm,
-                )
-            ),
-            one.rollout.finish_reason,
-            "" if one.is_finite else "not finite",
+            *(f"{value:.4g}" for value in values),
+            part.rollout.finish_reason,
+            "" if part.is_finite else "not finite",
         )
     console.print(table)

@@ -89,13 +89,15 @@ class ClusterConfig(Section):
     call_deadline_s: PositiveFloat = 1800.0
     """Longest wait for one call of an actor; then the call counts as lost."""
     max_failures: NonNegativeInt = 3
-    """Actors lost (dead, or silent beyond their deadline) that a run survives. A lost
-    engine or probe worker is replaced; with a lost learner rank the run goes back to
-    its newest checkpoint.
+    """Actors lost (dead, or silent beyond their deadline) that a run survives within
+    `failure_window_steps`: an engine or a probe worker is replaced, with a learner rank
+    the run goes back to its newest checkpoint.
     """
+    failure_window_steps: PositiveInt = 100
+    """Optimizer steps within which lost actors count against `max_failures`."""
     grace_s: PositiveFloat = 120.0
-    """Longest time from SIGTERM to the last checkpoint that the steps under way may
-    take.
+    """Seconds after SIGTERM that the step under way may still take. Then it is
+    abandoned and the last finished step is written.
     """
     max_chunks_in_flight: PositiveInt = 8
     """Most chunks between rollout and learner at one time."""

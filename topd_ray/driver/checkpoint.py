@@ -1,4 +1,4 @@
-"""A checkpoint: learner shards and the driver's books, whole or not there at all.
+"""Checkpoints: the learner's state and the driver's, whole or not there at all.
 
     written aside -> flushed to disk, a checksum of each file -> moved into place ->
     `latest` moves
@@ -10,7 +10,7 @@ import asyncio
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,6 @@ from typing import Any
 
 import xxhash
 
-from topd_ray.actors.calls import Caller
 from topd_ray.errors import UserError
 from topd_ray.records.run_folder import RunFolder, write_json, write_whole
 
@@ -38,18 +37,18 @@ class Checkpoint:
 
 async def save_checkpoint(
     folder: RunFolder,
-    learners: Sequence[Any],
-    caller: Caller,
+    write_learner: Callable[[Path], Awaitable[None]],
     *,
     step: int,
-    driver: dict[str, Any],
+    driver: Mapping[str, Any],
     keep: int,
     keep_every: int,
 ) -> Path:
-    """Save, then drop all but the newest `keep` and every `keep_every`-th step's (0:
-    none).
+    """Save, then remove all but the newest `keep` and every `keep_every`-th step's.
 
-    What `latest` names already is left as it is: there is no moment without it.
+    `write_learner(folder)` writes the learner's state; `driver` is the driver's. With
+    `keep_every` 0 only the newest are kept. A checkpoint that `latest` names already is
+    left as it is: at no moment is there none.
     """
     target = folder.checkpoints / f"step_{step}"
     if _newest(folder) == target.name:
@@ -58,23 +57,17 @@ async def save_checkpoint(
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        await caller.all(
-            [
-                caller.call(f"learner[{rank}]", "save", actor.save.remote(aside))
-                for rank, actor in enumerate(learners)
-            ]
-        )
-        write_json(aside / _DRIVER, driver)
+        await write_learner(aside)
+        write_json(aside / _DRIVER, dict(driver))
         await asyncio.to_thread(seal, aside)
     except BaseException:  # a full disk, a dead rank: what is there is no checkpoint
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    shutil.rmtree(
-        target, ignore_errors=True
-    )  # of an earlier, abandoned line; not the latest
+    # a folder of that name is of steps that the run went back from, and not the latest
+    shutil.rmtree(target, ignore_errors=True)
     aside.rename(target)
     _flush(folder.checkpoints)
-    _point(folder, target.name)
+    make_latest(folder, target.name)
     past = [path for path in _finished(folder) if _step(path) <= step]
     for old in past[:-keep]:
         if not keep_every or _step(old) % keep_every:
@@ -83,45 +76,49 @@ async def save_checkpoint(
 
 
 def open_checkpoint(folder: RunFolder, name: str | None = None) -> Checkpoint | None:
-    """`name` (`step_20`), or what `latest` names; None where the run never got to a
-    checkpoint.
+    """Read the checkpoint `name` (`step_20`), by default the one that `latest` names.
 
-    From here on `latest` names it. Raises UserError where it is not whole, and says
-    which one is.
+    Returns None where the run has written none yet. Changes nothing: `make_latest`
+    does, once this process holds the run's lock. Raises UserError where the checkpoint
+    is not whole, and says which one is.
     """
     pointer = _pointer(folder)
     if name is None and not pointer.is_file():
         return None
-    there = [path.name for path in _finished(folder)]
-    if name is not None and name not in there:
+    present = [path.name for path in _finished(folder)]
+    if name is not None and name not in present:
         raise UserError(
-            f"--checkpoint {name}: {folder.path} has {', '.join(there) or 'none'}"
+            f"--checkpoint {name}: {folder.path} has {', '.join(present) or 'none'}"
         )
     newest = _newest(folder) if name is None else name
-    if newest not in there:
-        way = (
-            f"`topd resume {folder.path} --checkpoint {there[-1]}` goes on from one"
-            " that is there"
-            if there
-            else "start the run anew under another run.name"
-        )
+    if newest not in present:
+        way_out = "start the run anew under another run.name"
+        if present:
+            way_out = (
+                f"`topd resume {folder.path} --checkpoint {present[-1]}` goes on from"
+                " one that is there"
+            )
         raise UserError(
-            f"{pointer}: names {newest[:40]!r}, there is {', '.join(there) or 'none'};"
-            f" {way}"
+            f"{pointer}: names {newest[:40]!r}, there is"
+            f" {', '.join(present) or 'none'}; {way_out}"
         )
     path = folder.checkpoints / newest
     broken = fault(path)
     if broken is not None:
-        raise UserError(f"{path}: {broken}; {_way_on(folder, path)}")
+        raise UserError(f"{path}: {broken}; {_way_out(folder, path)}")
     try:
         driver = json.loads((path / _DRIVER).read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(
-            f"{path / _DRIVER}: no JSON ({error}); {_way_on(folder, path)}"
+            f"{path / _DRIVER}: no JSON ({error}); {_way_out(folder, path)}"
         ) from None
-    if name is not None:
-        _point(folder, name)
     return Checkpoint(path, driver)
+
+
+def make_latest(folder: RunFolder, name: str) -> None:
+    """Let `latest` name a checkpoint; only a process that holds the run's lock may."""
+    write_whole(_pointer(folder), name + "\n")
+    _flush(folder.checkpoints)
 
 
 def seal(path: Path) -> None:
@@ -170,7 +167,7 @@ def fault(path: Path) -> str | None:
     return None
 
 
-def _way_on(folder: RunFolder, broken: Path) -> str:
+def _way_out(folder: RunFolder, broken: Path) -> str:
     whole = [
         path for path in _finished(folder) if path != broken and fault(path) is None
     ]
@@ -208,18 +205,13 @@ def _newest(folder: RunFolder) -> str:
     )
 
 
-def _point(folder: RunFolder, name: str) -> None:
-    write_whole(_pointer(folder), name + "\n")
-    _flush(folder.checkpoints)
-
-
 def _flushed_sum(file: Path) -> str:
     _flush(file)
     return _sum(file)
 
 
 def _sum(file: Path) -> str:
-    """128 bits against accidents, not against enemies."""
+    """Return 128 bits: enough to notice a torn or rotten file."""
     digest = xxhash.xxh3_128()
     with file.open("rb") as data:
         while piece := data.read(_PIECE_BYTES):

@@ -1,73 +1,74 @@
-"""Whether a step's update can be trusted, by its receipts, before the optimizer takes
-it.
+"""Whether a step's update can be trusted, judged by its receipts before the
+optimizer.
 """
 
 import math
 
 from topd_ray.config import Config
-from topd_ray.driver.step import StepBooks
 from topd_ray.messages import LossSums
+from topd_ray.records.receipts import LearnReceipt, StepReceipts
 
 
-def complaints(config: Config, books: StepBooks) -> list[str]:
-    """What is wrong with a step, each with the field that draws its line; none where it
-    is well.
+def complaints(config: Config, receipts: StepReceipts) -> list[str]:
+    """Return what is wrong with a step, each with the field that sets the limit.
 
     A gradient that is not finite shows only when the ranks have added theirs up
-    (`StepReport`).
+    (`StepReport.skipped`).
     """
-    found = []
-    sums = sum((one.sums for ranks in books.learned for one in ranks), LossSums())
+    problems = []
+    sums = sum((receipt.sums for receipt in receipts.learned), LossSums())
     if not (math.isfinite(sums.opd) and math.isfinite(sums.traj)):
-        found.append("loss is not finite")
-    return found + (_of_rollouts(config, books, sums) if _samples(config) else [])
+        problems.append("loss is not finite")
+    if config.objective.trajectory != "given":
+        problems += _of_rollouts(config, receipts, sums)
+    return problems
 
 
-def suspects(books: StepBooks) -> list[str]:
-    """Rollouts of the chunks whose loss is not finite; all where no chunk stands
-    out.
+def suspects(receipts: StepReceipts) -> list[str]:
+    """Return the rollouts of shares with a loss that is not finite; else all
+    rollouts.
     """
-    chunks = zip(books.learned_ids, books.learned, strict=True)
-    named = [
-        name
-        for names, ranks in chunks
-        if not all(
-            math.isfinite(one.sums.opd) and math.isfinite(one.sums.traj)
-            for one in ranks
-        )
-        for name in names
-    ]
-    return named or [name for names in books.learned_ids for name in names]
+    everyone: list[str] = []
+    suspected: list[str] = []
+    for learned in receipts.rounds:
+        for names, receipt in zip(learned.rollout_ids, learned.receipts, strict=True):
+            everyone += names
+            if not _is_finite(receipt):
+                suspected += names
+    return suspected or everyone
 
 
-def _samples(config: Config) -> bool:
-    return config.objective.trajectory != "given"
+def _is_finite(receipt: LearnReceipt) -> bool:
+    return math.isfinite(receipt.sums.opd) and math.isfinite(receipt.sums.traj)
 
 
-def _of_rollouts(config: Config, books: StepBooks, sums: LossSums) -> list[str]:
-    health, found = config.health, []
-    num_tokens = sum(one.num_tokens for one in books.rollouts)
-    num_rollouts = sum(len(one.rollout_ids) for one in books.rollouts)
-    # a rewrite is the teacher's: nothing was sampled by the student that is trained on
-    # it
+def _of_rollouts(config: Config, receipts: StepReceipts, sums: LossSums) -> list[str]:
+    health = config.health
+    problems = []
+    num_tokens = sum(receipt.num_tokens for receipt in receipts.rollouts)
+    num_rollouts = sum(len(receipt.rollout_ids) for receipt in receipts.rollouts)
+    # A rewrite is the teacher's: the student that is trained on it sampled nothing.
     kl = 0.0 if config.uses_rewrites else sums.rollout_kl / max(1, sums.num_tokens)
+    # Comparisons are written so that nan is a complaint.
     if not kl <= health.max_rollout_kl:
-        found.append(
+        problems.append(
             f"rollout_kl {kl:.3g} nats a token exceeds"
             f" health.max_rollout_kl={health.max_rollout_kl:g}: the policy that sampled"
             " is not the one that is trained"
         )
-    entropy = sum(one.entropy_sum for one in books.rollouts) / max(1, num_tokens)
+    entropy_sum = sum(receipt.entropy_sum for receipt in receipts.rollouts)
+    entropy = entropy_sum / max(1, num_tokens)
     if not entropy >= health.min_entropy:
-        found.append(
+        problems.append(
             f"entropy {entropy:.3g} nats a token is below health.min_entropy="
-            f"{health.min_entropy:g}: the student says the same whatever is asked"
+            f"{health.min_entropy:g}: the student answers every prompt alike"
         )
-    truncated = sum(one.num_truncated for one in books.rollouts) / num_rollouts
+    num_truncated = sum(receipt.num_truncated for receipt in receipts.rollouts)
+    truncated = num_truncated / num_rollouts
     if health.max_truncated is not None and truncated >= health.max_truncated:
-        found.append(
+        problems.append(
             f"{truncated:.0%} of the rollouts were cut at the token limit"
             f" (health.max_truncated={health.max_truncated:g}): raise"
             " rollout.max_response_tokens"
         )
-    return found
+    return problems

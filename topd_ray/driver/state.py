@@ -1,36 +1,44 @@
 """Where a run is between two steps: what a checkpoint holds beside the learner's
-weights.
+state.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from topd_ray.config import Config
+from topd_ray.config import Config, DivergenceConfig
 from topd_ray.driver.checkpoint import Checkpoint
 from topd_ray.driver.ledger import Ledger
 from topd_ray.errors import UserError
 from topd_ray.evaluation import Accuracy
-from topd_ray.records.totals import Totals
+from topd_ray.records.totals import RunTotals
 from topd_ray.windows import RecentDistances
 
 
 @dataclass(slots=True, kw_only=True)
-class Place:
-    """The driver's books."""
+class RunState:
+    """The driver's own state of a run."""
 
     recent: RecentDistances
+    """Distances that set the threshold of the verdict (D7)."""
     step: int = 0
+    """Optimizer steps done."""
     cursor: int = 0
-    """Prompts taken."""
+    """Prompts taken by those steps."""
+    teacher_version: int = 0
+    """Policy version that the teacher holds (`teacher.follow_every`); 0: the
+    start's.
+    """
     ledger: Ledger = field(default_factory=Ledger)
-    totals: Totals = field(default_factory=Totals)
+    totals: RunTotals = field(default_factory=RunTotals)
     before: Accuracy | None = None
-    """Accuracy before training."""
+    """Accuracy before training; None until it is known."""
 
     @classmethod
-    def of(cls, config: Config, checkpoint: Checkpoint | None) -> "Place":
-        """Where a checkpoint says, or the start. Raises UserError where it says
-        nonsense.
+    def of(cls, config: Config, checkpoint: Checkpoint | None) -> "RunState":
+        """Return the state in a checkpoint, or that of a new run.
+
+        Raises UserError where the checkpoint holds no state of this version.
         """
         divergence = config.windows.divergence
         if checkpoint is None:
@@ -51,27 +59,34 @@ class Place:
             ) from None
 
     @classmethod
-    def _read(cls, state: dict[str, Any], divergence: Any) -> "Place":
-        step, cursor = int(state["step"]), int(state["cursor"])
-        if step < 0 or cursor < 0:
-            raise ValueError(f"step {step}, cursor {cursor}")
+    def _read(
+        cls, state: Mapping[str, Any], divergence: DivergenceConfig
+    ) -> "RunState":
+        step = int(state["step"])
+        cursor = int(state["cursor"])
+        teacher_version = int(state["teacher_version"])
+        if step < 0 or cursor < 0 or not 0 <= teacher_version <= step:
+            raise ValueError(
+                f"step {step}, cursor {cursor}, teacher_version {teacher_version}"
+            )
+        distances = [float(d) for d in state["recent_distances"]]
         return cls(
-            recent=RecentDistances(
-                divergence, [float(d) for d in state["recent_distances"]]
-            ),
+            recent=RecentDistances(divergence, distances),
             step=step,
             cursor=cursor,
+            teacher_version=teacher_version,
             ledger=Ledger.restored(state["ledger"]),
-            totals=Totals(**state["totals"]),
+            totals=RunTotals(**state["totals"]),
             before=Accuracy(**state["before"]) if state["before"] else None,
         )
 
-    def state(self) -> dict[str, Any]:
-        """Plain values for a checkpoint."""
+    def plain(self) -> dict[str, Any]:
+        """Return plain values for a checkpoint. Raises TopdError inside a step."""
         return {
             "step": self.step,
             "cursor": self.cursor,
-            "ledger": self.ledger.state(),
+            "teacher_version": self.teacher_version,
+            "ledger": dict(self.ledger.state()),
             "recent_distances": self.recent.values,
             "totals": self.totals.state(),
             "before": None if self.before is None else asdict(self.before),

@@ -1,68 +1,97 @@
-"""A step that was begun: its chunks, the order in which they are learned, and its
-books.
+"""One optimizer step under way: its chunks, their order, and the threshold they share.
+
+    chunk done ──> judged(chunk): waits for its turn and for the threshold
+                     └─> the chunks that complete a round are dealt to the ranks
+
+The turns are fixed when the step begins, so floating-point sums keep their order and a
+run repeats, whichever chunk is probed first.
 """
 
 import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import chain
 
+from topd_ray.actors.protocols import Ref
 from topd_ray.config import Config
 from topd_ray.errors import TopdError
+from topd_ray.messages import ProbeSet, Rollout, ScoredRollout
 from topd_ray.records.receipts import (
     ContinueReceipt,
-    LearnReceipt,
+    LearnedRound,
     ProbeReceipt,
     RewriteReceipt,
     RolloutReceipt,
     ScoreReceipt,
     Span,
+    StepReceipts,
 )
 from topd_ray.records.timeline import Work
-from topd_ray.windows import RecentDistances
+from topd_ray.windows import distance_quantile
 
 
 @dataclass(slots=True)
-class StepBooks:
-    """Receipts of one step, in the order (c, e) of its chunks."""
+class ChunkLog:
+    """A `WorkLog` that files the calls on one chunk, or on the step as a whole."""
 
-    rollouts: list[RolloutReceipt] = field(default_factory=list)
-    rewrites: list[RewriteReceipt] = field(default_factory=list)
-    scores: list[ScoreReceipt] = field(default_factory=list)
-    continued: list[ContinueReceipt] = field(default_factory=list)
-    probes: list[ProbeReceipt] = field(default_factory=list)
-    learned: list[list[LearnReceipt]] = field(default_factory=list)
-    """One list of ranks a chunk."""
-    learned_ids: list[tuple[str, ...]] = field(default_factory=list)
-    """Rollouts of each of those chunks."""
-    works: list[Work] = field(default_factory=list)
-    """Every call of every actor."""
-    complaints: list[str] = field(default_factory=list)
-    """Why its update was skipped."""
+    step: int
+    """Optimizer steps are counted from 1 in metrics and traces."""
+    chunk: int | None
+    works: list[Work]
+
+    def worked(self, actor: str, what: str, span: Span, num_tokens: int = 0) -> None:
+        """Keep when an actor worked, and on what."""
+        self.works.append(
+            Work(
+                actor=actor,
+                what=what,
+                step=self.step,
+                chunk=self.chunk,
+                began_s=span.began_s,
+                ended_s=span.ended_s,
+                num_tokens=num_tokens,
+            )
+        )
 
 
 @dataclass(slots=True)
 class Chunk:
-    """A chunk on its way; `turn` is its place in the learner's queue."""
+    """Rollouts that go through the stages together."""
 
     turn: int
-    engine: int
-    payload: Any
-    names: tuple[str, ...]
-    """Rollouts still in it."""
+    """Place in the learner's queue of the step."""
+    rollouts: Ref[list[Rollout]]
+    rollout_ids: tuple[str, ...]
+    """Rollouts still in the chunk: unwanted rewrites leave it."""
+    log: ChunkLog
     rollout: RolloutReceipt
     rewrite: RewriteReceipt | None = None
     score: ScoreReceipt | None = None
     continued: ContinueReceipt | None = None
     probe: ProbeReceipt | None = None
-    learned: list[LearnReceipt] = field(default_factory=list)
-    """One a rank; none where every rollout was dropped."""
+    scored: tuple[Ref[ScoredRollout], ...] = ()
+    """One a rollout, in the order of `rollout_ids`."""
+    probe_sets: tuple[Ref[ProbeSet], ...] = ()
+    """Likewise; empty where nothing is probed."""
 
 
-class OpenStep:
-    """What the chunks of one step share: room, turns, and the line of the verdict
-    (D7).
+@dataclass(slots=True)
+class Round:
+    """Chunks that the learner takes in one call, so that no rank is left without
+    work.
     """
+
+    chunks: list[Chunk] = field(default_factory=list)
+
+    @property
+    def num_rollouts(self) -> int:
+        """Rollouts of all its chunks."""
+        return sum(len(chunk.rollout_ids) for chunk in self.chunks)
+
+
+class StepInFlight:
+    """What the chunks of one step share: room, turns, threshold (D7), rounds."""
 
     def __init__(
         self,
@@ -73,127 +102,143 @@ class OpenStep:
         threshold: float | None,
         num_chunks: Sequence[int],
     ) -> None:
-        """`threshold` is the line as far as it is known now."""
+        """`number` counts from 0; `num_chunks` are those that each engine will send.
+
+        `threshold` is the step's threshold as far as it is known when the step begins.
+        """
         order = sorted(
             (c, e) for e, count in enumerate(num_chunks) for c in range(count)
         )
-        self.number, self.rollout_ids = number, rollout_ids
+        self.number = number
+        self.rollout_ids = rollout_ids
         self.task: asyncio.Task[None] | None = None
+        self.works = list[Work]()
+        self.rounds = list[LearnedRound]()
+        self._config = config
         self._turns = {place: turn for turn, place in enumerate(order)}
-        self._probes, self._divergence = config.uses_probes, config.windows.divergence
         self._threshold: float | None = None
         self._may_learn = False
-        self._next = 0
+        self._next_turn = 0
         self._changed = asyncio.Condition()
         self._judged: dict[int, Chunk] = {}
-        self._works: list[Work] = []
-        # A first step with no line yet needs every probe before the learner takes any
-        # chunk; fresh windows are decoded when the engine is done with all rollouts.
-        everything = (
+        self._gathering = Round()
+        # A first step without a threshold needs every probe before the learner takes
+        # any chunk, and fresh windows are decoded when the engine is done with all
+        # rollouts: every chunk then has to wait somewhere.
+        all_at_once = (
             config.uses_probes and threshold is None
         ) or config.probe.student == "resample"
-        # Room is kept for each engine: were it shared, a fast one could fill it with
-        # chunks that wait for the turn of a slow one's first.
+        # Room is kept for each engine: were it shared, a fast engine could fill it with
+        # chunks that wait for the turn of a slow engine's first chunk.
         self.room_per_engine = max(
             1,
             (
                 len(order)
-                if everything
+                if all_at_once
                 else config.cluster.max_chunks_in_flight // len(num_chunks)
             ),
         )
 
-    def turn(self, chunk: int, engine: int) -> int:
-        """Place of an engine's chunk in the learner's queue."""
-        return self._turns[chunk, engine]
+    @property
+    def log(self) -> ChunkLog:
+        """The log of calls that are of no chunk."""
+        return ChunkLog(self.number + 1, None, self.works)
 
-    def note(
-        self, who: str, what: str, chunk: Chunk | None, span: Span, num_tokens: int = 0
-    ) -> None:
-        """Keep when an actor worked on a chunk, or on the step as a whole."""
-        self._works.append(
-            Work(
-                actor=who,
-                what=what,
-                step=self.number + 1,
-                chunk=None if chunk is None else chunk.turn,
-                began_s=span.began_s,
-                ended_s=span.ended_s,
-                num_tokens=num_tokens,
-            )
-        )
+    @property
+    def threshold(self) -> float | None:
+        """D_OT above which a window diverges; None before it is known."""
+        return self._threshold
 
-    def abandon(self) -> None:
-        """Wait for nothing more of it."""
+    def chunk(
+        self,
+        index: int,
+        engine: int,
+        rollouts: Ref[list[Rollout]],
+        receipt: RolloutReceipt,
+    ) -> Chunk:
+        """Return the chunk that an engine sent as its `index`-th."""
+        turn = self._turns[index, engine]
+        log = ChunkLog(self.number + 1, turn, self.works)
+        log.worked(f"rollout[{engine}]", "roll_out", receipt.span, receipt.num_tokens)
+        return Chunk(turn, rollouts, receipt.rollout_ids, log, receipt)
+
+    async def abandon(self) -> None:
+        """Stop following the step's chunks; return when none of its tasks runs."""
         if self.task is not None:
             self.task.cancel()
+            await asyncio.gather(self.task, return_exceptions=True)
 
     async def let_learn(self, threshold: float | None) -> None:
-        """All steps before this one are done, and the line is what they left (None: no
-        line yet).
+        """Let the chunks go to the learner: all steps before this one are done.
 
-        The step then draws a line of its own, when it has its last probe.
+        `threshold` is what those steps left. None: no distance is known yet, and the
+        step takes its threshold from its own probes, when it has the last of them.
         """
         async with self._changed:
             self._may_learn = True
-            self._threshold = threshold if self._probes else 0.0
-            self._draw_line()
+            self._threshold = threshold if self._config.uses_probes else 0.0
+            self._settle_threshold()
             self._changed.notify_all()
 
     async def judged(self, chunk: Chunk) -> float:
-        """Note the chunk; wait for its turn; return the line above which a window
-        diverges.
-        """
+        """File a chunk that is ready, wait for its turn, and return the threshold."""
         async with self._changed:
             self._judged[chunk.turn] = chunk
-            self._draw_line()
+            self._settle_threshold()
             self._changed.notify_all()
             await self._changed.wait_for(
-                lambda: self._threshold is not None and self._next == chunk.turn
+                lambda: self._threshold is not None and self._next_turn == chunk.turn
             )
-            self._next += 1
+            self._next_turn += 1
             self._changed.notify_all()
             assert self._threshold is not None
             return self._threshold
 
-    def _draw_line(self) -> None:
-        complete = len(self._judged) == len(self._turns)
-        if self._may_learn and self._threshold is None and complete:
-            self._threshold = self._first_line()
+    def join_round(self, chunk: Chunk) -> Round | None:
+        """Add a chunk, in its turn, to the round that is gathered.
 
-    @property
-    def threshold(self) -> float | None:
-        """The verdict's line; None before it is known."""
-        return self._threshold
+        Returns the round once it has a rollout for every rank or the step has no
+        further chunk; None while it waits for more, or where there is nothing to learn
+        from.
+        """
+        if chunk.rollout_ids:
+            self._gathering.chunks.append(chunk)
+        is_last = self._next_turn == len(self._turns)
+        num_rollouts = self._gathering.num_rollouts
+        if num_rollouts < self._config.learner.num_ranks and not is_last:
+            return None
+        complete, self._gathering = self._gathering, Round()
+        return complete if num_rollouts else None
 
     def chunks(self) -> list[Chunk]:
-        """All chunks, in the learner's order; only when the step is done."""
+        """Return all chunks in the learner's order. Raises TopdError before the end."""
         if len(self._judged) != len(self._turns):
-            raise TopdError(
-                f"{len(self._turns) - len(self._judged)} chunks were never learned"
-            )
+            missing = len(self._turns) - len(self._judged)
+            raise TopdError(f"{missing} chunks were never learned")
         return [self._judged[turn] for turn in range(len(self._turns))]
 
-    def books(self) -> StepBooks:
-        """All receipts, in order; only when the step is done."""
+    def receipts(self) -> StepReceipts:
+        """Return all receipts, in order; only when the step is done."""
         chunks = self.chunks()
-        return StepBooks(
-            rollouts=[one.rollout for one in chunks],
-            rewrites=[one.rewrite for one in chunks if one.rewrite is not None],
-            scores=[one.score for one in chunks if one.score is not None],
-            continued=[one.continued for one in chunks if one.continued is not None],
-            probes=[one.probe for one in chunks if one.probe is not None],
-            learned=[one.learned for one in chunks if one.learned],
-            learned_ids=[one.names for one in chunks if one.learned],
-            works=self._works,
+        return StepReceipts(
+            rollouts=[chunk.rollout for chunk in chunks],
+            rewrites=[c.rewrite for c in chunks if c.rewrite is not None],
+            scores=[c.score for c in chunks if c.score is not None],
+            continued=[c.continued for c in chunks if c.continued is not None],
+            probes=[c.probe for c in chunks if c.probe is not None],
+            rounds=self.rounds,
+            works=self.works,
         )
 
-    def _first_line(self) -> float:
-        """The line by this step's own distances; infinite where there was nothing to
-        probe.
-        """
-        recent = RecentDistances(self._divergence)
-        for chunk in self._judged.values():
-            recent.add(chunk.probe.threshold_distances if chunk.probe else ())
-        line = recent.threshold()
-        return float("inf") if line is None else line
+    def _settle_threshold(self) -> None:
+        complete = len(self._judged) == len(self._turns)
+        if self._may_learn and self._threshold is None and complete:
+            # All distances of the step count here, more than `divergence.history` of
+            # them too: which of them came last must not matter.
+            distances = chain.from_iterable(
+                chunk.probe.threshold_distances
+                for chunk in self.chunks()
+                if chunk.probe
+            )
+            found = distance_quantile(self._config.windows.divergence, distances)
+            self._threshold = math.inf if found is None else found

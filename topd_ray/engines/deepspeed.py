@@ -211,9 +211,10 @@ class DeepSpeedTraining:
         return grad_norm
 
     def _whole(self, weight: Tensor) -> AbstractContextManager[Any]:
-        return deepspeed.zero.GatheredParameters(
+        gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(
             [weight], enabled=self._zero_stage == 3
-        )  # type: ignore[no-any-return]
+        )
+        return gathered
 
 
 def _join(rank: int, world_size: int, master_addr: str, master_port: int) -> None:

@@ -192,6 +192,18 @@ class LearnerActor:
                 self._engine.whole(student_head(self._model.student))
             )
 
+    def set_teacher_head(self, head_VE: Float[Tensor, "V E"]) -> None:
+        """Take another output head of the teacher, read from a checkpoint."""
+        self._model.set_teacher_head(head_VE)
+
+    def abandon_step(self) -> None:
+        """Drop the gradient accumulated since the last step; the run is about to end.
+
+        The engine's gradient buffers keep it, so no further `accumulate` may follow.
+        """
+        self._num_batches = 0
+        self._sums = LossSums()
+
     def publish(self, bucket_bytes: int) -> Iterator[WeightBucket]:
         """The weights under their Hugging Face names, whole, on rank 0; other ranks
         yield nothing.

@@ -3,9 +3,13 @@
 Axes: V vocabulary, D width.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 
@@ -49,10 +53,23 @@ def output_head(folder: Path) -> Float[Tensor, "V D"]:
     return load_tensor(folder, *HEAD_NAMES)
 
 
+def read_weights(folder: Path) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield every weight of a folder as a numpy array; bfloat16 as its bits in
+    uint16.
+    """
+    for name in tensor_facts(folder):
+        tensor = load_tensor(folder, name)
+        if tensor.dtype == torch.bfloat16:
+            yield name, tensor.view(torch.uint16).numpy()
+        else:
+            yield name, tensor.numpy()
+
+
 __all__ = [
     "EMBEDDING_NAMES",
     "HEAD_NAMES",
     "input_embedding",
     "load_tensor",
     "output_head",
+    "read_weights",
 ]

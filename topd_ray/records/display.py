@@ -35,12 +35,10 @@ class Display:
         title: str,
         *,
         total_steps: int,
-        started: float,
+        started_s: float,
         console: Console | None = None,
     ) -> None:
-        """`started`: reading of the performance counter that lines count seconds
-        from.
-        """
+        """`started_s`: reading of the monotonic clock that lines count seconds from."""
         self._console = console or Console()
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
@@ -51,11 +49,11 @@ class Display:
         )
         self._task = self._bar.add_task(title, total=total_steps)
         self._live = Live(self._bar, console=self._console, auto_refresh=False)
-        self._started = started
+        self._started_s = started_s
 
     def say(self, text: str) -> None:
         """One line that stays."""
-        seconds = time.perf_counter() - self._started
+        seconds = time.monotonic() - self._started_s
         self._console.print(
             f"{seconds:6.1f} s  {printable(text)}", soft_wrap=True, markup=False
         )

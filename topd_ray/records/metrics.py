@@ -7,78 +7,101 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from topd_ray.config import Config
-from topd_ray.driver.step import StepBooks
 from topd_ray.messages import StepReport
-from topd_ray.records.receipts import ContinueReceipt, ProbeReceipt
+from topd_ray.records.receipts import Receipt, StepReceipts
 from topd_ray.records.run_folder import RunFolder, write_whole
 from topd_ray.records.weights_and_biases import WandbLog
 
 Metrics = dict[str, float | int]
 
 
-def step_metrics(report: StepReport, books: StepBooks, *, update_s: float) -> Metrics:
-    """Flat names `stage/what_unit`. Busy seconds are summed over the actors of a stage.
+def step_metrics(
+    report: StepReport, receipts: StepReceipts, *, sync_s: float
+) -> Metrics:
+    """Return a step's numbers under flat names `stage/what_unit`.
 
-    `update_s` is of the refit before the step.
+    Busy seconds are summed over the actors of a stage. `sync_s`: seconds in which
+    weights were published and loaded before the step.
     """
-    rollout_tokens = sum(one.num_tokens for one in books.rollouts)
-    num_rollouts = sum(len(one.rollout_ids) for one in books.rollouts)
-    distances = [d for one in books.probes for d in one.distances if math.isfinite(d)]
-    scored_tokens = sum(one.num_tokens for one in books.scores)
-    num_divergent = sum(ranks[0].num_divergent for ranks in books.learned)
-    num_candidates = sum(one.num_candidates for one in books.scores)
-    oldest = min(one.policy_version for one in books.rollouts)
     return {
         "step": report.step,
         "loss": report.loss,
         "loss/opd": report.loss_opd,
         "loss/traj": report.loss_traj,
+        **_learner_metrics(report, receipts),
+        **_rollout_metrics(report, receipts),
+        "rewrite/num_tokens": _tokens(receipts.rewrites),
+        "rewrite/num_dropped": sum(len(r.dropped) for r in receipts.rewrites),
+        "rewrite/busy_s": _busy_s(receipts.rewrites),
+        **_teacher_metrics(receipts),
+        **_probe_metrics(receipts),
+        "weights/update_s": sync_s,
+    }
+
+
+def _learner_metrics(report: StepReport, receipts: StepReceipts) -> Metrics:
+    return {
         "learner/rollout_kl": report.rollout_kl,
         "learner/grad_norm": report.grad_norm,
         "learner/lr": report.lr,
         "learner/num_tokens": report.num_tokens,
         "learner/num_window_positions": report.num_window_positions,
         "learner/skipped": int(report.skipped),
-        "learner/busy_s": sum(
-            one.span.busy_s for ranks in books.learned for one in ranks
-        ),
+        "learner/busy_s": _busy_s(receipts.learned),
+    }
+
+
+def _rollout_metrics(report: StepReport, receipts: StepReceipts) -> Metrics:
+    num_tokens = _tokens(receipts.rollouts)
+    num_rollouts = sum(len(r.rollout_ids) for r in receipts.rollouts)
+    num_truncated = sum(r.num_truncated for r in receipts.rollouts)
+    oldest = min(receipt.policy_version for receipt in receipts.rollouts)
+    return {
         "rollout/num": num_rollouts,
-        "rollout/num_tokens": rollout_tokens,
-        "rollout/mean_tokens": rollout_tokens / num_rollouts,
-        "rollout/entropy": (
-            sum(one.entropy_sum for one in books.rollouts) / rollout_tokens
-        ),
-        "rollout/truncated_frac": (
-            sum(one.num_truncated for one in books.rollouts) / num_rollouts
-        ),
-        "rollout/busy_s": sum(one.span.busy_s for one in books.rollouts),
+        "rollout/num_tokens": num_tokens,
+        "rollout/mean_tokens": num_tokens / num_rollouts,
+        "rollout/entropy": sum(r.entropy_sum for r in receipts.rollouts) / num_tokens,
+        "rollout/truncated_frac": num_truncated / num_rollouts,
+        "rollout/busy_s": _busy_s(receipts.rollouts),
         "rollout/staleness": report.step - 1 - oldest,
-        "rewrite/num_tokens": sum(one.num_tokens for one in books.rewrites),
-        "rewrite/num_dropped": sum(len(one.dropped) for one in books.rewrites),
-        "rewrite/busy_s": sum(one.span.busy_s for one in books.rewrites),
-        "teacher/num_tokens": scored_tokens,
+    }
+
+
+def _teacher_metrics(receipts: StepReceipts) -> Metrics:
+    num_tokens = _tokens(receipts.scores)
+    return {
+        "teacher/num_tokens": num_tokens,
         "teacher/mean_token_loss": (
-            sum(one.loss_sum for one in books.scores) / scored_tokens
+            sum(r.loss_sum for r in receipts.scores) / num_tokens
         ),
-        "teacher/busy_s": sum(one.span.busy_s for one in books.scores),
+        "teacher/busy_s": _busy_s(receipts.scores),
+    }
+
+
+def _probe_metrics(receipts: StepReceipts) -> Metrics:
+    num_candidates = sum(receipt.num_candidates for receipt in receipts.scores)
+    num_divergent = sum(receipt.num_divergent for receipt in receipts.learned)
+    probed = chain.from_iterable(receipt.distances for receipt in receipts.probes)
+    distances = [distance for distance in probed if math.isfinite(distance)]
+    return {
         "candidates/num": num_candidates,
-        "probe/num_tokens": sum(one.num_tokens for one in books.continued),
+        "probe/num_tokens": _tokens(receipts.continued),
         "probe/cached_frac": _share(
-            sum(one.num_cached_tokens for one in books.continued),
-            sum(one.num_prefix_tokens for one in books.continued),
+            sum(receipt.num_cached_tokens for receipt in receipts.continued),
+            sum(receipt.num_prefix_tokens for receipt in receipts.continued),
         ),
-        "probe/num_unconverged": sum(one.num_unconverged for one in books.probes),
+        "probe/num_unconverged": sum(r.num_unconverged for r in receipts.probes),
         "probe/mean_d_ot": sum(distances) / len(distances) if distances else 0.0,
-        "probe/busy_s": _busy_s(books.continued) + _busy_s(books.probes),
-        "probe/transport_s": _busy_s(books.probes),
+        "probe/busy_s": _busy_s(receipts.continued) + _busy_s(receipts.probes),
+        "probe/transport_s": _busy_s(receipts.probes),
         "windows/num_divergent": num_divergent,
         "windows/divergent_frac": _share(num_divergent, num_candidates),
-        "weights/update_s": update_s,
     }
 
 
@@ -86,8 +109,12 @@ def _share(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
 
 
-def _busy_s(receipts: Iterable[ContinueReceipt | ProbeReceipt]) -> float:
-    return sum(one.span.busy_s for one in receipts)
+def _busy_s(receipts: Iterable[Receipt]) -> float:
+    return sum(receipt.span.busy_s for receipt in receipts)
+
+
+def _tokens(receipts: Iterable[Receipt]) -> int:
+    return sum(receipt.num_tokens for receipt in receipts)
 
 
 class MetricsLog:

@@ -1,109 +1,144 @@
-"""What the driver learns from a call: plain counts, while the payload stays in the
-object store.
+"""What the driver learns from a call: plain counts and a time span.
+
+The payload of a call stays in the object store; its receipt is all that the driver
+fetches. `StepReceipts` holds all receipts of one optimizer step.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from topd_ray.messages import LossSums
+from topd_ray.records.timeline import Work
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """When an actor worked on a call, by its own clock; seconds since the epoch."""
+    """When an actor worked on a call, in seconds of a monotonic clock.
+
+    An actor reads its own clock; its handle shifts the span to the driver's. A wall
+    clock would make durations wrong whenever it is set.
+    """
 
     began_s: float
     ended_s: float
 
     @classmethod
     def since(cls, began_s: float) -> "Span":
-        """From a reading of `time.time()` until now."""
-        return cls(began_s, time.time())
+        """Return the span from a reading of `time.monotonic()` until now."""
+        return cls(began_s, time.monotonic())
 
     @property
     def busy_s(self) -> float:
-        """Its length."""
+        """Length of the span."""
         return self.ended_s - self.began_s
+
+    def shifted(self, by_s: float) -> "Span":
+        """Return the same span by a clock that is ahead by `by_s` seconds."""
+        return Span(self.began_s + by_s, self.ended_s + by_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RolloutReceipt:
-    """One chunk of finished rollouts."""
+class Receipt:
+    """What every receipt holds."""
+
+    span: Span
+    num_tokens: int = 0
+    """Tokens that the actor sampled, scored, decoded or trained in this call."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutReceipt(Receipt):
+    """One chunk of finished rollouts; `num_tokens` counts response tokens."""
 
     rollout_ids: tuple[str, ...]
     policy_version: int
-    num_tokens: int
-    """Response tokens of the chunk."""
-    num_tokens_each: tuple[int, ...]
-    """Response tokens of each rollout, in the order of `rollout_ids`."""
     num_truncated: int
     entropy_sum: float
-    """-log p of every sampled token, in nats: its mean estimates the policy's
-    entropy.
-    """
-    span: Span
+    """Sum of -log p over the sampled tokens, nats; its mean estimates the entropy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RewriteReceipt:
-    """One chunk rewritten by the teacher and filtered by outcome."""
+class RewriteReceipt(Receipt):
+    """One chunk rewritten by the teacher; `num_tokens` counts decoded tokens."""
 
     dropped: tuple[tuple[str, str], ...]
     """Rollouts that are not trained on, each with the reason."""
-    num_tokens: int
-    """Teacher tokens decoded."""
-    span: Span
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScoreReceipt:
-    """One chunk scored and searched for candidates."""
+class ScoreReceipt(Receipt):
+    """One chunk scored and searched for candidates; `num_tokens` of the responses."""
 
-    num_tokens: int
+    num_sequence_tokens: tuple[int, ...]
+    """Prompt and response tokens of each rollout; ranks are dealt by them."""
     num_candidates: int
     loss_sum: float
-    """Of the candidate loss over all response tokens, nats."""
-    span: Span
+    """Sum of the candidate loss (D1) over all response tokens, nats."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ContinueReceipt:
-    """The teacher's continuations of one chunk's candidates."""
+class ContinueReceipt(Receipt):
+    """The teacher's windows of one chunk; `num_tokens` counts decoded tokens."""
 
-    num_tokens: int
-    """Teacher tokens decoded."""
     num_prefix_tokens: int
     num_cached_tokens: int
     """Prefix tokens that the engine had in its cache."""
-    span: Span
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ResampleReceipt:
-    """The student's fresh continuations of one chunk's candidates."""
-
-    span: Span
+class ResampleReceipt(Receipt):
+    """The student's fresh windows of one chunk (D3)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProbeReceipt:
-    """Transport between the continuations of one chunk."""
+class ProbeReceipt(Receipt):
+    """Transport between the windows of one chunk."""
 
     distances: tuple[float, ...]
     """D_OT of every candidate, in order; nan where a cost was not finite."""
     threshold_distances: tuple[float, ...]
-    """D_OT of the windows that the verdict's threshold is a quantile of (D7): the
-    candidates, or the low-loss controls; nan where a cost was not finite.
-    """
+    """D_OT of the group that the threshold is a quantile of (D7); nan as above."""
     num_unconverged: int
-    span: Span
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LearnReceipt:
-    """One chunk packed and accumulated by one rank."""
+class LearnReceipt(Receipt):
+    """One share packed and accumulated by one rank; `num_tokens` were trained."""
 
     sums: LossSums
     num_divergent: int
-    """Divergent windows of the whole chunk (every rank judges the same)."""
-    span: Span
+    """Divergent windows of the share."""
+
+
+@dataclass(frozen=True, slots=True)
+class LearnedRound:
+    """One call of all learner ranks."""
+
+    rollout_ids: tuple[tuple[str, ...], ...]
+    """Rollouts of each rank's share."""
+    receipts: list[LearnReceipt]
+    """One a rank."""
+
+
+@dataclass(slots=True)
+class StepReceipts:
+    """Receipts of one step, in the order in which the learner takes its chunks."""
+
+    rollouts: list[RolloutReceipt] = field(default_factory=list)
+    rewrites: list[RewriteReceipt] = field(default_factory=list)
+    scores: list[ScoreReceipt] = field(default_factory=list)
+    continued: list[ContinueReceipt] = field(default_factory=list)
+    probes: list[ProbeReceipt] = field(default_factory=list)
+    rounds: list[LearnedRound] = field(default_factory=list)
+    works: list[Work] = field(default_factory=list)
+    """Every call of every actor."""
+    complaints: list[str] = field(default_factory=list)
+    """Why the update was skipped; empty where it was made."""
+
+    @property
+    def learned(self) -> list[LearnReceipt]:
+        """Receipts of all ranks and rounds."""
+        receipts = []
+        for learned_round in self.rounds:
+            receipts += learned_round.receipts
+        return receipts

@@ -88,7 +88,7 @@ def _kind(actor: str) -> str:
     return actor.partition("[")[0]
 
 
-Span = tuple[float, float]
+Interval = tuple[float, float]
 Named = tuple[str, float, float]
 
 
@@ -124,7 +124,7 @@ class _Books:
         if now < ended_s:
             yield STEP, now, ended_s
 
-    def _reasons(self, work: Work, gap: Span) -> Iterator[Named]:
+    def _reasons(self, work: Work, gap: Interval) -> Iterator[Named]:
         """The gap before `work`, cut where its chunk went from one stage to the
         next.
         """
@@ -143,7 +143,9 @@ class _Books:
         yield from _covered(earlier, (max(gap[0], start_s), gap[1]), otherwise=QUEUE)
 
 
-def _covered(works: Sequence[Work], gap: Span, *, otherwise: str) -> Iterator[Named]:
+def _covered(
+    works: Sequence[Work], gap: Interval, *, otherwise: str
+) -> Iterator[Named]:
     """`gap` cut at the works' edges, each piece named after the work there that began
     last.
     """

@@ -7,7 +7,7 @@ from topd_ray.records.metrics import Metrics
 
 
 @dataclass(slots=True)
-class Totals:
+class RunTotals:
     """Sums over steps. `stage_s`: busy seconds a stage, summed over its actors."""
 
     student_tokens: int = 0
@@ -27,9 +27,8 @@ class Totals:
         self.num_divergent += int(metrics["windows/num_divergent"])
         self.skipped_steps += int(metrics["learner/skipped"])
         for stage in ("rollout", "rewrite", "teacher", "probe", "learner"):
-            if seconds := float(
-                metrics[f"{stage}/busy_s"]
-            ):  # a run without probes has no such row
+            # a stage that the method leaves out gets no row in the summary
+            if seconds := float(metrics[f"{stage}/busy_s"]):
                 self.add_seconds(stage, seconds)
         self.add_seconds("weights", float(metrics["weights/update_s"]))
 

@@ -1,153 +1,400 @@
-"""Handles that look like Ray's, over simulated workers: coroutines that take virtual
-time.
+"""Simulated actors: the handles of actors/protocols.py, without processes or models.
 
-    handle.method.options(...).remote(...)  ->  references, or a stream
-
-Calls of one actor are served in the order of submission, one at a time a lane; a
-method's lane is what Ray calls its concurrency group. A call takes its arguments when
-they are there.
+Each call takes the virtual time that the rates ask for on the actor's device, and its
+receipt has the counts of a real one.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from functools import partial
+from pathlib import Path
 
-Reference = asyncio.Future[Any]
+from topd_ray.actors.protocols import (
+    Continued,
+    Probed,
+    PublishedWeights,
+    RankShare,
+    Ref,
+    Resampled,
+    Rewritten,
+    RolloutChunk,
+    Scored,
+    WorkLog,
+)
+from topd_ray.evaluation import Accuracy
+from topd_ray.messages import (
+    CandidateSet,
+    Ints,
+    LossSums,
+    Prompt,
+    Rollout,
+    RolloutRequest,
+    StepReport,
+)
+from topd_ray.records.receipts import (
+    ContinueReceipt,
+    LearnReceipt,
+    ProbeReceipt,
+    ResampleReceipt,
+    RewriteReceipt,
+    RolloutReceipt,
+    ScoreReceipt,
+    Span,
+)
+from topd_ray.simulate.lane import Lane
+from topd_ray.simulate.machine import Device, Engine
+from topd_ray.simulate.rates import continuous_batching
+from topd_ray.simulate.world import (
+    Piece,
+    PieceRef,
+    World,
+    now_s,
+    num_micro_batches,
+    pieces_of,
+)
 
 
-class SimulatedActor:
-    """A simulated worker behind the calls that an actor handle has."""
+class SimulatedRollout:
+    """A `RolloutHandle`."""
 
-    def __init__(
-        self, worker: Any, *, latency_s: float, lanes: Mapping[str, str] | None = None
-    ) -> None:
-        """`latency_s`: from the driver's call until the worker has it. `lanes`: method
-        -> lane.
-        """
-        self._worker, self._latency_s = worker, latency_s
-        self._lane_of = dict(lanes or {})
-        self._turns: dict[str, asyncio.Lock] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+    def __init__(self, world: World, index: int, device: Device) -> None:
+        self.name = f"rollout[{index}]"
+        self._world = world
+        self._device = device
+        self._lane = Lane(world.rates.latency_s)
 
-    def __getattr__(self, name: str) -> "_Method":
-        return _Method(self, name)
+    def roll_out(
+        self, requests: Sequence[RolloutRequest], *, policy_version: int, room: int
+    ) -> AsyncIterator[RolloutChunk]:
+        """See `RolloutHandle`. The shortest rollouts come first."""
+        pieces = [self._world.piece(request.rollout_id) for request in requests]
+        return self._lane.stream(lambda: self._chunks(pieces, policy_version), room + 1)
 
-    def start(self, name: str, *args: Any, **kwargs: Any) -> list[Reference]:
-        """One call; `num_returns` references."""
-        num_returns = kwargs.pop("num_returns")
-        references = [
-            asyncio.get_running_loop().create_future() for _ in range(num_returns)
-        ]
-        self._run(self._serve(references, name, args, kwargs))
-        return references
+    async def resample(
+        self, candidates: Ref[list[CandidateSet]], policy_version: int, log: WorkLog
+    ) -> Resampled:
+        """See `RolloutHandle`."""
+        pieces = pieces_of(candidates)
+        slots = self._world.config.rollout.engine.max_num_seqs
+        seconds = self._world.windows_s(self._world.rates.roll_out, pieces, slots)
+        span = await self._lane.submit(lambda: _worked(self._device, seconds))
+        log.worked(self.name, "resample", span)
+        return Resampled(PieceRef[list[Ints]](pieces), ResampleReceipt(span=span))
 
-    def stream(self, name: str, *args: Any, **kwargs: Any) -> "SimulatedStream":
-        """One streaming call; at most `room` items wait to be taken."""
-        stream = SimulatedStream(kwargs.pop("room"))
-        self._run(self._pump(stream, name, args, kwargs))
-        return stream
+    def evaluate(self, problems: Sequence[Prompt]) -> Awaitable[Accuracy]:
+        """See `RolloutHandle`. Evaluations take no simulated time."""
+        return self._lane.submit(_no_accuracy)
 
-    def _run(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)  # a task that nobody holds may be collected
-        task.add_done_callback(self._tasks.discard)
+    def update(self, weights: PublishedWeights) -> Awaitable[Span]:
+        """See `RolloutHandle`."""
+        seconds = self._world.rates.update_s
+        return self._lane.submit(lambda: _worked(self._device, seconds))
 
-    def _turn(self, name: str) -> asyncio.Lock:
-        return self._turns.setdefault(self._lane_of.get(name, ""), asyncio.Lock())
+    def forget_weights(self) -> None:
+        """See `RolloutHandle`."""
 
-    async def _serve(
-        self, references: list[Reference], name: str, args: Any, kwargs: dict[str, Any]
-    ) -> None:
-        await asyncio.sleep(self._latency_s)
-        try:
-            async with self._turn(name):
-                inputs = [await _value(argument) for argument in args]
-                value = await getattr(self._worker, name)(*inputs, **kwargs)
-        except Exception as error:  # an actor's error travels in its references
-            for reference in references:
-                reference.set_exception(error)
+    async def _chunks(
+        self, pieces: Sequence[Piece], policy_version: int
+    ) -> AsyncIterator[RolloutChunk]:
+        size = self._world.config.rollout.chunk_size
+        began_s = now_s()
+        chunk: list[Piece] = []
+        left = len(pieces)
+        async for piece in self._finished(pieces):
+            chunk.append(piece)
+            left -= 1
+            if len(chunk) == size or not left:
+                receipt = self._receipt(chunk, policy_version, began_s)
+                yield RolloutChunk(PieceRef[list[Rollout]](chunk), receipt)
+                began_s = now_s()
+                chunk = []
+
+    async def _finished(self, pieces: Sequence[Piece]) -> AsyncIterator[Piece]:
+        """Yield rollouts as they end; given responses are there at once."""
+        if self._world.config.objective.trajectory == "given":
+            for piece in pieces:
+                yield piece
             return
-        parts = [value] if len(references) == 1 else value
-        for reference, part in zip(references, parts, strict=True):
-            reference.set_result(part)
+        rates = self._world.rates
+        prompt_tokens = [piece.prompt_tokens for piece in pieces]
+        await self._device.work(rates.prompt_s * sum(prompt_tokens))
+        for seconds, ended in continuous_batching(
+            rates.roll_out,
+            [piece.num_tokens for piece in pieces],
+            prompt_tokens,
+            slots=self._world.config.rollout.engine.max_num_seqs,
+        ):
+            await self._device.work(seconds)
+            for index in ended:
+                yield pieces[index]
 
-    async def _pump(
-        self, stream: "SimulatedStream", name: str, args: Any, kwargs: dict[str, Any]
-    ) -> None:
-        await asyncio.sleep(self._latency_s)
-        async with self._turn(name):
-            async for item in getattr(self._worker, name)(*args, **kwargs):
-                await stream.put(item)
-        await stream.end()
-
-
-class SimulatedStream:
-    """What a streaming call yields, as it comes."""
-
-    _END = object()
-
-    def __init__(self, room: int) -> None:
-        self._items: asyncio.Queue[Any] = asyncio.Queue(room)
-        self._ended = asyncio.Event()
-
-    async def put(self, item: Any) -> None:
-        """Wait for room."""
-        await self._items.put(item)
-
-    async def end(self) -> None:
-        """Nothing more is to come."""
-        self._ended.set()
-        await self._items.put(self._END)
-
-    async def __aiter__(self) -> AsyncIterator[Reference]:
-        while (item := await self._items.get()) is not self._END:
-            reference = asyncio.get_running_loop().create_future()
-            reference.set_result(item)
-            yield reference
-
-    async def completed(self) -> None:
-        """The call has ended."""
-        await self._ended.wait()
-
-
-class _Method:
-    def __init__(self, actor: SimulatedActor, name: str) -> None:
-        self._actor, self._name = actor, name
-
-    def options(
-        self,
-        *,
-        num_returns: int | str = 1,
-        _generator_backpressure_num_objects: int = 0,
-    ) -> "_Called":
-        return _Called(
-            self._actor, self._name, num_returns, _generator_backpressure_num_objects
+    def _receipt(
+        self, chunk: Sequence[Piece], policy_version: int, began_s: float
+    ) -> RolloutReceipt:
+        longest = self._world.config.rollout.max_response_tokens
+        num_tokens = sum(piece.num_tokens for piece in chunk)
+        return RolloutReceipt(
+            rollout_ids=tuple(piece.name for piece in chunk),
+            policy_version=policy_version,
+            num_tokens=num_tokens,
+            num_truncated=sum(piece.num_tokens == longest for piece in chunk),
+            entropy_sum=float(num_tokens),  # any number that no health limit refuses
+            span=Span(began_s, now_s()),
         )
+
+
+class SimulatedDecoder:
+    """A `DecoderHandle`: windows and rewrites by an engine of the teacher."""
+
+    def __init__(self, world: World, name: str, device: Device) -> None:
+        self.name = name
+        self._world = world
+        self._engine = Engine(device)
+        self._lane = Lane(world.rates.latency_s)
+
+    async def continue_from(
+        self, candidates: Ref[list[CandidateSet]], log: WorkLog
+    ) -> Continued:
+        """See `DecoderHandle`. Scoring goes first inside the engine."""
+        pieces = pieces_of(candidates)
+        rates = self._world.rates
+        decode_s = self._world.windows_s(rates.continue_from, pieces, self._slots)
+        seconds = self._prefix_s(pieces) + rates.continue_call_s + decode_s
+        span = await self._lane.submit(lambda: self._decoded(seconds))
+        num_candidates = sum(piece.num_candidates for piece in pieces)
+        receipt = ContinueReceipt(
+            num_tokens=round(num_candidates * self._world.workload.window_tokens),
+            num_prefix_tokens=0,
+            num_cached_tokens=0,
+            span=span,
+        )
+        log.worked(self.name, "continue_from", span, receipt.num_tokens)
+        return Continued(PieceRef[list[Ints]](pieces), receipt)
+
+    async def rewrite(
+        self, rollouts: Ref[list[Rollout]], prompts: Sequence[Prompt], log: WorkLog
+    ) -> Rewritten:
+        """See `DecoderHandle`. Every rewrite is kept, and as long as its attempt."""
+        pieces = pieces_of(rollouts)
+        rates = self._world.rates
+        # the teacher's prompt holds the attempt, which it has not read before
+        read_s = rates.score.seconds([piece.length for piece in pieces])
+        decode_s = self._world.rewrites_s(rates.continue_from, pieces, self._slots)
+        seconds = read_s + rates.continue_call_s + decode_s
+        span = await self._lane.submit(lambda: self._decoded(seconds))
+        receipt = RewriteReceipt(
+            dropped=(), num_tokens=sum(piece.num_tokens for piece in pieces), span=span
+        )
+        log.worked(self.name, "rewrite", span, receipt.num_tokens)
+        return Rewritten(PieceRef[list[Rollout]](pieces), receipt)
+
+    def update(self, weights: PublishedWeights) -> Awaitable[Span]:
+        """See `DecoderHandle`."""
+        return self._lane.submit(lambda: self._read(self._world.rates.update_s))
+
+    def _prefix_s(self, pieces: Sequence[Piece]) -> float:
+        """Return the seconds to read the prefixes of the candidates."""
+        del pieces
+        return 0.0  # a teacher that scored them has them in its cache
 
     @property
-    def remote(self) -> Callable[..., Any]:
-        return self.options().remote
+    def _slots(self) -> int:
+        config = self._world.config
+        return (config.probe_engine or config.teacher.engine).max_num_seqs
+
+    async def _decoded(self, seconds: float) -> Span:
+        began_s = now_s()
+        await self._engine.work(seconds, urgent=False)
+        return Span(began_s, now_s())
+
+    async def _read(self, seconds: float) -> Span:
+        began_s = now_s()
+        await self._engine.work(seconds)
+        return Span(began_s, now_s())
 
 
-class _Called:
-    def __init__(
-        self, actor: SimulatedActor, name: str, num_returns: int | str, room: int
-    ) -> None:
-        self._actor, self._name, self._num_returns, self._room = (
-            actor,
-            name,
-            num_returns,
-            room,
+class SimulatedTeacher(SimulatedDecoder):
+    """A `TeacherHandle`: it reads beside what it decodes."""
+
+    def __init__(self, world: World, index: int, device: Device) -> None:
+        super().__init__(world, f"teacher[{index}]", device)
+        self._reading = Lane(world.rates.latency_s)
+
+    async def score(
+        self, rollouts: Ref[list[Rollout]], num_rollouts: int, log: WorkLog
+    ) -> Scored:
+        """See `TeacherHandle`."""
+        pieces = pieces_of(rollouts)
+        lengths = tuple(piece.length for piece in pieces)
+        seconds = self._world.rates.score.seconds(lengths)
+        span = await self._reading.submit(lambda: self._read(seconds))
+        receipt = ScoreReceipt(
+            num_tokens=sum(piece.num_tokens for piece in pieces),
+            num_sequence_tokens=lengths,
+            num_candidates=sum(piece.num_candidates for piece in pieces),
+            loss_sum=0.0,
+            span=span,
+        )
+        log.worked(self.name, "score", span, receipt.num_tokens)
+        assert num_rollouts == len(pieces)
+        return Scored(
+            tuple(PieceRef([piece]) for piece in pieces),
+            PieceRef[list[CandidateSet]](pieces),
+            receipt,
         )
 
-    def remote(self, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(self._num_returns, str):
-            return self._actor.stream(self._name, *args, room=self._room, **kwargs)
-        references = self._actor.start(
-            self._name, *args, num_returns=self._num_returns, **kwargs
+
+class SimulatedProber(SimulatedDecoder):
+    """A `ProberHandle`. An engine of its own has not seen the rollouts' prefixes."""
+
+    def __init__(self, world: World, index: int, device: Device) -> None:
+        super().__init__(world, f"prober[{index}]", device)
+
+    async def probe(
+        self,
+        candidates: Ref[list[CandidateSet]],
+        teacher_windows: Ref[list[Ints]],
+        student_windows: Ref[list[Ints]] | None,
+        num_rollouts: int,
+        log: WorkLog,
+    ) -> Probed:
+        """See `ProberHandle`."""
+        pieces = pieces_of(candidates)
+        rates = self._world.rates
+        num_windows = sum(piece.num_candidates for piece in pieces)
+        seconds = rates.transport_call_s + rates.transport_s * num_windows
+        span = await self._lane.submit(lambda: self._read(seconds))
+        log.worked(self.name, "probe", span)
+        receipt = ProbeReceipt(
+            distances=(0.5,) * num_windows,
+            threshold_distances=(0.5,) * num_windows,
+            num_unconverged=0,
+            span=span,
         )
-        return references[0] if self._num_returns == 1 else tuple(references)
+        assert num_rollouts == len(pieces)
+        return Probed(tuple(PieceRef([piece]) for piece in pieces), receipt)
+
+    def _prefix_s(self, pieces: Sequence[Piece]) -> float:
+        return self._world.rates.score.seconds([piece.length for piece in pieces])
 
 
-async def _value(argument: Any) -> Any:
-    return await argument if isinstance(argument, asyncio.Future) else argument
+class SimulatedLearners:
+    """A `LearnerGroup`. From ZeRO 2 on the ranks meet in every call."""
+
+    def __init__(self, world: World, devices: Sequence[Device]) -> None:
+        self._world = world
+        self._devices = devices
+        self._lanes = [Lane(world.rates.latency_s) for _ in devices]
+        self._meeting = asyncio.Barrier(len(devices))
+        self._step = 0
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the ranks, in order."""
+        return [f"learner[{rank}]" for rank in range(len(self._devices))]
+
+    async def accumulate(
+        self, shares: Sequence[RankShare], threshold: float, log: WorkLog
+    ) -> list[LearnReceipt]:
+        """See `LearnerGroup`. All ranks run as many micro-batches as the fullest."""
+        budget = self._world.config.windows.token_budget
+        own: list[list[Piece]] = []
+        for share in shares:
+            pieces = [pieces_of(reference)[0] for reference in share.scored]
+            own.append(sorted(pieces, key=lambda piece: (-piece.length, piece.name)))
+        rows = [[self._world.row_tokens(piece) for piece in pieces] for pieces in own]
+        batches = max(num_micro_batches(lengths, budget) for lengths in rows)
+        spans = await self._every(
+            [self._world.rates.learn.seconds(r, calls=batches) for r in rows],
+            meets=self._world.config.learner.zero_stage >= 2,
+        )
+        receipts = []
+        for name, pieces, span in zip(self.names, own, spans, strict=True):
+            num_tokens = sum(piece.num_tokens for piece in pieces)
+            log.worked(name, "accumulate", span, num_tokens)
+            receipts.append(
+                LearnReceipt(
+                    num_tokens=num_tokens,
+                    sums=LossSums(num_tokens=num_tokens),
+                    num_divergent=0,
+                    span=span,
+                )
+            )
+        return receipts
+
+    async def step(self, *, skip: bool, log: WorkLog) -> StepReport:
+        """See `LearnerGroup`."""
+        seconds = [self._world.rates.step_s] * len(self._devices)
+        spans = await self._every(seconds, meets=True)
+        for name, span in zip(self.names, spans, strict=True):
+            log.worked(name, "step", span)
+        self._step += 1
+        return StepReport(
+            step=self._step,
+            policy_version=self._step,
+            loss=0.0,
+            loss_opd=0.0,
+            loss_traj=0.0,
+            rollout_kl=0.0,
+            grad_norm=0.0,
+            lr=0.0,
+            num_tokens=0,
+            num_window_positions=0,
+            skipped=skip,
+        )
+
+    async def abandon_step(self) -> None:
+        """See `LearnerGroup`."""
+
+    async def publish(self, policy_version: int) -> PublishedWeights:
+        """See `LearnerGroup`."""
+        began_s = now_s()
+        seconds = [self._world.rates.publish_s] * len(self._devices)
+        await self._every(seconds, meets=False)
+        return PublishedWeights(policy_version, (), Span(began_s, now_s()))
+
+    async def follow_teacher(self) -> None:
+        """See `LearnerGroup`."""
+
+    async def save(self, folder: Path) -> None:
+        """See `LearnerGroup`."""
+
+    async def load(self, folder: Path) -> None:
+        """See `LearnerGroup`."""
+
+    async def save_teacher(self, folder: Path, weights: PublishedWeights) -> None:
+        """See `LearnerGroup`."""
+
+    async def load_teacher(self, folder: Path, policy_version: int) -> PublishedWeights:
+        """See `LearnerGroup`."""
+        return PublishedWeights(policy_version, (), Span(now_s(), now_s()))
+
+    async def export(self, folder: Path) -> None:
+        """See `LearnerGroup`."""
+
+    async def dump(self, folder: Path, chunks: Sequence[Ref[list[Rollout]]]) -> None:
+        """See `LearnerGroup`."""
+
+    async def _every(self, seconds: Sequence[float], *, meets: bool) -> list[Span]:
+        """Let every rank work so long; return the spans of their work."""
+        calls = []
+        for rank, lane in enumerate(self._lanes):
+            work = partial(self._rank_works, rank, seconds[rank], meets)
+            calls.append(lane.submit(work))
+        return list(await asyncio.gather(*calls))
+
+    async def _rank_works(self, rank: int, seconds: float, meets: bool) -> Span:
+        span = await _worked(self._devices[rank], seconds)
+        if meets:
+            await self._meeting.wait()
+        return span
+
+
+async def _worked(device: Device, seconds: float) -> Span:
+    began_s = now_s()
+    await device.work(seconds)
+    return Span(began_s, now_s())
+
+
+async def _no_accuracy() -> Accuracy:
+    return Accuracy()

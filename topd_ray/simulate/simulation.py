@@ -1,43 +1,37 @@
-"""Steps of a run in virtual time: the real pipeline, simulated actors, predicted
+"""Steps of a run in virtual time: the real loop, simulated actors, predicted
 seconds.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from topd_ray.actors.calls import Caller
-from topd_ray.actors.fleet import Fleet
-from topd_ray.actors.replacement import Revival
+from topd_ray.actors.protocols import Fleet
+from topd_ray.actors.resources import resources_of, total_resources
 from topd_ray.config import Config
 from topd_ray.driver.ledger import Ledger
+from topd_ray.driver.loop import FinishedStep, LoopHooks, Schedule, StepLoop
 from topd_ray.driver.pipeline import Pipeline
-from topd_ray.driver.step import OpenStep
-from topd_ray.driver.weight_sync import Refit
+from topd_ray.driver.weight_sync import WeightSync
 from topd_ray.messages import Prompt
 from topd_ray.records.timeline import Work, busy_and_waits
 from topd_ray.simulate.clock import run_in_virtual_time
-from topd_ray.simulate.handles import SimulatedActor
-from topd_ray.simulate.machine import Device
-from topd_ray.simulate.rates import Rates, Workload
-from topd_ray.simulate.workers import (
-    SimulatedLearner,
+from topd_ray.simulate.handles import (
+    SimulatedLearners,
     SimulatedProber,
     SimulatedRollout,
     SimulatedTeacher,
-    World,
 )
+from topd_ray.simulate.machine import Device
+from topd_ray.simulate.rates import Rates, Workload
+from topd_ray.simulate.world import World
 from topd_ray.windows import RecentDistances
 
 NUM_STEPS = 8
-"""Steady steps that a prediction averages over; the first one, which draws its own
-line, is left out.
+"""Steady steps that a prediction averages over. The first step, which takes the
+threshold from its own probes, is left out.
 """
-_LANES = {"score": "reading"}
-"""A teacher reads beside what it writes."""
 _NO_TOKENS = np.zeros(0, dtype=np.int32)
 
 
@@ -72,55 +66,87 @@ def simulate(
     cores: int,
     steps: int = NUM_STEPS,
 ) -> Prediction:
-    """What `steps` steady steps of the config would take; `cores`: of all its CPU-bound
-    actors.
+    """Predict `steps` steady steps of a config.
+
+    `cores` are shared by all its actors that have no GPU.
     """
     world = World(config=config, rates=rates, workload=workload)
     return run_in_virtual_time(_steps(world, cores, steps))
 
 
 async def _steps(world: World, cores: int, steps: int) -> Prediction:
+    config = world.config
     fleet = _fleet(world, cores)
-    deadline_s = world.config.cluster.call_deadline_s
-    caller = Caller(start_deadline_s=deadline_s, call_deadline_s=deadline_s)
-    refit = Refit(fleet, caller)
-    pipeline = Pipeline(
-        world.config,
-        fleet,
-        caller,
-        Ledger(),
-        RecentDistances(world.config.windows.divergence),
-        Revival.none(fleet, caller),
+    hooks = _Measurement(config, steps)
+    schedule = Schedule(
+        # steps begun ahead of the last measured one keep the engines as busy as ever
+        total_steps=hooks.last_step + config.rollout.max_staleness,
+        checkpoint_every=config.run.checkpoint_every,
+        max_staleness=config.rollout.max_staleness,
+        samples=config.objective.trajectory != "given",
     )
-    now_s = asyncio.get_running_loop().time
-    began_s, tokens = 0.0, 0
-    per_step, begun = world.config.prompts.per_step, deque[OpenStep]()
-    ahead = world.config.rollout.max_staleness
-    warm_up = 1 + ahead  # steps until as many are under way as ever will be
-    for done in range(steps + warm_up):
-        if done == warm_up:
-            began_s, tokens = now_s(), 0
-        for number in range(done + len(begun), done + 1 + ahead):
-            prompts = [_prompt(number * per_step + i) for i in range(per_step)]
-            begun.append(pipeline.begin(prompts, step=number, policy_version=done))
-        _, books = await pipeline.finish(begun.popleft())
-        tokens += sum(one.num_tokens for one in books.rollouts)
-        await refit.done()
-        await refit.publish(done + 1)
-    for left in begun:
-        left.abandon()
-    works = tuple(one for one in world.works if one.ended_s > began_s)
-    shares = busy_and_waits(works, began_s=began_s, ended_s=now_s())
-    return Prediction(
-        step_s=(now_s() - began_s) / steps,
-        student_tokens=tokens / steps,
-        busy={
+    recent = RecentDistances(config.windows.divergence)
+    pipeline = Pipeline(config, fleet, Ledger(), recent)
+    loop = StepLoop(
+        schedule,
+        pipeline,
+        WeightSync(fleet),
+        hooks.take_prompts,
+        fleet=fleet,
+        hooks=hooks,
+    )
+    await loop.run()
+    return hooks.prediction(steps)
+
+
+class _Measurement(LoopHooks):
+    """Measures the steps after those in which the pipeline fills."""
+
+    def __init__(self, config: Config, steps: int) -> None:
+        self._per_step = config.prompts.per_step
+        # until as many steps are under way as ever will be
+        self._warm_up = 1 + config.rollout.max_staleness
+        self.last_step = self._warm_up + steps
+        self._num_taken = 0
+        self._num_tokens = 0
+        self._works: list[Work] = []
+        self._began_s = 0.0
+        self._ended_s = 0.0
+
+    def take_prompts(self) -> list[Prompt]:
+        """Return prompts that no step has had."""
+        first = self._num_taken
+        self._num_taken += self._per_step
+        return [_prompt(position) for position in range(first, self._num_taken)]
+
+    async def finished(self, finished: FinishedStep) -> None:
+        """Count a step that is measured."""
+        step = finished.report.step
+        if step > self.last_step:
+            return
+        self._ended_s = asyncio.get_running_loop().time()
+        self._works += finished.receipts.works + finished.sync_works
+        if step == self._warm_up:
+            self._began_s = self._ended_s
+        elif step > self._warm_up:
+            receipts = finished.receipts.rollouts
+            self._num_tokens += sum(receipt.num_tokens for receipt in receipts)
+
+    def prediction(self, steps: int) -> Prediction:
+        """Return the means over the measured steps."""
+        works = tuple(work for work in self._works if work.ended_s > self._began_s)
+        shares = busy_and_waits(works, began_s=self._began_s, ended_s=self._ended_s)
+        busy = {
             name.removeprefix("busy/").removesuffix("_frac"): share
             for name, share in shares.items()
             if name.startswith("busy/")
-        },
-        works=works,
-    )
+        }
+        return Prediction(
+            step_s=(self._ended_s - self._began_s) / steps,
+            student_tokens=self._num_tokens / steps,
+            busy=busy,
+            works=works,
+        )
 
 
 def _prompt(position: int) -> Prompt:
@@ -131,51 +157,44 @@ def _prompt(position: int) -> Prompt:
 
 
 def _fleet(world: World, cores: int) -> Fleet:
-    config, devices = world.config, _devices(world.config, cores)
-    meeting = asyncio.Barrier(config.learner.num_ranks)
-
-    def actors(
-        kind: str, worker: type, count: int, *shared: object
-    ) -> list[SimulatedActor]:
-        return [
-            SimulatedActor(
-                worker(world, index, devices[kind][index], *shared),
-                latency_s=world.rates.latency_s,
-                lanes=_LANES,
-            )
-            for index in range(count)
-        ]
-
+    devices = _devices(world.config, cores)
     return Fleet(
-        rollouts=actors("rollout", SimulatedRollout, config.rollout.num_engines),
-        teachers=actors("teacher", SimulatedTeacher, config.teacher.num_engines),
-        probers=actors("prober", SimulatedProber, config.num_probe_workers),
-        learners=actors("learner", SimulatedLearner, config.learner.num_ranks, meeting),
+        rollouts=[
+            SimulatedRollout(world, index, device)
+            for index, device in enumerate(devices["rollout"])
+        ],
+        teachers=[
+            SimulatedTeacher(world, index, device)
+            for index, device in enumerate(devices["teacher"])
+        ],
+        probers=[
+            SimulatedProber(world, index, device)
+            for index, device in enumerate(devices["prober"])
+        ],
+        learners=SimulatedLearners(world, devices["learner"]),
     )
 
 
 def _devices(config: Config, cores: int) -> dict[str, list[Device]]:
-    """Where each actor runs: all CPU-bound ones on the cores, others on the first GPU
-    with room.
+    """Return the device of each actor of each kind.
 
-    Learner ranks are placed first, so that what shares a GPU with one is its neighbour,
-    as Ray's packing would have it. An engine split over several GPUs is one device.
+    Actors without a GPU share the cores; each other one goes to the first GPU with
+    room. Learner ranks are placed first, so that the neighbour of one on its GPU is a
+    rollout engine, as Ray's packing would have it. An engine over several GPUs is one
+    device.
     """
-    asked = {
-        "learner": [config.learner.gpus] * config.learner.num_ranks,
-        "rollout": [config.rollout.engine.gpus] * config.rollout.num_engines,
-        "teacher": [config.teacher.engine.gpus] * config.teacher.num_engines,
-        "prober": [_probe_gpus(config)] * config.num_probe_workers,
-    }
-    host, gpus = Device(cores), list[tuple[float, Device]]()
+    resources = resources_of(config)
+    host = Device(cores)
+    gpus: list[tuple[float, Device]] = []
     return {
-        kind: [_placed(share, host, gpus) for share in shares]
-        for kind, shares in asked.items()
+        kind: [_placed(of.gpus, host, gpus) for _ in range(of.count)]
+        for kind in ("learner", "rollout", "teacher", "prober")
+        if (of := resources[kind])
     }
 
 
 def _placed(share: float, host: Device, gpus: list[tuple[float, Device]]) -> Device:
-    """`gpus`: room and device of each; one is added where none has room."""
+    """Return a device with room; `gpus` (room and device of each) may grow by one."""
     if share == 0:
         return host
     for index, (room, device) in enumerate(gpus):
@@ -187,16 +206,6 @@ def _placed(share: float, host: Device, gpus: list[tuple[float, Device]]) -> Dev
     return device
 
 
-def _probe_gpus(config: Config) -> float:
-    return config.probe_engine.gpus if config.probe_engine else 0.0
-
-
 def num_gpus(config: Config) -> float:
-    """GPUs of all actors of the config."""
-    asked: Sequence[tuple[int, float]] = (
-        (config.rollout.num_engines, config.rollout.engine.gpus),
-        (config.teacher.num_engines, config.teacher.engine.gpus),
-        (config.num_probe_workers, _probe_gpus(config)),
-        (config.learner.num_ranks, config.learner.gpus),
-    )
-    return sum(count * gpus for count, gpus in asked)
+    """Return the GPUs that all actors of a config take."""
+    return total_resources(config)["GPU"]

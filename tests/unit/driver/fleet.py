@@ -1,14 +1,35 @@
-"""Actor handles without Ray: calls are coroutines with delays of the test's choosing.
+"""Fake workers behind real handles, for tests of who waits for whom.
 
-A fake is right here: what is tested is who waits for whom, under timings that real
-engines never show on purpose.
+Fakes, because what is tested is timing that real engines never show on purpose. The
+handles, the deadlines and the replacement of lost processes are the real ones.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from topd_ray.actors.fleet import Fleet
+from ray.exceptions import RayActorError
+
+from tests.make import prompt
+from topd_ray.actors.calls import Calls
+from topd_ray.actors.handles import (
+    LearnerActorGroup,
+    ProberActorHandle,
+    Process,
+    RolloutActorHandle,
+    TeacherActorHandle,
+)
+from topd_ray.actors.protocols import Fleet
+from topd_ray.actors.replacement import Replacement
+from topd_ray.config import Config, parse_config
+from topd_ray.driver.ledger import Ledger
+from topd_ray.driver.loop import FinishedStep, LoopHooks, Schedule, StepLoop
+from topd_ray.driver.pipeline import Pipeline
+from topd_ray.driver.weight_sync import WeightSync
+from topd_ray.evaluation import Accuracy
 from topd_ray.messages import LossSums, Prompt, RolloutRequest, StepReport
 from topd_ray.records.receipts import (
     ContinueReceipt,
@@ -19,21 +40,106 @@ from topd_ray.records.receipts import (
     RolloutReceipt,
     ScoreReceipt,
     Span,
+    StepReceipts,
 )
+from topd_ray.windows import RecentDistances
 
 NO_TIME = Span(0.0, 0.0)
+DEAD = "dead"
+SILENT = "silent"
 Delay = Callable[[str], float]
 """Seconds that a named piece of work takes, e.g. `score 00000001.0`."""
+Dies = Callable[[], str]
+"""What becomes of a process at this call: nothing (""), DEAD or SILENT."""
 
 
-class Method:
-    """`actor.method.options(...).remote(...)`."""
+def random_delays(seed: int, most_s: float = 0.003) -> Delay:
+    rng = random.Random(seed)
+    return lambda _: rng.random() * most_s
 
-    def __init__(self, call: Callable[..., Any]) -> None:
-        self.remote = call
 
-    def options(self, **_: Any) -> "Method":
-        return self
+def config(sections: dict[str, Any] | None = None, **cluster: Any) -> Config:
+    """A TOPD run of four prompts a step, two samples each, in chunks of two."""
+    return parse_config(
+        {
+            "prompts": {"path": "p", "per_step": 4},
+            "teacher": {"model": "t"},
+            "learner": {"model": "s"},
+            "rollout": {"samples_per_prompt": 2, "chunk_size": 2},
+            "windows": {"divergence": {"quantile": 0.5}},
+            "cluster": cluster,
+        }
+        | (sections or {}),
+        source="test",
+    )
+
+
+class FakeProcess:
+    """A process that ends, or falls silent, when `dies` says so."""
+
+    def __init__(self, worker: Any, dies: Dies = lambda: "") -> None:
+        self._worker = worker
+        self._dies = dies
+        self._fate = ""
+
+    def call(
+        self, method: str, *arguments: Any, num_returns: int = 1
+    ) -> Sequence["asyncio.Future[Any]"]:
+        if method == "ready":
+            return [_future(asyncio.sleep(0))]
+        if method == "clock":
+            return [_future(_value(time.monotonic()))]
+        if self._lost():
+            return [_future(_lost(self._fate)) for _ in range(num_returns)]
+        answer = _future(self._answer(method, arguments))
+        if num_returns == 1:
+            return [answer]
+        return [_future(_part(answer, index)) for index in range(num_returns)]
+
+    def stream(
+        self, method: str, *arguments: Any, room: int | None = None
+    ) -> "FakeStream":
+        del room
+        return FakeStream(self._items(method, arguments))
+
+    def kill(self) -> None:
+        self._fate = self._fate or DEAD
+
+    async def _answer(self, method: str, arguments: Sequence[Any]) -> Any:
+        values = [await _value(argument) for argument in arguments]
+        return await getattr(self._worker, method)(*values)
+
+    async def _items(
+        self, method: str, arguments: Sequence[Any]
+    ) -> AsyncIterator["asyncio.Future[Any]"]:
+        items = getattr(self._worker, method)(*arguments)
+        if self._lost():
+            yield _future(_lost(self._fate))
+            return
+        async for item in items:
+            if self._lost():
+                # nothing of a dead process holds up the one in its place
+                await items.aclose()
+                yield _future(_lost(self._fate))
+                return
+            yield _future(_value(item))
+
+    def _lost(self) -> bool:
+        self._fate = self._fate or self._dies()
+        return bool(self._fate)
+
+
+class FakeStream:
+    """The items of a streaming call."""
+
+    def __init__(self, items: AsyncIterator["asyncio.Future[Any]"]) -> None:
+        self._items = items
+
+    def __aiter__(self) -> AsyncIterator["asyncio.Future[Any]"]:
+        return self._items
+
+    async def completed(self) -> None:
+        return None
 
 
 class FakeRollout:
@@ -43,194 +149,225 @@ class FakeRollout:
         self.size = size
         self.delay = delay
         self.fail_at = fail_at
-        self.roll_out, self.resample = Method(self._roll_out), Method(self._resample)
-        self.rolled_out, self.one_at_a_time = asyncio.Event(), asyncio.Lock()
+        self.rolled_out = asyncio.Event()
+        self.one_at_a_time = asyncio.Lock()
+        self.versions = list[int]()
+        self.evaluated = list[int]()
 
-    def _resample(
-        self, chunk: tuple[str, ...], *, policy_version: int
-    ) -> tuple[Any, Any]:
-        async def receipt() -> ResampleReceipt:
-            await self.rolled_out.wait()
-            await asyncio.sleep(self.delay(f"resample {chunk[0]}"))
-            return ResampleReceipt(span=NO_TIME)
-
-        return tuple(
-            f"{policy_version}:{name}" for name in chunk
-        ), asyncio.ensure_future(receipt())
-
-    async def _roll_out(
+    async def roll_out(
         self,
         requests: Sequence[RolloutRequest],
-        *,
         policy_version: int,
         done: frozenset[str],
     ) -> AsyncIterator[Any]:
-        every = [request.rollout_id for request in requests]
-        names = [name for name in every if name not in done]
+        names = [r.rollout_id for r in requests if r.rollout_id not in done]
         async with self.one_at_a_time:
             self.rolled_out.clear()
-            async for item in self._chunks(names, policy_version):
-                yield item
-
-    async def _chunks(
-        self, names: list[str], policy_version: int
-    ) -> AsyncIterator[Any]:
-        for index, first in enumerate(range(0, len(names), self.size)):
-            chunk = tuple(names[first : first + self.size])
-            await asyncio.sleep(self.delay(f"rollout {chunk[0]}"))
-            if index == self.fail_at:
-                yield _failing(RuntimeError("engine burst"))
-                return
-            yield chunk
-            yield _done(
-                RolloutReceipt(
+            for index, first in enumerate(range(0, len(names), self.size)):
+                chunk = tuple(names[first : first + self.size])
+                await asyncio.sleep(self.delay(f"rollout {chunk[0]}"))
+                if index == self.fail_at:
+                    raise RuntimeError("engine burst")
+                yield chunk
+                yield RolloutReceipt(
                     rollout_ids=chunk,
                     policy_version=policy_version,
                     num_tokens=10 * len(chunk),
-                    num_tokens_each=(10,) * len(chunk),
                     num_truncated=0,
                     entropy_sum=1.0,
                     span=NO_TIME,
                 )
-            )
-        self.rolled_out.set()
+            self.rolled_out.set()
+
+    async def resample(self, chunk: tuple[str, ...], policy_version: int) -> Any:
+        await self.rolled_out.wait()
+        await asyncio.sleep(self.delay(f"resample {chunk[0]}"))
+        windows = tuple(f"{policy_version}:{name}" for name in chunk)
+        return windows, ResampleReceipt(span=NO_TIME)
+
+    async def update(self, policy_version: int, *_: Any) -> Span:
+        async with self.one_at_a_time:
+            self.versions.append(policy_version)
+        return NO_TIME
+
+    async def evaluate(self, problems: Sequence[Prompt]) -> Accuracy:
+        async with self.one_at_a_time:
+            self.evaluated.append(self.versions[-1] if self.versions else 0)
+            await asyncio.sleep(self.delay("evaluate"))
+        return Accuracy(num_problems=len(problems), num_correct=0)
 
 
-class Writing:
-    """What decodes as the teacher. Rewrites, and drops the samples in `wrong`."""
+class FakeDecoder:
+    """Decodes as the teacher. Its rewrites of the samples in `wrong` are dropped."""
 
     def __init__(self, delay: Delay, wrong: frozenset[int]) -> None:
-        self.delay, self.wrong = delay, wrong
-        self.continue_from, self.rewrite = (
-            Method(self._continue_from),
-            Method(self._rewrite),
-        )
+        self.delay = delay
+        self.wrong = wrong
         self.continued = list[str]()
 
-    def _continue_from(self, chunk: tuple[str, ...]) -> tuple[Any, Any]:
+    async def continue_from(self, chunk: tuple[str, ...]) -> Any:
         self.continued.extend(chunk)
-
-        async def receipt() -> ContinueReceipt:
-            await asyncio.sleep(self.delay(f"continue {chunk[0]}"))
-            return ContinueReceipt(
-                num_tokens=1, num_prefix_tokens=10, num_cached_tokens=9, span=NO_TIME
-            )
-
-        return tuple(f"after {name}" for name in chunk), asyncio.ensure_future(
-            receipt()
+        await asyncio.sleep(self.delay(f"continue {chunk[0]}"))
+        receipt = ContinueReceipt(
+            num_tokens=1, num_prefix_tokens=10, num_cached_tokens=9, span=NO_TIME
         )
+        return tuple(f"after {name}" for name in chunk), receipt
 
-    def _rewrite(self, chunk: tuple[str, ...], _: Sequence[Prompt]) -> tuple[Any, Any]:
-        kept = tuple(
-            name for name in chunk if int(name.split(".")[1]) not in self.wrong
-        )
+    async def rewrite(self, chunk: tuple[str, ...], _: Sequence[Prompt]) -> Any:
+        kept = tuple(n for n in chunk if int(n.split(".")[1]) not in self.wrong)
+        await asyncio.sleep(self.delay(f"rewrite {chunk[0]}"))
+        dropped = tuple((n, "rewrite is wrong") for n in chunk if n not in kept)
+        return kept, RewriteReceipt(dropped=dropped, num_tokens=1, span=NO_TIME)
 
-        async def receipt() -> RewriteReceipt:
-            await asyncio.sleep(self.delay(f"rewrite {chunk[0]}"))
-            dropped = tuple(
-                (name, "rewrite is wrong") for name in chunk if name not in kept
-            )
-            return RewriteReceipt(dropped=dropped, num_tokens=1, span=NO_TIME)
-
-        return kept, asyncio.ensure_future(receipt())
+    async def update(self, *_: Any) -> Span:
+        return NO_TIME
 
 
-class FakeTeacher(Writing):
+class FakeTeacher(FakeDecoder):
     """Scores; every chunk brings one candidate a rollout."""
 
     def __init__(self, delay: Delay, wrong: frozenset[int]) -> None:
         super().__init__(delay, wrong)
-        self.busy, self.most_busy, self.scored = 0, 0, list[str]()
-        self.score = Method(self._score)
+        self.busy = 0
+        self.most_busy = 0
+        self.scored = list[str]()
 
-    def _score(self, chunk: tuple[str, ...]) -> tuple[Any, Any, Any]:
+    async def score(self, chunk: tuple[str, ...]) -> Any:
         self.scored.extend(chunk)
+        self.busy += 1
+        self.most_busy = max(self.busy, self.most_busy)
+        await asyncio.sleep(self.delay(f"score {chunk[0]}"))
+        self.busy -= 1
+        receipt = ScoreReceipt(
+            num_tokens=10,
+            num_sequence_tokens=(10,) * len(chunk),
+            num_candidates=len(chunk),
+            loss_sum=1.0,
+            span=NO_TIME,
+        )
+        return (*chunk, chunk, receipt)
 
-        async def receipt() -> ScoreReceipt:
-            self.busy += 1
-            self.most_busy = max(self.busy, self.most_busy)
-            await asyncio.sleep(self.delay(f"score {chunk[0]}"))
-            self.busy -= 1
-            return ScoreReceipt(
-                num_tokens=10, num_candidates=len(chunk), loss_sum=1.0, span=NO_TIME
-            )
 
-        return chunk, chunk, asyncio.ensure_future(receipt())
-
-
-class FakeProber(Writing):
+class FakeProber(FakeDecoder):
     """Probes; D_OT of a rollout is its sample index."""
 
     def __init__(self, delay: Delay, wrong: frozenset[int]) -> None:
         super().__init__(delay, wrong)
-        self.probe = Method(self._probe)
         self.fresh: list[Any] = []
 
-    def _probe(
+    async def probe(
         self, chunk: tuple[str, ...], windows: tuple[str, ...], fresh: Any
-    ) -> tuple[Any, Any]:
+    ) -> Any:
         assert windows == tuple(f"after {name}" for name in chunk)
         self.fresh.append(fresh)
-
-        async def receipt() -> ProbeReceipt:
-            await asyncio.sleep(self.delay(f"probe {chunk[0]}"))
-            distances = tuple(float(name.split(".")[1]) for name in chunk)
-            return ProbeReceipt(
-                distances=distances,
-                threshold_distances=distances,
-                num_unconverged=0,
-                span=NO_TIME,
-            )
-
-        return chunk, asyncio.ensure_future(receipt())
+        await asyncio.sleep(self.delay(f"probe {chunk[0]}"))
+        distances = tuple(float(name.split(".")[1]) for name in chunk)
+        receipt = ProbeReceipt(
+            distances=distances,
+            threshold_distances=distances,
+            num_unconverged=0,
+            span=NO_TIME,
+        )
+        return (*(f"probed {name}" for name in chunk), receipt)
 
 
 class FakeLearner:
-    """Notes what it was given, in order."""
+    """One rank; it notes what it was given, in order."""
 
     def __init__(self, delay: Delay) -> None:
-        self.delay, self.taken, self.lines, self.steps = (
-            delay,
-            list[str](),
-            list[float](),
-            0,
-        )
+        self.delay = delay
+        self.taken = list[str]()
+        self.thresholds = list[float]()
+        self.steps = 0
         self.steps_before = list[int]()
-        self.accumulate, self.step = Method(self._accumulate), Method(self._step)
+        self.num_abandoned = 0
 
-    def _accumulate(self, scored: tuple[str, ...], _: Any, line: float) -> Any:
+    async def accumulate(self, threshold: float, *items: str) -> LearnReceipt:
+        scored = [item for item in items if not item.startswith("probed ")]
+        probed = [item for item in items if item.startswith("probed ")]
+        assert probed in ([], [f"probed {name}" for name in scored])
         self.taken.extend(scored)
-        self.lines.append(line)
+        self.thresholds.append(threshold)
         self.steps_before.append(self.steps)
+        await asyncio.sleep(self.delay(f"learn {scored[0] if scored else 'nothing'}"))
+        sums = LossSums(num_tokens=len(scored))
+        return LearnReceipt(sums=sums, num_divergent=0, span=NO_TIME)
 
-        async def receipt() -> LearnReceipt:
-            await asyncio.sleep(self.delay(f"learn {scored[0]}"))
-            return LearnReceipt(
-                sums=LossSums(num_tokens=1), num_divergent=0, span=NO_TIME
-            )
-
-        return asyncio.ensure_future(receipt())
-
-    def _step(self, **_: bool) -> Any:
+    async def step(self, _: bool) -> StepReport:
         self.steps += 1
-        return _done(
-            StepReport(
-                step=self.steps,
-                policy_version=self.steps,
-                loss=1.0,
-                loss_opd=1.0,
-                loss_traj=0.0,
-                rollout_kl=0.01,
-                grad_norm=1.0,
-                lr=1.0,
-                num_tokens=1,
-                num_window_positions=0,
-                skipped=False,
-            )
+        return StepReport(
+            step=self.steps,
+            policy_version=self.steps,
+            loss=1.0,
+            loss_opd=1.0,
+            loss_traj=0.0,
+            rollout_kl=0.01,
+            grad_norm=1.0,
+            lr=1.0,
+            num_tokens=1,
+            num_window_positions=0,
+            skipped=False,
+        )
+
+    async def abandon_step(self) -> None:
+        self.num_abandoned += 1
+
+    async def publish(self) -> AsyncIterator[Any]:
+        yield "weights"
+
+    async def follow_teacher(self) -> None:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Fakes:
+    """The workers of a fleet, to look at after a run."""
+
+    rollouts: list[FakeRollout]
+    teachers: list[FakeTeacher]
+    probers: list[FakeProber]
+    learners: list[FakeLearner]
+
+    def fleet(
+        self,
+        calls: Calls,
+        replacement: Replacement | None = None,
+        dies: Dies = lambda: "",
+        *,
+        replaceable: bool = True,
+    ) -> Fleet:
+        """Real handles over processes that end when `dies` says so; learners live."""
+        granted = replacement or Replacement.never()
+
+        def starter(worker: Any) -> Callable[[], Process]:
+            return lambda: FakeProcess(worker, dies)
+
+        return Fleet(
+            rollouts=[
+                RolloutActorHandle(
+                    f"rollout[{i}]",
+                    starter(worker),
+                    calls,
+                    granted,
+                    replaceable=replaceable,
+                )
+                for i, worker in enumerate(self.rollouts)
+            ],
+            teachers=[
+                TeacherActorHandle(f"teacher[{i}]", starter(worker), calls, granted)
+                for i, worker in enumerate(self.teachers)
+            ],
+            probers=[
+                ProberActorHandle(f"prober[{i}]", starter(worker), calls, granted)
+                for i, worker in enumerate(self.probers)
+            ],
+            learners=LearnerActorGroup(
+                [FakeProcess(worker) for worker in self.learners], calls
+            ),
         )
 
 
-def fleet(
+def fakes(
     delay: Delay,
     *,
     engines: int = 1,
@@ -240,9 +377,8 @@ def fleet(
     size: int = 2,
     fail_at: int | None = None,
     wrong: frozenset[int] = frozenset(),
-) -> Fleet:
-    """A fleet of fakes."""
-    return Fleet(
+) -> Fakes:
+    return Fakes(
         rollouts=[FakeRollout(size, delay, fail_at) for _ in range(engines)],
         teachers=[FakeTeacher(delay, wrong) for _ in range(teachers)],
         probers=[FakeProber(delay, wrong) for _ in range(probers)],
@@ -250,11 +386,80 @@ def fleet(
     )
 
 
-def _done(value: Any) -> Any:
-    future = asyncio.get_running_loop().create_future()
-    future.set_result(value)
+class Steps(LoopHooks):
+    """Prompts for a loop, and what its steps left."""
+
+    def __init__(self, num_prompts: int, cursor: int = 0) -> None:
+        self.num_prompts = num_prompts
+        self.cursor = cursor
+        self.receipts = list[StepReceipts]()
+        self.accuracies = dict[int, Accuracy]()
+
+    def take_prompts(self) -> list[Prompt]:
+        first, self.cursor = self.cursor, self.cursor + self.num_prompts
+        return [prompt(position) for position in range(first, self.cursor)]
+
+    def put_back(self, prompts: Sequence[Prompt]) -> None:
+        self.cursor -= len(prompts)
+
+    async def finished(self, finished: FinishedStep) -> None:
+        self.receipts.append(finished.receipts)
+
+    def evaluated(self, step: int, accuracy: Accuracy) -> None:
+        self.accuracies[step] = accuracy
+
+
+def loop_over(
+    chosen: Config,
+    fleet: Fleet,
+    hooks: Steps,
+    *,
+    steps: int,
+    ledger: Ledger | None = None,
+    recent: RecentDistances | None = None,
+    **options: Any,
+) -> StepLoop:
+    """The loop of a run over a fleet, for `steps` steps in all."""
+    return StepLoop(
+        Schedule.of(chosen, steps),
+        Pipeline(
+            chosen,
+            fleet,
+            Ledger() if ledger is None else ledger,
+            recent or RecentDistances(chosen.windows.divergence),
+        ),
+        WeightSync(fleet),
+        hooks.take_prompts,
+        fleet=fleet,
+        hooks=hooks,
+        **options,
+    )
+
+
+def _future(work: Any) -> "asyncio.Future[Any]":
+    future = asyncio.ensure_future(work)
+    # what nobody awaits, as beside a lost call, is no warning
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())
     return future
 
 
-async def _failing(error: Exception) -> Any:
-    raise error
+async def _value(item: Any) -> Any:
+    return await item if isinstance(item, asyncio.Future) else item
+
+
+async def _part(answer: "asyncio.Future[Any]", index: int) -> Any:
+    return (await asyncio.shield(answer))[index]
+
+
+async def _lost(fate: str) -> Any:
+    if fate == SILENT:
+        await asyncio.Event().wait()
+    raise RayActorError
+
+
+def names_of(taken: Iterable[Sequence[str]]) -> list[str]:
+    """All rollouts that the ranks took, rank by rank."""
+    names: list[str] = []
+    for rank in taken:
+        names += rank
+    return names

@@ -1,0 +1,149 @@
+"""The Ray cluster of a run: joined where there is one, else started on this machine."""
+
+import importlib
+import math
+import os
+import secrets
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from topd_ray.actors.resources import total_resources
+from topd_ray.config import ClusterConfig, Config
+from topd_ray.errors import UserError
+
+_CONNECT_S = 10.0
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "TOKENIZERS_PARALLELISM": "0",
+}
+_AUTH_MODE = "RAY_AUTH_MODE"
+_AUTH_TOKEN = "RAY_AUTH_TOKEN"
+
+
+@contextmanager
+def connected(config: Config) -> Iterator[None]:
+    """Join the cluster of the config or of the submitted job, or start a local one.
+
+    Does nothing with `cluster.placement: inline`. Raises UserError where there is no
+    such cluster, or where it is too small for the config.
+    """
+    if config.cluster.placement == "inline":
+        yield
+        return
+    for key, value in _QUIET.items():
+        os.environ.setdefault(key, value)
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            _join(address)
+            yield from _checked(config)
+        else:
+            with _own_token():
+                _start_local(config)
+                yield from _checked(config)
+    finally:
+        ray.shutdown()
+
+
+def _checked(config: Config) -> Iterator[None]:
+    _refuse_what_does_not_fit(config)
+    yield
+
+
+def _join(address: str) -> None:
+    try:
+        _try_port(address)
+        ray.init(address=address, log_to_driver=False, logging_level="warning")
+    except (OSError, ValueError, RayError) as error:
+        raise UserError(
+            f"cluster.address={address}: no Ray cluster there, or none that lets this"
+            f" process in ({str(error).splitlines()[0]}); `ray start --head` starts"
+            " one, a cluster with RAY_AUTH_MODE=token needs its RAY_AUTH_TOKEN here"
+            " too, and without an address a local cluster is started"
+        ) from None
+
+
+def _start_local(config: Config) -> None:
+    # Without a dashboard nothing reads Ray's log of calls, 3.5 KB each in the memory of
+    # its control store.
+    os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
+    cpus = total_resources(config)["CPU"]
+    ray.init(
+        address="local",
+        # CPUs are numbers to Ray: on a laptop more actors may share fewer cores
+        num_cpus=max(math.ceil(cpus), os.cpu_count() or 1),
+        object_store_memory=int(config.cluster.object_store_gib * 2**30),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="warning",
+    )
+
+
+@contextmanager
+def _own_token() -> Iterator[None]:
+    """Protect the local cluster by a fresh token, which only its own processes know.
+
+    Ray listens on every interface of the machine, and a process that joins a cluster
+    runs code in it. A mode that the environment sets already is left as it is.
+    """
+    if _AUTH_MODE in os.environ:
+        yield
+        return
+    own = {_AUTH_MODE: "token", _AUTH_TOKEN: secrets.token_hex(32)}
+    before = {name: os.environ.get(name) for name in own}
+    os.environ.update(own)
+    _read_environment_again()
+    try:
+        yield
+    finally:
+        _restore(before)
+        _read_environment_again()
+
+
+def _restore(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def _read_environment_again() -> None:
+    # Ray reads the mode once, when it is imported, and keeps the first token it finds.
+    raylet: Any = importlib.import_module("ray._raylet")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
+    raylet.Config.initialize("")
+
+
+def _try_port(address: str) -> None:
+    """Raise OSError where nothing listens; Ray itself would wait for minutes.
+
+    The address `auto` names no port to try.
+    """
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit():
+        where = (host.strip("[]"), int(port))
+        with socket.create_connection(where, timeout=_CONNECT_S):
+            pass
+
+
+def _refuse_what_does_not_fit(config: Config) -> None:
+    available = ray.cluster_resources()
+    where = _where(config.cluster)
+    for kind, wanted in total_resources(config).items():
+        if wanted > available.get(kind, 0.0):
+            raise UserError(
+                f"the config asks for {wanted:g} {kind}s in all, {where} has"
+                f" {available.get(kind, 0.0):g}; lower the `{kind.lower()}s` fields or"
+                " the number of engines, workers and ranks (`topd check` lists them)"
+            )
+
+
+def _where(cluster: ClusterConfig) -> str:
+    return cluster.address or "this machine"

@@ -1,0 +1,512 @@
+"""Typed handles of actors: name, deadline, retry after a loss, time span.
+
+A handle speaks to one `Process`: a Ray actor, or a worker in this process. What the
+driver may call stands in protocols.py; the method names that Ray wants as attributes of
+an untyped object appear here and nowhere else.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from topd_ray.actors.calls import Calls, all_of
+from topd_ray.actors.protocols import (
+    Continued,
+    Probed,
+    PublishedWeights,
+    RankShare,
+    Ref,
+    Resampled,
+    Rewritten,
+    RolloutChunk,
+    Scored,
+    WorkLog,
+)
+from topd_ray.actors.replacement import LOST, Replacement
+from topd_ray.errors import ActorFailedError, TopdError
+from topd_ray.evaluation import Accuracy
+from topd_ray.messages import (
+    CandidateSet,
+    Ints,
+    Prompt,
+    Rollout,
+    RolloutRequest,
+    StepReport,
+)
+from topd_ray.records.receipts import LearnReceipt, Receipt, RolloutReceipt, Span
+
+R = TypeVar("R", bound=Receipt)
+
+
+class Stream(Protocol):
+    """The references that a streaming call yields, as they come."""
+
+    def __aiter__(self) -> AsyncIterator[Ref[Any]]: ...
+
+    def completed(self) -> Awaitable[Any]:
+        """Await the end of the call; raises what it raised."""
+        ...
+
+
+class Process(Protocol):
+    """One actor process. It serves its calls in the order of submission."""
+
+    def call(
+        self, method: str, *arguments: object, num_returns: int = 1
+    ) -> Sequence[Ref[Any]]:
+        """Submit a call; return a reference to each of its `num_returns` values."""
+        ...
+
+    def stream(
+        self, method: str, *arguments: object, room: int | None = None
+    ) -> Stream:
+        """Submit a call that yields; it pauses while `room` items wait to be taken."""
+        ...
+
+    def kill(self) -> None:
+        """End the process at once."""
+        ...
+
+
+class _Submitted:
+    """A call on its way, and the process that owes its answer."""
+
+    def __init__(self, process: Process, references: Sequence[Ref[Any]]) -> None:
+        self.process = process
+        self.references = references
+
+
+class Handle:
+    """One actor that can be replaced; calls go to the process that has its place."""
+
+    def __init__(
+        self,
+        name: str,
+        start: Callable[[], Process],
+        calls: Calls,
+        replacement: Replacement,
+    ) -> None:
+        """`name`: e.g. `teacher[0]`, for errors and metrics. `start()` makes a
+        process.
+        """
+        self.name = name
+        self._start = start
+        self._calls = calls
+        self._replacement = replacement
+        self._process = start()
+        self._replacing = asyncio.Lock()
+        self._weights: PublishedWeights | None = None
+        self._clock_offset_s = 0.0
+
+    async def ready(self) -> None:
+        """Wait until the process has loaded its model; compare its clock with ours."""
+        (loaded,) = self._process.call("ready")
+        await self._calls.start(self.name, "ready", loaded)
+        # Monotonic clocks of two machines have nothing in common but their rate.
+        asked_s = time.monotonic()
+        (clock,) = self._process.call("clock")
+        its_s: float = await self._calls.call(self.name, "clock", clock)
+        self._clock_offset_s = (asked_s + time.monotonic()) / 2 - its_s
+
+    def update(self, weights: PublishedWeights) -> Awaitable[Span]:
+        """Submit new weights now; await the span of their load.
+
+        An actor lost meanwhile is replaced, and its successor loads the same weights.
+        """
+        self._weights = weights
+        submitted = self._submit("update", weights.policy_version, *weights.buckets)
+        return self._updated(submitted)
+
+    def forget_weights(self) -> None:
+        """Release the references to the newest weights, before others are published."""
+        self._weights = None
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self._process.kill()
+
+    async def _updated(self, submitted: _Submitted) -> Span:
+        began_s = time.monotonic()
+        try:
+            span: Span = await self._calls.call(
+                self.name, "update", submitted.references[0]
+            )
+        except LOST as error:
+            await self._replace(submitted.process, error)  # which loads the weights
+            return Span.since(began_s)
+        return self._by_our_clock(span)
+
+    def _submit(
+        self, method: str, *arguments: object, num_returns: int = 1
+    ) -> _Submitted:
+        process = self._process
+        references = process.call(method, *arguments, num_returns=num_returns)
+        return _Submitted(process, references)
+
+    async def _call(
+        self, method: str, *arguments: object, num_returns: int = 1
+    ) -> tuple[Any, ...]:
+        """Return the references of a call, the last of them awaited."""
+        submitted = self._submit(method, *arguments, num_returns=num_returns)
+        return await self._answered(submitted, method, *arguments)
+
+    async def _answered(
+        self, submitted: _Submitted, method: str, *arguments: object
+    ) -> tuple[Any, ...]:
+        """Await the last reference of a call; make the call again where it was lost."""
+        num_returns = len(submitted.references)
+        while True:
+            *values, receipt = submitted.references
+            try:
+                answer = await self._calls.call(self.name, method, receipt)
+            except LOST as error:
+                await self._replace(submitted.process, error)
+            else:
+                return (*values, answer)
+            submitted = self._submit(method, *arguments, num_returns=num_returns)
+
+    async def _replace(self, lost: Process, error: TopdError) -> None:
+        """Replace a lost process and return when its successor is ready.
+
+        Does nothing where another call has replaced it already: one death fails all the
+        calls that were under way. Raises `error` where no replacement is granted.
+        """
+        async with self._replacing:
+            if self._process is not lost:
+                return
+            await self._replacement.grant(self.name, error)
+            lost.kill()  # a silent process still holds its memory
+            self._process = self._start()
+            await self.ready()
+            if self._weights is not None:
+                weights = self._weights
+                (loaded,) = self._process.call(
+                    "update", weights.policy_version, *weights.buckets
+                )
+                await self._calls.call(self.name, "update", loaded)
+
+    def _noted(self, method: str, receipt: R, log: WorkLog) -> R:
+        """Tell `log` of a call, and return its receipt with times of our own clock."""
+        span = self._by_our_clock(receipt.span)
+        log.worked(self.name, method, span, receipt.num_tokens)
+        return replace(receipt, span=span)
+
+    def _by_our_clock(self, span: Span) -> Span:
+        return span.shifted(self._clock_offset_s)
+
+
+class RolloutActorHandle(Handle):
+    """A `RolloutHandle` over a process."""
+
+    def __init__(
+        self,
+        name: str,
+        start: Callable[[], Process],
+        calls: Calls,
+        replacement: Replacement,
+        *,
+        replaceable: bool,
+    ) -> None:
+        """`replaceable`: whether a lost engine's rollouts may be decoded again.
+
+        With `rollout.max_staleness` above 0 they may not: the queue of a lost engine
+        held requests and weights of several versions, in an order that is gone with it.
+        """
+        super().__init__(name, start, calls, replacement)
+        self._replaceable = replaceable
+
+    def roll_out(
+        self, requests: Sequence[RolloutRequest], *, policy_version: int, room: int
+    ) -> AsyncIterator[RolloutChunk]:
+        """See `RolloutHandle`. A lost engine's missing rollouts are decoded again."""
+        process = self._process
+        stream = self._open(process, requests, policy_version, frozenset(), room)
+        return self._followed(process, stream, requests, policy_version, room)
+
+    async def resample(
+        self, candidates: Ref[list[CandidateSet]], policy_version: int, log: WorkLog
+    ) -> Resampled:
+        """See `RolloutHandle`."""
+        windows, receipt = await self._call(
+            "resample", candidates, policy_version, num_returns=2
+        )
+        return Resampled(windows, self._noted("resample", receipt, log))
+
+    def evaluate(self, problems: Sequence[Prompt]) -> Awaitable[Accuracy]:
+        """See `RolloutHandle`."""
+        return self._evaluated(self._submit("evaluate", problems), problems)
+
+    async def _evaluated(
+        self, submitted: _Submitted, problems: Sequence[Prompt]
+    ) -> Accuracy:
+        accuracy: Accuracy
+        (accuracy,) = await self._answered(submitted, "evaluate", problems)
+        return accuracy
+
+    @staticmethod
+    def _open(
+        process: Process,
+        requests: Sequence[RolloutRequest],
+        policy_version: int,
+        done: frozenset[str],
+        room: int,
+    ) -> Stream:
+        # a chunk is two items, payload and receipt; one chunk more is being taken
+        return process.stream(
+            "roll_out", requests, policy_version, done, room=2 * (room + 1)
+        )
+
+    async def _followed(
+        self,
+        process: Process,
+        stream: Stream,
+        requests: Sequence[RolloutRequest],
+        policy_version: int,
+        room: int,
+    ) -> AsyncIterator[RolloutChunk]:
+        done = set[str]()
+        while True:
+            try:
+                async for chunk in self._chunks(stream):
+                    done.update(chunk.receipt.rollout_ids)
+                    yield chunk
+            except LOST as error:
+                if not self._replaceable:
+                    raise
+                await self._replace(process, error)
+            else:
+                return
+            process = self._process
+            stream = self._open(
+                process, requests, policy_version, frozenset(done), room
+            )
+
+    async def _chunks(self, stream: Stream) -> AsyncIterator[RolloutChunk]:
+        """Yield pairs of payload reference and receipt from a streaming call."""
+        references = aiter(stream)
+        while True:
+            try:
+                rollouts = await self._calls.call(
+                    self.name, "roll_out", anext(references)
+                )
+            except StopAsyncIteration:
+                return
+            try:
+                second = await self._calls.call(
+                    self.name, "roll_out", anext(references)
+                )
+            except StopAsyncIteration:
+                # a lone last reference carries the error that ended the generator
+                await self._calls.call(self.name, "roll_out", rollouts)
+                raise ActorFailedError(
+                    f"{self.name} sent a chunk without its receipt"
+                ) from None
+            receipt: RolloutReceipt = await self._calls.call(
+                self.name, "roll_out", second
+            )
+            span = self._by_our_clock(receipt.span)
+            yield RolloutChunk(rollouts, replace(receipt, span=span))
+
+
+class DecoderActorHandle(Handle):
+    """A `DecoderHandle` over a process."""
+
+    async def continue_from(
+        self, candidates: Ref[list[CandidateSet]], log: WorkLog
+    ) -> Continued:
+        """See `DecoderHandle`."""
+        windows, receipt = await self._call("continue_from", candidates, num_returns=2)
+        return Continued(windows, self._noted("continue_from", receipt, log))
+
+    async def rewrite(
+        self, rollouts: Ref[list[Rollout]], prompts: Sequence[Prompt], log: WorkLog
+    ) -> Rewritten:
+        """See `DecoderHandle`."""
+        rewrites, receipt = await self._call(
+            "rewrite", rollouts, prompts, num_returns=2
+        )
+        return Rewritten(rewrites, self._noted("rewrite", receipt, log))
+
+
+class TeacherActorHandle(DecoderActorHandle):
+    """A `TeacherHandle` over a process."""
+
+    async def score(
+        self, rollouts: Ref[list[Rollout]], num_rollouts: int, log: WorkLog
+    ) -> Scored:
+        """See `TeacherHandle`."""
+        *scored, candidates, receipt = await self._call(
+            "score", rollouts, num_returns=num_rollouts + 2
+        )
+        return Scored(tuple(scored), candidates, self._noted("score", receipt, log))
+
+
+class ProberActorHandle(DecoderActorHandle):
+    """A `ProberHandle` over a process."""
+
+    async def probe(
+        self,
+        candidates: Ref[list[CandidateSet]],
+        teacher_windows: Ref[list[Ints]],
+        student_windows: Ref[list[Ints]] | None,
+        num_rollouts: int,
+        log: WorkLog,
+    ) -> Probed:
+        """See `ProberHandle`."""
+        *probe_sets, receipt = await self._call(
+            "probe",
+            candidates,
+            teacher_windows,
+            student_windows,
+            num_returns=num_rollouts + 1,
+        )
+        return Probed(tuple(probe_sets), self._noted("probe", receipt, log))
+
+
+class LearnerActorGroup:
+    """A `LearnerGroup` over one process a rank.
+
+    A rank holds a part of the training state: it is not replaced, and its loss is an
+    error of the call.
+    """
+
+    def __init__(self, processes: Sequence[Process], calls: Calls) -> None:
+        self._processes = processes
+        self._calls = calls
+        self._clock_offsets_s = [0.0] * len(processes)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the ranks, in order."""
+        return [f"learner[{rank}]" for rank in range(len(self._processes))]
+
+    async def start(self) -> None:
+        """Let the ranks meet in one process group and load the student."""
+        (meeting,) = self._processes[0].call("rendezvous")
+        address, port = await self._calls.start(self.names[0], "rendezvous", meeting)
+        loads = [
+            self._calls.start(name, "start", process.call("start", address, port)[0])
+            for name, process in zip(self.names, self._processes, strict=True)
+        ]
+        await all_of(loads)
+        asked_s = time.monotonic()
+        clocks_s = await self._every("clock")
+        middle_s = (asked_s + time.monotonic()) / 2
+        self._clock_offsets_s = [middle_s - clock_s for clock_s in clocks_s]
+
+    async def accumulate(
+        self, shares: Sequence[RankShare], threshold: float, log: WorkLog
+    ) -> list[LearnReceipt]:
+        """See `LearnerGroup`."""
+        # Ray resolves references among the arguments themselves, not inside a list.
+        references = [
+            process.call("accumulate", threshold, *share.scored, *share.probe_sets)[0]
+            for process, share in zip(self._processes, shares, strict=True)
+        ]
+        receipts: list[LearnReceipt] = await self._answers("accumulate", references)
+        timed = []
+        for name, offset_s, receipt in zip(
+            self.names, self._clock_offsets_s, receipts, strict=True
+        ):
+            span = receipt.span.shifted(offset_s)
+            log.worked(name, "accumulate", span, receipt.num_tokens)
+            timed.append(replace(receipt, span=span))
+        return timed
+
+    async def step(self, *, skip: bool, log: WorkLog) -> StepReport:
+        """See `LearnerGroup`."""
+        began_s = time.monotonic()
+        reports: list[StepReport] = await self._every("step", skip)
+        for name in self.names:
+            log.worked(name, "step", Span.since(began_s))
+        return reports[0]
+
+    async def abandon_step(self) -> None:
+        """See `LearnerGroup`."""
+        await self._every("abandon_step")
+
+    async def publish(self, policy_version: int) -> PublishedWeights:
+        """See `LearnerGroup`."""
+        began_s = time.monotonic()
+        streams = [process.stream("publish") for process in self._processes]
+        buckets = await self._collected("publish", streams)
+        return PublishedWeights(policy_version, tuple(buckets), Span.since(began_s))
+
+    async def follow_teacher(self) -> None:
+        """See `LearnerGroup`."""
+        await self._every("follow_teacher")
+
+    async def save(self, folder: Path) -> None:
+        """See `LearnerGroup`."""
+        await self._every("save", folder)
+
+    async def load(self, folder: Path) -> None:
+        """See `LearnerGroup`."""
+        await self._every("load", folder)
+
+    async def save_teacher(self, folder: Path, weights: PublishedWeights) -> None:
+        """See `LearnerGroup`. Rank 0 alone writes."""
+        (saved,) = self._processes[0].call(
+            "save_teacher", folder, weights.policy_version, *weights.buckets
+        )
+        await self._calls.call(self.names[0], "save_teacher", saved)
+
+    async def load_teacher(self, folder: Path, policy_version: int) -> PublishedWeights:
+        """See `LearnerGroup`."""
+        began_s = time.monotonic()
+        streams = [
+            process.stream("load_teacher", folder, policy_version)
+            for process in self._processes
+        ]
+        buckets = await self._collected("load_teacher", streams)
+        return PublishedWeights(policy_version, tuple(buckets), Span.since(began_s))
+
+    async def export(self, folder: Path) -> None:
+        """See `LearnerGroup`."""
+        await self._every("export", folder)
+
+    async def dump(self, folder: Path, chunks: Sequence[Ref[list[Rollout]]]) -> None:
+        """See `LearnerGroup`. Rank 0 alone writes."""
+        (dumped,) = self._processes[0].call("dump", folder, *chunks)
+        await self._calls.call(self.names[0], "dump", dumped)
+
+    def kill(self) -> None:
+        """End every rank at once."""
+        for process in self._processes:
+            process.kill()
+
+    async def _every(self, method: str, *arguments: object) -> list[Any]:
+        """Make the same call of every rank and wait for all answers."""
+        references = [
+            process.call(method, *arguments)[0] for process in self._processes
+        ]
+        return await self._answers(method, references)
+
+    async def _answers(self, method: str, references: Sequence[Ref[Any]]) -> list[Any]:
+        return await all_of(
+            [
+                self._calls.call(name, method, reference)
+                for name, reference in zip(self.names, references, strict=True)
+            ]
+        )
+
+    async def _collected(
+        self, method: str, streams: Sequence[Stream]
+    ) -> Sequence[Ref[Any]]:
+        """Draw the streams of all ranks to their ends; rank 0's references."""
+        drawn = await all_of(
+            [
+                self._calls.call(name, method, _all_references(stream))
+                for name, stream in zip(self.names, streams, strict=True)
+            ]
+        )
+        return drawn[0]
+
+
+async def _all_references(stream: Stream) -> list[Ref[Any]]:
+    references = [reference async for reference in stream]
+    await stream.completed()
+    return references

@@ -1,0 +1,289 @@
+"""The types at the boundary of the actors: what may be called, and what comes back.
+
+Four fleets implement these protocols: Ray actors and in-process workers
+(`actors/handles.py`), and the simulated actors of `topd plan`.
+A method that only submits a call is a plain function that returns an awaitable: an
+actor serves its calls in the order of submission, and the caller decides when to wait.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from topd_ray.evaluation import Accuracy
+from topd_ray.messages import (
+    CandidateSet,
+    Ints,
+    ProbeSet,
+    Prompt,
+    Rollout,
+    RolloutRequest,
+    ScoredRollout,
+    StepReport,
+)
+from topd_ray.records.receipts import (
+    ContinueReceipt,
+    LearnReceipt,
+    ProbeReceipt,
+    ResampleReceipt,
+    RewriteReceipt,
+    RolloutReceipt,
+    ScoreReceipt,
+    Span,
+)
+from topd_ray.weights.buckets import WeightBucket
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Ref(Protocol[T_co]):
+    """A reference to a value that an actor holds or will hold.
+
+    The driver passes references on and fetches receipts only. Awaiting a reference
+    fetches the value, or raises what the call raised.
+    """
+
+    def __await__(self) -> Generator[Any, None, T_co]: ...
+
+
+class WorkLog(Protocol):
+    """Receives the time span of every finished call: a chunk, or a step as a whole."""
+
+    def worked(self, actor: str, what: str, span: Span, num_tokens: int = 0) -> None:
+        """Receive when `actor` worked on the call `what`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutChunk:
+    """Finished rollouts that one engine hands on together."""
+
+    rollouts: Ref[list[Rollout]]
+    receipt: RolloutReceipt
+
+
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """The teacher's rewrites of a chunk; the receipt names the rollouts left out."""
+
+    rollouts: Ref[list[Rollout]]
+    receipt: RewriteReceipt
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A scored chunk: one reference a rollout, so that each can go to its own rank."""
+
+    rollouts: tuple[Ref[ScoredRollout], ...]
+    candidates: Ref[list[CandidateSet]]
+    receipt: ScoreReceipt
+
+
+@dataclass(frozen=True, slots=True)
+class Resampled:
+    """The student's fresh windows of a chunk (D3), one (W, K) array a rollout."""
+
+    windows: Ref[list[Ints]]
+    receipt: ResampleReceipt
+
+
+@dataclass(frozen=True, slots=True)
+class Continued:
+    """The teacher's windows of a chunk, one (W, K) array a rollout."""
+
+    windows: Ref[list[Ints]]
+    receipt: ContinueReceipt
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """The probed windows of a chunk: one reference a rollout."""
+
+    probe_sets: tuple[Ref[ProbeSet], ...]
+    receipt: ProbeReceipt
+
+
+@dataclass(frozen=True, slots=True)
+class RankShare:
+    """What one learner rank trains on in one call."""
+
+    rollout_ids: tuple[str, ...]
+    scored: tuple[Ref[ScoredRollout], ...]
+    probe_sets: tuple[Ref[ProbeSet], ...]
+    """One a rollout, in the same order; empty where nothing is probed."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedWeights:
+    """One policy version in the object store: one copy a node for all engines on it."""
+
+    policy_version: int
+    buckets: tuple[Ref[WeightBucket], ...]
+    span: Span
+
+
+class RolloutHandle(Protocol):
+    """One rollout engine with the student's weights."""
+
+    @property
+    def name(self) -> str:
+        """Name in errors and metrics, e.g. `rollout[0]`."""
+        ...
+
+    def roll_out(
+        self, requests: Sequence[RolloutRequest], *, policy_version: int, room: int
+    ) -> AsyncIterator[RolloutChunk]:
+        """Submit the requests now; yield chunks as their rollouts finish.
+
+        At most `room` chunks wait to be taken; then the engine pauses.
+        """
+        ...
+
+    async def resample(
+        self, candidates: Ref[list[CandidateSet]], policy_version: int, log: WorkLog
+    ) -> Resampled:
+        """Decode a fresh window from every candidate (D3)."""
+        ...
+
+    def evaluate(self, problems: Sequence[Prompt]) -> Awaitable[Accuracy]:
+        """Submit held-out problems now; await their accuracy."""
+        ...
+
+    def update(self, weights: PublishedWeights) -> Awaitable[Span]:
+        """Submit new weights now; await the time span of their load."""
+        ...
+
+    def forget_weights(self) -> None:
+        """Release the references to the newest weights, before others are published."""
+        ...
+
+
+class DecoderHandle(Protocol):
+    """An engine that decodes as the teacher."""
+
+    @property
+    def name(self) -> str:
+        """Name in errors and metrics."""
+        ...
+
+    async def continue_from(
+        self, candidates: Ref[list[CandidateSet]], log: WorkLog
+    ) -> Continued:
+        """Decode the teacher's window from every candidate."""
+        ...
+
+    async def rewrite(
+        self, rollouts: Ref[list[Rollout]], prompts: Sequence[Prompt], log: WorkLog
+    ) -> Rewritten:
+        """Rewrite the rollouts (TRD) and filter the rewrites by their outcome."""
+        ...
+
+    def update(self, weights: PublishedWeights) -> Awaitable[Span]:
+        """Submit new weights now (self-distillation); await the span of their load."""
+        ...
+
+
+class TeacherHandle(DecoderHandle, Protocol):
+    """One teacher engine: it scores rollouts and continues from their candidates."""
+
+    async def score(
+        self, rollouts: Ref[list[Rollout]], num_rollouts: int, log: WorkLog
+    ) -> Scored:
+        """Score a chunk of `num_rollouts` rollouts and pick its candidates."""
+        ...
+
+
+class ProberHandle(DecoderHandle, Protocol):
+    """One probe worker; it decodes where `probe.engine` is a section."""
+
+    async def probe(
+        self,
+        candidates: Ref[list[CandidateSet]],
+        teacher_windows: Ref[list[Ints]],
+        student_windows: Ref[list[Ints]] | None,
+        num_rollouts: int,
+        log: WorkLog,
+    ) -> Probed:
+        """Solve the transport between both windows of every candidate.
+
+        `student_windows` are fresh ones (D3); None: the rollouts' own tokens.
+        """
+        ...
+
+
+class LearnerGroup(Protocol):
+    """All learner ranks. Every method is one collective call of every rank."""
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the ranks, in order."""
+        ...
+
+    async def accumulate(
+        self, shares: Sequence[RankShare], threshold: float, log: WorkLog
+    ) -> list[LearnReceipt]:
+        """Add the gradient of one share a rank; one receipt a rank."""
+        ...
+
+    async def step(self, *, skip: bool, log: WorkLog) -> StepReport:
+        """Update the weights, or drop the accumulated gradient with `skip`."""
+        ...
+
+    async def abandon_step(self) -> None:
+        """Drop what has been accumulated since the last step."""
+        ...
+
+    async def publish(self, policy_version: int) -> PublishedWeights:
+        """Put the weights, which are of `policy_version`, into the object store."""
+        ...
+
+    async def follow_teacher(self) -> None:
+        """Make the student's present output head the teacher's (self-distillation)."""
+        ...
+
+    async def save(self, folder: Path) -> None:
+        """Write the state of the learner; only between steps."""
+        ...
+
+    async def load(self, folder: Path) -> None:
+        """Read what `save` wrote."""
+        ...
+
+    async def save_teacher(self, folder: Path, weights: PublishedWeights) -> None:
+        """Write the weights that the teacher holds, unless they are the student's."""
+        ...
+
+    async def load_teacher(self, folder: Path, policy_version: int) -> PublishedWeights:
+        """Publish what `save_teacher` wrote; every rank takes the teacher's head."""
+        ...
+
+    async def export(self, folder: Path) -> None:
+        """Write the student as a Hugging Face folder."""
+        ...
+
+    async def dump(self, folder: Path, chunks: Sequence[Ref[list[Rollout]]]) -> None:
+        """Write the rollouts of a step for `topd replay`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fleet:
+    """Handles of the four kinds of actor of one session."""
+
+    rollouts: Sequence[RolloutHandle]
+    teachers: Sequence[TeacherHandle]
+    probers: Sequence[ProberHandle]
+    learners: LearnerGroup
+
+    @property
+    def decoders(self) -> list[DecoderHandle]:
+        """Everything that speaks as the teacher."""
+        return [*self.teachers, *self.probers]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all actors."""
+        engines = [engine.name for engine in self.rollouts]
+        decoders = [decoder.name for decoder in self.decoders]
+        return engines + decoders + self.learners.names

@@ -1,0 +1,30 @@
+"""Everything that a run reads before its first actor starts."""
+
+from dataclasses import dataclass
+
+from topd_ray.config import Config
+from topd_ray.inputs.models import check_models
+from topd_ray.inputs.prompts import load_problems, load_source
+from topd_ray.messages import Prompt
+from topd_ray.prompts import DroppedPrompt, PromptSource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunInputs:
+    """Training prompts and held-out problems of a run."""
+
+    source: PromptSource
+    dropped: list[DroppedPrompt]
+    """Prompts that are not trained on, each with the reason."""
+    problems: list[Prompt]
+    """Held-out problems; none where the config names no file of them."""
+
+
+def load_inputs(config: Config) -> RunInputs:
+    """Check both models and read prompts and problems. Raises UserError."""
+    student, teacher = check_models(config)
+    source, dropped = load_source(config, student=student, teacher=teacher)
+    problems = load_problems(
+        config.evaluation, student, max_tokens=config.prompts.max_tokens
+    )
+    return RunInputs(source=source, dropped=dropped, problems=problems)

@@ -1,0 +1,116 @@
+"""What a run tells while it goes on: metrics, events, display, trace, memory."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from topd_ray.config import Config
+from topd_ray.evaluation import Accuracy
+from topd_ray.prompts import DroppedPrompt
+from topd_ray.records.bad_step import BadStep
+from topd_ray.records.display import Display
+from topd_ray.records.metrics import Metrics, MetricsLog
+from topd_ray.records.peak_memory import PeakMemory
+from topd_ray.records.run_folder import RunFolder
+from topd_ray.records.timeline import TraceWriter, Work
+
+
+class RunLog:
+    """The open records of one process of a run; a context manager, so none is lost."""
+
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        *,
+        last_step: int,
+        total_steps: int,
+        started_s: float,
+    ) -> None:
+        """Steps after `last_step` are logged again. `started_s`: monotonic clock."""
+        self._folder = folder
+        self._open = ExitStack()
+        self._memory = PeakMemory()
+        self._metrics = MetricsLog(config, folder, last_step=last_step)
+        self._display = Display(
+            f"{config.run.method} {config.run.name}",
+            total_steps=total_steps,
+            started_s=started_s,
+        )
+        self._trace = TraceWriter(folder.trace) if config.run.trace else None
+
+    def __enter__(self) -> Self:
+        records = (self._memory, self._metrics, self._display, self._trace)
+        for record in records:
+            if record is not None:
+                self._open.enter_context(record)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._open.__exit__(kind, error, trace)
+
+    @property
+    def peak_memory_gb(self) -> float:
+        """Peak resident memory of the run's processes on this machine, 10^9 bytes."""
+        return self._memory.peak_gb
+
+    def say(self, text: str) -> None:
+        """Show a person one line."""
+        self._display.say(text)
+
+    def event(self, kind: str, **details: Any) -> None:
+        """Write a line of events.jsonl."""
+        self._metrics.event(kind, **details)
+
+    def begins(
+        self, num_prompts: int, dropped: Sequence[DroppedPrompt], steps: int
+    ) -> None:
+        """Tell what the run will work on; each dropped prompt becomes an event."""
+        for drop in dropped:
+            self.event("prompt_dropped", **asdict(drop))
+        self.say(
+            f"{num_prompts:,} prompts ({len(dropped)} dropped), {steps} steps; run"
+            f" folder {self._folder.path}"
+        )
+
+    def step(self, metrics: Metrics, works: Sequence[Work]) -> None:
+        """Record a finished step."""
+        self._metrics.log(metrics)
+        self._display.step(metrics)
+        if self._trace:
+            self._trace.add(works)
+
+    def evaluated(self, accuracy: Accuracy, when: str, step: int | None = None) -> None:
+        """Show an accuracy; during training (`step`) it is an event too."""
+        if accuracy.num_problems:
+            low, high = accuracy.interval
+            self.say(
+                f"accuracy {when}: {accuracy.share:.1%} [{low:.1%}, {high:.1%}]"
+                f" of {accuracy.num_problems}"
+            )
+        if step is not None:
+            self.event("evaluated", step=step, **asdict(accuracy))
+
+    def step_skipped(self, bad: BadStep, prompt_ids: Sequence[str], dump: Path) -> None:
+        """Tell why a step's update was skipped, and where the step is kept."""
+        details = asdict(bad) | {"prompt_ids": list(prompt_ids), "dump": dump.name}
+        self.event("step_skipped", **details)
+        self.say(f"step {bad.step} skipped: {bad.complaints[0]}; `topd replay {dump}`")
+
+    def go_back(self, step: int, reason: str, last_calls: dict[str, list[str]]) -> None:
+        """Forget the steps after `step`, which will be done again, and tell why."""
+        self._metrics.go_back(step)
+        self.event("went_back", step=step, error=reason, last_calls=last_calls)
+        self.say(f"{reason}; going back to step {step}")
+
+    def summary(self, summary: dict[str, Any]) -> None:
+        """Show the final table."""
+        self._display.summary(summary)
