@@ -7,7 +7,7 @@ vocabulary, M ids the teacher kept, Q window positions, K ids of a soft target.
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, cast, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -53,7 +53,7 @@ class DistillationModel(nn.Module):
         assert (teacher_head_VE is not None) == (signal == "hidden")
         self.student: Any = student
         refuse_logit_transforms(
-            self.student.config.to_dict(),
+            cast("Any", student).config.to_dict(),
             head_bias=_head_bias(student),
             where="the student",
         )
