@@ -129,7 +129,7 @@ def test_the_paired_tests_agree_with_scipy() -> None:
 
 
 @given(st.lists(FLOATS, min_size=1, max_size=7))
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)  # a busy machine is no failure
 def test_few_sign_flips_are_all_of_them(difference: list[float]) -> None:
     rounded = [round(value, 1) for value in difference]
     sums = [

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.nn.utils import clip_grad_norm_
 
@@ -12,7 +13,7 @@ from topd_ray.engines.protocols import NamedArray
 from topd_ray.engines.tensors import to_torch
 from topd_ray.learner.divergence import TokenLoss
 from topd_ray.learner.model import DistillationModel, load_student
-from topd_ray.messages import Floats, HiddenSignal, Ints, LossSums, TrainBatch
+from topd_ray.messages import HiddenSignal, Ints, LossSums, TrainBatch
 from topd_ray.models.tensors import output_head
 
 
@@ -107,7 +108,7 @@ class WindowLearner:
     def _ids(self, array: Ints) -> torch.Tensor:
         return to_torch(array).long().to(self._device)
 
-    def _floats(self, array: Floats) -> torch.Tensor:
+    def _floats(self, array: np.ndarray) -> torch.Tensor:
         return to_torch(array).to(self._device)
 
 
