@@ -1,4 +1,4 @@
-"""What every back end refuses, in the same words."""
+"""Requests and weights that every back end refuses, with the same errors."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,9 +9,7 @@ from topd_ray.models.facts import HEAD, Shapes
 
 
 def check_requests(requests: Sequence[GenerationRequest], max_model_len: int) -> None:
-    """Raise UserError for an empty prompt, or one that could outgrow the engine's
-    context.
-    """
+    """Raise UserError for a request that is empty or longer than the context."""
     for request in requests:
         if len(request.prompt_ids) == 0:
             raise UserError(f"request {request.request_id}: the prompt is empty")
@@ -31,9 +29,7 @@ def check_requests(requests: Sequence[GenerationRequest], max_model_len: int) ->
 
 
 def check_sequences(sequences: Sequence[Ints], max_model_len: int) -> None:
-    """Raise UserError for a sequence that is empty or longer than the engine's
-    context.
-    """
+    """Raise UserError for a sequence that is empty or longer than the context."""
     for index, sequence in enumerate(sequences):
         if len(sequence) == 0:
             raise UserError(f"sequence {index}: it is empty")

@@ -1,3 +1,1 @@
-"""Model folders and weights on the move: what they hold, how a version travels, how it
-is kept.
-"""
+"""Weights of a policy version -> buckets for the engines, or a model folder."""

@@ -1,5 +1,6 @@
-"""Weights -> buckets of bounded size -> weights: how a policy version travels between
-actors.
+"""Weights -> buckets of bounded size -> weights.
+
+A policy version travels from the learner to the engines in buckets.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,31 +23,43 @@ a few GiB, holds several while the engines read.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightBucket:
-    """A few weights of one policy version."""
+    """Some of the weights of one policy version.
+
+    Example: a version of 8 GB in buckets of 256 MiB is about 32 of these, `index` 0 to
+    31, of which the last has is_last=True.
+    """
 
     policy_version: int
+    """Optimizer steps that the weights have behind them."""
     index: int
     """Place among the version's buckets, from 0."""
     is_last: bool
     arrays: tuple[NamedArray, ...]
+    """Weights with their Hugging Face names; bfloat16 as the bits in uint16."""
     checksum: str
-    """Of every other field and of the arrays' names, shapes, dtypes and bytes."""
+    """128 bits over every other field and the arrays' names, shapes, dtypes, bytes."""
 
 
 def in_buckets(
     weights: Iterable[NamedArray], *, policy_version: int, max_bytes: int
 ) -> Iterator[WeightBucket]:
-    """Fill buckets in order, lazily; a weight larger than `max_bytes` has one of its
-    own.
+    """Yield the weights in order, in buckets of at most `max_bytes`.
 
-    Raises TopdError where there is no weight at all.
+    A larger weight is a bucket by itself. A bucket is made when it is asked for, so
+    that one bucket is in memory and not the whole model. Raises TopdError where there
+    is no weight.
     """
-    index, held = 0, list[NamedArray]()
+    index = 0
+    held: list[NamedArray] = []
+    held_bytes = 0
     for name, array in weights:
-        if held and sum(one.nbytes for _, one in held) + array.nbytes > max_bytes:
+        if held and held_bytes + array.nbytes > max_bytes:
             yield _bucket(policy_version, index, held, is_last=False)
-            index, held = index + 1, []
+            index += 1
+            held = []
+            held_bytes = 0
         held.append((name, array))
+        held_bytes += array.nbytes
     if not held:
         raise TopdError(f"policy_version {policy_version} has no weights to publish")
     yield _bucket(policy_version, index, held, is_last=True)
@@ -55,16 +68,18 @@ def in_buckets(
 def open_buckets(
     buckets: Iterable[WeightBucket], *, policy_version: int
 ) -> Iterator[NamedArray]:
-    """The weights of `buckets`, in order; a bucket is checked whole before any of it is
-    yielded.
+    """Yield the weights of `buckets` in order.
 
+    A bucket is checked as a whole before any weight of it is yielded.
     Raises TopdError for a bucket of another version, out of order, altered on the way,
     after the last one, or missing at the end.
     """
-    expected, ended = 0, False
+    expected = 0
+    ended = False
     for bucket in buckets:
         _check(bucket, policy_version=policy_version, expected=expected, ended=ended)
-        expected, ended = expected + 1, bucket.is_last
+        expected += 1
+        ended = bucket.is_last
         yield from bucket.arrays
     if not ended:
         raise TopdError(
@@ -112,8 +127,10 @@ def _check(
 def _checksum(
     policy_version: int, index: int, is_last: bool, arrays: Sequence[NamedArray]
 ) -> str:
-    """128 bits against accidents, not against enemies: at the speed of memory, twice a
-    refit.
+    """Return 128 bits that tell a bucket from one altered by accident.
+
+    No cryptographic hash: it is computed twice in every weight sync, over all weights,
+    and must be as fast as memory.
     """
     digest = xxhash.xxh3_128(f"{policy_version} {index} {is_last}".encode())
     for name, array in arrays:
