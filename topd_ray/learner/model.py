@@ -7,7 +7,7 @@ vocabulary, M ids the teacher kept, Q window positions, K ids of a soft target.
 """
 
 from pathlib import Path
-from typing import Any, cast, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float, Int
