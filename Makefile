@@ -26,13 +26,16 @@ TORCH_SIZE := with CUDA, several GB on disk
 REST_SIZE := about 250 packages and vLLM, several GB on disk
 endif
 ADVISORIES := api.osv.dev
+UNIT := --numprocesses=2 --dist=loadfile
+INTEGRATION := tests/contract tests/flow tests/chaos -m "not chaos"
 STAMP := $(VENV)/.installed-$(HARDWARE)-$(shell cat Makefile pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: help setup demo test check audit integration chaos chaos-faults chaos-soak fuzz format flow shape reproduce bench bench-gpu
+.PHONY: help setup demo test check static unit audit integration durations chaos chaos-faults chaos-soak fuzz format flow shape reproduce bench bench-gpu
 help:
 	@echo "make demo    train a toy student on the real engines and show that it got better"
 	@echo "make test    everything that is tested: check, then the real engines"
 	@echo "make check   ruff, mypy, import rules, a scan for secrets, unit tests"
+	@echo "make durations   the tests that cost most, into docs/tests.md"
 	@echo "make audit   known vulnerabilities of what is installed, where its data base can be reached"
 	@echo "make setup   the virtual environment (the others do it too)"
 	@echo "make chaos   every fault on the real engines, with a table into tests/chaos/README.md (two hours: TOPD_SOAK_MINUTES)"
@@ -65,16 +68,23 @@ demo: setup
 	rm -rf runs/demo
 	$(BIN)/topd train configs/local-toy.yaml
 
+# Two at a time: one core reads the code while the tests use the other.
 check: setup
+	@$(MAKE) --no-print-directory --jobs=2 static unit
+	-@$(MAKE) --no-print-directory shape
+
+static: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
 	git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --exclude-lines '$(COMMIT)' \
 	  --exclude-files '^topd_ray/toy/world/|^benchmarks/reproduction/.*(png|svg|json)$$'
 	-@$(MAKE) --no-print-directory audit
-	-@$(MAKE) --no-print-directory shape
-	$(BIN)/pytest tests/unit tests/fuzz
+	$(BIN)/mypy
+
+# loadfile: the tests of a module share its fixtures.
+unit: setup
+	$(BIN)/pytest tests/unit tests/fuzz $(UNIT)
 
 # A vulnerability that was published tonight is no fault of this commit: `check` shows it and goes on.
 audit: setup
@@ -83,9 +93,15 @@ audit: setup
 	else echo "pip-audit skipped: $(ADVISORIES) cannot be reached from here"; fi
 
 integration: setup
-	$(BIN)/pytest tests/contract tests/flow tests/chaos -m "not chaos"
+	$(BIN)/pytest $(INTEGRATION)
 
 test: check integration
+
+# Where the time of `make test` goes, into docs/tests.md.
+durations: setup
+	$(BIN)/pytest tests/unit tests/fuzz $(UNIT) -p tests.durations --costs $(VENV)/costs-unit.json
+	$(BIN)/pytest $(INTEGRATION) -p tests.durations --costs $(VENV)/costs-integration.json
+	$(BIN)/python tests/durations.py $(VENV)/costs-unit.json $(VENV)/costs-integration.json
 
 format: setup
 	$(BIN)/ruff check --fix .

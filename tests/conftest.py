@@ -1,6 +1,7 @@
 """Model folders shared by all tests of a session."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,10 +37,32 @@ def student_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def setting(
     tmp_path_factory: pytest.TempPathFactory, student_folder: Path, teacher_folder: Path
 ) -> Setting:
+    """Runs that start a Ray cluster each, as on a laptop."""
     return Setting(tmp_path_factory.mktemp("flow"), student_folder, teacher_folder)
+
+
+@pytest.fixture(scope="session")
+def cluster_address() -> Iterator[str]:
+    """The address of a Ray cluster that the runs of a session share."""
+    from ray.cluster_utils import Cluster
+
+    head = {
+        "num_cpus": 8,
+        "object_store_memory": 300_000_000,
+        "include_dashboard": False,
+    }
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    yield cluster.address
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="session")
+def joined(setting: Setting, cluster_address: str) -> Setting:
+    """Runs on the shared cluster, in the process of the tests."""
+    return setting.joined_to(cluster_address)
 
 
 @pytest.fixture(scope="session")
 def whole(setting: Setting) -> Run:
     """The run that others are compared with: 4 steps of TOPD on vLLM and DeepSpeed."""
-    return setting.train("whole")
+    return setting.train_alone("whole")

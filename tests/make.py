@@ -48,11 +48,11 @@ def rollout(
 def scored(
     name: str = "r0", *, width: int = 4, seed: int = 0, **shape: Any
 ) -> ScoredRollout:
-    one = rollout(name, **shape)
-    length = len(one.response_ids_N)
+    read = rollout(name, **shape)
+    length = len(read.response_ids_N)
     rng = np.random.default_rng(seed)
     return ScoredRollout(
-        rollout=one,
+        rollout=read,
         signal=HiddenSignal(
             hidden_ND=rng.standard_normal((length, width), dtype=np.float32)
         ),

@@ -1,14 +1,29 @@
-"""Whole runs on real engines at toy size, started as a user starts them."""
+"""Whole runs on real engines at toy size, and the command line that starts them.
 
+A process that starts `topd` pays some 12 CPU seconds for imports and some 12 for a Ray
+cluster before anything is computed, on top of the engines. So `topd` runs the command
+line in the process of the tests, and most runs join one cluster. `topd_process` and
+`Setting.train_alone` start both anew, as a user does: the run `whole`, the chaos tests
+and one evaluation do that.
+"""
+
+import io
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import pytest
 import yaml
+
+from topd_ray import cli
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -17,6 +32,10 @@ PLANTED = "planted-0b5e-not-a-real-key"
 """In the environment of every run, where tokens belong; nowhere in what a run leaves
 behind.
 """
+ON_TRANSFORMERS = ("rollout.engine.backend=hf", "teacher.engine.backend=hf")
+INLINE = ("cluster.placement=inline", *ON_TRANSFORMERS)
+"""Overrides for a test of something else than Ray and vLLM: a run of few seconds."""
+ENVIRONMENT = {"COLUMNS": "200", "WANDB_API_KEY": PLANTED, "HF_TOKEN": PLANTED}
 
 
 @dataclass(frozen=True)
@@ -28,16 +47,36 @@ class Finished:
 
 
 def topd(*args: str | Path) -> Finished:
-    """Run `topd …` in a process of its own, from the repository's root."""
+    """Run `topd …` in this process, from the repository's root, by its entry point."""
+    output = io.StringIO()
+    with (
+        _as_a_command(*map(str, args)),
+        redirect_stdout(output),
+        redirect_stderr(output),
+        pytest.raises(SystemExit) as ended,
+    ):
+        cli.main()
+    code = ended.value.code
+    assert code is None or isinstance(code, int), code
+    return Finished(code or 0, output.getvalue())
+
+
+@contextmanager
+def _as_a_command(*args: str) -> Iterator[None]:
+    with (
+        mock.patch.dict(os.environ, ENVIRONMENT),
+        mock.patch.object(sys, "argv", ["topd", *args]),
+        chdir(ROOT),
+    ):
+        yield
+
+
+def topd_process(*args: str | Path) -> Finished:
+    """Run `topd …` in a new process, from the repository's root."""
     done = subprocess.run(
         [BIN / "topd", *map(str, args)],
         cwd=ROOT,
-        env={
-            **os.environ,
-            "COLUMNS": "200",
-            "WANDB_API_KEY": PLANTED,
-            "HF_TOKEN": PLANTED,
-        },
+        env={**os.environ, **ENVIRONMENT},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -116,16 +155,35 @@ class Setting:
             "cluster": {"object_store_gib": 0.1},
         }
 
+    def joined_to(self, address: str) -> "Setting":
+        """Return the same setting on a Ray cluster that is there already."""
+        other = copy(self)
+        other.values = deepcopy(self.values)
+        other.values["cluster"]["address"] = address
+        return other
+
     @property
     def file(self) -> Path:
-        path = self.folder / "config.yaml"
+        name = "joined" if "address" in self.values["cluster"] else "alone"
+        path = self.folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump(self.values))
         return path
 
     def train(self, name: str, *overrides: str) -> Run:
+        """Train in this process."""
         done = topd("train", self.file, f"run.name={name}", *overrides)
+        assert done.code == 0, done.output
+        return self.run(name)
+
+    def train_alone(self, name: str, *overrides: str) -> Run:
+        """Train in a new process."""
+        done = topd_process("train", self.file, f"run.name={name}", *overrides)
         assert done.code == 0, done.output
         return self.run(name)
 
     def run(self, name: str) -> Run:
         return Run(self.folder / "runs" / name)
+
+
+def losses(run: Run) -> list[tuple[float, float]]:
+    return [(line["loss/opd"], line["loss/traj"]) for line in run.metrics]

@@ -1,6 +1,4 @@
-"""Random Qwen3 folders of a few thousand parameters, made in milliseconds, for
-tests.
-"""
+"""Random Qwen3 folders of a few thousand parameters, made in milliseconds."""
 
 from pathlib import Path
 
@@ -20,9 +18,7 @@ CHAT_TEMPLATE = (
 def make_model(
     folder: Path, *, hidden: int, layers: int, seed: int, tied: bool
 ) -> Path:
-    """Write a random fp32 Qwen3 with its tokenizer; sharper logits than a default
-    init.
-    """
+    """Write a random fp32 Qwen3 with sharp logits, and its tokenizer."""
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=len(VOCAB),
@@ -46,7 +42,7 @@ def make_model(
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Word-level tokenizer over VOCAB with a chat template."""
+    """Return a word-level tokenizer over VOCAB with a chat template."""
     tokenizer = Tokenizer(
         models.WordLevel({w: i for i, w in enumerate(VOCAB)}, unk_token="<unk>")
     )

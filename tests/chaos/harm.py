@@ -1,4 +1,4 @@
-"""Commands under way, and what is done to them: signals to real processes."""
+"""Start commands and send signals to their processes."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.runs import BIN, ROOT, Run, topd
+from tests.runs import BIN, ROOT, Run, losses, topd_process
 
 DEADLINE_S = 240
 Started = subprocess.Popen[str]
@@ -18,7 +18,7 @@ Started = subprocess.Popen[str]
 
 @contextmanager
 def started(*args: str | Path) -> Iterator[Started]:
-    """`topd …` under way, in a process group of its own, which ends with the block."""
+    """Start `topd …` in a new process group, and end all of it with the block."""
     process = subprocess.Popen(
         [BIN / "topd", *map(str, args)],
         cwd=ROOT,
@@ -38,19 +38,17 @@ def started(*args: str | Path) -> Iterator[Started]:
 
 
 def kill_all(parent: int) -> None:
-    """What a machine does that goes away: nobody below `parent` gets to say
-    anything.
-    """
+    """Kill a process and all below it at once, as a machine that goes away does."""
     if psutil.pid_exists(parent):
         for child in [*below(parent), psutil.Process(parent)]:
-            signalled(child, signal.SIGKILL)
+            send(child, signal.SIGKILL)
 
 
 def below(parent: int) -> list[psutil.Process]:
     return psutil.Process(parent).children(recursive=True)
 
 
-def signalled(process: psutil.Process, what: signal.Signals) -> None:
+def send(process: psutil.Process, what: signal.Signals) -> None:
     try:
         process.send_signal(what)
     except psutil.NoSuchProcess:
@@ -63,21 +61,23 @@ def wait_until(
     deadline = time.monotonic() + DEADLINE_S
     while not ready():
         assert process.poll() is None, f"ended too early: {process.communicate()[0]}"
-        assert time.monotonic() < deadline, "the moment never came"
+        assert time.monotonic() < deadline, "the condition never held"
         time.sleep(every_s)
 
 
 def workers(process: Started, kind: str) -> list[psutil.Process]:
-    """The living actors of a class."""
+    """Return the processes of the living actors of a class."""
     return [
-        one for one in below(process.pid) if command(one).startswith(f"ray::{kind}")
+        child
+        for child in below(process.pid)
+        if command(child).startswith(f"ray::{kind}")
     ]
 
 
 def strike(process: Started, kind: str, what: signal.Signals = signal.SIGKILL) -> int:
-    """Send a signal to the actor of a class; its process."""
+    """Send a signal to the one actor of a class; return its process id."""
     (victim,) = workers(process, kind)
-    signalled(victim, what)
+    send(victim, what)
     return victim.pid
 
 
@@ -93,7 +93,7 @@ def has_steps(run: Run, count: int) -> Callable[[], bool]:
 
 
 def num_steps(run: Run) -> int:
-    """Steps that are in the metrics."""
+    """Return the number of steps that are in the metrics."""
     metrics = run.path / "metrics.jsonl"
     return len(metrics.read_text().splitlines()) if metrics.is_file() else 0
 
@@ -105,12 +105,8 @@ def ended(process: Started) -> str:
 
 
 def resume(run: Run) -> None:
-    done = topd("resume", run.path)
+    done = topd_process("resume", run.path)
     assert done.code == 0, done.output
-
-
-def losses(run: Run) -> list[tuple[float, float]]:
-    return [(line["loss/opd"], line["loss/traj"]) for line in run.metrics]
 
 
 def happened(run: Run) -> list[str]:
@@ -118,7 +114,7 @@ def happened(run: Run) -> list[str]:
 
 
 def assert_same(run: Run, whole: Run) -> None:
-    """Losses, accuracy, counts and the exported bytes."""
+    """Compare losses, accuracy, counts and the bytes of the exported weights."""
     assert losses(run) == losses(whole)
     counted: tuple[str, ...] = (
         "accuracy_before",

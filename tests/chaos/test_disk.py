@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.harm import assert_same, resume
-from tests.runs import Run, Setting, topd
+from tests.runs import Run, Setting, topd_process
 
 pytestmark = [pytest.mark.engines, pytest.mark.chaos, pytest.mark.timeout(500)]
 
@@ -42,7 +42,7 @@ def test_a_full_disk_costs_the_checkpoint_that_did_not_fit_and_nothing_else(
     setting: Setting, whole: Run, small_disk: Path
 ) -> None:
     run = setting.run("full")
-    done = topd("train", setting.file, "run.name=full")
+    done = topd_process("train", setting.file, "run.name=full")
     assert done.code == 1, done.output
     assert "No space left on device" in done.output
     assert f"topd resume {run.path}" in done.output

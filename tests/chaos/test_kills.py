@@ -101,7 +101,7 @@ def test_a_run_killed_at_many_moments_ends_as_one_that_was_not(
         "fault", f"kill -9 of everything, staleness {int(STALE in overrides)}"
     )
     length = ("run.steps=45", *overrides)
-    unharmed = setting.train(f"unharmed-{name}", *length)
+    unharmed = setting.train_alone(f"unharmed-{name}", *length)
     run = setting.run(f"killed-{name}")
     start: tuple[str | Path, ...] = ("train", "--resume", setting.file)
     arguments = (*start, f"run.name=killed-{name}", *length)

@@ -19,7 +19,7 @@ from tests.chaos.harm import (
     command,
     has_steps,
     num_steps,
-    signalled,
+    send,
     started,
     wait_until,
     workers,
@@ -38,35 +38,35 @@ pytestmark = [
 
 
 def spilled(session: Path) -> list[Path]:
-    """What Ray wrote to disk because the object store was full."""
+    """Return the files that Ray wrote because the object store was full."""
     return [path for path in session.rglob("*spilled*/*") if path.is_file()]
 
 
 def session_folder(processes: list[psutil.Process]) -> Path:
     (raylet,) = {
         word.removeprefix("--session_dir=").removeprefix("--session-dir=")
-        for one in processes
-        for word in command(one).split()
+        for process in processes
+        for word in command(process).split()
         if word.startswith(("--session_dir=", "--session-dir="))
-        and "raylet" in command(one).split()[0]
+        and "raylet" in command(process).split()[0]
     }
     return Path(raylet)
 
 
 def medians(values: list[int]) -> list[float]:
-    """Of each eighth."""
+    """Return the median of each eighth of `values`."""
     size = len(values) // 8
     return [statistics.median(values[i * size : (i + 1) * size]) for i in range(8)]
 
 
-def books(run: Run) -> dict[str, Any]:
-    """The driver's part of the newest checkpoint."""
+def driver_state(run: Run) -> dict[str, Any]:
+    """Return the driver's part of the newest checkpoint."""
     checkpoints = run.path / "checkpoints"
     newest = (checkpoints / "latest").read_text().strip()
-    found: dict[str, Any] = json.loads(
+    state: dict[str, Any] = json.loads(
         (checkpoints / newest / "driver.json").read_text()
     )
-    return found
+    return state
 
 
 def test_a_slow_learner_fills_no_memory(setting: Setting, record_property: Any) -> None:
@@ -81,26 +81,27 @@ def test_a_slow_learner_fills_no_memory(setting: Setting, record_property: Any) 
         here = [psutil.Process(process.pid), *below(process.pid)]
         (learner,) = workers(process, "LearnerWorker")
         memory: dict[str, list[int]] = {
-            f"{command(one)[:60]} ({one.pid})": [] for one in here
+            f"{command(child)[:60]} ({child.pid})": [] for child in here
         }
-        said = deque[str](maxlen=100)  # a pipe that nobody reads fills up
-        reader = Thread(target=said.extend, args=(process.stdout,), daemon=True)
+        output = deque[str](maxlen=100)  # a pipe that is not read fills up
+        reader = Thread(target=output.extend, args=(process.stdout,), daemon=True)
         reader.start()
         began = looked = time.monotonic()
         while (now := time.monotonic()) - began < 60 * MINUTES:
-            assert process.poll() is None, said
-            signalled(learner, signal.SIGSTOP)
+            assert process.poll() is None, output
+            send(learner, signal.SIGSTOP)
             time.sleep(STOPPED_S)
-            signalled(learner, signal.SIGCONT)
+            send(learner, signal.SIGCONT)
             time.sleep(AWAKE_S)
             if now - looked > EVERY_S:
                 looked = now
-                for values, one in zip(memory.values(), here, strict=True):
-                    values.append(one.memory_info().rss)  # who is gone fails the test
+                for values, child in zip(memory.values(), here, strict=True):
+                    # Raises where the process has ended: none may.
+                    values.append(child.memory_info().rss)
         slow_steps = num_steps(run) - WARM_UP_STEPS
         assert not spilled(session_folder(here))
         process.send_signal(signal.SIGTERM)
-        assert process.wait(DEADLINE_S) == 0, said
+        assert process.wait(DEADLINE_S) == 0, output
         reader.join()
     (setting.folder / "memory.json").write_text(json.dumps(memory))
     whole = medians([sum(at_once) for at_once in zip(*memory.values(), strict=True)])
@@ -114,7 +115,7 @@ def test_a_slow_learner_fills_no_memory(setting: Setting, record_property: Any) 
     assert abs(growth) < 0.05, {
         name: medians(values) for name, values in memory.items()
     }
-    kept = books(run)
+    kept = driver_state(run)
     ledger = kept["ledger"]
     dispatched, consumed = ledger["num_dispatched"], ledger["num_consumed"]
     assert dispatched == 8 * kept["step"] == consumed + sum(ledger["dropped"].values())

@@ -18,7 +18,7 @@ DECODERS = [
     "hf-teacher",
     pytest.param("vllm-teacher", marks=pytest.mark.engines),
 ]
-"""Whatever decodes: a student's engine, or the teacher's that scores too."""
+"""Engines that decode: a student's, and a teacher's, which scores too."""
 
 
 def engine_config(backend: str) -> EngineConfig:

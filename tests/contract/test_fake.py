@@ -1,6 +1,4 @@
-"""The pretended model keeps the shape of the protocol, and its promise to be
-repeatable.
-"""
+"""The fake engine keeps the shapes of the protocol and repeats its answers."""
 
 from pathlib import Path
 

@@ -93,8 +93,8 @@ def test_log_probabilities_are_the_models_before_temperature_top_k_and_top_p(
         request(p, request_id=f"r{i}", seed=i, num_top=8, **sampling)
         for i, p in enumerate(ragged)
     ]
-    for asked, got in zip(requests, run(engine, requests), strict=True):
-        logp_NV = oracle.response_logp(model, asked.prompt_ids, got.token_ids_N)
+    for sent, got in zip(requests, run(engine, requests), strict=True):
+        logp_NV = oracle.response_logp(model, sent.prompt_ids, got.token_ids_N)
         rows = np.arange(len(got.token_ids_N))
         np.testing.assert_allclose(
             got.logp_N, logp_NV[rows, got.token_ids_N], atol=1e-4
@@ -116,7 +116,7 @@ def test_more_likely_ids_than_the_vocabulary_has_are_padding(engine, ragged):
     assert np.isneginf(got.top_logp_NM[:, -3:]).all()
 
 
-def test_no_likely_ids_asked_for_means_no_log_probabilities(engine, ragged):
+def test_a_request_for_no_likely_ids_gets_no_log_probabilities(engine, ragged):
     got = run(engine, [request(ragged[0])])[0]
     assert got.logp_N.shape == (0,)
     assert got.top_ids_NM.shape == got.top_logp_NM.shape == (len(got.token_ids_N), 0)
@@ -128,9 +128,9 @@ def test_requests_that_want_different_numbers_of_likely_ids_share_a_batch(
     requests = [
         request(p, request_id=f"r{i}", num_top=i % 4) for i, p in enumerate(ragged)
     ]
-    for asked, got in zip(requests, run(engine, requests), strict=True):
-        assert got.top_ids_NM.shape == (len(got.token_ids_N), asked.num_top)
-        if asked.num_top:
+    for sent, got in zip(requests, run(engine, requests), strict=True):
+        assert got.top_ids_NM.shape == (len(got.token_ids_N), sent.num_top)
+        if sent.num_top:
             assert got.top_ids_NM[:, 0].tolist() == got.token_ids_N.tolist()
 
 
@@ -153,7 +153,7 @@ def test_a_seed_gives_the_same_tokens_in_any_company_and_again(engine, ragged):
     first = [g.token_ids_N.tolist() for g in run(engine, together)]
     again = [g.token_ids_N.tolist() for g in run(engine, together)]
     backwards = [g.token_ids_N.tolist() for g in run(engine, together[::-1])][::-1]
-    alone = [run(engine, [one])[0].token_ids_N.tolist() for one in together]
+    alone = [run(engine, [single])[0].token_ids_N.tolist() for single in together]
     assert first == again == backwards == alone
 
 
@@ -163,8 +163,8 @@ def test_more_than_the_cache_or_one_step_can_hold_changes_no_answer(engine):
         for i, p in enumerate(oracle.prompts(6, [150] * 70))
     ]
     together = run(engine, requests)
-    for asked, got in list(zip(requests, together, strict=True))[::9]:
-        assert got.token_ids_N.tolist() == run(engine, [asked])[0].token_ids_N.tolist()
+    for sent, got in list(zip(requests, together, strict=True))[::9]:
+        assert got.token_ids_N.tolist() == run(engine, [sent])[0].token_ids_N.tolist()
 
 
 def test_prompts_that_begin_alike_change_no_answer(engine, model):

@@ -1,6 +1,4 @@
-"""A teacher's engine scores and continues for several threads at once, and neither
-disturbs.
-"""
+"""A teacher's engine scores and continues for several threads at once."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -67,27 +65,28 @@ def answers(
 
 def in_threads(*works: Callable[[], object]) -> list[object]:
     with ThreadPoolExecutor(len(works)) as pool:
-        return [one.result(TIMEOUT_S) for one in [pool.submit(work) for work in works]]
+        futures = [pool.submit(work) for work in works]
+        return [future.result(TIMEOUT_S) for future in futures]
 
 
 def test_threads_that_overlap_get_what_each_would_alone(engine):
     scored = [oracle.prompts(seed, [150, 40, 33, 90]) for seed in range(4)]
-    asked = [probes(sequences[0]) for sequences in scored]
+    requested = [probes(sequences[0]) for sequences in scored]
     states = [engine.hidden_states(sequences) for sequences in scored]
-    tokens = [answers(engine, requests) for requests in asked]
+    tokens = [answers(engine, requests) for requests in requested]
 
     def score_all() -> list:
         return [engine.hidden_states(sequences) for sequences in scored]
 
     got = in_threads(
-        *(lambda requests=r: answers(engine, requests) for r in asked),
+        *(lambda requests=r: answers(engine, requests) for r in requested),
         score_all,
         score_all,
     )
     assert got[:4] == tokens
     for again in got[4:]:
         for one, other in zip(again, states, strict=True):
-            # To the bit: a run's losses must not depend on who was faster.
+            # To the bit: a run's losses must not depend on which call was faster.
             assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
@@ -154,9 +153,7 @@ def test_new_weights_change_both_jobs_and_no_cached_prefix_is_stale(
 
 
 def test_more_than_the_cache_holds_changes_nothing(engine):
-    """Requests are preempted and computed again; states must come whole all the
-    same.
-    """
+    """Requests are preempted and computed again; their states still come whole."""
     sequences = oracle.prompts(14, [400] * 40)
     undisturbed = engine.hidden_states(sequences)
     requests = [

@@ -12,7 +12,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.runs import BIN, ROOT, Run, Setting
+from tests.runs import BIN, ON_TRANSFORMERS, ROOT, Run, Setting
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(600)]
 DEADLINE_S = 180
@@ -24,26 +24,19 @@ def job_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     dashboard, agent, gcs = _free_port(), _free_port(), _free_port()
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PATH": _path()}
     start = [
-        *(
-            str(BIN / "ray"),
-            "start",
-            "--head",
-            "--dashboard-host=127.0.0.1",
-            "--include-dashboard",
-        ),
-        *(
-            "true",
-            f"--dashboard-port={dashboard}",
-            f"--port={gcs}",
-            "--num-cpus=4",
-            "--block",
-        ),
-        # the default port may be taken by another Ray on this machine
+        str(BIN / "ray"),
+        "start",
+        "--head",
+        "--block",
+        "--include-dashboard=true",
+        "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={dashboard}",
+        f"--port={gcs}",
+        # The default port may be taken by another Ray on this machine.
         f"--dashboard-agent-listen-port={agent}",
-        *(
-            "--object-store-memory=100000000",
-            f"--temp-dir={_short_folder(tmp_path_factory)}",
-        ),
+        "--num-cpus=4",
+        "--object-store-memory=100000000",
+        f"--temp-dir={_short_folder(tmp_path_factory)}",
     ]
     head = subprocess.Popen(
         start, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -66,6 +59,7 @@ def test_a_submitted_job_trains_and_leaves_its_run_folder(
             setting.file,
             "run.name=submitted",
             "run.steps=2",
+            *ON_TRANSFORMERS,
         ],
         cwd=ROOT,
         env={**os.environ, "RAY_API_SERVER_ADDRESS": job_server, "PATH": _path()},

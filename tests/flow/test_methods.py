@@ -3,15 +3,17 @@ vLLM.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests.runs import Run, Setting, topd
+from tests.runs import Run, Setting, losses, topd
+from topd_ray.actors import teacher_decoder
 from topd_ray.config import parse_config
 from topd_ray.driver import session as driver
 from topd_ray.records.run_folder import RunFolder
@@ -23,10 +25,18 @@ HF = {"backend": "hf", "dtype": "float32", "cpus": 0.5}
 
 @dataclass(frozen=True)
 class Bench:
-    """Runs configs of the tiny models, in this process unless told otherwise."""
+    """Runs configs of the tiny models, in this process unless `cluster` differs."""
 
     values: dict[str, Any]
     folder: Path
+    trained: dict[str, Run] = field(default_factory=dict)
+    """Runs of METHODS so far, by name."""
+
+    def method(self, name: str) -> Run:
+        """Return the run of one of METHODS; the first call trains it."""
+        if name not in self.trained:
+            self.trained[name] = self.run(name, **METHODS[name])
+        return self.trained[name]
 
     def config(self, name: str, **sections: dict[str, Any]) -> dict[str, Any]:
         values = {section: dict(fields) for section, fields in self.values.items()}
@@ -130,7 +140,7 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_objective_trains(bench: Bench, name: str) -> None:
-    run = bench.run(name, **METHODS[name])
+    run = bench.method(name)
     assert [line["step"] for line in run.metrics] == [1, 2, 3]
     assert all(line["learner/grad_norm"] > 0 for line in run.metrics)
     assert not any(line["learner/skipped"] for line in run.metrics)
@@ -141,8 +151,14 @@ def test_every_objective_trains(bench: Bench, name: str) -> None:
     assert (run.summary["num_candidates"] > 0) == (topd_like or "-ot" in name)
 
 
-def losses(run: Run) -> list[tuple[float, float]]:
-    return [(line["loss/opd"], line["loss/traj"]) for line in run.metrics]
+def test_opd_is_the_same_run_without_probes(bench: Bench) -> None:
+    opd, topd_run = bench.method("opd"), bench.method("topd")
+    assert all(line["candidates/num"] == line["loss/traj"] == 0 for line in opd.metrics)
+    assert all(line["loss"] == line["loss/opd"] for line in opd.metrics)
+    assert not (opd.path / "windows").exists()
+    assert opd.metrics[0]["loss/opd"] == pytest.approx(
+        topd_run.metrics[0]["loss/opd"], rel=1e-6
+    )
 
 
 def test_a_run_lasts_its_passes_over_the_prompts_and_keeps_its_newest_checkpoints(
@@ -159,12 +175,16 @@ def test_a_run_lasts_its_passes_over_the_prompts_and_keeps_its_newest_checkpoint
     }
 
 
-def test_inline_and_actors_differ_in_placement_only(bench: Bench) -> None:
+def on_actors(address: str) -> dict[str, Any]:
+    return {"placement": "actors", "address": address}
+
+
+def test_inline_and_actors_differ_in_placement_only(
+    bench: Bench, cluster_address: str
+) -> None:
     inline = bench.run("inline", evaluation={"every": 2})
     actors = bench.run(
-        "actors",
-        evaluation={"every": 2},
-        cluster={"placement": "actors", "object_store_gib": 0.1},
+        "actors", evaluation={"every": 2}, cluster=on_actors(cluster_address)
     )
     assert losses(inline) == losses(actors)
     (here,) = [event for event in inline.events if event["event"] == "evaluated"]
@@ -175,10 +195,31 @@ def test_inline_and_actors_differ_in_placement_only(bench: Bench) -> None:
     assert summaries[0]["accuracy_after"] == summaries[1]["accuracy_after"]
 
 
+def test_two_ranks_with_sharded_gradients_train_as_one(
+    bench: Bench, cluster_address: str
+) -> None:
+    """On actors, and the probe workers have engines of their own."""
+    two = bench.run(
+        "two-ranks",
+        run={"steps": 2},
+        probe={"engine": HF},
+        learner={"num_ranks": 2, "zero_stage": 2},
+        cluster=on_actors(cluster_address),
+    )
+    one = bench.method("topd-dedicated")
+    assert np.allclose(losses(two)[:1], losses(one)[:1], rtol=1e-5)
+    first, first_of_two = one.metrics[0], two.metrics[0]
+    assert first_of_two["learner/grad_norm"] == pytest.approx(
+        first["learner/grad_norm"], rel=1e-4
+    )
+    assert first_of_two["windows/num_divergent"] == first["windows/num_divergent"]
+    assert [line["step"] for line in two.metrics] == [1, 2]
+
+
 def test_a_control_group_is_probed_and_recorded_but_never_trained_on(
     bench: Bench,
 ) -> None:
-    run = bench.run("controls", **METHODS["topd-low-loss-q75"])
+    run = bench.method("topd-low-loss-q75")
     for line in run.metrics:
         file = run.path / "windows" / f"step_{line['step']:06d}.parquet"
         rows = pq.read_table(file).to_pylist()
@@ -190,26 +231,22 @@ def test_a_control_group_is_probed_and_recorded_but_never_trained_on(
 def test_a_following_teacher_survives_a_resume(bench: Bench) -> None:
     parts = METHODS["topd-opsd-following"]
     steps = {"steps": 6, "method": "opsd"}
-    whole = bench.run("following-whole", **parts | {"run": steps})
-    values = bench.config("following-resumed", **parts | {"run": steps})
-    config = parse_config(values, source="test")
-    driver.train(config)
-    run = Run(RunFolder(Path(config.run.root) / "following-resumed").path)
+    run = bench.run("following-resumed", **parts | {"run": steps})
+    uninterrupted = losses(run)
     (run.path / "summary.json").unlink()
-    (run.path / "checkpoints" / "latest").write_text(
-        "step_4\n"
-    )  # as if killed after step 4
+    # As if killed after step 4.
+    (run.path / "checkpoints" / "latest").write_text("step_4\n")
     driver.resume(run.path)
-    assert losses(run) == losses(whole)
+    assert [event["event"] for event in run.events].count("resumed") == 1
+    assert losses(run) == uninterrupted
 
 
 def test_a_frozen_teacher_differs_from_one_that_follows(bench: Bench) -> None:
     parts = METHODS["topd-opsd-following"]
     frozen = bench.run("frozen", **parts | {"teacher": OWN_TEACHER})
-    following = bench.run("following", **parts)
-    assert (
-        losses(frozen)[:2] == losses(following)[:2]
-    )  # the teacher changes after step 2
+    following = bench.method("topd-opsd-following")
+    # The teacher changes after step 2.
+    assert losses(frozen)[:2] == losses(following)[:2]
     assert losses(frozen)[2] != losses(following)[2]
 
 
@@ -219,12 +256,12 @@ def test_only_the_rewrites_that_are_wanted_are_trained_on(
     """The tiny teacher knows no answers, so being right is decided by the length of a
     response.
     """
-    from topd_ray.actors import decoder
-
     monkeypatch.setattr(
-        decoder, "extract_boxed", lambda text: str(len(text.split()) % 2)
+        teacher_decoder, "extract_boxed", lambda text: str(len(text.split()) % 2)
     )
-    monkeypatch.setattr(decoder, "same_answer", lambda predicted, _: predicted == "1")
+    monkeypatch.setattr(
+        teacher_decoder, "same_answer", lambda predicted, _: predicted == "1"
+    )
     run = bench.run("pass", run={"method": "trd"}, rewrite={"keep": "pass"})
     dropped = run.summary["num_dropped_rollouts"]
     assert set(dropped) == {"rewrite is wrong"}
@@ -259,27 +296,32 @@ def test_stage_1_then_stage_2_then_eval(bench: Bench) -> None:
     assert json.loads(out.read_text())
 
 
-def test_fresh_windows_controls_and_rewrites_on_the_actors_and_vllm(
-    setting: Setting,
+def test_fresh_windows_on_two_engines_and_two_probe_workers_of_vllm(
+    joined: Setting, whole: Run
 ) -> None:
-    run = setting.train(
+    run = joined.train(
         "vllm-resample",
         "run.steps=2",
         "probe.student=resample",
         "windows.divergence.rule=low_loss_q75",
         "rollout.num_engines=2",
+        "probe.num_workers=2",
         "cluster.max_chunks_in_flight=1",
     )
     assert all(line["loss/traj"] > 0 for line in run.metrics)
     rows = pq.read_table(run.path / "windows" / "step_000002.parquet").to_pylist()
     assert all(row["resampled"] for row in rows)
+    assert [line["rollout/num"] for line in run.metrics] == [8, 8]
+    # Seeds are derived: two engines draw the tokens that one draws.
+    tokens = [line["rollout/num_tokens"] for line in run.metrics]
+    assert tokens[0] == whole.metrics[0]["rollout/num_tokens"]
 
 
 def test_self_distillation_that_follows_on_the_actors_and_vllm(
-    bench: Bench, setting: Setting
+    bench: Bench, joined: Setting
 ) -> None:
     prompts, forms = bench.values["prompts"]["path"], bench.values["prompts"]["forms"]
-    run = setting.train(
+    run = joined.train(
         "vllm-trd-opsd",
         "run.steps=3",
         "run.method=trd",

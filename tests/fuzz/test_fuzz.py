@@ -1,7 +1,6 @@
-"""Files that nobody should have written: an error for people, never a traceback or a
-hang.
+"""Damaged and odd files are refused with an error that names them, without a hang.
 
-A few of each in `make test`; `make fuzz` asks for ten thousand (TOPD_FUZZ).
+`make test` tries a few of each; `make fuzz` tries ten thousand (TOPD_FUZZ).
 """
 
 import copy
@@ -39,9 +38,7 @@ CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
 
 def fuzzed(share: float) -> Callable[[Any], Any]:
-    """So many of all cases, five seconds each at most, found failures not shrunk for
-    minutes.
-    """
+    """Try this share of all cases, each for five seconds at most."""
     return settings(
         max_examples=max(10, round(CASES * share)),
         deadline=5000,
@@ -52,7 +49,7 @@ def fuzzed(share: float) -> Callable[[Any], Any]:
 
 
 def refused_or(work: Callable[[], Any], name: str) -> Any:
-    """What `work` returns, or None where it raises an error that names the file."""
+    """Return what `work` returns; None where it raises an error with `name` in it."""
     try:
         return work()
     except UserError as error:
@@ -64,9 +61,7 @@ def refused_or(work: Callable[[], Any], name: str) -> Any:
 
 @st.composite
 def damage(draw: st.DrawFn) -> Callable[[bytes], bytes]:
-    """Bytes cut off, flipped, doubled, put in, taken out, or swapped, at a few
-    places.
-    """
+    """Cut, flip, double, insert, remove or swap bytes, at a few places."""
     kinds = st.sampled_from(["cut", "flip", "double", "put", "take", "swap"])
     wounds = draw(
         st.lists(
@@ -114,7 +109,7 @@ ODD = st.one_of(
 
 
 def leaves(values: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Paths of everything in a tree, the root left out."""
+    """Return the path of every value in a tree, without the root."""
     items = (
         values.items()
         if isinstance(values, dict)
@@ -122,16 +117,15 @@ def leaves(values: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         if isinstance(values, list)
         else ()
     )
-    return [
-        one
-        for key, value in items
-        for one in [(*path, key), *leaves(value, (*path, key))]
-    ]
+    paths = []
+    for key, value in items:
+        paths += [(*path, key), *leaves(value, (*path, key))]
+    return paths
 
 
 @st.composite
 def odd_values(draw: st.DrawFn, values: Any) -> Any:
-    """The same tree with odd things in a few places."""
+    """Return the same tree with odd values in a few places."""
     changed = copy.deepcopy(values)
     for _ in range(draw(st.integers(1, 3))):
         *way, last = draw(st.sampled_from(leaves(changed)))
@@ -198,7 +192,7 @@ def read_prompts(student_folder: Path, teacher_folder: Path) -> Callable[[Path],
         )
         if found is not None:
             source, _ = found
-            assert all(len(one.token_ids_P) for one in source.take(3))
+            assert all(len(prompt.token_ids_P) for prompt in source.take(3))
 
     return read
 
