@@ -47,7 +47,7 @@ def cluster_address() -> Iterator[str]:
     from ray.cluster_utils import Cluster
 
     head = {
-        "num_cpus": 8,
+        "num_cpus": 4,
         "object_store_memory": 300_000_000,
         "include_dashboard": False,
     }

@@ -110,14 +110,14 @@ def test_a_finished_run_is_not_resumed_and_its_name_not_taken(
 
 
 def test_more_gpus_than_there_are_is_refused_with_the_sum_and_leaves_nothing(
-    setting: Setting,
+    joined: Setting,
 ) -> None:
     too_many = ["learner.gpus=64", "rollout.engine.gpus=0.5", "run.name=greedy"]
-    done = topd("train", setting.file, *too_many)
+    done = topd("train", joined.file, *too_many)
     assert done.code == 2
     assert "asks for 64.5 GPUs in all" in done.output
     assert "Traceback" not in done.output
-    assert not setting.run("greedy").path.exists()
+    assert not joined.run("greedy").path.exists()
 
 
 def test_a_cluster_that_is_not_there_is_refused(setting: Setting) -> None:
