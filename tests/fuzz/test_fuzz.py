@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tests.make import rollout
 from topd_ray.config import load_config
 from topd_ray.driver.checkpoint import MANIFEST, open_checkpoint, seal
-from topd_ray.driver.state import Place
+from topd_ray.driver.state import RunState
 from topd_ray.errors import UserError
 from topd_ray.inputs.prompts import load_source
 from topd_ray.inputs.resources import make_plan
@@ -238,6 +238,7 @@ def test_prompts_of_damaged_parquet(
 DRIVER: dict[str, Any] = {
     "step": 2,
     "cursor": 8,
+    "teacher_version": 0,
     "ledger": {
         "num_dispatched": 16,
         "num_consumed": 15,
@@ -245,7 +246,7 @@ DRIVER: dict[str, Any] = {
     },
     "recent_distances": [0.25, 0.5],
     "totals": {"student_tokens": 100, "stage_s": {"rollout": 1.5}},
-    "before": {"num_problems": 4, "num_right": 2, "num_truncated": 0},
+    "before": {"num_problems": 4, "num_correct": 2, "num_truncated": 0},
 }
 
 
@@ -278,6 +279,13 @@ def test_a_checkpoint_of_damaged_files(
         assert (found is None) == (damaged != whole)
 
 
+def test_the_checkpoint_that_is_made_odd_can_be_read(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    make_checkpoint(folder, DRIVER)
+    checkpoint = open_checkpoint(folder)
+    assert RunState.of(load_config(LOCAL), checkpoint).step == DRIVER["step"]
+
+
 @fuzzed(0.1)
 @given(driver=odd_values(DRIVER))
 def test_a_checkpoint_of_odd_values_whose_checksums_are_right(
@@ -289,7 +297,7 @@ def test_a_checkpoint_of_odd_values_whose_checksums_are_right(
     config = load_config(LOCAL)
     found = refused_or(lambda: open_checkpoint(folder), folder.path.name)
     if found is not None:
-        refused_or(lambda: Place.of(config, found), folder.path.name)
+        refused_or(lambda: RunState.of(config, found), folder.path.name)
 
 
 @fuzzed(0.02)
