@@ -46,9 +46,11 @@ def train(config: Config, *, resume_if_there: bool = False) -> Summary | None:
             )
         return None if folder.summary.is_file() else resume(path)
     inputs = load_inputs(config)
-    folder = RunFolder.create(config)
-    with folder.locked(), connected(config):
-        return _Run(config, folder, inputs, None, started_s).go()
+    # A config that its cluster refuses leaves no folder, so that its name stays free.
+    with connected(config):
+        folder = RunFolder.create(config)
+        with folder.locked():
+            return _Run(config, folder, inputs, None, started_s).go()
 
 
 def resume(path: Path, checkpoint: str | None = None) -> Summary | None:
