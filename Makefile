@@ -26,7 +26,7 @@ TORCH_SIZE := with CUDA, several GB on disk
 REST_SIZE := about 250 packages and vLLM, several GB on disk
 endif
 ADVISORIES := api.osv.dev
-UNIT := --numprocesses=2 --dist=loadfile
+UNIT := --numprocesses=2 --dist=worksteal
 INTEGRATION := tests/contract tests/flow tests/chaos -m "not chaos"
 STAMP := $(VENV)/.installed-$(HARDWARE)-$(shell cat Makefile pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
@@ -82,7 +82,7 @@ static: setup
 	-@$(MAKE) --no-print-directory audit
 	$(BIN)/mypy
 
-# loadfile: the tests of a module share its fixtures.
+# worksteal: each process has half of the tests, and takes over what the other has left.
 unit: setup
 	$(BIN)/pytest tests/unit tests/fuzz $(UNIT)
 
