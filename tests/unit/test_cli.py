@@ -11,26 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.runs import ROOT, topd, topd_process
 from topd_ray.config import load_config, parse_config
 from topd_ray.errors import UserError
 from topd_ray.inputs.models import check_what_is_here
 from topd_ray.records.run_folder import RunFolder
-
-ROOT = Path(__file__).parents[2]
-TOPD = Path(sys.executable).parent / "topd"
-
-
-def topd(*args: str | Path) -> tuple[int, str]:
-    done = subprocess.run(
-        [TOPD, *map(str, args)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    return done.returncode, done.stdout
 
 
 def write_config(folder: Path, student: Path, teacher: Path, **sections: Any) -> Path:
@@ -55,9 +40,9 @@ def write_config(folder: Path, student: Path, teacher: Path, **sections: Any) ->
     "file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name
 )
 def test_every_config_in_the_repository_is_sound(file: Path) -> None:
-    code, output = topd("check", file)
-    assert code == 0, output
-    assert "the config is sound" in output
+    done = topd("check", file)
+    assert done.code == 0, done.output
+    assert "the config is sound" in done.output
 
 
 @pytest.mark.parametrize(
@@ -78,9 +63,11 @@ def test_every_objective_and_decision_has_a_config_that_fits_the_toy_world(
 
 
 def test_the_config_of_stage_1_says_what_has_to_be_generated_first() -> None:
-    code, output = topd("check", "configs/toy/kd.yaml", "prompts.path=nowhere.jsonl")
-    assert code == 2
-    assert "nowhere.jsonl: no such file or folder; `topd generate` writes" in output
+    done = topd("check", "configs/toy/kd.yaml", "prompts.path=nowhere.jsonl")
+    assert done.code == 2
+    assert (
+        "nowhere.jsonl: no such file or folder; `topd generate` writes" in done.output
+    )
 
 
 @pytest.mark.parametrize(
@@ -116,10 +103,10 @@ def test_an_impossible_config_is_refused_by_name(
     expected: str,
 ) -> None:
     config = write_config(tmp_path, student_folder, teacher_folder)
-    code, output = topd("check", config, *overrides)
-    assert code == 2, output
-    assert expected in " ".join(output.split())
-    assert "Traceback" not in output
+    done = topd("check", config, *overrides)
+    assert done.code == 2, done.output
+    assert expected in " ".join(done.output.split())
+    assert "Traceback" not in done.output
 
 
 @pytest.mark.parametrize(
@@ -140,10 +127,10 @@ def test_bad_prompts_are_refused_before_anything_starts(
 ) -> None:
     (tmp_path / "prompts.jsonl").write_text(lines)
     config = write_config(tmp_path, student_folder, teacher_folder)
-    code, output = topd("train", config)
-    assert code == 2, output
-    assert expected in " ".join(output.split())
-    assert "Traceback" not in output
+    done = topd("train", config)
+    assert done.code == 2, done.output
+    assert expected in " ".join(done.output.split())
+    assert "Traceback" not in done.output
     assert not (tmp_path / "runs").exists()
 
 
@@ -164,10 +151,10 @@ def test_a_root_that_cannot_hold_a_run_folder_is_refused_by_name(
 
 def test_missing_things_are_named(tmp_path: Path) -> None:
     for args in (("check", "nowhere.yaml"), ("resume", tmp_path), ("eval", tmp_path)):
-        code, output = topd(*args)
-        assert code == 2, output
-        assert str(args[1]) in output.replace("\n", "")
-        assert "Traceback" not in output
+        done = topd_process(*args)
+        assert done.code == 2, done.output
+        assert str(args[1]) in done.output.replace("\n", "")
+        assert "Traceback" not in done.output
 
 
 @pytest.mark.parametrize("args", [["--help"], ["check", "configs/local-toy.yaml"]])
