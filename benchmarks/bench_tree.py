@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3Model
 
 from topd_ray.config import ObjectiveConfig
+from topd_ray.driver.dealing import deal_to_ranks
 from topd_ray.learner.attention import PACKED
 from topd_ray.learner.layout import Layout
 from topd_ray.messages import Rollout, SampledSignal, ScoredRollout
@@ -280,18 +281,18 @@ def compare_packing(
 ) -> dict[str, Any]:
     """A row of the table, from the micro-batches that `pack` makes."""
     rollouts = [scored(f"r{i}", length + 1) for i, length in enumerate(lengths)]
-    shares = pack(
-        rollouts,
-        None,
-        threshold=0.0,
-        objective=ObjectiveConfig(lambda_traj=0.0),
-        token_budget=budget,
-        num_ranks=ranks,
-        run_seed=0,
-    )
-    loads = [
-        sum(b.input_ids_L.size for b in share if b.rollout_ids) for share in shares
+    shares = [
+        pack(
+            [rollouts[i] for i in indices],
+            None,
+            threshold=0.0,
+            objective=ObjectiveConfig(lambda_traj=0.0),
+            token_budget=budget,
+            run_seed=0,
+        )
+        for indices in deal_to_ranks(lengths, ranks)
     ]
+    loads = [sum(batch.input_ids_L.size for batch in share) for share in shares]
     assert sum(loads) == sum(lengths)
     area = sum(len(b) * b[0] for share in padded(lengths, budget, ranks) for b in share)
     return {
@@ -299,7 +300,7 @@ def compare_packing(
         "ranks": ranks,
         "padding, %": 100 * (1 - sum(lengths) / sum(loads)),
         "padding of rows, %": 100 * (1 - sum(lengths) / area),
-        "micro-batches a rank": len(shares[0]),
+        "micro-batches a rank": max(map(len, shares)),
         "of rows": max(map(len, padded(lengths, budget, ranks))),
         "tokens of the fullest rank / mean": max(loads) * ranks / sum(loads),
     }

@@ -18,7 +18,8 @@ from topd_ray.config import LearnerConfig, ObjectiveConfig, TeacherConfig
 from topd_ray.learner import LearnerActor
 from topd_ray.learner.divergence import TokenLoss
 from topd_ray.learner.layout import Layout
-from topd_ray.learner.model import DistillationModel, Signal, load_student
+from topd_ray.learner.inputs import Signal
+from topd_ray.learner.model import DistillationModel, load_student
 from topd_ray.learner.schedule import lr_factor
 from topd_ray.messages import (
     HiddenSignal,
@@ -109,11 +110,6 @@ def _signal(signal: Signal, tokens: int, rng: np.random.Generator) -> TeacherSig
     return TopkSignal(ids_NM=ids_NM.astype(np.int32), logq_NM=logq_NM)
 
 
-def empty_batch(version: int = 0, signal: Signal = "hidden") -> TrainBatch:
-    """What a rank gets that is short of work."""
-    return make_batch([2], seed=0, version=version, signal=signal)
-
-
 def poisoned(batch: TrainBatch) -> TrainBatch:
     """The same with a teacher that has lost its mind at one position."""
     match batch.signal:
@@ -134,20 +130,17 @@ def _with_nan(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def step_batches(version: int, signal: Signal = "hidden") -> list[list[TrainBatch]]:
-    """Two micro-batches for each of two ranks: uneven in tokens, rows and chunks, one
-    empty.
+    """Return the shares of two ranks: uneven in tokens, rows and micro-batches.
+
+    At version 2, rank 1 has no micro-batch at all.
     """
     fields: dict[str, Any] = {"version": version, "signal": signal}
-    return [
-        [
-            make_batch([9, 14, 5], seed=10 * version + 1, **fields),
-            make_batch([30], seed=10 * version + 2, resampled=3, **fields),
-        ],
-        [
-            make_batch([7, 4], seed=10 * version + 3, resampled=2, **fields),
-            empty_batch(**fields),
-        ],
+    first = [
+        make_batch([9, 14, 5], seed=10 * version + 1, **fields),
+        make_batch([30], seed=10 * version + 2, resampled=3, **fields),
     ]
+    second = [make_batch([7, 4], seed=10 * version + 3, resampled=2, **fields)]
+    return [first + second, []] if version == 2 else [first, second]
 
 
 def teacher_head() -> torch.Tensor:
@@ -315,7 +308,10 @@ class Outcome:
     after_skip: Weights
     after_third: Weights
     after_third_again: Weights
-    """By a fresh learner, from the checkpoint before the third step."""
+    """By a fresh learner, from the checkpoint before the third step.
+
+    It had accumulated the other rank's share first and abandoned that step.
+    """
     self_loss: float | None
     """Token loss, once the learner follows, against hidden states of the student
     itself.
@@ -368,10 +364,8 @@ def _play(rank: int, story: Story, checkpoint: Path, ports: list[int]) -> Outcom
     learner = open_learner(config, student, port=ports.pop(), rank=rank, signal=signal)
     reports = [take_step(learner, step_batches(0, signal)[rank])]
     after_first = held_weights(learner)
-    batches = step_batches(1, signal)[rank]
-    reports.append(
-        take_step(learner, [poisoned(batches[0]) if rank else batches[0], batches[1]])
-    )
+    first, *others = step_batches(1, signal)[rank]
+    reports.append(take_step(learner, [poisoned(first) if rank else first, *others]))
     after_skip = held_weights(learner)
     learner.save(checkpoint)
     reports.append(take_step(learner, step_batches(2, signal)[rank]))
@@ -379,6 +373,8 @@ def _play(rank: int, story: Story, checkpoint: Path, ports: list[int]) -> Outcom
     learner.close()
     again = open_learner(config, student, port=ports.pop(), rank=rank, signal=signal)
     again.load(checkpoint)
+    again.accumulate(step_batches(2, signal)[1 - rank])
+    again.abandon_step()
     reports.append(take_step(again, step_batches(2, signal)[rank]))
     after_third_again = held_weights(again)
     self_loss = (
@@ -395,10 +391,9 @@ def _follow(learner: LearnerActor, rank: int, folder: Path) -> float:
     learner.follow_teacher()
     torch.distributed.barrier()  # rank 0 writes the export
     batch = make_batch([9 + rank], seed=rank, version=learner.policy_version)
-    return learner.accumulate(scored_by(folder, batch, torch.float32)).opd
+    return learner.accumulate([scored_by(folder, batch, torch.float32)]).opd
 
 
 def take_step(learner: LearnerActor, batches: Sequence[TrainBatch]) -> StepReport:
-    for batch in batches:
-        learner.accumulate(batch)
+    learner.accumulate(batches)
     return learner.step()

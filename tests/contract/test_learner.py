@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from tests.contract.learner_ranks import (
+    TEACHER_WIDTH,
     Oracle,
     TwoRanks,
     Weights,
-    empty_batch,
     free_ports,
     held_weights,
     learner_config,
@@ -30,7 +30,7 @@ from tests.tiny import VOCAB, make_model
 from topd_ray.engines.deepspeed import DeepSpeedTraining
 from topd_ray.errors import TopdError, UserError
 from topd_ray.learner import LearnerActor
-from topd_ray.learner.model import Signal
+from topd_ray.learner.inputs import Signal, empty_batch
 from topd_ray.messages import TrainBatch
 
 pytestmark = [
@@ -134,7 +134,9 @@ def assert_identical(got: Weights, want: Weights) -> None:
 
 
 @two_rank_cases
-def test_two_ranks_take_the_step_of_one(two_ranks, expected, stage, tied, signal):
+def test_two_ranks_with_unequal_shares_take_the_step_of_one(
+    two_ranks, expected, stage, tied, signal
+):
     outcome, (loss, norm, weights) = (
         two_ranks[f"{stage}{tied}{signal}"][0],
         expected[tied, signal][0],
@@ -142,6 +144,20 @@ def test_two_ranks_take_the_step_of_one(two_ranks, expected, stage, tied, signal
     assert outcome.reports[0].loss == pytest.approx(loss, rel=1e-5)
     assert outcome.reports[0].grad_norm == pytest.approx(norm, rel=1e-5)
     assert_close(outcome.after_first, weights)
+
+
+@two_rank_cases
+def test_two_ranks_take_the_step_of_one_where_the_second_has_no_rollout(
+    two_ranks, expected, stage, tied, signal
+):
+    outcome = two_ranks[f"{stage}{tied}{signal}"][0]
+    loss, norm, weights = expected[tied, signal][1]
+    batches = step_batches(2, signal)[0]
+    report = outcome.reports[2]
+    assert report.num_tokens == sum(len(batch.response_ids_T) for batch in batches)
+    assert report.loss == pytest.approx(loss, rel=1e-5)
+    assert report.grad_norm == pytest.approx(norm, rel=1e-5)
+    assert_close(outcome.after_third, weights)
 
 
 @two_rank_cases
@@ -226,11 +242,11 @@ def test_the_head_that_is_followed_is_the_present_one_and_stays(learner, tmp_pat
         make_batch([12], seed=1, version=1),
         torch.bfloat16 if bits else torch.float32,
     )
-    assert abs(learner.accumulate(batch).opd) < 1e-4
+    assert abs(learner.accumulate([batch]).opd) < 1e-4
     learner.step()
     for version in range(2, 5):  # L_traj moves it
         take_step(learner, [replace(batch, policy_version=version)])
-    assert learner.accumulate(replace(batch, policy_version=5)).opd > 1e-4
+    assert learner.accumulate([replace(batch, policy_version=5)]).opd > 1e-4
 
 
 @pytest.mark.parametrize(
@@ -251,7 +267,7 @@ def test_an_id_that_the_student_does_not_have_is_refused(learner):
     with pytest.raises(
         UserError, match=f"names id {len(VOCAB)}, .* has {len(VOCAB)} rows"
     ):
-        learner.accumulate(odd)
+        learner.accumulate([odd])
 
 
 @pytest.mark.parametrize("clip", [0.05, 1e6])
@@ -273,7 +289,7 @@ def test_one_rank_takes_the_steps_of_plain_adamw(student_folder, stage, clip):
 
 def test_the_report_counts_and_divides_by_response_tokens(learner):
     batches = step_batches(0)[0]
-    sums = [learner.accumulate(batch) for batch in batches]
+    sums = [learner.accumulate([batch]) for batch in batches]
     report = learner.step()
     assert report.num_tokens == sum(len(batch.response_ids_T) for batch in batches)
     assert report.num_window_positions == sum(len(batch.window_Q) for batch in batches)
@@ -372,19 +388,40 @@ def test_a_skipped_step_leaves_no_trace(root_engine, reason):
 
 def test_a_stale_batch_is_refused(learner):
     with pytest.raises(TopdError, match="policy_version 3, the learner holds 0"):
-        learner.accumulate(make_batch([5], seed=0, version=3))
+        learner.accumulate([make_batch([5], seed=0, version=3)])
 
 
-@pytest.mark.parametrize("batches", [[], [empty_batch()]])
+@pytest.mark.parametrize(
+    "batches", [[], [empty_batch("hidden", width=TEACHER_WIDTH, policy_version=0)]]
+)
 def test_a_step_without_a_token_is_refused(learner, batches: list[TrainBatch]):
-    for batch in batches:
-        learner.accumulate(batch)
+    learner.accumulate(batches)
     with pytest.raises(TopdError, match="step 1: no response token"):
         learner.step()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_abandoned_step_leaves_no_trace(student_folder, stage, dtype):
+    config = learner_config(zero_stage=stage, dtype=dtype)
+    reports = []
+    weights = []
+    for abandons in (False, True):
+        learner = open_learner(config, student_folder, port=free_ports(1)[0])
+        take_step(learner, step_batches(0)[0])
+        if abandons:
+            learner.abandon_step()  # nothing is accumulated yet
+            learner.accumulate(step_batches(1)[1])
+            learner.abandon_step()
+        reports.append(take_step(learner, step_batches(1)[0]))
+        weights.append(held_weights(learner))
+        learner.close()
+    assert reports[1] == reports[0]
+    assert_identical(weights[1], weights[0])
+
+
 def test_a_checkpoint_within_a_step_is_refused(learner, tmp_path):
-    learner.accumulate(make_batch([5], seed=0))
+    learner.accumulate([make_batch([5], seed=0)])
     with pytest.raises(TopdError, match="accumulated 1 micro-batches"):
         learner.save(tmp_path)
 

@@ -11,7 +11,7 @@ import ray
 from topd_ray.actors.worker import Worker
 from topd_ray.config import Config
 from topd_ray.learner import LearnerActor
-from topd_ray.messages import LossSums, ProbeSet, Rollout, ScoredRollout, StepReport
+from topd_ray.messages import ProbeSet, Rollout, ScoredRollout, StepReport
 from topd_ray.models.roles import resolve_student, resolve_teacher
 from topd_ray.models.tensors import output_head, read_weights
 from topd_ray.records.bad_step import write_rollouts
@@ -80,7 +80,9 @@ class LearnerWorker(Worker):
     def accumulate(
         self, threshold: float, *items: ScoredRollout | ProbeSet
     ) -> LearnReceipt:
-        """Add the gradient of this rank's share; record its windows.
+        """Add the gradient of this rank's share; every rank must be called.
+
+        The share may be empty. Its probed windows are recorded.
 
         `items` are the scored rollouts and then, where the method looks ahead, their
         probed windows: Ray resolves references among the arguments of a call only.
@@ -94,12 +96,9 @@ class LearnerWorker(Worker):
             threshold=threshold,
             objective=self._config.objective,
             token_budget=self._config.windows.token_budget,
-            num_ranks=1,
             run_seed=self._config.run.seed,
         )
-        sums = LossSums()
-        for batch in batches[0]:
-            sums = sums + self._actor.accumulate(batch)
+        sums = self._actor.accumulate(batches)
         if self._recorder:
             self._recorder.add(probe_sets, threshold)
         return LearnReceipt(

@@ -112,6 +112,21 @@ class DeepSpeedTraining:
         dist.all_reduce(sums)
         return tuple(sums.tolist())
 
+    def all_max(self, value: int) -> int:
+        """See `TrainingEngine`."""
+        largest = torch.tensor([value], dtype=torch.int64, device=self._engine.device)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return int(largest.item())
+
+    def drop_gradient(self) -> None:
+        """See `TrainingEngine`."""
+        if self._zero_stage == 0:
+            self._engine.zero_grad()
+        else:
+            # The sharded optimizers keep the gradient in buffers that a step alone
+            # clears; a skipped step clears them all and moves nothing.
+            self._step_sharded(divisor=1.0, skip=True)
+
     def step(self, *, normaliser: int, skip: bool = False) -> OptimizerOutcome:
         """See `TrainingEngine`. The learning rate follows the updates made; a skip
         repeats it.

@@ -138,6 +138,17 @@ class TrainingEngine(Protocol):
         """
         ...
 
+    def all_max(self, value: int) -> int:
+        """Return the largest of all ranks' values, on every rank."""
+        ...
+
+    def drop_gradient(self) -> None:
+        """Drop the gradient accumulated since the last step; move no weight.
+
+        Every rank must call it, after at least one `accumulate`.
+        """
+        ...
+
     def step(self, *, normaliser: int, skip: bool = False) -> OptimizerOutcome:
         """Divide the gradient (summed over micro-batches and ranks) by `normaliser`;
         clip; update.

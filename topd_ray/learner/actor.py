@@ -4,29 +4,20 @@ weights.
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from topd_ray.config import LearnerConfig, ObjectiveConfig, TeacherConfig
-from topd_ray.engines.tensors import to_torch
-from topd_ray.errors import TopdError, UserError
+from topd_ray.errors import TopdError
 from topd_ray.learner.divergence import TokenLoss
+from topd_ray.learner.inputs import empty_batch, forward_inputs
 from topd_ray.learner.model import DistillationModel, load_student, student_head
 from topd_ray.learner.schedule import lr_factor
-from topd_ray.messages import (
-    HiddenSignal,
-    Ints,
-    LossSums,
-    SampledSignal,
-    StepReport,
-    TopkSignal,
-    TrainBatch,
-)
+from topd_ray.messages import LossSums, StepReport, TrainBatch
 from topd_ray.seeds import derive_seed
 from topd_ray.weights.buckets import WeightBucket, in_buckets
 from topd_ray.weights.export import export_folder
@@ -68,10 +59,18 @@ class LearnerActor:
         """`teacher_head_VE` comes where `teacher.signal` is hidden, and only there."""
         from topd_ray.engines.deepspeed import DeepSpeedTraining
 
-        self._config, self._rank, self._seed = config, rank, seed
-        self._lambda_traj, self._max_staleness = objective.lambda_traj, max_staleness
+        self._config = config
+        self._rank = rank
+        self._seed = seed
+        self._lambda_traj = objective.lambda_traj
+        self._max_staleness = max_staleness
         self._student_folder = student_folder
-        self._step, self._num_batches = 0, 0
+        self._signal = teacher.signal
+        self._signal_width = (
+            teacher.top_k if teacher_head_VE is None else teacher_head_VE.shape[1]
+        )
+        self._step = 0
+        self._num_batches = 0
         self._sums = LossSums()
         dtype = _DTYPES[config.dtype]
         self._model = DistillationModel(
@@ -111,11 +110,31 @@ class LearnerActor:
         """Version of the weights held; the student's folder is 0."""
         return self._step
 
-    def accumulate(self, batch: TrainBatch) -> LossSums:
-        """Add the gradient of a micro-batch; returns this rank's sums of it alone.
+    def accumulate(self, batches: Sequence[TrainBatch]) -> LossSums:
+        """Add the gradient of this rank's micro-batches.
 
-        Raises TopdError for a batch of a policy that is too old, or yet to come.
+        Every rank must call it, with any number of micro-batches: ranks with fewer run
+        empty ones, since the collectives of sharded weights must meet.
+
+        Args:
+            batches: This rank's micro-batches; may be empty.
+
+        Returns:
+            The sums of these micro-batches alone.
+
+        Raises:
+            TopdError: A batch's policy is too old, or newer than the learner's.
         """
+        for batch in batches:
+            self._refuse_if_stale(batch)
+        sums = LossSums()
+        for batch in [*batches, *self._padding(len(batches))]:
+            batch_sums = self._add_gradient(batch)
+            sums = sums + batch_sums
+            self._sums = self._sums + batch_sums
+        return sums
+
+    def _refuse_if_stale(self, batch: TrainBatch) -> None:
         if not 0 <= self._step - batch.policy_version <= self._max_staleness:
             raise TopdError(
                 f"micro-batch of rollouts {list(batch.rollout_ids)} is of"
@@ -123,6 +142,17 @@ class LearnerActor:
                 f" {self._step}; rollout.max_staleness={self._max_staleness} allows so"
                 " many steps between them"
             )
+
+    def _padding(self, num_batches: int) -> list[TrainBatch]:
+        """Return the empty micro-batches that this rank lacks to the fullest rank."""
+        if self._config.num_ranks == 1:
+            return []
+        padding = empty_batch(
+            self._signal, width=self._signal_width, policy_version=self._step
+        )
+        return [padding] * (self._engine.all_max(num_batches) - num_batches)
+
+    def _add_gradient(self, batch: TrainBatch) -> LossSums:
         # any randomness of the student (dropout) is the micro-batch's, not the
         # process's
         torch.manual_seed(
@@ -130,16 +160,16 @@ class LearnerActor:
                 self._seed, self._step, self._num_batches, self._rank, "learner"
             )
         )
-        _, opd, traj, rollout_kl = self._engine.accumulate(*self._inputs(batch))
-        sums = LossSums(
+        inputs = forward_inputs(batch, num_ids=self._model.num_ids)
+        _, opd, traj, rollout_kl = self._engine.accumulate(*inputs)
+        self._num_batches += 1
+        return LossSums(
             opd=opd,
             traj=traj,
             rollout_kl=rollout_kl,
             num_tokens=len(batch.response_ids_T),
             num_window_positions=len(batch.window_Q),
         )
-        self._sums, self._num_batches = self._sums + sums, self._num_batches + 1
-        return sums
 
     def step(self, *, skip: bool = False) -> StepReport:
         """Update the weights; the same report on every rank.
@@ -165,7 +195,9 @@ class LearnerActor:
             )
         finite = math.isfinite(opd) and math.isfinite(traj)
         outcome = self._engine.step(normaliser=num_tokens, skip=skip or not finite)
-        self._step, self._num_batches, self._sums = self._step + 1, 0, LossSums()
+        self._step += 1
+        self._num_batches = 0
+        self._sums = LossSums()
         return StepReport(
             step=self._step,
             policy_version=self._step,
@@ -197,10 +229,9 @@ class LearnerActor:
         self._model.set_teacher_head(head_VE)
 
     def abandon_step(self) -> None:
-        """Drop the gradient accumulated since the last step; the run is about to end.
-
-        The engine's gradient buffers keep it, so no further `accumulate` may follow.
-        """
+        """Drop the gradient and the sums accumulated since the last step."""
+        if self._num_batches:
+            self._engine.drop_gradient()
         self._num_batches = 0
         self._sums = LossSums()
 
@@ -256,38 +287,6 @@ class LearnerActor:
         """Leave the process group."""
         self._engine.close()
 
-    def _inputs(self, batch: TrainBatch) -> tuple[Any, ...]:
-        """The arguments of `DistillationModel.forward`."""
-        return (
-            _ids(batch.input_ids_L),
-            _ids(batch.length_S),
-            _ids(batch.trunk_S),
-            _ids(batch.branch_S),
-            _ids(batch.position_TU),
-            _ids(batch.response_ids_T),
-            to_torch(batch.logp_T),
-            to_torch(batch.weight_T),
-            _ids(batch.window_Q),
-            _ids(batch.target_ids_QK),
-            to_torch(batch.target_weights_QK),
-            *self._signal(batch),
-        )
-
-    def _signal(self, batch: TrainBatch) -> tuple[Tensor, ...]:
-        """Raises UserError for an id of the teacher that the student does not have."""
-        match batch.signal:
-            case HiddenSignal(hidden_ND=hidden_TE):
-                return (to_torch(hidden_TE),)
-            case TopkSignal(ids_NM=ids_TM, logq_NM=logq_TM):
-                if (largest := int(ids_TM.max(initial=0))) >= self._model.num_ids:
-                    raise UserError(
-                        f"the teacher names id {largest}, the student's output head has"
-                        f" {self._model.num_ids} rows; both need the same tokenizer"
-                    )
-                return _ids(ids_TM), to_torch(logq_TM)
-            case SampledSignal(logq_N=logq_T):
-                return (to_torch(logq_T),)
-
 
 def _parts(objective: ObjectiveConfig, teacher: TeacherConfig) -> TokenLoss:
     return TokenLoss(
@@ -298,10 +297,6 @@ def _parts(objective: ObjectiveConfig, teacher: TeacherConfig) -> TokenLoss:
         kd_ratio=objective.kd_ratio,
         tail=teacher.tail,
     )
-
-
-def _ids(array: Ints) -> Tensor:
-    return to_torch(array).long()
 
 
 __all__ = ["LearnerActor"]

@@ -7,7 +7,7 @@ vocabulary, M ids the teacher kept, Q window positions, K ids of a soft target.
 """
 
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -19,12 +19,11 @@ from topd_ray.errors import UserError
 from topd_ray.learner.attention import PACKED, check_isolation
 from topd_ray.learner.divergence import TokenLoss
 from topd_ray.learner.fused import distillation_losses, tiles
+from topd_ray.learner.inputs import Signal
 from topd_ray.learner.layout import Layout
 from topd_ray.learner.loss import Positions, Recipe
 from topd_ray.learner.teacher import SampledTeacher, Teacher, TopkTeacher, WholeTeacher
 from topd_ray.models.refusals import check_experts, refuse_logit_transforms
-
-Signal = Literal["hidden", "topk", "sampled"]
 
 
 class DistillationModel(nn.Module):
@@ -198,4 +197,4 @@ def _head_bias(student: Any) -> str | None:
     return None if bias is None else "lm_head.bias"
 
 
-__all__ = ["DistillationModel", "Signal", "load_student", "student_head"]
+__all__ = ["DistillationModel", "load_student", "student_head"]

@@ -159,13 +159,12 @@ def window_batch(
         resampled=False,  # the window is the response of this rollout
     )
     plain = objective.model_copy(update={"downweight": "none", "select": "all"})
-    ((batch,),) = pack(
+    (batch,) = pack(
         [window],
         [probe] if with_plan else None,
         threshold=_EVERY_WINDOW,
         objective=plain,
         token_budget=len(rollout.prompt_ids_P) + len(rollout.response_ids_N),
-        num_ranks=1,
         run_seed=0,
     )
     return batch

@@ -4,16 +4,15 @@ import copy
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.nn.utils import clip_grad_norm_
 
 from topd_ray.config import LearnerConfig
 from topd_ray.engines.protocols import NamedArray
-from topd_ray.engines.tensors import to_torch
 from topd_ray.learner.divergence import TokenLoss
+from topd_ray.learner.inputs import forward_inputs
 from topd_ray.learner.model import DistillationModel, load_student
-from topd_ray.messages import HiddenSignal, Ints, LossSums, TrainBatch
+from topd_ray.messages import LossSums, TrainBatch
 from topd_ray.models.tensors import output_head
 
 
@@ -64,20 +63,9 @@ class WindowLearner:
 
         The losses are sums over the batch's tokens, in nats.
         """
-        assert isinstance(batch.signal, HiddenSignal)
+        inputs = forward_inputs(batch, num_ids=self._model.num_ids)
         loss, token, traj, rollout_kl = self._model(
-            self._ids(batch.input_ids_L),
-            self._ids(batch.length_S),
-            self._ids(batch.trunk_S),
-            self._ids(batch.branch_S),
-            self._ids(batch.position_TU),
-            self._ids(batch.response_ids_T),
-            self._floats(batch.logp_T),
-            self._floats(batch.weight_T),
-            self._ids(batch.window_Q),
-            self._ids(batch.target_ids_QK),
-            self._floats(batch.target_weights_QK),
-            self._floats(batch.signal.hidden_ND),
+            *(tensor.to(self._device) for tensor in inputs)
         )
         num_tokens = len(batch.response_ids_T)
         self._optimizer.zero_grad(set_to_none=True)
@@ -104,12 +92,6 @@ class WindowLearner:
         """Yield every weight under its Hugging Face name; tied ones come once."""
         for name, weight in self._model.student.named_parameters():
             yield name, weight.detach().cpu().numpy()
-
-    def _ids(self, array: Ints) -> torch.Tensor:
-        return to_torch(array).long().to(self._device)
-
-    def _floats(self, array: np.ndarray) -> torch.Tensor:
-        return to_torch(array).to(self._device)
 
 
 __all__ = ["WindowLearner"]

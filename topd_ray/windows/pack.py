@@ -20,7 +20,7 @@ from topd_ray.messages import (
     TrainBatch,
 )
 from topd_ray.windows.rows import Row, make_row
-from topd_ray.windows.signals import join_signals, no_signal
+from topd_ray.windows.signals import join_signals
 from topd_ray.windows.token_weights import token_weights
 
 
@@ -31,33 +31,45 @@ def pack(
     threshold: float,
     objective: ObjectiveConfig,
     token_budget: int,
-    num_ranks: int,
     run_seed: int,
-) -> list[list[TrainBatch]]:
-    """Micro-batches of each rank, equally many for all: collectives must meet.
+) -> list[TrainBatch]:
+    """Return the micro-batches of one learner rank, the largest first.
 
-    Every rollout lands in exactly one micro-batch, with its windows; one that is longer
-    than `token_budget` has a micro-batch of its own. As few rounds as the budget
-    allows, and within them micro-batches of like size, so that no rank waits for
-    another. A rank short of work gets empty micro-batches (no trained position);
-    without any rollout no rank has a micro-batch. `probes` is None where nothing is
-    probed; without lambda_traj they only weigh tokens. Raises ValueError where rollouts
-    and probes do not belong together.
+    Every rollout is in exactly one micro-batch, together with its windows. There are as
+    few micro-batches as the budget allows, of similar sizes.
+
+    Args:
+        scored: The rank's scored rollouts.
+        probes: The probed windows of each rollout; None where nothing is probed.
+            Without `lambda_traj` they only weigh tokens.
+        threshold: Transport distance above which a window diverges.
+        objective: The losses, and how tokens are weighed and selected.
+        token_budget: Most tokens of a micro-batch (prompts, responses and windows). A
+            rollout that is longer has a micro-batch to itself.
+        run_seed: Seed of the run, for the random selection of tokens.
+
+    Returns:
+        The micro-batches, none of them empty; [] without rollouts.
+
+    Raises:
+        ValueError: Rollouts and probes do not belong together.
     """
     windows = _by_rollout(scored, probes)
     if not scored:
-        return [[] for _ in range(num_ranks)]
+        return []
     weights = token_weights(
         scored, probes, objective=objective, threshold=threshold, run_seed=run_seed
     )
-    learned = windows if objective.lambda_traj > 0 else {}
+    trained_windows = windows if objective.lambda_traj > 0 else {}
     rows = [
-        make_row(one, learned.get(one.rollout.rollout_id), threshold=threshold)
-        for one in scored
+        make_row(
+            rollout,
+            trained_windows.get(rollout.rollout.rollout_id),
+            threshold=threshold,
+        )
+        for rollout in scored
     ]
-    bins = _fill(rows, token_budget, num_ranks)
-    batches = [_batch(some, weights) if some else _empty(scored[0]) for some in bins]
-    return [batches[rank::num_ranks] for rank in range(num_ranks)]
+    return [_batch(bin_rows, weights) for bin_rows in _fill(rows, token_budget)]
 
 
 def _by_rollout(
@@ -79,15 +91,14 @@ def _by_rollout(
     return windows
 
 
-def _fill(rows: Sequence[Row], token_budget: int, num_ranks: int) -> list[list[Row]]:
-    """The fewest bins that hold all rows, a multiple of `num_ranks`; the fullest
-    first.
-    """
+def _fill(rows: Sequence[Row], token_budget: int) -> list[list[Row]]:
+    """Return the fewest bins that hold all rows, the fullest first."""
     order = sorted(rows, key=lambda row: (-row.num_tokens, row.name))
     total = sum(row.num_tokens for row in rows)
-    num_rounds = max(1, math.ceil(total / (token_budget * num_ranks)))
-    while (bins := _spread(order, token_budget, num_rounds * num_ranks)) is None:
-        num_rounds += 1
+    # Rows beyond the budget could ask for more bins than there are rows.
+    num_bins = min(len(rows), math.ceil(total / token_budget))
+    while (bins := _spread(order, token_budget, num_bins)) is None:
+        num_bins += 1
     return bins
 
 
@@ -176,25 +187,4 @@ def _joined_targets(rows: Sequence[Row]) -> tuple[Ints, Ints, Floats]:
         np.concatenate(places).astype(np.int32),
         np.concatenate(ids),
         np.concatenate(weights),
-    )
-
-
-def _empty(like: ScoredRollout) -> TrainBatch:
-    """Nothing to learn, from one token; the rank only takes part in the collectives."""
-    none, nothing = np.zeros(0, np.int32), np.zeros(0, np.float32)
-    return TrainBatch(
-        rollout_ids=(),
-        policy_version=like.rollout.policy_version,
-        input_ids_L=np.zeros(1, np.int32),
-        length_S=np.ones(1, np.int32),
-        trunk_S=np.zeros(1, np.int32),
-        branch_S=np.zeros(1, np.int32),
-        position_TU=none,
-        response_ids_T=none,
-        logp_T=nothing,
-        weight_T=nothing,
-        signal=no_signal(like.signal),
-        window_Q=none,
-        target_ids_QK=np.zeros((0, 1), np.int32),
-        target_weights_QK=np.zeros((0, 1), np.float32),
     )

@@ -32,16 +32,3 @@ def join_signals(signals: Sequence[TeacherSignal]) -> TeacherSignal:
         for field in fields(kind)
     }
     return kind(**joined)
-
-
-def no_signal(like: TeacherSignal) -> TeacherSignal:
-    """Return a signal for no position.
-
-    Args:
-        like: A signal of the wanted type and width.
-
-    Returns:
-        The same type and width, with arrays of length 0.
-    """
-    kind = type(like)
-    return kind(**{field.name: getattr(like, field.name)[:0] for field in fields(kind)})

@@ -8,7 +8,8 @@ from tests.tiny import VOCAB, make_model
 from tests.unit.learner.trees import TEACHER_WIDTH, Inputs
 from topd_ray.errors import UserError
 from topd_ray.learner.divergence import TokenLoss
-from topd_ray.learner.model import DistillationModel, Signal, load_student
+from topd_ray.learner.inputs import Signal
+from topd_ray.learner.model import DistillationModel, load_student
 
 NONE = torch.zeros(0, dtype=torch.long)
 

@@ -33,9 +33,8 @@ def packed(
     *,
     threshold: float = 0.5,
     token_budget: int = 100,
-    num_ranks: int = 1,
     **objective: Any,
-) -> list[list[TrainBatch]]:
+) -> list[TrainBatch]:
     parts = {"lambda_traj": 0.3 if found else 0.0} | objective
     return pack(
         rollouts,
@@ -43,7 +42,6 @@ def packed(
         threshold=threshold,
         objective=ObjectiveConfig.model_validate(parts),
         token_budget=token_budget,
-        num_ranks=num_ranks,
         run_seed=0,
     )
 
@@ -60,7 +58,7 @@ def segments(batch: TrainBatch) -> list[tuple[int, int, int]]:
 
 def test_a_batch_holds_prompt_and_response_but_for_the_last_token() -> None:
     one = scored(prompt_length=3, length=5)
-    ((batch,),) = packed([one])
+    (batch,) = packed([one])
     expected = [*one.rollout.prompt_ids_P, *one.rollout.response_ids_N[:-1]]
     assert batch.input_ids_L.tolist() == expected
     assert segments(batch) == [(7, 0, 0)]
@@ -73,7 +71,7 @@ def test_each_response_token_is_predicted_from_the_token_before_it() -> None:
         scored("a", prompt_length=2, length=3),
         scored("b", prompt_length=3, length=6),
     )
-    ((batch,),) = packed([short, long])
+    (batch,) = packed([short, long])
     assert batch.rollout_ids == ("b", "a")  # longest first
     before = np.concatenate(
         [
@@ -100,7 +98,7 @@ def test_a_top_k_signal_keeps_ids_and_log_probabilities_together() -> None:
         )
         for name, length, fill in (("a", 3, 8), ("b", 5, 9))
     ]
-    ((batch,),) = packed(rollouts)
+    (batch,) = packed(rollouts)
     assert isinstance(batch.signal, TopkSignal)
     assert batch.signal.ids_NM[:, 0].tolist() == [9] * 5 + [8] * 3
     assert batch.signal.logq_NM[:, 1].tolist() == [-9] * 5 + [-8] * 3
@@ -109,10 +107,9 @@ def test_a_top_k_signal_keeps_ids_and_log_probabilities_together() -> None:
 def test_a_sampled_signal_is_that_of_the_sampled_tokens_alone() -> None:
     signal = SampledSignal(logq_N=np.array([-5, -6, -7, -8], np.float32))
     one = dataclasses.replace(scored("a", length=4), signal=signal)
-    (batch,), (empty,) = packed([one], num_ranks=2)
+    (batch,) = packed([one])
     assert isinstance(batch.signal, SampledSignal)
     assert batch.signal.logq_N.tolist() == [-5, -6, -7, -8]
-    assert isinstance(empty.signal, SampledSignal)
 
 
 def test_the_samplers_log_probabilities_come_along_where_the_student_sampled() -> None:
@@ -121,10 +118,10 @@ def test_the_samplers_log_probabilities_come_along_where_the_student_sampled() -
         scored(name, length=len(values), logp_N=np.array(values, np.float32))
         for name, values in logp.items()
     ]
-    ((batch,),) = packed(rollouts)
+    (batch,) = packed(rollouts)
     assert batch.logp_T.tolist() == [-1, -2, -3, -4, -5]
     given = [scored(name, logp_N=np.zeros(0, np.float32)) for name in logp]
-    ((batch,),) = packed(given)
+    (batch,) = packed(given)
     assert batch.logp_T.shape == (0,)
     assert len(batch.response_ids_T) == 10
 
@@ -145,7 +142,7 @@ def test_only_divergent_windows_become_targets_at_their_own_positions() -> None:
         probes("a", positions=(2, 5), distances=(0.9, 0.1), num_student=(4, 4)),
         probes("b", positions=(3,), distances=(0.8,), num_student=(3,)),
     ]
-    ((batch,),) = packed([one, other], found)
+    (batch,) = packed([one, other], found)
     assert batch.window_Q.tolist() == [2, 3, 4, 5, 9 + 3, 9 + 4, 9 + 5]
     assert batch.target_ids_QK.tolist() == [[30, 31, 32, 33]] * 7
     assert np.allclose(batch.target_weights_QK.sum(-1), 1.0)
@@ -155,7 +152,7 @@ def test_only_divergent_windows_become_targets_at_their_own_positions() -> None:
 
 def test_overlapping_windows_both_count() -> None:
     found = [probes("a", positions=(1, 2), distances=(0.9, 0.9), num_student=(4, 4))]
-    ((batch,),) = packed([scored("a", length=9)], found)
+    (batch,) = packed([scored("a", length=9)], found)
     assert Counter(batch.window_Q.tolist()) == {1: 1, 2: 2, 3: 2, 4: 2, 5: 1}
 
 
@@ -174,11 +171,11 @@ def test_a_down_weighted_token_keeps_its_place_and_its_windows_are_not_learned()
         probes("a", positions=(), distances=(), num_student=()),
         probes("b", positions=(2, 3), distances=(0.1, 0.9), num_student=(4, 3)),
     ]
-    ((batch,),) = packed(rollouts, found, downweight="low_ot", lambda_traj=0.0)
+    (batch,) = packed(rollouts, found, downweight="low_ot", lambda_traj=0.0)
     assert batch.rollout_ids == ("a", "b")
     assert batch.weight_T.tolist() == [1] * 9 + [1, 1, 0.25, 1, 1, 1]
     assert batch.window_Q.shape == (0,)
-    ((both,),) = packed(rollouts, found, downweight="low_ot", lambda_traj=0.3)
+    (both,) = packed(rollouts, found, downweight="low_ot", lambda_traj=0.3)
     assert both.weight_T.tolist() == batch.weight_T.tolist()
     assert both.window_Q.tolist() == [9 + 3, 9 + 4, 9 + 5]
 
@@ -192,7 +189,7 @@ def test_a_resampled_window_hangs_off_the_trunk_just_before_its_candidate() -> N
         "a", positions=(1,), num_student=(3,), distances=(0.9,), resampled=True
     )
     found.student_ids_WK[0, :3] = [40, 41, 42]
-    ((batch,),) = packed([one], [found])
+    (batch,) = packed([one], [found])
     trunk = [*one.rollout.prompt_ids_P, *one.rollout.response_ids_N[:-1]]
     assert batch.input_ids_L.tolist() == [*trunk, 40, 41]
     assert segments(batch) == [(7, 0, 0), (2, 0, 4)]
@@ -208,7 +205,7 @@ def test_a_fresh_window_of_one_token_needs_no_token_of_its_own() -> None:
     found = probes(
         "a", positions=(2,), num_student=(1,), distances=(0.9,), resampled=True
     )
-    ((batch,),) = packed([scored("a")], [found])
+    (batch,) = packed([scored("a")], [found])
     assert segments(batch) == [(7, 0, 0)]
     assert batch.window_Q.tolist() == [2]
 
@@ -279,13 +276,11 @@ def make_chunk(
     drawn=chunk,
     resampled=st.booleans(),
     budget=st.integers(1, 80),
-    ranks=st.integers(1, 3),
 )
 def test_every_token_and_every_window_position_is_predicted_from_what_came_before_it(
     drawn: list[tuple[int, int, list[tuple[int, int, float]]]],
     resampled: bool,
     budget: int,
-    ranks: int,
 ) -> None:
     """The pairs (context, target) of all batches are those of separate sequences, each
     once.
@@ -306,9 +301,7 @@ def test_every_token_and_every_window_position_is_predicted_from_what_came_befor
             teacher = int(probe.teacher_ids_WK[w, 0])
             targets += [(teacher, *start, *window[:i]) for i in range(len(window))]
     seen_tokens, seen_targets = [], []
-    for batch in chain.from_iterable(
-        packed(rollouts, found, token_budget=budget, num_ranks=ranks)
-    ):
+    for batch in packed(rollouts, found, token_budget=budget):
         assert batch.input_ids_L.size <= budget or len(batch.rollout_ids) == 1
         context = contexts(batch)
         next_ids = batch.response_ids_T.tolist()
@@ -322,18 +315,17 @@ def test_every_token_and_every_window_position_is_predicted_from_what_came_befor
 
 
 @settings(max_examples=30, deadline=None)
-@given(drawn=chunk, order=st.randoms(use_true_random=False), ranks=st.integers(1, 3))
+@given(drawn=chunk, order=st.randoms(use_true_random=False))
 def test_batches_do_not_depend_on_the_order_of_what_comes_in(
     drawn: list[tuple[int, int, list[tuple[int, int, float]]]],
     order: random.Random,
-    ranks: int,
 ) -> None:
     rollouts, found = make_chunk(drawn, resampled=True)
-    first = packed(rollouts, found, num_ranks=ranks, token_budget=40)
+    first = packed(rollouts, found, token_budget=40)
     order.shuffle(rollouts)
     order.shuffle(found)
-    again = packed(rollouts, found, num_ranks=ranks, token_budget=40)
-    for one, other in zip(chain(*first), chain(*again), strict=True):
+    again = packed(rollouts, found, token_budget=40)
+    for one, other in zip(first, again, strict=True):
         assert one.rollout_ids == other.rollout_ids
         assert np.array_equal(one.input_ids_L, other.input_ids_L)
         assert np.array_equal(one.window_Q, other.window_Q)
@@ -344,17 +336,15 @@ def test_batches_do_not_depend_on_the_order_of_what_comes_in(
 @given(
     lengths=st.lists(st.integers(1, 30), min_size=1, max_size=12),
     budget=st.integers(1, 80),
-    ranks=st.integers(1, 4),
 )
-def test_every_rollout_is_packed_once_and_ranks_meet_equally_often(
-    lengths: list[int], budget: int, ranks: int
+def test_every_rollout_is_packed_once_and_no_batch_is_empty(
+    lengths: list[int], budget: int
 ) -> None:
     rollouts = [scored(f"r{i}", length=length) for i, length in enumerate(lengths)]
-    shares = packed(rollouts, token_budget=budget, num_ranks=ranks)
-    batches: list[TrainBatch] = list(chain.from_iterable(shares))
+    batches = packed(rollouts, token_budget=budget)
     names = Counter(chain.from_iterable(batch.rollout_ids for batch in batches))
     assert names == {one.rollout.rollout_id: 1 for one in rollouts}
-    assert len({len(share) for share in shares}) == 1
+    assert all(batch.rollout_ids for batch in batches)
     assert sum(len(batch.position_TU) for batch in batches) == sum(lengths)
     for batch in batches:
         assert batch.input_ids_L.size <= budget or len(batch.rollout_ids) == 1
@@ -366,27 +356,23 @@ def test_windows_count_for_the_token_budget() -> None:
         probes(name, positions=(1,), num_student=(4,), distances=(0.9,), resampled=True)
         for name in "ab"
     ]
-    (share,) = packed(rollouts, found, token_budget=2 * (7 + 3))
+    share = packed(rollouts, found, token_budget=2 * (7 + 3))
     assert [batch.rollout_ids for batch in share] == [("a", "b")]
-    (share,) = packed(rollouts, found, token_budget=2 * (7 + 3) - 1)
+    share = packed(rollouts, found, token_budget=2 * (7 + 3) - 1)
     assert [batch.rollout_ids for batch in share] == [("a",), ("b",)]
 
 
-def test_a_rank_without_work_gets_an_empty_batch() -> None:
-    _, (empty,) = packed([scored(policy_version=3)], num_ranks=2)
-    assert empty.rollout_ids == ()
-    assert empty.policy_version == 3
-    assert (
-        empty.position_TU.size == empty.weight_T.size == empty.response_ids_T.size == 0
-    )
-    assert segments(empty) == [(1, 0, 0)]
-    assert isinstance(empty.signal, HiddenSignal)
-    assert empty.signal.hidden_ND.shape == (0, 4)
+def test_a_share_without_rollouts_has_no_micro_batch() -> None:
+    assert packed([], []) == []
+    assert packed([], None) == []
 
 
-def test_a_chunk_without_rollouts_has_no_micro_batch_on_any_rank() -> None:
-    assert packed([], [], num_ranks=2) == [[], []]
-    assert packed([], None, num_ranks=1) == [[]]
+def test_rollouts_far_beyond_the_budget_have_a_batch_each_and_no_more() -> None:
+    rollouts = [scored(name, length=90) for name in "ab"]
+    assert [b.rollout_ids for b in packed(rollouts, token_budget=10)] == [
+        ("a",),
+        ("b",),
+    ]
 
 
 def test_probes_of_another_rollout_are_refused() -> None:
