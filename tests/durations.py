@@ -63,6 +63,10 @@ class PhaseCost:
 
     def __init__(self) -> None:
         self._meter = Meter()
+        self._before = (0.0, 0)
+
+    def pytest_collection_finish(self) -> None:
+        # The first test is not charged for the imports of all test files.
         self._before = self._meter.read()
 
     @pytest.hookimpl(hookwrapper=True)
