@@ -33,7 +33,9 @@ from topd_ray.errors import (
 T = TypeVar("T")
 _KEPT_CALLS = 12
 """Calls kept of each actor, for the record of its end."""
-_MEMORY_WORDS = ("memory pressure", "OutOfMemory", "out of memory", "OOM")
+# "OOM" alone will not do: Ray's report of any SIGKILL names the OOM killer as one of
+# several possible causes.
+_MEMORY_WORDS = ("low on memory", "memory pressure", "OutOfMemory", "out of memory")
 """Words of Ray's report when its memory monitor has killed an actor's process."""
 
 
