@@ -17,8 +17,8 @@ from tests.tiny import VOCAB
 from topd_ray.config import LearnerConfig, ObjectiveConfig, TeacherConfig
 from topd_ray.learner import LearnerActor
 from topd_ray.learner.divergence import TokenLoss
-from topd_ray.learner.layout import Layout
 from topd_ray.learner.inputs import Signal
+from topd_ray.learner.layout import Layout
 from topd_ray.learner.model import DistillationModel, load_student
 from topd_ray.learner.schedule import lr_factor
 from topd_ray.messages import (

@@ -113,17 +113,20 @@ class Calls:
         self, deadline_s: float, field: str, actor: str, what: str, ref: Awaitable[T]
     ) -> T:
         try:
-            return await asyncio.wait_for(_awaited(ref), deadline_s)
+            # Not asyncio.wait_for: in Python 3.11 it swallows a cancellation that comes
+            # together with the answer, and a cancelled chunk would go on.
+            async with asyncio.timeout(deadline_s):
+                return await ref
+        except RayTaskError as error:
+            raise self._of_cause(actor, what, error.cause, str(error)) from None
+        except RayError as error:
+            raise self._of_cause(actor, what, error, str(error)) from None
         except TimeoutError:
             raise DeadlineError(
                 f"{actor} owed the result of {what} for {deadline_s:g} s ({field}); it"
                 f" may be wedged or overloaded: see logs/{actor}.log in the run folder,"
                 " or raise the deadline"
             ) from None
-        except RayTaskError as error:
-            raise self._of_cause(actor, what, error.cause, str(error)) from None
-        except RayError as error:
-            raise self._of_cause(actor, what, error, str(error)) from None
 
     def _of_cause(
         self, actor: str, what: str, cause: Exception, report: str
@@ -172,11 +175,6 @@ def _memory_report(report: str) -> str:
     lines = [line.strip() for line in report.splitlines() if line.strip()]
     telling = [line for line in lines if "GB" in line or "memory" in line.lower()]
     return " | ".join((telling or lines)[:6])
-
-
-async def _awaited(ref: Awaitable[T]) -> T:
-    # `wait_for` takes coroutines and futures; a reference of Ray's is neither
-    return await ref
 
 
 __all__ = ["Calls", "all_of"]

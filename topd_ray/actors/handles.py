@@ -177,16 +177,26 @@ class Handle:
         async with self._replacing:
             if self._process is not lost:
                 return
-            await self._replacement.grant(self.name, error)
-            lost.kill()  # a silent process still holds its memory
-            self._process = self._start()
-            await self.ready()
-            if self._weights is not None:
-                weights = self._weights
-                (loaded,) = self._process.call(
-                    "update", weights.policy_version, *weights.buckets
-                )
-                await self._calls.call(self.name, "update", loaded)
+            while True:
+                await self._replacement.grant(self.name, error)
+                self._process.kill()  # a silent process still holds its memory
+                self._process = self._start()
+                try:
+                    await self._take_over()
+                except LOST as another:  # the successor is lost before it is ready
+                    error = another
+                else:
+                    return
+
+    async def _take_over(self) -> None:
+        """Wait until a new process is ready, and give it the newest weights."""
+        await self.ready()
+        weights = self._weights
+        if weights is not None:
+            (loaded,) = self._process.call(
+                "update", weights.policy_version, *weights.buckets
+            )
+            await self._calls.call(self.name, "update", loaded)
 
     def _noted(self, method: str, receipt: R, log: WorkLog) -> R:
         """Tell `log` of a call, and return its receipt with times of our own clock."""

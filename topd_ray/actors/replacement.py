@@ -27,31 +27,32 @@ class FailureBudget:
     def __init__(self, most: int, *, window_steps: int) -> None:
         self._most = most
         self._window_steps = window_steps
-        self._recent = deque[int]()  # optimizer step of each loss, oldest first
-        self.step = 0
-        """Optimizer steps done; the run keeps it up to date."""
+        # Steps finished when each loss happened, oldest first. Steps that are done
+        # again after a return to a checkpoint count again: a loss at the same step
+        # every time must not be forgiven for ever.
+        self._losses = deque[int]()
+        self._steps = 0
         self.num_failures = 0
-        """All losses of the run, old ones too."""
+        """All losses, those outside the window too."""
+
+    def count_step(self) -> None:
+        """Count a finished step: the window moves on."""
+        self._steps += 1
 
     async def spend(self, error: TopdError) -> None:
         """Count a loss and pause, twice as long as after the loss before it.
 
         Raises `error` where the budget is spent.
         """
-        # A run that went back to a checkpoint counts its steps again from there.
-        self._recent = deque(
-            step
-            for step in self._recent
-            if self.step - self._window_steps < step <= self.step
-        )
-        if len(self._recent) >= self._most:
+        while self._losses and self._losses[0] <= self._steps - self._window_steps:
+            self._losses.popleft()
+        num_recent = len(self._losses)
+        if num_recent >= self._most:
             raise error
-        pause_s = min(
-            _LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(len(self._recent), 10)
-        )
-        self._recent.append(self.step)
+        self._losses.append(self._steps)
         self.num_failures += 1
-        await asyncio.sleep(pause_s)
+        pause_s = _FIRST_PAUSE_S * 2 ** min(num_recent, 10)
+        await asyncio.sleep(min(_LONGEST_PAUSE_S, pause_s))
 
 
 class Replacement:

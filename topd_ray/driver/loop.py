@@ -204,7 +204,9 @@ class StepLoop:
         report, receipts = await self._pipeline.update(first.step)
         self._begun.popleft()
         await self._report_evaluation()
-        sync_s, sync_works = await self._weight_sync.done()
+        # Rollouts of a version have come, so its load has ended: this waits for none.
+        version = max(receipt.policy_version for receipt in receipts.rollouts)
+        sync_s, sync_works = await self._weight_sync.done(up_to=version)
         self.step = report.step
         if self._schedule.publishes(self.step):
             await self._weight_sync.publish(
@@ -235,4 +237,4 @@ class StepLoop:
             begun = self._begun.pop()
             await self._pipeline.abandon(begun.step)
             self._hooks.put_back(begun.prompts)
-        self._weight_sync.cancel()
+        await self._weight_sync.cancel()

@@ -101,7 +101,7 @@ class Pipeline:
         Steps learn in the order in which they were begun. Raises the named error of the
         first chunk that fails. Cancelling it leaves the step to `abandon`.
         """
-        await step.let_learn(self._recent.threshold())
+        step.let_learn(self._recent.threshold())
         assert step.task is not None
         await asyncio.shield(step.task)
         if not step.rounds:

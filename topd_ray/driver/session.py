@@ -23,7 +23,9 @@ from topd_ray.driver.summary import Summary, summarize
 from topd_ray.driver.training import Accuracies, RunContext, Training
 from topd_ray.errors import LostObjectError, TopdError, UserError
 from topd_ray.inputs.memory import memory_hint
+from topd_ray.inputs.paths import with_absolute_paths
 from topd_ray.inputs.run_inputs import RunInputs, load_inputs
+from topd_ray.models.roles import with_pinned_revisions, with_revisions_of
 from topd_ray.records.run_folder import RunFolder, write_json
 from topd_ray.records.run_log import RunLog
 
@@ -37,15 +39,17 @@ def train(config: Config, *, resume_if_there: bool = False) -> Summary | None:
     the user.
     """
     started_s = time.monotonic()
+    config = with_absolute_paths(config)
     path = RunFolder.of(config).path
     if resume_if_there and RunFolder(path).config.is_file():
         folder, old = RunFolder.existing(path)
-        if old != config:
+        if old != with_revisions_of(config, old):
             raise UserError(
                 f"{path}: holds a run of another config; choose another run.name"
             )
         return None if folder.summary.is_file() else resume(path)
     inputs = load_inputs(config)
+    config = with_pinned_revisions(config)
     # A config that its cluster refuses leaves no folder, so that its name stays free.
     with connected(config):
         folder = RunFolder.create(config)
@@ -53,7 +57,7 @@ def train(config: Config, *, resume_if_there: bool = False) -> Summary | None:
             return _Run(config, folder, inputs, None, started_s).go()
 
 
-def resume(path: Path, checkpoint: str | None = None) -> Summary | None:
+def resume(path: Path | str, checkpoint: str | None = None) -> Summary | None:
     """Continue a run from a checkpoint, by default its newest, or from its start.
 
     Returns what summary.json says; None where SIGTERM ended the run before that. Raises
@@ -61,7 +65,8 @@ def resume(path: Path, checkpoint: str | None = None) -> Summary | None:
     checkpoint.
     """
     started_s = time.monotonic()
-    folder, config = RunFolder.existing(path)
+    folder, config = RunFolder.existing(Path(path))
+    config = with_absolute_paths(config)
     if folder.summary.is_file():
         raise UserError(
             f"{folder.path}: this run is finished (summary.json); nothing to resume"
@@ -167,7 +172,6 @@ class _Run:
         run = self._context
         self._checkpoint = checkpoint
         run.state = RunState.of(run.config, checkpoint)
-        run.budget.step = run.state.step
         run.inputs.source.go_to(run.state.cursor)
 
     async def _session(self) -> Accuracies | None:

@@ -118,8 +118,8 @@ class StepInFlight:
         self._turns = {place: turn for turn, place in enumerate(order)}
         self._threshold: float | None = None
         self._may_learn = False
-        self._next_turn = 0
-        self._changed = asyncio.Condition()
+        self._threshold_known = asyncio.Event()
+        self._turn_open = [asyncio.Event() for _ in order]
         self._judged: dict[int, Chunk] = {}
         self._gathering = Round()
         # A first step without a threshold needs every probe before the learner takes
@@ -168,31 +168,28 @@ class StepInFlight:
             self.task.cancel()
             await asyncio.gather(self.task, return_exceptions=True)
 
-    async def let_learn(self, threshold: float | None) -> None:
+    def let_learn(self, threshold: float | None) -> None:
         """Let the chunks go to the learner: all steps before this one are done.
 
         `threshold` is what those steps left. None: no distance is known yet, and the
         step takes its threshold from its own probes, when it has the last of them.
         """
-        async with self._changed:
-            self._may_learn = True
-            self._threshold = threshold if self._config.uses_probes else 0.0
-            self._settle_threshold()
-            self._changed.notify_all()
+        self._may_learn = True
+        self._threshold = threshold if self._config.uses_probes else 0.0
+        self._settle_threshold()
+        if self._turn_open:
+            self._turn_open[0].set()
 
     async def judged(self, chunk: Chunk) -> float:
         """File a chunk that is ready, wait for its turn, and return the threshold."""
-        async with self._changed:
-            self._judged[chunk.turn] = chunk
-            self._settle_threshold()
-            self._changed.notify_all()
-            await self._changed.wait_for(
-                lambda: self._threshold is not None and self._next_turn == chunk.turn
-            )
-            self._next_turn += 1
-            self._changed.notify_all()
-            assert self._threshold is not None
-            return self._threshold
+        self._judged[chunk.turn] = chunk
+        self._settle_threshold()
+        await self._threshold_known.wait()
+        await self._turn_open[chunk.turn].wait()
+        if chunk.turn + 1 < len(self._turn_open):
+            self._turn_open[chunk.turn + 1].set()
+        assert self._threshold is not None
+        return self._threshold
 
     def join_round(self, chunk: Chunk) -> Round | None:
         """Add a chunk, in its turn, to the round that is gathered.
@@ -203,7 +200,7 @@ class StepInFlight:
         """
         if chunk.rollout_ids:
             self._gathering.chunks.append(chunk)
-        is_last = self._next_turn == len(self._turns)
+        is_last = chunk.turn + 1 == len(self._turns)
         num_rollouts = self._gathering.num_rollouts
         if num_rollouts < self._config.learner.num_ranks and not is_last:
             return None
@@ -231,8 +228,10 @@ class StepInFlight:
         )
 
     def _settle_threshold(self) -> None:
+        if not self._may_learn:
+            return
         complete = len(self._judged) == len(self._turns)
-        if self._may_learn and self._threshold is None and complete:
+        if self._threshold is None and complete:
             # All distances of the step count here, more than `divergence.history` of
             # them too: which of them came last must not matter.
             distances = chain.from_iterable(
@@ -242,3 +241,5 @@ class StepInFlight:
             )
             found = distance_quantile(self._config.windows.divergence, distances)
             self._threshold = math.inf if found is None else found
+        if self._threshold is not None:
+            self._threshold_known.set()

@@ -133,7 +133,7 @@ class Training(LoopHooks):
         """Record a step; it lasted from the end of the one before it."""
         run = self._run
         run.state.step = finished.report.step
-        run.budget.step = finished.report.step
+        run.budget.count_step()
         # Prompts that steps begun ahead have taken are no part of the state.
         run.state.cursor += len(finished.prompts)
         if self._weight_sync.followed is not None:

@@ -1,6 +1,7 @@
 """New weights, from the learner to the engines that decode or score with them."""
 
 import asyncio
+from dataclasses import dataclass
 
 from topd_ray.actors.calls import all_of
 from topd_ray.actors.protocols import Fleet, PublishedWeights
@@ -8,21 +9,28 @@ from topd_ray.records.receipts import Span
 from topd_ray.records.timeline import Work
 
 
+@dataclass(frozen=True, slots=True)
+class _Sync:
+    """One published version, and its load by each rollout engine."""
+
+    weights: PublishedWeights
+    engines: tuple[str, ...]
+    loads: tuple["asyncio.Future[Span]", ...]
+
+
 class WeightSync:
     """Publishes a version once, through the object store, and lets the engines load it.
 
     An engine loads weights between two calls, in the order of submission: what is
-    submitted to it after `publish` is answered with them. Nothing waits for the load;
-    its errors surface in `done`.
+    submitted to it after `publish` is answered with them. Nothing waits for the load
+    but `done`, where its errors surface.
     """
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
-        self._loads: list[tuple[str, asyncio.Future[Span]]] = []
-        self._works: list[Work] = []
-        self._version = 0
+        self._syncs: list[_Sync] = []
         self.followed: PublishedWeights | None = None
-        """What the teacher took last (self-distillation); None: its weights of the
+        """What the teacher took last (self-distillation); None: the weights of its
         start.
         """
 
@@ -32,37 +40,42 @@ class WeightSync:
         With `to_teachers` (self-distillation) the teacher's engines have loaded them
         too on return.
         """
-        await self.done()
         for engine in self._fleet.rollouts:
             engine.forget_weights()  # the store need not hold two versions at once
         weights = await self._fleet.learners.publish(policy_version)
-        self._version = policy_version
-        self._works = [
-            self._work(name, "publish", weights.span)
-            for name in self._fleet.learners.names
-        ]
-        self._loads = [
-            (engine.name, asyncio.ensure_future(engine.update(weights)))
-            for engine in self._fleet.rollouts
-        ]
+        self._syncs.append(
+            _Sync(
+                weights,
+                tuple(engine.name for engine in self._fleet.rollouts),
+                tuple(
+                    asyncio.ensure_future(engine.update(weights))
+                    for engine in self._fleet.rollouts
+                ),
+            )
+        )
         if to_teachers:
             await self.give_to_teachers(weights)
             await self._fleet.learners.follow_teacher()
 
-    async def done(self) -> tuple[float, list[Work]]:
-        """Wait until the engines have loaded what was published.
+    async def done(self, up_to: int | None = None) -> tuple[float, list[Work]]:
+        """Wait until the engines have loaded the versions `up_to`; by default all.
 
-        Returns the seconds of publishing and loading, and the work of each actor. Both
-        are reported once: 0 and nothing where no version was published since.
+        A load waits for the rollouts submitted before it, and with several steps begun
+        ahead those wait for the learner: the loop must wait for no version but those
+        that it has received rollouts of. Returns the seconds of publishing and loading,
+        and the work of each actor; both are reported once.
         """
-        loads, self._loads = self._loads, []
-        if not loads:
-            return 0.0, []
-        spans = await all_of([load for _, load in loads])
-        works = self._works + [
-            self._work(name, "update", span)
-            for (name, _), span in zip(loads, spans, strict=True)
-        ]
+        ripe = [s for s in self._syncs if up_to is None or _version(s) <= up_to]
+        self._syncs = [sync for sync in self._syncs if sync not in ripe]
+        works: list[Work] = []
+        for sync in ripe:
+            spans = await all_of(sync.loads)
+            version = _version(sync)
+            published = sync.weights.span
+            for name in self._fleet.learners.names:
+                works.append(_work(name, "publish", version, published))
+            for name, span in zip(sync.engines, spans, strict=True):
+                works.append(_work(name, "update", version, span))
         return sum(work.ended_s - work.began_s for work in works), works
 
     async def give_to_teachers(self, weights: PublishedWeights) -> None:
@@ -70,17 +83,25 @@ class WeightSync:
         self.followed = weights
         await all_of([engine.update(weights) for engine in self._fleet.decoders])
 
-    def cancel(self) -> None:
+    async def cancel(self) -> None:
         """Stop waiting for loads under way: their engines are about to be ended."""
-        for _, load in self._loads:
-            load.cancel()
+        for sync in self._syncs:
+            for load in sync.loads:
+                load.cancel()
+            await asyncio.gather(*sync.loads, return_exceptions=True)
+        self._syncs = []
 
-    def _work(self, actor: str, what: str, span: Span) -> Work:
-        return Work(
-            actor=actor,
-            what=what,
-            step=self._version,
-            chunk=None,
-            began_s=span.began_s,
-            ended_s=span.ended_s,
-        )
+
+def _version(sync: _Sync) -> int:
+    return sync.weights.policy_version
+
+
+def _work(actor: str, what: str, version: int, span: Span) -> Work:
+    return Work(
+        actor=actor,
+        what=what,
+        step=version,
+        chunk=None,
+        began_s=span.began_s,
+        ended_s=span.ended_s,
+    )

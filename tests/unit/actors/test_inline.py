@@ -3,7 +3,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from topd_ray.actors.inline import InlineActor
+from topd_ray.actors.inline import InlineProcess
 from topd_ray.errors import TopdError
 
 
@@ -17,7 +17,7 @@ class Worker:
         self.done.append(f"pair {value}")
         return value, f"receipt of {value}"
 
-    def count(self, most: int, *, fail_at: int | None = None) -> Iterator[int]:
+    def count(self, most: int, fail_at: int | None = None) -> Iterator[int]:
         for number in range(most):
             if number == fail_at:
                 raise TopdError("burst")
@@ -30,9 +30,9 @@ class Worker:
 
 def test_references_of_one_call_are_the_arguments_of_the_next() -> None:
     async def go() -> tuple[int, str, str]:
-        actor = InlineActor(Worker())
-        payload, receipt = actor.pair.options(num_returns=2).remote(3)
-        again, second = actor.pair.options(num_returns=2).remote(payload)
+        process = InlineProcess(Worker())
+        payload, receipt = process.call("pair", 3, num_returns=2)
+        again, second = process.call("pair", payload, num_returns=2)
         return await again, await receipt, await second
 
     assert asyncio.run(go()) == (3, "receipt of 3", "receipt of 3")
@@ -41,12 +41,12 @@ def test_references_of_one_call_are_the_arguments_of_the_next() -> None:
 def test_calls_are_done_in_the_order_of_submission_and_streams_to_their_end() -> None:
     async def go() -> tuple[list[int], list[str]]:
         worker = Worker()
-        actor = InlineActor(worker)
-        stream = actor.count.options(num_returns="streaming").remote(2)
-        actor.pair.remote(7)
+        process = InlineProcess(worker)
+        stream = process.stream("count", 2)
+        process.call("pair", 7)
         numbers = [await reference async for reference in stream]
         await stream.completed()
-        actor.kill()
+        process.kill()
         return numbers, worker.done
 
     assert asyncio.run(go()) == ([0, 1], ["count 0", "count 1", "pair 7", "close"])
@@ -54,13 +54,13 @@ def test_calls_are_done_in_the_order_of_submission_and_streams_to_their_end() ->
 
 def test_an_error_surfaces_where_its_reference_is_awaited() -> None:
     async def go() -> None:
-        actor = InlineActor(Worker())
-        first, second = actor.pair.options(num_returns=2).remote()
+        process = InlineProcess(Worker())
+        first, second = process.call("pair", num_returns=2)
         with pytest.raises(TypeError, match="value"):
             await first
         with pytest.raises(TypeError, match="value"):
             await second
-        stream = actor.count.options(num_returns="streaming").remote(3, fail_at=1)
+        stream = process.stream("count", 3, 1)
         references = [reference async for reference in stream]
         assert await references[0] == 0
         with pytest.raises(TopdError, match="burst"):

@@ -81,6 +81,7 @@ class FakeProcess:
         self._worker = worker
         self._dies = dies
         self._fate = ""
+        worker.restart()
 
     def call(
         self, method: str, *arguments: Any, num_returns: int = 1
@@ -90,7 +91,7 @@ class FakeProcess:
         if method == "clock":
             return [_future(_value(time.monotonic()))]
         if self._lost():
-            return [_future(_lost(self._fate)) for _ in range(num_returns)]
+            return [_lost(self._fate) for _ in range(num_returns)]
         answer = _future(self._answer(method, arguments))
         if num_returns == 1:
             return [answer]
@@ -114,13 +115,13 @@ class FakeProcess:
     ) -> AsyncIterator["asyncio.Future[Any]"]:
         items = getattr(self._worker, method)(*arguments)
         if self._lost():
-            yield _future(_lost(self._fate))
+            yield _lost(self._fate)
             return
         async for item in items:
             if self._lost():
                 # nothing of a dead process holds up the one in its place
                 await items.aclose()
-                yield _future(_lost(self._fate))
+                yield _lost(self._fate)
                 return
             yield _future(_value(item))
 
@@ -142,17 +143,27 @@ class FakeStream:
         return None
 
 
-class FakeRollout:
+class FakeWorker:
+    """What the fake workers have in common."""
+
+    def restart(self) -> None:
+        """Forget what a process under way held: another takes its place."""
+
+
+class FakeRollout(FakeWorker):
     """Sends chunks of `size` rollouts; one call after the other, as an actor does."""
 
     def __init__(self, size: int, delay: Delay, fail_at: int | None = None) -> None:
         self.size = size
         self.delay = delay
         self.fail_at = fail_at
-        self.rolled_out = asyncio.Event()
-        self.one_at_a_time = asyncio.Lock()
+        self.restart()
         self.versions = list[int]()
         self.evaluated = list[int]()
+
+    def restart(self) -> None:
+        self.rolled_out = asyncio.Event()
+        self.one_at_a_time = asyncio.Lock()
 
     async def roll_out(
         self,
@@ -197,7 +208,7 @@ class FakeRollout:
         return Accuracy(num_problems=len(problems), num_correct=0)
 
 
-class FakeDecoder:
+class FakeDecoder(FakeWorker):
     """Decodes as the teacher. Its rewrites of the samples in `wrong` are dropped."""
 
     def __init__(self, delay: Delay, wrong: frozenset[int]) -> None:
@@ -271,7 +282,7 @@ class FakeProber(FakeDecoder):
         return (*(f"probed {name}" for name in chunk), receipt)
 
 
-class FakeLearner:
+class FakeLearner(FakeWorker):
     """One rank; it notes what it was given, in order."""
 
     def __init__(self, delay: Delay) -> None:
@@ -451,10 +462,13 @@ async def _part(answer: "asyncio.Future[Any]", index: int) -> Any:
     return (await asyncio.shield(answer))[index]
 
 
-async def _lost(fate: str) -> Any:
-    if fate == SILENT:
-        await asyncio.Event().wait()
-    raise RayActorError
+def _lost(fate: str) -> "asyncio.Future[Any]":
+    """What a dead process owes fails; what a silent one owes never comes."""
+    future = asyncio.get_running_loop().create_future()
+    if fate == DEAD:
+        future.set_exception(RayActorError())
+        future.exception()  # a reference that is not awaited is no warning
+    return future
 
 
 def names_of(taken: Iterable[Sequence[str]]) -> list[str]:

@@ -10,11 +10,16 @@ import pytest
 from tests.make import rollout
 from topd_ray.config import Config
 from topd_ray.driver.health import complaints, suspects
-from topd_ray.driver.step import StepBooks
 from topd_ray.errors import UserError
 from topd_ray.messages import LossSums
 from topd_ray.records.bad_step import BadStep, read_dump, write_rollouts, write_step
-from topd_ray.records.receipts import LearnReceipt, RolloutReceipt, Span
+from topd_ray.records.receipts import (
+    LearnedRound,
+    LearnReceipt,
+    RolloutReceipt,
+    Span,
+    StepReceipts,
+)
 
 NO_TIME = Span(0.0, 0.0)
 
@@ -28,35 +33,36 @@ def config(**sections: Any) -> Config:
     return Config.model_validate(base | sections)
 
 
-def books(
+def receipts(
     *, opd: float = 1.0, kl: float = 0.0, entropy: float = 1.0, truncated: int = 0
-) -> StepBooks:
+) -> StepReceipts:
     """Two chunks of two rollouts of five tokens; `opd` is the second's."""
     names = [("a", "b"), ("c", "d")]
-    return StepBooks(
+    return StepReceipts(
         rollouts=[
             RolloutReceipt(
                 rollout_ids=ids,
                 policy_version=0,
                 num_tokens=10,
-                num_tokens_each=(5, 5),
                 num_truncated=truncated,
                 entropy_sum=10 * entropy,
                 span=NO_TIME,
             )
             for ids in names
         ],
-        learned=[
-            [
-                LearnReceipt(
-                    sums=LossSums(opd=loss, rollout_kl=10 * kl, num_tokens=10),
-                    num_divergent=0,
-                    span=NO_TIME,
-                )
-            ]
-            for loss in (1.0, opd)
+        rounds=[
+            LearnedRound(
+                (ids,),
+                [
+                    LearnReceipt(
+                        sums=LossSums(opd=loss, rollout_kl=10 * kl, num_tokens=10),
+                        num_divergent=0,
+                        span=NO_TIME,
+                    )
+                ],
+            )
+            for ids, loss in zip(names, (1.0, opd), strict=True)
         ],
-        learned_ids=names,
     )
 
 
@@ -81,20 +87,20 @@ def books(
 def test_each_limit_is_drawn_by_its_field(
     case: dict[str, Any], limits: dict[str, Any], words: str | None
 ) -> None:
-    found = complaints(config(health=limits), books(**case))
+    found = complaints(config(health=limits), receipts(**case))
     assert bool(found) == (words is not None)
     assert words is None or words in found[0]
 
 
 def test_given_responses_say_nothing_of_the_policy() -> None:
     given = config(run={"method": "kd"})
-    assert complaints(given, books(kl=9.0, entropy=0.0)) == []
-    assert complaints(given, books(opd=math.nan)) == ["loss is not finite"]
+    assert complaints(given, receipts(kl=9.0, entropy=0.0)) == []
+    assert complaints(given, receipts(opd=math.nan)) == ["loss is not finite"]
 
 
-def test_the_chunk_that_is_not_finite_is_named_and_otherwise_all_are() -> None:
-    assert suspects(books(opd=math.nan)) == ["c", "d"]
-    assert suspects(books(kl=9.0)) == ["a", "b", "c", "d"]
+def test_the_share_that_is_not_finite_is_named_and_otherwise_all_are() -> None:
+    assert suspects(receipts(opd=math.nan)) == ["c", "d"]
+    assert suspects(receipts(kl=9.0)) == ["a", "b", "c", "d"]
 
 
 def test_a_dump_reads_back_to_what_was_written(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from rich.console import Console
 
 from topd_ray.config import Config, parse_config
 from topd_ray.driver.checkpoint import open_checkpoint
-from topd_ray.driver.step import StepBooks
 from topd_ray.errors import UserError
 from topd_ray.evaluation import Accuracy
 from topd_ray.inputs.resources import make_plan
@@ -22,15 +21,17 @@ from topd_ray.records.display import Display
 from topd_ray.records.metrics import Metrics, MetricsLog, step_metrics
 from topd_ray.records.receipts import (
     ContinueReceipt,
+    LearnedRound,
     LearnReceipt,
     ProbeReceipt,
     RolloutReceipt,
     ScoreReceipt,
     Span,
+    StepReceipts,
 )
 from topd_ray.records.run_folder import RunFolder, write_json, write_whole
 from topd_ray.records.timeline import busy_and_waits
-from topd_ray.records.totals import Totals
+from topd_ray.records.totals import RunTotals
 
 SECOND = Span(5.0, 6.0)
 
@@ -59,20 +60,25 @@ def metrics(step: int, **changes: float) -> Metrics:
         num_window_positions=40,
         skipped=False,
     )
-    books = StepBooks(
+    receipts = StepReceipts(
         rollouts=[
             RolloutReceipt(
                 rollout_ids=("a", "b"),
                 policy_version=step - 1,
                 num_tokens=100,
-                num_tokens_each=(60, 40),
                 num_truncated=1,
                 entropy_sum=1.0,
                 span=Span(10.0, 12.0),
             )
         ],
         scores=[
-            ScoreReceipt(num_tokens=100, num_candidates=4, loss_sum=50.0, span=SECOND)
+            ScoreReceipt(
+                num_tokens=100,
+                num_sequence_tokens=(70, 50),
+                num_candidates=4,
+                loss_sum=50.0,
+                span=SECOND,
+            )
         ],
         probes=[
             ProbeReceipt(
@@ -87,14 +93,21 @@ def metrics(step: int, **changes: float) -> Metrics:
                 num_tokens=90, num_prefix_tokens=80, num_cached_tokens=64, span=SECOND
             )
         ],
-        learned=[
-            [LearnReceipt(sums=LossSums(num_tokens=100), num_divergent=2, span=SECOND)]
-            * 2
+        rounds=[
+            LearnedRound(
+                (("a",), ("b",)),
+                [
+                    LearnReceipt(
+                        sums=LossSums(num_tokens=50), num_divergent=1, span=SECOND
+                    )
+                ]
+                * 2,
+            )
         ],
     )
     shares = busy_and_waits([], began_s=0, ended_s=3, actors=["rollout[0]"])
     return (
-        step_metrics(report, books, update_s=0.1)
+        step_metrics(report, receipts, sync_s=0.1)
         | shares
         | {"step/wall_s": 3.0}
         | changes
@@ -166,10 +179,10 @@ def test_a_pointer_to_a_lost_checkpoint_is_refused_by_name(tmp_path: Path) -> No
 
 
 def test_totals_survive_a_checkpoint() -> None:
-    totals = Totals()
+    totals = RunTotals()
     totals.add_step(metrics(1))
     totals.add_seconds("start", 4.0)
-    again = Totals(**json.loads(json.dumps(totals.state())))
+    again = RunTotals(**json.loads(json.dumps(totals.state())))
     assert again == totals
     assert (again.num_candidates, again.num_divergent, again.stage_s["rollout"]) == (
         4,
@@ -229,7 +242,7 @@ def test_wilson_interval_of_a_known_case() -> None:
 
 def test_off_a_terminal_each_step_is_one_line() -> None:
     console = Console(force_terminal=False, width=60, record=True)
-    with Display("topd r", total_steps=2, started=0.0, console=console) as display:
+    with Display("topd r", total_steps=2, started_s=0.0, console=console) as display:
         display.step(metrics(1))
         display.step(metrics(2))
     lines = [line for line in console.export_text().splitlines() if "step" in line]
