@@ -7,26 +7,29 @@ another; with a learning rate of next to nothing the student stays what it is, s
 """
 
 import asyncio
-import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from world import STUDENT, TEACHER, make_model, make_prompts
 
-from topd_ray.actors.calls import Caller
-from topd_ray.actors.fleet import Fleet, connected, spawn
-from topd_ray.actors.replacement import Revival
+from topd_ray.actors.calls import Calls
+from topd_ray.actors.cluster import connected
+from topd_ray.actors.fleet import open_fleet
+from topd_ray.actors.handles import Handle, LearnerActorGroup
+from topd_ray.actors.protocols import Fleet
+from topd_ray.actors.replacement import Replacement
 from topd_ray.config import Config, parse_config
 from topd_ray.driver.ledger import Ledger
+from topd_ray.driver.loop import FinishedStep, LoopHooks, Schedule, StepLoop
 from topd_ray.driver.pipeline import Pipeline
-from topd_ray.driver.step import StepBooks
-from topd_ray.driver.weight_sync import Refit
+from topd_ray.driver.weight_sync import WeightSync
 from topd_ray.inputs.prompts import load_source
 from topd_ray.messages import Prompt
 from topd_ray.records.metrics import step_metrics
+from topd_ray.records.receipts import StepReceipts
 from topd_ray.records.run_folder import RunFolder
 from topd_ray.records.timeline import Work, busy_and_waits
 from topd_ray.windows import RecentDistances
@@ -38,10 +41,8 @@ ENGINE = {
     "max_num_seqs": 256,
     "cpus": 0.5,
 }
-LINE = 0.1
-"""Distances that stand for earlier steps, so that no step waits for all of its
-probes.
-"""
+THRESHOLD = 0.1
+"""Distances that stand for earlier steps: no step waits for all of its probes."""
 
 
 def session_config(folder: Path, sections: Mapping[str, Any]) -> Config:
@@ -72,14 +73,32 @@ def session_config(folder: Path, sections: Mapping[str, Any]) -> Config:
 
 
 @dataclass(slots=True)
-class Step:
+class TimedStep:
     """One finished step."""
 
     wall_s: float
-    books: StepBooks
+    receipts: StepReceipts
     works: list[Work]
-    """Of the step, and of the refit before it."""
+    """Of the step, and of the load of weights before it."""
     metrics: dict[str, float]
+
+
+class _Timing(LoopHooks):
+    """Times the steps of a loop, from the end of one to the end of the next."""
+
+    def __init__(self) -> None:
+        self.steps: list[TimedStep] = []
+        self._last_ended_s = time.monotonic()
+
+    async def finished(self, finished: FinishedStep) -> None:
+        """Keep a step and its metrics."""
+        began_s, self._last_ended_s = self._last_ended_s, time.monotonic()
+        works = finished.receipts.works + finished.sync_works
+        metrics = step_metrics(
+            finished.report, finished.receipts, sync_s=finished.sync_s
+        ) | busy_and_waits(works, began_s=began_s, ended_s=self._last_ended_s)
+        wall_s = self._last_ended_s - began_s
+        self.steps.append(TimedStep(wall_s, finished.receipts, works, dict(metrics)))
 
 
 @dataclass(slots=True)
@@ -88,52 +107,45 @@ class Session:
 
     config: Config
     fleet: Fleet
-    caller: Caller
-    refit: Refit
+    weight_sync: WeightSync
     prompts: list[Prompt]
     policy_version: int = 0
 
-    def pipeline(self, config: Config) -> Pipeline:
-        """The driver's own, for a variant of the config that needs no other actors."""
-        recent = RecentDistances(config.windows.divergence, [LINE] * 100)
-        revival = Revival.none(self.fleet, self.caller)
-        return Pipeline(config, self.fleet, self.caller, Ledger(), recent, revival)
+    async def steps(self, config: Config, count: int, *, names: int) -> list[TimedStep]:
+        """So many steps of one kind, by the loop of a run.
 
-    async def steps(self, config: Config, count: int, *, names: int) -> list[Step]:
-        """So many steps of one kind, as `run.py` drives them; `names` decides what is
-        drawn.
+        `config` is a variant that needs no other actors; `names` decides what is drawn.
         """
-        pipeline, begun, done = self.pipeline(config), [], list[Step]()
-        first, last_ended_s = self.policy_version, time.time()
-        for _ in range(count):
-            ahead = self.policy_version + 1 + config.rollout.max_staleness
-            for number in range(
-                self.policy_version + len(begun), min(ahead, first + count)
-            ):
-                begun.append(
-                    pipeline.begin(
-                        self._prompts_of(names + number - first),
-                        step=number,
-                        policy_version=self.policy_version,
-                    )
-                )
-            report, books = await pipeline.finish(begun.pop(0))
-            update_s, refitted = await self.refit.done()
-            self.policy_version = report.step
-            await self.refit.publish(self.policy_version)
-            began_s, last_ended_s = last_ended_s, time.time()
-            metrics = step_metrics(report, books, update_s=update_s) | busy_and_waits(
-                books.works + refitted, began_s=began_s, ended_s=last_ended_s
-            )
-            works = books.works + refitted
-            done.append(Step(last_ended_s - began_s, books, works, dict(metrics)))
-        await self.refit.done()
-        return done
+        recent = RecentDistances(config.windows.divergence, [THRESHOLD] * 100)
+        timing = _Timing()
+        number = names - 1
+
+        def take_prompts() -> Sequence[Prompt]:
+            nonlocal number
+            number += 1
+            return self._prompts_of(number)
+
+        last = self.policy_version + count
+        loop = StepLoop(
+            Schedule(
+                total_steps=last,
+                checkpoint_every=last + 1,
+                max_staleness=config.rollout.max_staleness,
+                samples=config.objective.trajectory != "given",
+            ),
+            Pipeline(config, self.fleet, Ledger(), recent),
+            self.weight_sync,
+            take_prompts,
+            fleet=self.fleet,
+            hooks=timing,
+            step=self.policy_version,
+        )
+        await loop.run()
+        self.policy_version = loop.step
+        return timing.steps
 
     def _prompts_of(self, number: int) -> list[Prompt]:
-        """The same problems for each step, under names of their own: their draws
-        differ.
-        """
+        """The same problems for each step, under other names: their draws differ."""
         size = len(self.prompts)
         return [
             replace(prompt, position=number * size + index)
@@ -147,9 +159,7 @@ def in_session(
     *,
     cores: Mapping[str, int] | None,
 ) -> Any:
-    """Start the fleet, do the work, end the fleet. `cores` pins kinds of actor
-    (`teacher`: 1).
-    """
+    """Start the fleet, do the work, end the fleet. `cores` pins kinds of actor."""
     return asyncio.run(_with_fleet(config, work, cores))
 
 
@@ -160,12 +170,13 @@ async def _with_fleet(
 ) -> Any:
     with connected(config):
         folder = RunFolder.create(config)
-        caller = Caller(
-            start_deadline_s=config.cluster.start_deadline_s,
-            call_deadline_s=config.cluster.call_deadline_s,
-        )
-        fleet = await spawn(config, folder, caller, total_steps=100_000)
-        try:
+        async with open_fleet(
+            config,
+            folder,
+            Calls.within(config.cluster),
+            Replacement.never(),
+            total_steps=100_000,
+        ) as fleet:
             if cores:
                 await _pin(fleet, cores)
             source, _ = load_source(
@@ -173,31 +184,17 @@ async def _with_fleet(
                 student=Path(config.learner.model),
                 teacher=Path(config.teacher_model),
             )
-            session = Session(
-                config,
-                fleet,
-                caller,
-                Refit(fleet, caller),
-                source.take(config.prompts.per_step),
-            )
-            return await work(session)
-        finally:
-            fleet.kill()
+            prompts = source.take(config.prompts.per_step)
+            return await work(Session(config, fleet, WeightSync(fleet), prompts))
 
 
 async def _pin(fleet: Fleet, cores: Mapping[str, int]) -> None:
-    """Every thread of an actor onto one core."""
-    kinds = {
-        "rollout": fleet.rollouts,
-        "teacher": fleet.teachers,
-        "prober": fleet.probers,
-        "learner": fleet.learners,
-    }
-    for kind, core in cores.items():
-        for actor in kinds[kind]:
-            await actor.__ray_call__.remote(_pin_process, core)
-
-
-def _pin_process(_: Any, core: int) -> None:
-    for thread in os.listdir("/proc/self/task"):
-        os.sched_setaffinity(int(thread), {core})
+    """Bind every thread of an actor to one core."""
+    for handle in [*fleet.rollouts, *fleet.teachers, *fleet.probers]:
+        assert isinstance(handle, Handle)
+        kind = handle.name.partition("[")[0]
+        if kind in cores:
+            await handle.pin(cores[kind])
+    if "learner" in cores:
+        assert isinstance(fleet.learners, LearnerActorGroup)
+        await fleet.learners.pin(cores["learner"])

@@ -124,6 +124,10 @@ class Handle:
         """Release the references to the newest weights, before others are published."""
         self._weights = None
 
+    async def pin(self, core: int) -> None:
+        """Bind the process to one core (benchmarks do this)."""
+        await self._call("pin", core)
+
     def kill(self) -> None:
         """End the process at once."""
         self._process.kill()
@@ -482,6 +486,10 @@ class LearnerActorGroup:
         """See `LearnerGroup`. Rank 0 alone writes."""
         (dumped,) = self._processes[0].call("dump", folder, *chunks)
         await self._calls.call(self.names[0], "dump", dumped)
+
+    async def pin(self, core: int) -> None:
+        """Bind every rank to one core (benchmarks do this)."""
+        await self._every("pin", core)
 
     def kill(self) -> None:
         """End every rank at once."""

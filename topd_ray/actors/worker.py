@@ -5,7 +5,6 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 
 class Worker:
@@ -39,9 +38,7 @@ class Worker:
     def close(self) -> None:
         """Free what the worker holds."""
 
-    @staticmethod
-    def pin(process: Any, core: int) -> None:
-        """Bind every thread of this process to one core (benchmarks alone do this)."""
-        del process
+    def pin(self, core: int) -> None:
+        """Bind every thread of this process to one core (benchmarks do this)."""
         for thread in os.listdir("/proc/self/task"):
             os.sched_setaffinity(int(thread), {core})

@@ -1,5 +1,7 @@
 import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from topd_ray.errors import TopdError, UserError
 from topd_ray.records.timeline import Work
 from topd_ray.simulate.clock import run_in_virtual_time
 from topd_ray.simulate.fit import fit, own_seconds
-from topd_ray.simulate.handles import SimulatedActor
+from topd_ray.simulate.lane import Lane
 from topd_ray.simulate.machine import Device, Engine
 from topd_ray.simulate.placement import best_placement
 from topd_ray.simulate.rates import (
@@ -202,15 +204,66 @@ def test_a_long_tail_has_the_mean_asked_for() -> None:
 
 
 def test_an_error_in_a_simulated_actor_reaches_the_caller() -> None:
-    class Broken:
-        async def score(self) -> None:
-            raise ValueError("no such rate")
+    async def broken() -> None:
+        raise ValueError("no such rate")
 
-    async def go() -> None:
-        await SimulatedActor(Broken(), latency_s=0.0).score.remote()
+    async def items() -> AsyncIterator[int]:
+        yield 1
+        raise ValueError("no such rate")
 
-    with pytest.raises(ValueError, match="no such rate"):
-        run_in_virtual_time(go())
+    async def go() -> list[int]:
+        lane = Lane(0.0)
+        with pytest.raises(ValueError, match="no such rate"):
+            await lane.submit(broken)
+        taken = []
+        with pytest.raises(ValueError, match="no such rate"):
+            async for item in lane.stream(items, room=1):
+                taken.append(item)
+        return taken
+
+    assert run_in_virtual_time(go()) == [1]
+
+
+def test_calls_of_an_actor_are_served_in_the_order_of_submission() -> None:
+    async def go() -> list[str]:
+        lane = Lane(0.1)
+        served = []
+
+        async def call(name: str, seconds: float) -> None:
+            await asyncio.sleep(seconds)
+            served.append(name)
+
+        names = ["slow", "quick", "middle"]
+        calls = [
+            lane.submit(partial(call, name, seconds))
+            for name, seconds in zip(names, (3.0, 0.0, 1.0), strict=True)
+        ]
+        await asyncio.gather(*calls)
+        return served
+
+    assert run_in_virtual_time(go()) == ["slow", "quick", "middle"]
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"run": {"method": "trd"}},
+        {"probe": {"engine": {"cpus": 1}}, "run": {"method": "trd"}},
+    ],
+)
+def test_rewrites_are_decoded_by_the_teacher_before_it_reads_them(
+    sections: dict[str, Any],
+) -> None:
+    chosen = rates(continue_from=Decode(step_s=0.1), score=Forward(call_s=0.2))
+    trd = simulate(config(**sections), chosen, EVEN, cores=8, steps=2)
+    # four chunks are rewritten in ten steps each, one after the other
+    assert trd.step_s == pytest.approx(4 * (10 * 0.1 + 0.2) + 0.2, rel=0.2)
+
+
+def test_given_responses_cost_no_decoding() -> None:
+    chosen = rates(roll_out=Decode(step_s=100.0), learn=Forward(call_s=0.5))
+    kd = config(run={"method": "kd"}, rollout={"samples_per_prompt": 1})
+    assert simulate(kd, chosen, EVEN, cores=8, steps=2).step_s == pytest.approx(1.0)
 
 
 def test_stages_that_follow_each_other_add_up_and_chunks_overlap() -> None:
@@ -284,11 +337,9 @@ def test_ranks_share_a_chunk_and_meet_in_every_micro_batch() -> None:
         rollout={"chunk_size": 1},
         learner=two.learner.model_dump(),
     )
-    idle = simulate(odd, chosen, EVEN, cores=8, steps=2)
-    assert idle.step_s == pytest.approx(
-        8 * 10 * 0.1
-    )  # a chunk of one keeps one rank busy
-    assert idle.busy["learner"] == pytest.approx(0.5)
+    single = simulate(odd, chosen, EVEN, cores=8, steps=2)
+    assert single.step_s == pytest.approx(4 * 10 * 0.1)  # two chunks go together
+    assert single.busy["learner"] == pytest.approx(1.0)
 
 
 def test_rates_are_found_again_in_the_trace_that_they_made() -> None:
