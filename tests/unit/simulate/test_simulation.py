@@ -215,11 +215,11 @@ def test_an_error_in_a_simulated_actor_reaches_the_caller() -> None:
         lane = Lane(0.0)
         with pytest.raises(ValueError, match="no such rate"):
             await lane.submit(broken)
-        taken = []
+        taken = lane.stream(items, room=1)
+        first = await anext(taken)
         with pytest.raises(ValueError, match="no such rate"):
-            async for item in lane.stream(items, room=1):
-                taken.append(item)
-        return taken
+            await anext(taken)
+        return [first]
 
     assert run_in_virtual_time(go()) == [1]
 

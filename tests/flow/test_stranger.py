@@ -1,0 +1,57 @@
+"""A local run's cluster refuses a process without its token."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ray
+
+from tests.unit.driver.fleet import config
+from topd_ray.actors.cluster import connected
+
+pytestmark = [pytest.mark.engines, pytest.mark.timeout(200)]
+JOIN = """
+import sys
+from ray._raylet import GcsClient
+GcsClient(address=sys.argv[1]).internal_kv_keys(b"", None)
+print("joined")
+"""
+
+
+Done = subprocess.CompletedProcess[str]
+
+
+def joined(address: str, environment: dict[str, str]) -> Done:
+    return subprocess.run(
+        [sys.executable, "-c", JOIN, address],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_a_process_without_the_token_is_refused_and_one_with_it_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    # a stranger has another home, and no token of ours in it
+    outside = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    outside["HOME"] = str(tmp_path)
+    small = config(object_store_gib=0.1)
+    with connected(small):
+        address = ray.get_runtime_context().gcs_address
+        inside = outside | {
+            name: os.environ[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
+        }
+        stranger = joined(address, outside)
+        friend = joined(address, inside)
+    assert friend.returncode == 0, friend.stderr
+    assert friend.stdout == "joined\n"
+    assert stranger.returncode != 0
+    assert "InvalidAuthToken" in stranger.stderr
+    assert "RAY_AUTH_MODE" not in os.environ  # the next cluster gets a token of its own
