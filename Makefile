@@ -30,7 +30,7 @@ UNIT := --numprocesses=2 --dist=worksteal
 INTEGRATION := tests/contract tests/flow tests/chaos -m "not chaos"
 STAMP := $(VENV)/.installed-$(HARDWARE)-$(shell cat Makefile pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: help setup demo test check static unit audit integration durations chaos chaos-faults chaos-soak fuzz format flow shape reproduce bench bench-gpu
+.PHONY: help setup demo test check static unit audit integration durations chaos chaos-faults chaos-soak fuzz format flow shape docs reproduce bench bench-gpu
 help:
 	@echo "make demo    train a toy student on the real engines and show that it got better"
 	@echo "make test    everything that is tested: check, then the real engines"
@@ -42,6 +42,7 @@ help:
 	@echo "make fuzz    10,000 broken configs, prompt files, checkpoints, model folders"
 	@echo "make flow    the stages and what flows between them"
 	@echo "make shape   measures of the code, each beside its goal"
+	@echo "make docs    the pages of docs/ with search into build/docs; every link is checked"
 	@echo "make reproduce   the papers' studies on the toy world, into benchmarks/RESULTS.md (an hour)"
 	@echo "make bench   every claim on speed, into benchmarks/RESULTS.md"
 	@echo "make bench-gpu   those that have a GPU side, on a machine with one"
@@ -109,6 +110,12 @@ format: setup
 
 shape: setup
 	@$(BIN)/python benchmarks/shape.py
+
+# NO_MKDOCS_2_WARNING: without it every build prints the theme's notice about its own end of life (2027).
+docs: setup
+	$(BIN)/python docs/generate_configuration.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open build/docs/index.html"
 
 reproduce: setup
 	$(BIN)/python benchmarks/reproduce.py

@@ -17,7 +17,10 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 LINK = re.compile(r"\[(?P<text>[^\]]+)\]\((?P<target>\.\./[^)#\s]+)\)")
-NAME = re.compile(r"\.py:(?P<name>[\w.]+)")
+CODE_LINK = re.compile(
+    r'href="(?P<target>[^"#]*code/(?P<path>[^"#]+\.py)\.html)"'
+    r"(?P<rest>><code>[^<]+\.py:(?P<name>[\w.]+)</code>)"
+)
 _LANGUAGES = {".py": "python", ".yaml": "yaml", ".sh": "bash", ".toml": "toml"}
 
 
@@ -71,24 +74,28 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     def rewritten(link: re.Match[str]) -> str:
         path = link["target"].removeprefix("../")
         here = Path(page.file.src_uri).parent
-        target = os.path.relpath(_page_of(path), here)
-        return f"[{link['text']}]({target}{_anchor(link['text'], path)})"
+        return f"[{link['text']}]({os.path.relpath(_page_of(path), here)})"
 
     return LINK.sub(rewritten, markdown)
 
 
+def on_page_content(html: str, **_: Any) -> str:
+    """Point each link with a name in its text at the line of that name.
+
+    Only here: mkdocs does not see the anchors inside highlighted code, and would warn.
+    """
+
+    def rewritten(link: re.Match[str]) -> str:
+        line = line_of((ROOT / link["path"]).read_text("utf-8"), link["name"])
+        if line is None:
+            raise PluginError(f"docs/ names {link['name']}, not in {link['path']}")
+        return f'href="{link["target"]}#__codelineno-0-{line}"{link["rest"]}'
+
+    return CODE_LINK.sub(rewritten, html)
+
+
 def _page_of(path: str) -> str:
     return f"code/{path}" if path.endswith(".md") else f"code/{path}.md"
-
-
-def _anchor(text: str, path: str) -> str:
-    name = NAME.search(text)
-    if name is None:
-        return ""
-    line = line_of((ROOT / path).read_text("utf-8"), name["name"])
-    if line is None:
-        raise PluginError(f"docs/ names {name['name']}, which {path} does not define")
-    return f"#__codelineno-0-{line}"
 
 
 def _code(path: str) -> str:

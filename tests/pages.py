@@ -1,0 +1,89 @@
+"""The documents, and what they name: files, functions, fields, commands."""
+
+import ast
+import re
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "cluster" / "README.md",
+    *sorted(DOCS.glob("*.md")),
+)
+SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
+BLOCK = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\[([^\]]+)\]\(([^)\s]+)\)")
+
+
+def text_of(page: Path) -> str:
+    """Return the Markdown of a page."""
+    return page.read_text(encoding="utf-8")
+
+
+def spans(markdown: str) -> list[str]:
+    """Return the `code spans` outside of code blocks, each on one line."""
+    prose = BLOCK.sub("", markdown)
+    return [" ".join(span.split()) for span in SPAN.findall(prose)]
+
+
+def block_lines(markdown: str) -> list[str]:
+    """Return the lines of all code blocks."""
+    return [line for block in BLOCK.findall(markdown) for line in block.splitlines()]
+
+
+def links(markdown: str) -> list[tuple[str, str]]:
+    """Return (text, target) of each link outside of code blocks."""
+    return LINK.findall(BLOCK.sub("", markdown))
+
+
+def link_texts(markdown: str) -> set[str]:
+    """Return the code spans that are texts of links: their targets say which file."""
+    return {span for text, _ in links(markdown) for span in SPAN.findall(text)}
+
+
+def defines(path: Path, name: str) -> bool:
+    """Whether a Python file defines `name`, or `Class.name`."""
+    body: list[ast.stmt] = ast.parse(path.read_text(encoding="utf-8")).body
+    for part in name.split("."):
+        node = next((node for node in body if part in _names(node)), None)
+        if node is None:
+            return False
+        body = getattr(node, "body", [])
+    return True
+
+
+def _names(node: ast.stmt) -> list[str]:
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else []
+    if isinstance(node, ast.AnnAssign):
+        targets = [node.target]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def field_exists(model: type[BaseModel], path: str) -> bool:
+    """Whether `section.field` (of any depth) is a field of the schema."""
+    sections = [model]
+    for part in path.split("."):
+        annotations = [
+            section.model_fields[part].annotation
+            for section in sections
+            if part in section.model_fields
+        ]
+        if not annotations:
+            return False
+        sections = [inner for one in annotations for inner in _sections(one)]
+    return True
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    if get_origin(annotation) in (Annotated, Union, UnionType):
+        return [inner for part in get_args(annotation) for inner in _sections(part)]
+    is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return [annotation] if is_section else []
