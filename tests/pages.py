@@ -1,9 +1,9 @@
 """The documents, and what they name: files, functions, fields, commands."""
 
-import ast
+import importlib.util
 import re
 from pathlib import Path
-from types import UnionType
+from types import ModuleType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -47,24 +47,14 @@ def link_texts(markdown: str) -> set[str]:
     return {span for text, _ in links(markdown) for span in SPAN.findall(text)}
 
 
-def defines(path: Path, name: str) -> bool:
-    """Whether a Python file defines `name`, or `Class.name`."""
-    body: list[ast.stmt] = ast.parse(path.read_text(encoding="utf-8")).body
-    for part in name.split("."):
-        node = next((node for node in body if part in _names(node)), None)
-        if node is None:
-            return False
-        body = getattr(node, "body", [])
-    return True
-
-
-def _names(node: ast.stmt) -> list[str]:
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        return [node.name]
-    targets = node.targets if isinstance(node, ast.Assign) else []
-    if isinstance(node, ast.AnnAssign):
-        targets = [node.target]
-    return [target.id for target in targets if isinstance(target, ast.Name)]
+def load_script(path: Path) -> ModuleType:
+    """Return a script of docs/ as a module; docs/ is no package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def field_exists(model: type[BaseModel], path: str) -> bool:

@@ -1,6 +1,5 @@
 """What the documents name exists: files, functions, fields, commands, options."""
 
-import importlib.util
 import re
 import shlex
 from functools import cache
@@ -23,6 +22,7 @@ FIELD = re.compile(rf"^((?:{SECTIONS}|engine)(?:\.[a-z_]+)+)(?:[:=] ?(.+))?$")
 FILE = re.compile(r"^[\w.{},*/-]+\.(?:py|yaml|md|sh|toml|sbatch|txt)$")
 RUN_FILES = re.compile(r"^(?:config|driver|forms|mine|other|base|MINE)\.yaml$")
 MADE_BY_RUNS = ("runs/", "data/", "models/", "export/", "step_")
+CODE_PAGES = pages.load_script(DOCS / "code_pages.py")
 LONGEST_PAGE = 130
 WIDEST_LINE = 102
 
@@ -39,7 +39,8 @@ def test_every_link_leads_to_a_file_and_to_the_name_in_its_text(page: Path) -> N
             assert str(file).endswith(f"/{named[1]}"), (
                 f"{page.name}: {text} -> {target}"
             )
-            assert pages.defines(file, named[2]), f"{page.name}: {text}"
+            line = CODE_PAGES.line_of(file.read_text("utf-8"), named[2])
+            assert line is not None, f"{page.name}: {text}"
 
 
 @BY_NAME
@@ -156,12 +157,7 @@ def test_every_page_is_in_the_navigation() -> None:
 
 
 def test_the_configuration_page_is_what_the_schema_says_now() -> None:
-    path = DOCS / "generate_configuration.py"
-    spec = importlib.util.spec_from_file_location("generate_configuration", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = pages.load_script(DOCS / "generate_configuration.py")
     committed = (DOCS / "configuration.md").read_text(encoding="utf-8")
     assert committed == module.page(), "run `make docs` and commit the page"
 
