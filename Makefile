@@ -27,10 +27,10 @@ REST_SIZE := about 250 packages and vLLM, several GB on disk
 endif
 ADVISORIES := api.osv.dev
 UNIT := --numprocesses=2 --dist=worksteal
-INTEGRATION := tests/contract tests/flow tests/chaos -m "not chaos"
+RUNS := tests/flow tests/chaos -m "not chaos"
 STAMP := $(VENV)/.installed-$(HARDWARE)-$(shell cat Makefile pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: help setup demo test check static unit audit integration durations chaos chaos-faults chaos-soak fuzz format flow shape docs reproduce bench bench-gpu
+.PHONY: help setup demo test check static unit audit integration runs contract durations chaos chaos-faults chaos-soak fuzz format flow shape docs reproduce bench bench-gpu
 help:
 	@echo "make demo    train a toy student on the real engines and show that it got better"
 	@echo "make test    everything that is tested: check, then the real engines"
@@ -93,16 +93,24 @@ audit: setup
 	  $(BIN)/pip-audit --vulnerability-service osv --skip-editable; \
 	else echo "pip-audit skipped: $(ADVISORIES) cannot be reached from here"; fi
 
+# Side by side: contract tests compute on one core, and runs often wait for their actors.
 integration: setup
-	$(BIN)/pytest $(INTEGRATION)
+	@$(MAKE) --no-print-directory --jobs=2 runs contract
+
+runs: setup
+	$(BIN)/pytest $(RUNS)
+
+contract: setup
+	$(BIN)/pytest tests/contract
 
 test: check integration
 
 # Where the time of `make test` goes, into docs/tests.md.
 durations: setup
 	$(BIN)/pytest tests/unit tests/fuzz $(UNIT) -p tests.durations --costs $(VENV)/costs-unit.json
-	$(BIN)/pytest $(INTEGRATION) -p tests.durations --costs $(VENV)/costs-integration.json
-	$(BIN)/python tests/durations.py $(VENV)/costs-unit.json $(VENV)/costs-integration.json
+	$(BIN)/pytest tests/contract -p tests.durations --costs $(VENV)/costs-contract.json
+	$(BIN)/pytest $(RUNS) -p tests.durations --costs $(VENV)/costs-runs.json
+	$(BIN)/python tests/durations.py $(VENV)/costs-*.json
 
 format: setup
 	$(BIN)/ruff check --fix .

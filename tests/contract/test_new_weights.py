@@ -1,6 +1,7 @@
 """Every generating back end takes new weights in place, all or none."""
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,21 @@ from topd_ray.errors import TopdError
 pytestmark = THIRD_PARTY
 
 LENGTHS = [3, 40, 65, 100]
+
+
+@cache
+def answers(
+    folder: Path, seed: int, prompts_seed: int, *, rounded: bool = False
+) -> list[list[int]]:
+    """Return what transformers decodes with the perturbed weights, once for all kinds.
+
+    `rounded`: to bfloat16.
+    """
+    model = perturbed(folder, seed)
+    if rounded:
+        bits(model)
+    prompts = oracle.prompts(prompts_seed, LENGTHS)
+    return [oracle.greedy(model, prompt, 32) for prompt in prompts]
 
 
 @pytest.fixture(scope="module", params=["tied", "untied"])
@@ -39,7 +55,7 @@ def test_new_weights_answer_as_transformers_and_no_cached_prefix_is_stale(
         before = oracle.tokens(engine, prompts)  # now in the prefix cache
         model = perturbed(folder, seed)
         engine.load_weights(iter(named_arrays(model)))
-        expected = [oracle.greedy(model, prompt, 32) for prompt in prompts]
+        expected = answers(folder, seed, 1)
         assert expected != before
         assert oracle.tokens(engine, prompts) == expected
 
@@ -58,17 +74,14 @@ def test_bfloat16_arrives_as_bits_in_uint16(engine, folder):
     model = perturbed(folder, 4)
     engine.load_weights(bits(model))
     prompts = oracle.prompts(3, LENGTHS)
-    expected = [oracle.greedy(model, prompt, 32) for prompt in prompts]
-    assert oracle.tokens(engine, prompts) == expected
+    assert oracle.tokens(engine, prompts) == answers(folder, 4, 3, rounded=True)
 
 
 def test_a_tied_head_may_be_sent_beside_the_embeddings(engine, folder):
     model = perturbed(folder, 5)
     engine.load_weights([(name, t.numpy()) for name, t in model.state_dict().items()])
     prompts = oracle.prompts(4, LENGTHS)
-    assert oracle.tokens(engine, prompts) == [
-        oracle.greedy(model, p, 32) for p in prompts
-    ]
+    assert oracle.tokens(engine, prompts) == answers(folder, 5, 4)
 
 
 def test_weights_are_refused_by_name_unless_whole_and_nothing_changes(engine, folder):
@@ -105,6 +118,4 @@ def test_new_weights_end_a_generation_under_way(engine, folder):
     engine.load_weights(named_arrays(model))
     with pytest.raises(TopdError, match="ended"):
         list(under_way)
-    assert oracle.tokens(engine, prompts[:4]) == [
-        oracle.greedy(model, p, 32) for p in prompts[:4]
-    ]
+    assert oracle.tokens(engine, prompts[:4]) == answers(folder, 8, 6)
