@@ -271,7 +271,7 @@ def test_only_the_rewrites_that_are_wanted_are_trained_on(
 
 
 def test_stage_1_then_stage_2_then_eval(bench: Bench) -> None:
-    """The README's recipe: the teacher's answers, kd on them, TOPD from its export,
+    """Two stages, as in docs: the teacher's answers, kd on them, TOPD from its export,
     eval.
     """
     answers = bench.folder / "answers.jsonl"
