@@ -24,7 +24,7 @@ SAMPLING_S = 1.0
 """A process that lives for less than this may be missed."""
 PAGE = Path(__file__).parents[1] / "docs" / "tests.md"
 BEGIN, END = "<!-- make durations: begin -->", "<!-- make durations: end -->"
-NUM_SHOWN = 20
+NUM_SHOWN = 15
 
 
 class Meter:
@@ -135,7 +135,7 @@ def main() -> None:
     for name, row in slowest:
         file, _, test = name.partition("::")
         lines.append(
-            f"| `{file.removeprefix('tests/')}` {test.replace('_', ' ')} |"
+            f"| `{file.removeprefix('tests/')}` {test.replace('_', ' ').replace('|', '/')} |"
             f" {row['cpu_s']:.0f} | {row['wall_s']:.0f} | {row['processes']:.0f} |"
         )
     page = PAGE.read_text(encoding="utf-8")
