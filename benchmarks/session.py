@@ -18,7 +18,8 @@ from world import STUDENT, TEACHER, make_model, make_prompts
 from topd_ray.actors.calls import Calls
 from topd_ray.actors.cluster import connected
 from topd_ray.actors.fleet import open_fleet
-from topd_ray.actors.handles import Handle, LearnerActorGroup
+from topd_ray.actors.handles import Handle
+from topd_ray.actors.learner_group import LearnerActorGroup
 from topd_ray.actors.protocols import Fleet
 from topd_ray.actors.replacement import Replacement
 from topd_ray.config import Config, parse_config

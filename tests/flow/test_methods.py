@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.runs import Run, Setting, losses, topd
-from topd_ray.actors import teacher_decoder
+from topd_ray.actors import decoding_worker
 from topd_ray.config import parse_config
 from topd_ray.driver import session as driver
 from topd_ray.records.run_folder import RunFolder
@@ -257,10 +257,10 @@ def test_only_the_rewrites_that_are_wanted_are_trained_on(
     response.
     """
     monkeypatch.setattr(
-        teacher_decoder, "extract_boxed", lambda text: str(len(text.split()) % 2)
+        decoding_worker, "extract_boxed", lambda text: str(len(text.split()) % 2)
     )
     monkeypatch.setattr(
-        teacher_decoder, "same_answer", lambda predicted, _: predicted == "1"
+        decoding_worker, "same_answer", lambda predicted, _: predicted == "1"
     )
     run = bench.run("pass", run={"method": "trd"}, rewrite={"keep": "pass"})
     dropped = run.summary["num_dropped_rollouts"]

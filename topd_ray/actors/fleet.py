@@ -11,16 +11,15 @@ import ray
 from topd_ray.actors.calls import Calls, all_of
 from topd_ray.actors.handles import (
     Handle,
-    LearnerActorGroup,
     ProberActorHandle,
-    Process,
     RolloutActorHandle,
-    Stream,
     TeacherActorHandle,
 )
 from topd_ray.actors.inline import InlineProcess, InlineRef
 from topd_ray.actors.learner import LearnerWorker
+from topd_ray.actors.learner_group import LearnerActorGroup
 from topd_ray.actors.prober import ProbeWorker
+from topd_ray.actors.process import Process, Stream
 from topd_ray.actors.protocols import Fleet, Ref
 from topd_ray.actors.replacement import Replacement
 from topd_ray.actors.resources import ActorResources, resources_of

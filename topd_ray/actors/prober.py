@@ -6,28 +6,25 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from topd_ray.actors.teacher_decoder import TeacherDecoder
-from topd_ray.actors.worker import Worker
+from topd_ray.actors.decoding_worker import DecodingWorker
 from topd_ray.config import Config
 from topd_ray.engines.open import open_generation
-from topd_ray.messages import HIGH, CandidateSet, Ints, ProbeSet, Prompt, Rollout
+from topd_ray.messages import HIGH, CandidateSet, Ints, ProbeSet
 from topd_ray.models.roles import resolve_student, resolve_teacher
 from topd_ray.probe import ProbeActor
 from topd_ray.records.receipts import (
-    ContinueReceipt,
     ProbeReceipt,
-    RewriteReceipt,
     Span,
 )
 from topd_ray.weights.buckets import WeightBucket, open_buckets
 from topd_ray.windows import threshold_group
 
 
-class ProbeWorker(Worker):
+class ProbeWorker(DecodingWorker):
     """Solves transport on the CPU; has an engine where `probe.engine` is a section."""
 
     def __init__(self, config: Config, *, log: Path | None = None) -> None:
-        super().__init__(log)
+        super().__init__(config, log)
         folder = resolve_teacher(config)
         self._threshold_group = threshold_group(config.windows.divergence)
         self._engine = None
@@ -38,24 +35,12 @@ class ProbeWorker(Worker):
                 max_model_len=config.teacher_context_tokens,
                 seed=config.run.seed,
             )
-            self._decoder = TeacherDecoder(config, folder, self._engine)
+            self._decode_with(self._engine, folder)
         if config.uses_probes:
             self._prober = ProbeActor(
                 config.probe, folder, student_folder=resolve_student(config)
             )
         self._uses_probes = config.uses_probes
-
-    def continue_from(
-        self, candidate_sets: Sequence[CandidateSet]
-    ) -> tuple[list[Ints], ContinueReceipt]:
-        """Return the teacher's windows, decoded by the engine of this worker."""
-        return self._decoder.continue_from(candidate_sets)
-
-    def rewrite(
-        self, rollouts: Sequence[Rollout], prompts: Sequence[Prompt]
-    ) -> tuple[list[Rollout], RewriteReceipt]:
-        """Return the teacher's rewrites, decoded by the engine of this worker."""
-        return self._decoder.rewrite(rollouts, prompts)
 
     def probe(
         self,

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from topd_ray.actors.teacher_decoder import TeacherDecoder
-from topd_ray.actors.worker import Worker
+from topd_ray.actors.decoding_worker import DecodingWorker
 from topd_ray.candidates import find_candidates
 from topd_ray.config import Config
 from topd_ray.engines.open import open_teacher
@@ -15,15 +14,11 @@ from topd_ray.messages import (
     HIGH,
     LOW,
     CandidateSet,
-    Ints,
-    Prompt,
     Rollout,
     ScoredRollout,
 )
 from topd_ray.models.roles import resolve_teacher
 from topd_ray.records.receipts import (
-    ContinueReceipt,
-    RewriteReceipt,
     ScoreReceipt,
     Span,
 )
@@ -32,23 +27,22 @@ from topd_ray.weights.buckets import WeightBucket
 from topd_ray.windows import threshold_group
 
 
-class TeacherWorker(Worker):
+class TeacherWorker(DecodingWorker):
     """Scores rollouts, picks candidates, continues from them, rewrites.
 
     Its methods may be called from several threads at once.
     """
 
     def __init__(self, config: Config, *, log: Path | None = None) -> None:
-        super().__init__(log)
+        super().__init__(config, log)
         folder = resolve_teacher(config)
-        self._config = config
         self._engine = open_teacher(
             folder,
             config.teacher.engine,
             max_model_len=config.teacher_context_tokens,
             seed=config.run.seed,
         )
-        self._decoder = TeacherDecoder(config, folder, self._engine)
+        self._decode_with(self._engine, folder)
         self._actor = TeacherActor(
             config.teacher, config.candidates, folder, lambda: self._engine
         )
@@ -83,18 +77,6 @@ class TeacherWorker(Worker):
             span=Span.since(began_s),
         )
         return (*scored, candidate_sets, receipt)
-
-    def continue_from(
-        self, candidate_sets: Sequence[CandidateSet]
-    ) -> tuple[list[Ints], ContinueReceipt]:
-        """Return the teacher's windows of candidates it scored: prefixes are cached."""
-        return self._decoder.continue_from(candidate_sets)
-
-    def rewrite(
-        self, rollouts: Sequence[Rollout], prompts: Sequence[Prompt]
-    ) -> tuple[list[Rollout], RewriteReceipt]:
-        """Return the teacher's rewrites of a chunk."""
-        return self._decoder.rewrite(rollouts, prompts)
 
     def update(self, policy_version: int, *buckets: WeightBucket) -> Span:
         """Load the student's weights of `policy_version` (self-distillation)."""

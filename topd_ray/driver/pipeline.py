@@ -140,7 +140,7 @@ class Pipeline:
         stream: AsyncIterator[RolloutChunk],
         prompts: Sequence[Prompt],
     ) -> None:
-        """Make each chunk that an engine finishes a task of its own."""
+        """Start a task for each chunk that an engine finishes."""
         room = asyncio.Semaphore(step.room_per_engine)
         index = 0
         async for sent in stream:

@@ -29,7 +29,7 @@ class Stages:
         self._config = config
         self._teachers = Pool(fleet.teachers)
         self._probers = Pool(fleet.probers)
-        # Rewrites have places of their own: a teacher reads while it writes.
+        # A pool beside the teachers': a teacher reads while it rewrites.
         writers = fleet.probers if config.probe_engine else fleet.teachers
         self._writers = Pool[DecoderHandle](writers)
 

@@ -204,7 +204,8 @@ class StepInFlight:
         num_rollouts = self._gathering.num_rollouts
         if num_rollouts < self._config.learner.num_ranks and not is_last:
             return None
-        complete, self._gathering = self._gathering, Round()
+        complete = self._gathering
+        self._gathering = Round()
         return complete if num_rollouts else None
 
     def chunks(self) -> list[Chunk]:

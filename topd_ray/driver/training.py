@@ -19,7 +19,7 @@ from topd_ray.driver.weight_sync import WeightSync
 from topd_ray.evaluation import Accuracy
 from topd_ray.inputs.run_inputs import RunInputs
 from topd_ray.messages import Prompt
-from topd_ray.records.metrics import step_metrics
+from topd_ray.records.metrics import Metrics, step_metrics
 from topd_ray.records.run_folder import RunFolder
 from topd_ray.records.run_log import RunLog
 from topd_ray.records.timeline import Work, busy_and_waits
@@ -138,22 +138,29 @@ class Training(LoopHooks):
         run.state.cursor += len(finished.prompts)
         if self._weight_sync.followed is not None:
             run.state.teacher_version = self._weight_sync.followed.policy_version
-        began_s, self._last_ended_s = self._last_ended_s, time.monotonic()
         works = finished.receipts.works + finished.sync_works
+        metrics = self._metrics(finished, works)
+        run.state.totals.add_step(metrics)
+        run.log.step(metrics, works)
+        await self._bad_steps.watch(finished)
+
+    def _metrics(self, finished: FinishedStep, works: Sequence[Work]) -> Metrics:
+        """Return a step's metrics, with what each kind of actor waited for."""
+        began_s = self._last_ended_s
+        self._last_ended_s = time.monotonic()
         metrics = step_metrics(
             finished.report, finished.receipts, sync_s=finished.sync_s
-        ) | busy_and_waits(
+        )
+        metrics |= busy_and_waits(
             [*works, *self._earlier_works],
             began_s=began_s,
             ended_s=self._last_ended_s,
             actors=self._fleet.names,
         )
         metrics["step/wall_s"] = self._last_ended_s - began_s
-        metrics["cluster/num_failures"] = run.budget.num_failures
+        metrics["cluster/num_failures"] = self._run.budget.num_failures
         self._earlier_works = works  # a step begun ahead reaches back into this one
-        run.state.totals.add_step(metrics)
-        run.log.step(metrics, works)
-        await self._bad_steps.watch(finished)
+        return metrics
 
     def evaluated(self, step: int, accuracy: Accuracy) -> None:
         """Record an accuracy during training."""

@@ -82,6 +82,17 @@ def test_an_actor_killed_for_memory_is_a_loss_that_says_who_held_what() -> None:
     assert "windows.token_budget" in str(found)
 
 
+def test_the_deadlines_are_those_of_the_config() -> None:
+    cluster = config(call_deadline_s=7.0, failure_window_steps=5).cluster
+    assert cluster.failure_window_steps == 5
+
+    async def go() -> None:
+        await Calls.within(cluster).call("teacher[0]", "score", asyncio.Event().wait())
+
+    with pytest.raises(DeadlineError, match="for 7 s"):
+        run_in_virtual_time(go())
+
+
 def test_the_hint_names_the_estimate_of_topd_check() -> None:
     sized = config({"learner": {"model": "s", "size_b": 4.0}})
     assert "`topd check` estimates" in memory_hint(sized, "learner[1]")

@@ -16,12 +16,12 @@ from ray.exceptions import RayActorError
 from tests.make import prompt
 from topd_ray.actors.calls import Calls
 from topd_ray.actors.handles import (
-    LearnerActorGroup,
     ProberActorHandle,
-    Process,
     RolloutActorHandle,
     TeacherActorHandle,
 )
+from topd_ray.actors.learner_group import LearnerActorGroup
+from topd_ray.actors.process import Process
 from topd_ray.actors.protocols import Fleet
 from topd_ray.actors.replacement import Replacement
 from topd_ray.config import Config, parse_config

@@ -1,9 +1,10 @@
-"""Decoding as the teacher: windows from candidates, and rewrites of rollouts."""
+"""What teacher workers and probe workers share: windows and rewrites of the teacher."""
 
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from topd_ray.actors.worker import Worker
 from topd_ray.config import Config
 from topd_ray.contexts import load_forms
 from topd_ray.engines.protocols import GenerationEngine
@@ -14,24 +15,32 @@ from topd_ray.records.receipts import ContinueReceipt, RewriteReceipt, Span
 from topd_ray.rewrite import RewriteActor
 
 
-class TeacherDecoder:
-    """A part of the teacher worker, or of a probe worker that has an engine of its
-    own.
+class DecodingWorker(Worker):
+    """The base of workers whose engine decodes as the teacher.
+
+    A teacher worker always does; a probe worker where `probe.engine` is a section.
     """
 
-    def __init__(self, config: Config, folder: Path, engine: GenerationEngine) -> None:
-        self._config, self._engine = config, engine
-        self._rewriter = (
-            _rewriter(config, folder, engine) if config.uses_rewrites else None
-        )
+    def __init__(self, config: Config, log: Path | None) -> None:
+        super().__init__(log)
+        self._config = config
+        self._decoding: GenerationEngine | None = None
+        self._rewriter: RewriteActor | None = None
+
+    def _decode_with(self, engine: GenerationEngine, folder: Path) -> None:
+        """Decode with an engine that has loaded the teacher's `folder`."""
+        self._decoding = engine
+        if self._config.uses_rewrites:
+            self._rewriter = _rewriter(self._config, folder, engine)
 
     def continue_from(
         self, candidate_sets: Sequence[CandidateSet]
     ) -> tuple[list[Ints], ContinueReceipt]:
         """Return the teacher's windows of a chunk: one (W, K) array a rollout."""
         began_s = time.monotonic()
+        assert self._decoding is not None, "this worker has no engine"
         continued = continue_from(
-            self._engine,
+            self._decoding,
             candidate_sets,
             self._config.probe,
             run_seed=self._config.run.seed,
@@ -51,15 +60,12 @@ class TeacherDecoder:
         assert self._rewriter is not None, "the config has no rewrites"
         by_id = {prompt.prompt_id: prompt for prompt in prompts}
         rewritten = self._rewriter.rewrite(rollouts, by_id)
-        dropped = {
-            attempt.rollout_id: reason
-            for attempt, rewrite in zip(rollouts, rewritten, strict=True)
-            if (
-                reason := self._unwanted(
-                    attempt, rewrite, by_id[attempt.prompt_id].answer
-                )
-            )
-        }
+        dropped: dict[str, str] = {}
+        for attempt, rewrite in zip(rollouts, rewritten, strict=True):
+            answer = by_id[attempt.prompt_id].answer
+            reason = self._unwanted(attempt, rewrite, answer)
+            if reason is not None:
+                dropped[attempt.rollout_id] = reason
         return (
             [rewrite for rewrite in rewritten if rewrite.rollout_id not in dropped],
             RewriteReceipt(

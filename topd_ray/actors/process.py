@@ -1,0 +1,36 @@
+"""One actor process, as far as a handle needs it; untyped, as Ray's own calls are."""
+
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from typing import Any, Protocol
+
+from topd_ray.actors.protocols import Ref
+
+
+class Stream(Protocol):
+    """The references that a streaming call yields, as they come."""
+
+    def __aiter__(self) -> AsyncIterator[Ref[Any]]: ...
+
+    def completed(self) -> Awaitable[Any]:
+        """Await the end of the call; raises what it raised."""
+        ...
+
+
+class Process(Protocol):
+    """One actor process. It serves its calls in the order of submission."""
+
+    def call(
+        self, method: str, *arguments: object, num_returns: int = 1
+    ) -> Sequence[Ref[Any]]:
+        """Submit a call; return a reference to each of its `num_returns` values."""
+        ...
+
+    def stream(
+        self, method: str, *arguments: object, room: int | None = None
+    ) -> Stream:
+        """Submit a call that yields; it pauses while `room` items wait to be taken."""
+        ...
+
+    def kill(self) -> None:
+        """End the process at once."""
+        ...
