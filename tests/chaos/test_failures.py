@@ -22,7 +22,7 @@ from tests.chaos.harm import (
 )
 from tests.runs import Run, Setting, topd, topd_process
 
-pytestmark = [pytest.mark.engines, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.engines, pytest.mark.timeout(900)]
 LIMIT = "health.max_bad_steps=1"  # a step that cannot be trusted would end the run
 ACTORS = {
     "RolloutWorker": "rollout",
