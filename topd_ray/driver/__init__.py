@@ -1,3 +1,1 @@
-"""Places the actors, streams references between them, keeps the books. The one user of
-Ray.
-"""
+"""One training run: the loop over steps, its sessions, its state and its checkpoints."""

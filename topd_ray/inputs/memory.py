@@ -1,7 +1,7 @@
 """Help for an actor that was killed for memory: the estimate, and the fields."""
 
 from topd_ray.config import Config
-from topd_ray.inputs.resources import make_plan
+from topd_ray.inputs.resources import memory_line
 
 _ROLES = {"prober": "probe"}
 """Names of roles in the plan, where they differ from the kind of actor."""
@@ -22,11 +22,8 @@ def memory_hint(config: Config, actor: str) -> str:
     `actor` is its name, e.g. `learner[0]`. The text continues an error message.
     """
     kind = actor.partition("[")[0]
-    name = _ROLES.get(kind, kind)
-    sizes = [role.gib for role in make_plan(config).roles if role.name == name]
-    estimate = ""
-    if sizes and sizes[0] is not None:
-        estimate = f"; `topd check` estimates {sizes[0]:.1f} GiB for the model of one"
+    line = memory_line(config, _ROLES.get(kind, kind))
+    estimate = f"; {line}" if line else ""
     fields = _FIELDS.get(kind, "cluster.object_store_gib")
     return (
         f"{estimate}; lower {fields}, or cluster.object_store_gib, or run on a machine"

@@ -74,9 +74,7 @@ def make_plan(config: Config) -> Plan:
         round(config.candidates.fraction * config.rollout.max_response_tokens),
     )
     roles = [
-        _engine_role(
-            "rollout", config.rollout.num_engines, config.rollout.engine, student
-        ),
+        _rollout_role(config, student),
         _engine_role(
             "teacher", config.teacher.num_engines, config.teacher.engine, teacher
         ),
@@ -131,6 +129,20 @@ def _engine_role(
         gpus=engine.gpus,
         gib=None if parameters is None else parameters * _BYTES[engine.dtype] / 2**30,
         what=f"{engine.backend}, {engine.dtype} weights",
+    )
+
+
+def _rollout_role(config: Config, parameters: float | None) -> Role:
+    engine = config.rollout.engine
+    if config.decodes_rollouts:
+        return _engine_role("rollout", config.rollout.num_engines, engine, parameters)
+    return Role(
+        name="rollout",
+        count=config.rollout.num_engines,
+        cpus=engine.cpus,
+        gpus=0.0,
+        gib=0.0,
+        what="no engine: responses are given",
     )
 
 

@@ -95,7 +95,7 @@ def test_the_deadlines_are_those_of_the_config() -> None:
 
 def test_the_hint_names_the_estimate_of_topd_check() -> None:
     sized = config({"learner": {"model": "s", "size_b": 4.0}})
-    assert "`topd check` estimates" in memory_hint(sized, "learner[1]")
+    assert "topd check estimates" in memory_hint(sized, "learner[1]")
     assert "rollout.engine.kv_cache_gib" in memory_hint(sized, "rollout[0]")
 
 
