@@ -1,1 +1,1 @@
-"""One training run: the loop over steps, its sessions, its state and its checkpoints."""
+"""One training run: the loop over steps, its sessions, state and checkpoints."""
