@@ -35,7 +35,7 @@ def test_given_responses_without_an_evaluation_open_no_engine(
     assert isinstance(chunk, list)
     assert [rollout.response_ids_N.tolist() for rollout in chunk] == [[8, 2], [8, 9, 2]]
     assert isinstance(receipt, RolloutReceipt)
-    assert receipt.num_tokens_each == (2, 3)
+    assert receipt.num_tokens == 5
     with pytest.raises(TopdError, match="without an engine"):
         worker.evaluate([prompt(9)])
     worker.close()

@@ -81,21 +81,25 @@ class FakeProcess:
         self._worker = worker
         self._dies = dies
         self._fate = ""
+        self._work = set[asyncio.Task[None]]()
         worker.restart()
 
     def call(
         self, method: str, *arguments: Any, num_returns: int = 1
     ) -> Sequence["asyncio.Future[Any]"]:
         if method == "ready":
-            return [_future(asyncio.sleep(0))]
+            return [_done(None)]
         if method == "clock":
-            return [_future(_value(time.monotonic()))]
+            return [_done(time.monotonic())]
         if self._lost():
             return [_lost(self._fate) for _ in range(num_returns)]
-        answer = _future(self._answer(method, arguments))
-        if num_returns == 1:
-            return [answer]
-        return [_future(_part(answer, index)) for index in range(num_returns)]
+        # futures and one task a call: histories make a great many of them
+        loop = asyncio.get_running_loop()
+        references = [loop.create_future() for _ in range(num_returns)]
+        work = asyncio.ensure_future(self._answer(method, arguments, references))
+        self._work.add(work)  # the event loop alone keeps no task alive
+        work.add_done_callback(self._work.discard)
+        return references
 
     def stream(
         self, method: str, *arguments: Any, room: int | None = None
@@ -106,9 +110,25 @@ class FakeProcess:
     def kill(self) -> None:
         self._fate = self._fate or DEAD
 
-    async def _answer(self, method: str, arguments: Sequence[Any]) -> Any:
-        values = [await _value(argument) for argument in arguments]
-        return await getattr(self._worker, method)(*values)
+    async def _answer(
+        self,
+        method: str,
+        arguments: Sequence[Any],
+        references: Sequence["asyncio.Future[Any]"],
+    ) -> None:
+        try:
+            values = [await _value(argument) for argument in arguments]
+            value = await getattr(self._worker, method)(*values)
+        except Exception as error:  # an actor's error travels in its references
+            for reference in references:
+                if not reference.done():
+                    reference.set_exception(error)
+                    reference.exception()
+            return
+        parts = (value,) if len(references) == 1 else value
+        for reference, part in zip(references, parts, strict=True):
+            if not reference.done():
+                reference.set_result(part)
 
     async def _items(
         self, method: str, arguments: Sequence[Any]
@@ -123,7 +143,7 @@ class FakeProcess:
                 await items.aclose()
                 yield _lost(self._fate)
                 return
-            yield _future(_value(item))
+            yield _done(item)
 
     def _lost(self) -> bool:
         self._fate = self._fate or self._dies()
@@ -447,19 +467,14 @@ def loop_over(
     )
 
 
-def _future(work: Any) -> "asyncio.Future[Any]":
-    future = asyncio.ensure_future(work)
-    # what nobody awaits, as beside a lost call, is no warning
-    future.add_done_callback(lambda done: done.cancelled() or done.exception())
+def _done(value: Any) -> "asyncio.Future[Any]":
+    future = asyncio.get_running_loop().create_future()
+    future.set_result(value)
     return future
 
 
 async def _value(item: Any) -> Any:
     return await item if isinstance(item, asyncio.Future) else item
-
-
-async def _part(answer: "asyncio.Future[Any]", index: int) -> Any:
-    return (await asyncio.shield(answer))[index]
 
 
 def _lost(fate: str) -> "asyncio.Future[Any]":

@@ -9,6 +9,7 @@ import asyncio
 import json
 import random
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from hypothesis import given, settings
@@ -40,6 +41,12 @@ LONG_S = 3600.0
 """Of virtual time; a session that takes longer waits for an answer that never comes."""
 
 
+@cache
+def chosen_config(every: int, stale: int) -> Config:
+    rollout = {"samples_per_prompt": 1, "chunk_size": 1, "max_staleness": stale}
+    return config({"rollout": rollout, "run": {"checkpoint_every": every}})
+
+
 class History(Steps):
     """One run, from its start to its end, over as many sessions as it takes."""
 
@@ -50,16 +57,7 @@ class History(Steps):
         self.rng = rng
         self.share = share
         self.crashes = crashes
-        self.chosen: Config = config(
-            {
-                "rollout": {
-                    "samples_per_prompt": 1,
-                    "chunk_size": 1,
-                    "max_staleness": stale,
-                },
-                "run": {"checkpoint_every": every},
-            }
-        )
+        self.chosen = chosen_config(every, stale)
         self.learned = list[str]()
         self.kept: tuple[str, int] | None = None
         """The newest checkpoint: the driver's state, and how much was learned by
