@@ -19,7 +19,7 @@ from topd_ray.actors.inline import InlineProcess, InlineRef
 from topd_ray.actors.learner import LearnerWorker
 from topd_ray.actors.learner_group import LearnerActorGroup
 from topd_ray.actors.prober import ProbeWorker
-from topd_ray.actors.process import Process, Stream
+from topd_ray.actors.process import Process, Reference, Stream
 from topd_ray.actors.protocols import Fleet, Ref
 from topd_ray.actors.replacement import Replacement
 from topd_ray.actors.resources import ActorResources, resources_of
@@ -61,7 +61,7 @@ class RayProcess:
 
     def call(
         self, method: str, *arguments: object, num_returns: int = 1
-    ) -> tuple[Ref[Any], ...]:
+    ) -> tuple[Reference, ...]:
         """Submit a call; one reference a returned value."""
         call = getattr(self.actor, method).options(num_returns=num_returns)
         references = call.remote(*arguments)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from topd_ray.actors.calls import Calls
-from topd_ray.actors.process import Process, Stream
+from topd_ray.actors.process import Process, Reference, Stream
 from topd_ray.actors.protocols import (
     Continued,
     Probed,
@@ -42,7 +42,7 @@ R = TypeVar("R", bound=Receipt)
 class _Submitted:
     """A call on its way, and the process that owes its answer."""
 
-    def __init__(self, process: Process, references: Sequence[Ref[Any]]) -> None:
+    def __init__(self, process: Process, references: Sequence[Reference]) -> None:
         self.process = process
         self.references = references
 

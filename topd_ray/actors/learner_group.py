@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from topd_ray.actors.calls import Calls, all_of
-from topd_ray.actors.process import Process, Stream
+from topd_ray.actors.process import Process, Reference, Stream
 from topd_ray.actors.protocols import PublishedWeights, RankShare, Ref, WorkLog
 from topd_ray.messages import Rollout, StepReport
 from topd_ray.records.receipts import LearnReceipt, Span
@@ -136,7 +136,7 @@ class LearnerActorGroup:
         ]
         return await self._answers(method, references)
 
-    async def _answers(self, method: str, references: Sequence[Ref[Any]]) -> list[Any]:
+    async def _answers(self, method: str, references: Sequence[Reference]) -> list[Any]:
         return await all_of(
             [
                 self._calls.call(name, method, reference)
@@ -146,7 +146,7 @@ class LearnerActorGroup:
 
     async def _collected(
         self, method: str, streams: Sequence[Stream]
-    ) -> Sequence[Ref[Any]]:
+    ) -> Sequence[Reference]:
         """Draw the streams of all ranks to their ends; rank 0's references."""
         drawn = await all_of(
             [
@@ -157,7 +157,7 @@ class LearnerActorGroup:
         return drawn[0]
 
 
-async def _all_references(stream: Stream) -> list[Ref[Any]]:
+async def _all_references(stream: Stream) -> list[Reference]:
     references = [reference async for reference in stream]
     await stream.completed()
     return references

@@ -5,11 +5,14 @@ from typing import Any, Protocol
 
 from topd_ray.actors.protocols import Ref
 
+Reference = Ref[Any]
+"""To a value whose type only the calling handle knows."""
+
 
 class Stream(Protocol):
     """The references that a streaming call yields, as they come."""
 
-    def __aiter__(self) -> AsyncIterator[Ref[Any]]: ...
+    def __aiter__(self) -> AsyncIterator[Reference]: ...
 
     def completed(self) -> Awaitable[Any]:
         """Await the end of the call; raises what it raised."""
@@ -21,7 +24,7 @@ class Process(Protocol):
 
     def call(
         self, method: str, *arguments: object, num_returns: int = 1
-    ) -> Sequence[Ref[Any]]:
+    ) -> Sequence[Reference]:
         """Submit a call; return a reference to each of its `num_returns` values."""
         ...
 
