@@ -87,8 +87,8 @@ def fused(inputs: Inputs) -> Tensor:
     return _fused(inputs, inputs.positions, TokenLoss())
 
 
-def _fused(inputs: Inputs, positions: Positions, parts: TokenLoss) -> Tensor:
-    recipe = Recipe(parts=parts, lambda_traj=LAMBDA_TRAJ)
+def _fused(inputs: Inputs, positions: Positions, token_loss: TokenLoss) -> Tensor:
+    recipe = Recipe(token_loss=token_loss, lambda_traj=LAMBDA_TRAJ)
     cut = tiles(V, inputs.hidden_ND.device)
     return distillation_losses(
         inputs.hidden_ND, inputs.head_VD, positions, recipe, cut

@@ -212,7 +212,7 @@ class Oracle:
             student,
             signal=self.signal,
             teacher_head_VE=teacher_head() if self.signal == "hidden" else None,
-            parts=TokenLoss(),
+            token_loss=TokenLoss(),
             lambda_traj=OBJECTIVE.lambda_traj,
         )
         self._optimizer = torch.optim.AdamW(

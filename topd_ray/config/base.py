@@ -1,6 +1,4 @@
-"""What every config section shares: frozen, no unknown keys, documented field by
-field.
-"""
+"""The base class of config sections, and the section of an inference engine."""
 
 from typing import Annotated, Literal
 
@@ -32,13 +30,13 @@ class EngineConfig(Section):
     """How one inference engine runs and what it takes of a machine."""
 
     backend: Backend = "vllm"
-    """`vllm`; `hf` (transformers: small models, or no vLLM to be had); `fake` (tests
-    only).
+    """`vllm`; `hf` (transformers, for small models and where vLLM cannot be installed);
+    `fake` (tests only).
     """
     dtype: Dtype = "bfloat16"
-    """Of weights and activations."""
+    """Number format of weights and activations."""
     max_model_len: PositiveInt | None = None
-    """Longest sequence, in tokens; by default just what prompts, responses and windows
+    """Longest sequence in tokens; by default as long as prompts, responses and windows
     need.
     """
     max_num_seqs: PositiveInt = 64

@@ -1,5 +1,4 @@
-"""DeepSpeed behind `TrainingEngine`: sharding, accumulation and AdamW, and nothing of
-the loss.
+"""DeepSpeed behind `TrainingEngine`: sharding, accumulation and AdamW.
 
 Gradients are sums. DeepSpeed averages over ranks and would average over micro-batches;
 here the caller owns the accumulation (`managed_gradient_accumulation: false`), nothing
@@ -29,17 +28,16 @@ import deepspeed.comm as dist
 
 from topd_ray.engines.deepspeed_state import AdamState
 
-_BUCKET_ELEMENTS = (
-    2**26
-)  # of a reduction; DeepSpeed's 5e8 allocates gigabytes for any model
-_WHOLE_ELEMENTS = (
-    10_000  # ZeRO 3 leaves a smaller weight (norms, biases) whole on every rank
-)
-_TAG = "learner"  # folder inside a checkpoint
+_BUCKET_ELEMENTS = 2**26
+"""Elements of one reduction; DeepSpeed's 5e8 allocates gigabytes for any model."""
+_WHOLE_ELEMENTS = 10_000
+"""ZeRO 3 keeps a weight that is smaller (norms, biases) whole on every rank."""
+_TAG = "learner"
+"""Name of the folder inside a checkpoint."""
 
 
 class DeepSpeedTraining:
-    """One data-parallel rank. Blocks in the constructor until all ranks have joined."""
+    """One data-parallel rank; its constructor waits until all ranks have joined."""
 
     def __init__(
         self,
@@ -58,17 +56,35 @@ class DeepSpeedTraining:
         master_addr: str,
         master_port: int,
     ) -> None:
-        """`trained` is the part of `module` that names the weights; it may be `module`
-        itself.
+        """Join the process group and shard the module.
 
-        `lr_factor` maps the number of updates made to the share of `lr` that the next
-        one takes. In bfloat16 the weights, gradients and moments of the optimizer are
-        float32, and ZeRO 0 and 1 run as 2.
+        In bfloat16 the weights, gradients and moments of the optimizer are float32, and
+        ZeRO 0 and 1 run as 2.
+
+        Args:
+            module: Its forward pass returns a tuple that begins with the loss.
+            trained: The part of `module` whose names the weights have; may be `module`.
+            zero_stage: 0 shards nothing, 1 the optimizer, 2 also gradients, 3 also
+                weights.
+            dtype: Format of the forward and backward pass.
+            lr: Peak learning rate.
+            lr_factor: Maps the number of updates made to the share of `lr` of the next.
+            betas: Decay rates of AdamW's moments.
+            weight_decay: Decoupled weight decay.
+            clip: Largest global norm of the normalised gradient.
+            rank: Index of this rank.
+            world_size: Number of ranks.
+            master_addr: Address of the node of rank 0.
+            master_port: Free port there.
         """
-        self._trained, self._world_size, self._rank = trained, world_size, rank
-        self._lr, self._lr_factor, self._clip = lr, lr_factor, clip
-        # Below ZeRO 2, DeepSpeed has no bfloat16 with float32 gradients that takes a
-        # divisor
+        self._trained = trained
+        self._world_size = world_size
+        self._rank = rank
+        self._lr = lr
+        self._lr_factor = lr_factor
+        self._clip = clip
+        # Below ZeRO 2, DeepSpeed's bfloat16 optimizer with float32 gradients takes no
+        # divisor.
         self._zero_stage = max(zero_stage, 2) if dtype == torch.bfloat16 else zero_stage
         self._num_updates = 0
         _join(rank, world_size, master_addr, master_port)
@@ -88,16 +104,15 @@ class DeepSpeedTraining:
                 world_size=world_size,
             ),
         )
-        self._engine.enable_backward_allreduce = (
-            self._zero_stage > 0
-        )  # 0: see _step_whole
+        # With ZeRO 0 the step reduces, once, not every backward pass: see _step_whole.
+        self._engine.enable_backward_allreduce = self._zero_stage > 0
         self._state = AdamState(
             self._engine,
             {n: p for n, p in trained.named_parameters() if p.requires_grad},
             zero_stage=self._zero_stage,
         )
 
-    def accumulate(self, *inputs: Any) -> tuple[float, ...]:
+    def accumulate(self, *inputs: Tensor | bool) -> tuple[float, ...]:
         """See `TrainingEngine`. Tensors are moved to the engine's device."""
         device = self._engine.device
         outputs = self._engine(
@@ -128,15 +143,12 @@ class DeepSpeedTraining:
             self._step_sharded(divisor=1.0, skip=True)
 
     def step(self, *, normaliser: int, skip: bool = False) -> OptimizerOutcome:
-        """See `TrainingEngine`. The learning rate follows the updates made; a skip
-        repeats it.
-        """
+        """See `TrainingEngine`. A skipped step does not move the learning rate."""
         lr = self._lr * self._lr_factor(self._num_updates)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
-        divisor = (
-            normaliser / self._world_size
-        )  # DeepSpeed has divided by the world size
+        # DeepSpeed has divided the gradient by the world size already.
+        divisor = normaliser / self._world_size
         step = self._step_whole if self._zero_stage == 0 else self._step_sharded
         grad_norm = step(divisor, skip)
         skipped = not math.isfinite(grad_norm)
@@ -155,14 +167,14 @@ class DeepSpeedTraining:
             yield name, array
 
     def whole(self, weight: Tensor) -> Tensor:
-        """A copy of one weight, whole, on every rank; every rank must call it."""
+        """Return a copy of one weight, whole, on every rank; every rank must call
+        it.
+        """
         with self._whole(weight):
             return weight.detach().clone()
 
     def save(self, directory: Path) -> None:
-        """See `TrainingEngine`. Every rank must call it, on a file system that all
-        share.
-        """
+        """See `TrainingEngine`. All ranks must call it, on a shared file system."""
         self._state.save(
             directory / _TAG,
             num_updates=self._num_updates,
@@ -171,7 +183,7 @@ class DeepSpeedTraining:
         )
 
     def load(self, directory: Path) -> None:
-        """See `TrainingEngine`. Whatever number of ranks and ZeRO stage wrote it."""
+        """See `TrainingEngine`. The ZeRO stage may differ too."""
         self._num_updates = self._state.load(directory / _TAG)
 
     def close(self) -> None:
@@ -183,24 +195,23 @@ class DeepSpeedTraining:
     def _step_sharded(self, divisor: float, skip: bool) -> float:
         """ZeRO 1-3: DeepSpeed reduces, divides, clips, and drops what is not finite."""
         optimizer = self._engine.optimizer
-        optimizer.override_loss_scale(
-            divisor
-        )  # by which the step divides, before it clips
+        # The step divides by the loss scale before it clips.
+        optimizer.override_loss_scale(divisor)
         with self._no_norm() if skip else nullcontext():
             self._engine.step()
-        optimizer.custom_loss_scaler = (
-            False  # or the next backward pass multiplies the loss by it
-        )
-        return float(
-            self._engine.get_global_grad_norm()
-        )  # infinite where it was dropped
+        # Otherwise the next backward pass would multiply the loss by the scale.
+        optimizer.custom_loss_scaler = False
+        # infinite where DeepSpeed has dropped the gradient
+        return float(self._engine.get_global_grad_norm())
 
     @contextmanager
     def _no_norm(self) -> Iterator[None]:
-        """The gradient's norm is not a number: the only gradient that DeepSpeed drops,
-        whole.
+        """Make DeepSpeed drop the gradient of a step.
+
+        It drops a gradient only where the norm is not finite, so the norm is NaN.
         """
-        optimizer, nan = self._engine.optimizer, torch.tensor(math.nan)
+        optimizer = self._engine.optimizer
+        nan = torch.tensor(math.nan)
         value: Any
         if self._zero_stage == 3:
             name, value = "_get_norm_groups", [nan]
@@ -208,11 +219,12 @@ class DeepSpeedTraining:
             name, value = "scaled_global_norm", nan
         setattr(optimizer, name, lambda: value)
         yield
-        delattr(optimizer, name)  # the method of its class is back
+        delattr(optimizer, name)  # uncovers the method of the class
 
     def _step_whole(self, divisor: float, skip: bool) -> float:
-        """ZeRO 0: DeepSpeed reduces and updates, but would take a gradient that is not
-        finite.
+        """ZeRO 0: DeepSpeed reduces and updates; this method divides, clips and skips.
+
+        DeepSpeed would take a gradient that is not finite.
         """
         self._engine.buffered_allreduce_fallback()
         weights = [p for p in self._engine.module.parameters() if p.grad is not None]
@@ -237,11 +249,10 @@ def _join(rank: int, world_size: int, master_addr: str, master_port: int) -> Non
     warnings.filterwarnings(
         "ignore", r".torch\.distributed\.\w+. is deprecated", FutureWarning
     )
-    os.environ["LOCAL_RANK"] = (
-        "0"  # DeepSpeed asks for it; a Ray actor sees its own GPU alone
-    )
-    # DeepSpeed compiles what this table offers: minutes of C++ at first start, for
-    # inference alone
+    # DeepSpeed needs it; a Ray actor sees only its own GPU, so the index is 0
+    os.environ["LOCAL_RANK"] = "0"
+    # DeepSpeed compiles the ops of this table: minutes of C++ at the first start, and
+    # only inference uses them.
     deepspeed.ops.__compatible_ops__ = {}
     deepspeed.init_distributed(
         dist_backend="nccl" if torch.cuda.is_available() else "gloo",
@@ -266,21 +277,19 @@ def _ds_config(
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
-        "gradient_clipping": (
-            clip if zero_stage > 0 else 0.0
-        ),  # 0: clipped in _step_whole
+        # with ZeRO 0, _step_whole clips
+        "gradient_clipping": clip if zero_stage > 0 else 0.0,
         "optimizer": {"type": "AdamW", "params": {**optimizer, "torch_adam": True}},
         "zero_force_ds_cpu_optimizer": False,
-        "communication_data_type": (
-            "fp32"
-        ),  # sums over ranks are as exact as over micro-batches
+        # sums over ranks are as exact as those over micro-batches
+        "communication_data_type": "fp32",
         "data_types": {"grad_accum_dtype": "fp32"},
         "steps_per_print": None,
         "zero_optimization": {
             "stage": zero_stage,
-            "overlap_comm": (
-                False
-            ),  # the caller-owned boundary allows it with ZeRO 2 alone
+            # DeepSpeed allows it with managed_gradient_accumulation: false for ZeRO 2
+            # alone
+            "overlap_comm": False,
             "reduce_bucket_size": _BUCKET_ELEMENTS,
             "stage3_param_persistence_threshold": _WHOLE_ELEMENTS,
         },
@@ -291,7 +300,7 @@ def _ds_config(
 
 
 def _to_numpy(weight: Tensor) -> NDArray[Any]:
-    """A copy: the weights move on with the next step."""
+    """Return a copy: the next step changes the weights in place."""
     tensor = weight.detach().to("cpu", copy=True)
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(np.uint16)

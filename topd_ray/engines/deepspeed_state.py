@@ -1,9 +1,9 @@
-"""What AdamW holds, in a form that knows neither ranks nor ZeRO stages.
+"""Checkpoints of AdamW that do not depend on the number of ranks or the ZeRO stage.
 
-Every weight is stored whole in float32 under its own name, and so are both of its
-moments: a checkpoint of two ranks goes on with one, of ZeRO 2 with 3. The ranks share
-the writing. The files are safetensors: DeepSpeed's own checkpoints are pickles, which
-execute what they read.
+Every weight is stored whole in float32 under its name, and so are both of its moments:
+a checkpoint of two ranks can be loaded by one, one of ZeRO 2 by ZeRO 3. Each rank
+writes a part. The files are safetensors: DeepSpeed's own checkpoints are pickles, and a
+pickle executes code when it is read.
 """
 
 import json
@@ -29,7 +29,7 @@ _MASTER = "weight"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _FACTS = "optimizer.json"
 _FILE_BYTES = 2**31
-"""Of a file, about: what a rank holds in memory while it writes."""
+"""About the size of a file: a rank holds so much in memory while it writes."""
 
 Named = Mapping[str, nn.Parameter]
 
@@ -38,21 +38,19 @@ class AdamState:
     """Weights and moments of one DeepSpeed engine; every rank must call each method."""
 
     def __init__(self, engine: Any, weights: Named, *, zero_stage: int) -> None:
-        self._optimizer, self._weights, self._zero_stage = (
-            engine.optimizer,
-            weights,
-            zero_stage,
-        )
+        self._optimizer = engine.optimizer
+        self._weights = weights
+        self._zero_stage = zero_stage
 
     def save(
         self, directory: Path, *, num_updates: int, rank: int, world_size: int
     ) -> None:
-        """Write this rank's share of the weights, and on rank 0 what there is one
-        of.
-        """
+        """Write this rank's share of the weights; rank 0 also writes the counters."""
         directory.mkdir(parents=True, exist_ok=True)
         self._make_room()
-        held, held_bytes, number = dict[str, Tensor](), 0, 0
+        held = dict[str, Tensor]()
+        held_bytes = 0
+        number = 0
         for index, (name, weight) in enumerate(self._weights.items()):
             for part in (_MASTER, *_MOMENTS):
                 whole = self._whole(weight, part)
@@ -63,7 +61,9 @@ class AdamState:
                     held_bytes += whole.numel() * 4
             if held_bytes >= _FILE_BYTES:
                 save_file(held, directory / _file(rank, number))
-                held, held_bytes, number = {}, 0, number + 1
+                held = {}
+                held_bytes = 0
+                number += 1
         if held:
             save_file(held, directory / _file(rank, number))
         if rank == 0:
@@ -71,8 +71,10 @@ class AdamState:
             (directory / _FACTS).write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
     def load(self, directory: Path) -> int:
-        """Take over all that `save` wrote; returns its `num_updates`. Raises
-        TopdError.
+        """Restore all that `save` wrote; return its `num_updates`.
+
+        Raises:
+            TopdError: There is no checkpoint, or it is of another student.
         """
         try:
             facts = json.loads((directory / _FACTS).read_text(encoding="utf-8"))
@@ -80,12 +82,12 @@ class AdamState:
             raise TopdError(
                 f"{directory}: no learner checkpoint there ({error})"
             ) from None
-        found = _index(directory)
+        files = _index(directory)
         self._make_room()
         for name, weight in self._weights.items():
             for part in (_MASTER, *_MOMENTS):
                 self._set(
-                    weight, part, _read(found, f"{part}/{name}", weight, directory)
+                    weight, part, _read(files, f"{part}/{name}", weight, directory)
                 )
         for state in self._states():
             state["step"].fill_(facts["adam_steps"])
@@ -114,7 +116,7 @@ class AdamState:
             safe_set_full_optimizer_state(weight, value, part)
 
     def _masters(self) -> list[Tensor]:
-        """What AdamW itself updates: shards of the weights, or the weights."""
+        """Return the tensors that AdamW updates: shards of the weights, or weights."""
         if self._zero_stage == 3:
             return list(self._optimizer.fp32_partitioned_groups_flat)
         if self._zero_stage:
@@ -130,8 +132,9 @@ class AdamState:
         return max(float(state["step"]) for state in self._states())
 
     def _make_room(self) -> None:
-        """AdamW makes its moments, of zeros, at its first step; here they are needed
-        before.
+        """Create the moments, of zeros.
+
+        AdamW creates them at its first step; `save` and `load` may come before.
         """
         for master, state in zip(self._masters(), self._states(), strict=True):
             if not state:
@@ -153,20 +156,20 @@ def _file(rank: int, number: int) -> str:
 
 
 def _index(directory: Path) -> dict[str, Path]:
-    """Which file holds which tensor."""
-    found = dict[str, Path]()
+    """Return the file of each tensor."""
+    files = dict[str, Path]()
     for file in sorted(directory.glob("adam-*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
-            found |= dict.fromkeys(tensors.keys(), file)
-    return found
+            files |= dict.fromkeys(tensors.keys(), file)
+    return files
 
 
 def _read(
-    found: Mapping[str, Path], key: str, weight: nn.Parameter, directory: Path
+    files: Mapping[str, Path], key: str, weight: nn.Parameter, directory: Path
 ) -> Tensor:
-    if key not in found:
+    if key not in files:
         raise TopdError(f"{directory}: holds no {key}; it is of another student")
-    with safe_open(found[key], framework="pt") as tensors:
+    with safe_open(files[key], framework="pt") as tensors:
         value: Tensor = tensors.get_tensor(key)
     shape = tuple(getattr(weight, "ds_shape", weight.shape))
     if tuple(value.shape) != shape:

@@ -1,9 +1,8 @@
-"""A pretended model without torch, for scheduling tests: a hash of the tokens so far
-decides all.
+"""A fake model without torch, for tests: a hash of the tokens so far decides all.
 
-It keeps the contract of a real one: the same prefix gives the same distribution, greedy
-or sampled, in whatever company; new weights give another model. `top_p` and `top_k`
-have no effect.
+It keeps the contract of a real engine: the same prefix gives the same distribution,
+greedy or sampled, together with any other requests; new weights give another model.
+`top_p` and `top_k` have no effect.
 """
 
 import zlib
@@ -25,7 +24,7 @@ SHARPNESS = 2.0
 
 
 class FakeGeneration:
-    """Decodes the pretended model; finishes requests in order of their length."""
+    """Decodes the fake model; finishes requests in order of their length."""
 
     def __init__(self, folder: Path, *, max_model_len: int) -> None:
         self._vocab = read_facts(folder).vocab_size
@@ -41,11 +40,11 @@ class FakeGeneration:
         )
 
     def load_weights(self, weights: Iterable[NamedArray]) -> None:
-        """Become another model, decided by the bytes of the weights."""
+        """Become another model, which the bytes of the weights decide."""
         self._salt = _salt(weights)
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Do nothing: there is nothing to free."""
 
     def _decode(self, request: GenerationRequest) -> Generation:
         noise = np.random.default_rng(request.seed)
@@ -75,19 +74,20 @@ class FakeGeneration:
 
 
 class FakeTeacher(FakeGeneration):
-    """Scores too: its hidden states are noise, decided by the tokens so far."""
+    """Decodes and scores; hidden states are noise that the tokens so far decide."""
 
     def __init__(self, folder: Path, *, max_model_len: int) -> None:
         super().__init__(folder, max_model_len=max_model_len)
         self._width = read_facts(folder).hidden_size
 
     def hidden_states(self, sequences: Sequence[Ints]) -> list[Floats]:
-        """One (len, D) array a sequence."""
+        """Return one (len, D) array for each sequence."""
         check_sequences(sequences, self._max_model_len)
         return [self._states(sequence) for sequence in sequences]
 
     def _states(self, sequence: Ints) -> Floats:
-        state, states = self._salt, []
+        state = self._salt
+        states = []
         for index in range(len(sequence)):
             state = _hash(sequence[index : index + 1], state)
             states.append(np.random.default_rng(state).standard_normal(self._width))
@@ -111,7 +111,8 @@ def _generation(
     logp_NV: NDArray[np.float64],
     eos: tuple[int, ...],
 ) -> Generation:
-    num_tokens, num_top = len(token_ids_N), min(request.num_top, logp_NV.shape[1])
+    num_tokens = len(token_ids_N)
+    num_top = min(request.num_top, logp_NV.shape[1])
     top_ids_NM = np.full((num_tokens, request.num_top), PAD, np.int32)
     top_logp_NM = np.full((num_tokens, request.num_top), -np.inf, np.float32)
     top_ids_NM[:, :num_top] = np.argsort(-logp_NV, axis=1)[:, :num_top]

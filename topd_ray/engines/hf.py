@@ -1,6 +1,4 @@
-"""transformers: for machines without vLLM, and for many small runs on few cores. Same
-contract.
-"""
+"""transformers, the back end for machines without vLLM and for small models on CPU."""
 
 import gc
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,32 +12,32 @@ from topd_ray.engines.checks import check_requests, whole_weights
 from topd_ray.engines.hf_decoding import Decoding
 from topd_ray.engines.hf_slots import longest_extensions
 from topd_ray.engines.protocols import Generation, GenerationRequest, NamedArray
-from topd_ray.engines.tensors import seen_as_torch
+from topd_ray.engines.tensors import view_as_torch
 from topd_ray.errors import TopdError, UserError
 from topd_ray.models.facts import Shapes, eos_ids, weight_shapes
 
 
 class HfGeneration:
-    """Decodes `max_num_seqs` requests at a time, those with prompts alike together."""
+    """Decodes `max_num_seqs` requests at a time, those of similar prompts together."""
 
     def __init__(
         self, folder: Path, engine: EngineConfig, *, max_model_len: int
     ) -> None:
-        self._eos, self._shapes = eos_ids(folder), weight_shapes(folder)
-        self._max_num_seqs, self._max_model_len = engine.max_num_seqs, max_model_len
+        self._eos = eos_ids(folder)
+        self._shapes = weight_shapes(folder)
+        self._max_num_seqs = engine.max_num_seqs
+        self._max_model_len = max_model_len
         self._model = load_model(folder, engine)
         refuse_windowed_attention(folder, self._model.config)
         self._turn = 0
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Generation]:
-        """Yield each generation as soon as it is finished; a later call ends an earlier
-        one.
-        """
+        """Yield each finished generation; a later call ends an earlier one."""
         check_requests(requests, self._max_model_len)
         return self._run(requests)
 
     def load_weights(self, weights: Iterable[NamedArray]) -> None:
-        """Copy all weights into the model; nothing is cached between calls."""
+        """Copy all weights into the model; there is no cache to drop."""
         replace_weights(self._model, weights, self._shapes)
         self._turn += 1
 
@@ -63,8 +61,9 @@ class HfGeneration:
 def batches(
     requests: Sequence[GenerationRequest], max_num_seqs: int
 ) -> Iterator[list[GenerationRequest]]:
-    """Prompts with a common beginning side by side (it is read once), short ones
-    first.
+    """Yield batches of requests, those with short prompts first.
+
+    Prompts with a common beginning are neighbours, because a batch reads it once.
     """
     prompts = [request.prompt_ids for request in requests]
     family = longest_extensions(prompts).tolist()
@@ -76,11 +75,11 @@ def batches(
 
 
 def load_model(folder: Path, engine: EngineConfig) -> Any:
-    """The model in the engine's dtype, on the GPU where there is one."""
+    """Return the model in the engine's dtype, on the GPU where there is one."""
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # of loading weights: a run says itself what it waits for
+    disable_progress_bar()  # a run says itself what it waits for
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[engine.dtype]
     model = AutoModelForCausalLM.from_pretrained(
@@ -90,8 +89,9 @@ def load_model(folder: Path, engine: EngineConfig) -> Any:
 
 
 def refuse_windowed_attention(folder: Path, config: Any) -> None:
-    """The cache holds every token of every layer; a layer that forgets would see too
-    much.
+    """Raise UserError for a model with sliding windows.
+
+    `SlotCache` keeps every token of every layer, so such a layer would see too many.
     """
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"}:
@@ -102,12 +102,16 @@ def refuse_windowed_attention(folder: Path, config: Any) -> None:
 
 
 def replace_weights(model: Any, weights: Iterable[NamedArray], shapes: Shapes) -> None:
-    """Copy whole weights into the model's own, in its dtype; all or none."""
+    """Copy whole weights into the model, in its dtype; all or none.
+
+    Raises:
+        TopdError: A weight is missing, unknown or of another shape.
+    """
     whole = whole_weights(weights, shapes)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, array in whole:
-            parameters[name].copy_(seen_as_torch(array))
+            parameters[name].copy_(view_as_torch(array))
 
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""One batch of requests, decoded in step until the last of them is finished.
+"""One batch of requests, decoded together until the last of them is finished.
 
 Axes: R requests, B of them still live, L tokens of a prompt, T tokens of a response, M
 most likely ids, V vocabulary, D width of the model.
@@ -19,25 +19,27 @@ from topd_ray.messages import PAD, Ints
 
 
 class Decoding:
-    """Reads the prompts at once, each common beginning once, then adds a token a step
-    to all.
+    """Reads all prompts in one pass, then adds one token a step to every response.
+
+    A prompt that another prompt begins with is read with that one.
     """
 
     def __init__(
         self, model: Any, requests: Sequence[GenerationRequest], eos: tuple[int, ...]
     ) -> None:
-        self._body, self._head = model.base_model, model.get_output_embeddings()
-        self._device, self._dtype = model.device, model.dtype
-        self._requests, self._eos = requests, np.asarray(eos)
+        self._body = model.base_model
+        self._head = model.get_output_embeddings()
+        self._device = model.device
+        self._dtype = model.dtype
+        self._requests = requests
+        self._eos = np.asarray(eos)
         self._limit_R = np.asarray([request.max_tokens for request in requests])
         self._sampler = Sampler(requests, model.device)
         self._answers = _Answers(requests)
         self._live_B = np.arange(len(requests))
 
     def run(self) -> Iterator[Generation]:
-        """Yield each generation as soon as it is finished, of one step in the requests'
-        order.
-        """
+        """Yield each finished generation; those of one step in the requests' order."""
         logits_BV, cache = self._read_prompts()
         for step in range(int(self._limit_R.max())):
             live_B = torch.from_numpy(self._live_B).to(self._device)
@@ -52,12 +54,13 @@ class Decoding:
                 return
             if done_B.any():
                 kept = cache.keep(np.flatnonzero(~done_B))
-                self._live_B, ids_B = self._live_B[kept], ids_B[torch.from_numpy(kept)]
+                self._live_B = self._live_B[kept]
+                ids_B = ids_B[torch.from_numpy(kept)]
             logits_BV = self._add(ids_B, cache)
 
     @torch.inference_mode()
     def _read_prompts(self) -> tuple[Tensor, SlotCache]:
-        """Logits behind every prompt, and the cache that the prompts have filled."""
+        """Return the logits after every prompt, and the cache with the prompts."""
         prompts = [request.prompt_ids for request in self._requests]
         extension_R = longest_extensions(prompts)
         distinct, row_R = np.unique(extension_R, return_inverse=True)
@@ -81,9 +84,7 @@ class Decoding:
 
     @torch.inference_mode()
     def _add(self, ids_B: Tensor, cache: SlotCache) -> Tensor:
-        """Logits of the next token, now that every live request has grown by
-        `ids_B`.
-        """
+        """Append `ids_B` to the live requests; return the logits of the next token."""
         hidden_B1D = self._body(
             input_ids=ids_B[:, None],
             attention_mask=cache.make_room(self._dtype),
@@ -97,12 +98,12 @@ class Decoding:
 
 
 class _Answers:
-    """What has been decoded so far, in arrays of the final size."""
+    """The tokens decoded so far, in arrays of the largest size."""
 
     def __init__(self, requests: Sequence[GenerationRequest]) -> None:
         self._requests = requests
         self._num_top = max(request.num_top for request in requests)
-        # Never touched beyond what is decoded, so the rest takes no memory.
+        # Pages beyond the decoded tokens are never written, so they take no memory.
         shape = (len(requests), max(request.max_tokens for request in requests))
         self._tokens_RT = np.empty(shape, np.int32)
         self._logp_RT = np.empty(shape, np.float32)
@@ -113,8 +114,9 @@ class _Answers:
     def extend(
         self, step: int, live_B: Places, ids_B: Tensor, logits_BV: Tensor
     ) -> NDArray[np.int64]:
-        """Keep each live request's token, and its log-probabilities if any of them are
-        wanted.
+        """Store each live request's token, and log-probabilities where requested.
+
+        Returns the tokens (B,) as numpy array.
         """
         tokens_B: NDArray[np.int64] = ids_B.cpu().numpy()
         self._tokens_RT[live_B, step] = tokens_B
@@ -135,7 +137,7 @@ class _Answers:
         return tokens_B
 
     def finished(self, row: int, num_tokens: int, eos: NDArray[np.int64]) -> Generation:
-        """The answer of one request, in arrays of its own."""
+        """Return the generation of one request, in copies of the arrays."""
         request = self._requests[row]
         tokens_N = self._tokens_RT[row, :num_tokens].copy()
         return Generation(
@@ -149,8 +151,9 @@ class _Answers:
 
 
 def right_padded(sequences: Sequence[Ints]) -> Tensor:
-    """Token ids (sequences, longest), 0 in the padding: no causal position looks at
-    it.
+    """Return token ids (sequences, longest), 0 in the padding to the right.
+
+    No position attends to the padding, because attention is causal.
     """
     ids_RL = np.zeros((len(sequences), max(map(len, sequences))), np.int64)
     for row, sequence in enumerate(sequences):

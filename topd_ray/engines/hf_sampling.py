@@ -12,10 +12,10 @@ from topd_ray.engines.protocols import GenerationRequest
 
 
 class Sampler:
-    """Greedy, or by inverting the cumulative distribution at one uniform draw a token.
+    """Draws a token for each request: greedily, or by inverse transform sampling.
 
-    How a request's draw becomes a token depends on its own settings alone, so that its
-    answer is the same in any company.
+    A uniform draw becomes a token by the settings of its request alone, so that a
+    request's result does not depend on the other requests of the batch.
     """
 
     def __init__(
@@ -37,8 +37,15 @@ class Sampler:
 
     @torch.inference_mode()
     def draw(self, logits_BV: Tensor, live_B: Tensor, step: int) -> Tensor:
-        """Token id of each live request, (B,); only the kinds of sampling asked for are
-        run.
+        """Return the next token id of each live request, (B,).
+
+        Kinds of sampling that no request uses are not computed: a sort over the
+        vocabulary costs more than the rest.
+
+        Args:
+            logits_BV: Logits of the live requests.
+            live_B: Their indices into R.
+            step: Number of tokens decoded before.
         """
         ids_B = logits_BV.argmax(-1)
         if not (self._any_free or self._any_cut):
@@ -58,10 +65,11 @@ class Sampler:
         return ids_B
 
     def _nucleus(self, p_BV: Tensor, live_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities, best first, 0 outside the nucleus; and their ids.
+        """Return the probabilities, best first and 0 outside the nucleus; and their
+        ids.
 
-        Of the top_k likeliest tokens (all where it is 0), the shortest list that
-        reaches top_p.
+        The nucleus is the shortest list of the top_k likeliest tokens (of all where
+        top_k is 0) whose probability reaches top_p.
         """
         p_BV, order_BV = p_BV.sort(descending=True, stable=True)
         top_k_B1 = self._top_k_R[live_B, None]
@@ -73,7 +81,7 @@ class Sampler:
 
 
 def _uniforms(requests: Sequence[GenerationRequest]) -> Tensor:
-    """A row of draws for each request that samples, from a generator of its own."""
+    """Return uniform draws (R, T); each row comes from its request's seed."""
     uniform_RT = torch.zeros(
         len(requests), max(r.max_tokens for r in requests)
     ).double()
@@ -85,8 +93,9 @@ def _uniforms(requests: Sequence[GenerationRequest]) -> Tensor:
 
 
 def _inverted(p_BV: Tensor, uniform_B1: Tensor) -> Tensor:
-    """Index at which the cumulative sum of `p_BV` (of any total) passes the draw,
-    (B,).
+    """Return the index (B,) at which the cumulative sum of `p_BV` passes the draw.
+
+    The rows of `p_BV` may have any total.
     """
     cumulative_BV = p_BV.cumsum(-1)
     target_B1 = uniform_B1 * cumulative_BV[:, -1:]

@@ -1,9 +1,10 @@
-"""Keys and values of a batch under decoding: one slot a request, column l for its l-th
-token.
+"""Keys and values of a batch: a slot a request, column l for its l-th token.
 
 Axes: B live slots, S slots, C columns, L tokens of a forward pass, H heads, D width of
 a head.
 """
+
+from itertools import chain
 
 import numpy as np
 import torch
@@ -16,12 +17,13 @@ Places = NDArray[np.int64]
 
 
 def longest_extensions(prompts: list[Ints]) -> Places:
-    """For each prompt the index of the longest one that begins with it (often
-    itself).
+    """Return for each prompt the index of the longest prompt that begins with it.
+
+    Often that is the prompt itself.
     """
     order = sorted(range(len(prompts)), key=lambda index: prompts[index].tolist())
     extension = np.arange(len(prompts))
-    # In the order of a dictionary whatever begins with a prompt comes right behind it.
+    # In lexicographic order, the prompts that begin with a prompt come right after it.
     for here, behind in zip(reversed(order[:-1]), reversed(order[1:]), strict=True):
         if np.array_equal(prompts[here], prompts[behind][: len(prompts[here])]):
             extension[here] = extension[behind]
@@ -29,7 +31,7 @@ def longest_extensions(prompts: list[Ints]) -> Places:
 
 
 class SlotCache:
-    """What transformers calls `past_key_values`: the model updates it layer by layer.
+    """The `past_key_values` of transformers, which the model updates layer by layer.
 
     The first pass reads the prompts; each slot copies its columns from the prompt's row
     in that pass. Every later pass adds one token to each live slot. Slots are never
@@ -37,17 +39,16 @@ class SlotCache:
     """
 
     def __init__(self, row_S: Tensor, length_S: Tensor) -> None:
-        """`row_S`: row of the first pass that begins with the slot's prompt, of
-        `length_S` tokens.
+        """Take the row of the first pass for each slot, and the prompts' lengths.
 
-        What else that row holds stays behind the slot's end, is never attended to, and
-        is overwritten as the slot grows.
+        The row begins with the slot's prompt. Its further tokens are beyond the slot's
+        end: they are never attended to, and overwritten as the slot grows.
         """
-        self._row_S, self.length_B = row_S, length_S
+        self._row_S = row_S
+        self.length_B = length_S
         self._slot_B = torch.arange(len(row_S), device=row_S.device)
-        self._states: list[
-            tuple[Tensor, Tensor]
-        ] = []  # keys and values of a layer, (S, C, H, D)
+        # keys and values of each layer, (S, C, H, D)
+        self._states: list[tuple[Tensor, Tensor]] = []
         self._width = int(length_S.max())
 
     def update(
@@ -58,7 +59,7 @@ class SlotCache:
         *_: object,
         **__: object,
     ) -> tuple[Tensor, Tensor]:
-        """Store a layer's new states; returns all that its attention sees."""
+        """Store a layer's new states; return all keys and values of the live slots."""
         if layer == len(self._states):
             self._states.append((self._spread(keys_BHLD), self._spread(values_BHLD)))
             return keys_BHLD, values_BHLD
@@ -74,10 +75,10 @@ class SlotCache:
         return seen[0], seen[1]
 
     def make_room(self, dtype: torch.dtype) -> Tensor:
-        """For one more token a slot; returns the mask of the pass that adds it, (B, 1,
-        1, columns).
+        """Make room for one more token a slot.
 
-        It is added to the attention scores: 0 where a token is seen, else -inf.
+        Returns the mask of the pass that adds it, (B, 1, 1, columns). It is added to
+        the attention scores: 0 where a token is seen, else -inf.
         """
         if self._width == self._states[0][0].shape[1]:
             self._grow()
@@ -94,16 +95,16 @@ class SlotCache:
 
     @torch.inference_mode()
     def keep(self, kept: Places) -> Places:
-        """Let all slots go but `kept`; returns which of the old ones is now at each
-        place.
+        """Drop all slots but `kept`; return the old slot at each new place.
 
         Live slots from the back fill the holes, so little is copied.
         """
         slots = np.arange(len(kept))
         holes = np.setdiff1d(slots, kept)
         slots[holes] = kept[kept >= len(kept)]
-        hole, mover = torch.from_numpy(holes), torch.from_numpy(slots[holes])
-        for states_SCHD in (one for layer in self._states for one in layer):
+        hole = torch.from_numpy(holes)
+        mover = torch.from_numpy(slots[holes])
+        for states_SCHD in chain.from_iterable(self._states):
             states_SCHD[hole, : self._width] = states_SCHD[mover, : self._width]
         self._slot_B = self._slot_B[: len(kept)]
         self.length_B = self.length_B[torch.from_numpy(slots).to(self.length_B.device)]
@@ -122,8 +123,9 @@ class SlotCache:
 
 
 def _widened(states_SCHD: Tensor, columns: int) -> Tensor:
-    """With zeros behind: a masked column is multiplied by 0, and 0 times garbage may be
-    nan.
+    """Return the states with zeros in further columns.
+
+    Not uninitialised: a masked column is multiplied by 0, and 0 x NaN is NaN.
     """
     slots, held, heads, width = states_SCHD.shape
     wide = states_SCHD.new_zeros(slots, columns, heads, width)

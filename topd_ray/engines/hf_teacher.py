@@ -1,4 +1,4 @@
-"""A transformers model that scores and continues.
+"""A transformers model that scores and continues, the teacher of back end hf.
 
 Axes: R sequences, L tokens of the longest, D width of the model.
 """
@@ -26,43 +26,44 @@ from topd_ray.messages import Floats, Ints
 from topd_ray.models.facts import eos_ids, weight_shapes
 
 BATCH_TOKENS = 4096
-"""Tokens of one scoring pass, padding included; a longer sequence has one of its
-own.
+"""Most tokens of one scoring pass, padding included.
+
+A longer sequence has a pass for itself.
 """
 
 
 class HfTeacher:
-    """One model, one thread that computes: callers take turns, a pass or a generation
-    at a time.
+    """One model and one thread that computes for all callers.
+
+    Callers take turns: a turn is one scoring pass or the next finished generation.
     """
 
     def __init__(
         self, folder: Path, engine: EngineConfig, *, max_model_len: int
     ) -> None:
-        self._eos, self._shapes = eos_ids(folder), weight_shapes(folder)
-        self._max_num_seqs, self._max_model_len = engine.max_num_seqs, max_model_len
+        self._eos = eos_ids(folder)
+        self._shapes = weight_shapes(folder)
+        self._max_num_seqs = engine.max_num_seqs
+        self._max_model_len = max_model_len
         self._model = load_model(folder, engine)
         refuse_windowed_attention(folder, self._model.config)
         self._version = 0
         self._computing = ThreadPoolExecutor(1, thread_name_prefix="teacher")
 
     def hidden_states(self, sequences: Sequence[Ints]) -> list[Floats]:
-        """Last hidden state after the final norm of every token: one (len, D) array a
-        sequence.
-        """
+        """Return the last hidden states, one (len, D) array for each sequence."""
         check_sequences(sequences, self._max_model_len)
-        version, states = self._version, dict[int, Floats]()
+        version = self._version
+        states = dict[int, Floats]()
         for batch in _by_length(sequences):
-            found = self._turn(
+            batch_states = self._turn(
                 version, self._states, [sequences[index] for index in batch]
             )
-            states |= zip(batch, found, strict=True)
+            states |= zip(batch, batch_states, strict=True)
         return [states[index] for index in range(len(sequences))]
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Generation]:
-        """Yield each generation as soon as it is finished; stop iterating to abandon
-        the rest.
-        """
+        """Yield each finished generation; stop iterating to abandon the rest."""
         check_requests(requests, self._max_model_len)
         return self._run(requests)
 
@@ -73,7 +74,7 @@ class HfTeacher:
             replace_weights(self._model, weights, self._shapes)
             self._version += 1
 
-        self._ask(replace).result()
+        self._submit(replace).result()
 
     def close(self) -> None:
         """Free the model; ends every call under way."""
@@ -90,24 +91,27 @@ class HfTeacher:
                 yield generation
 
     def _turn(self, version: int, work: Callable[..., Any], *arguments: Any) -> Any:
-        """What the work gives, done with the weights that its call began with."""
+        """Compute with the weights that the call began with.
+
+        Raises:
+            TopdError: New weights have been loaded since, or the engine was closed.
+        """
 
         def checked() -> Any:
             if version != self._version:
                 raise TopdError("new weights ended this call, or the engine was closed")
             return work(*arguments)
 
-        return self._ask(checked).result()
+        return self._submit(checked).result()
 
-    def _ask(self, work: Callable[[], Any]) -> "Future[Any]":
+    def _submit(self, work: Callable[[], Any]) -> "Future[Any]":
         if self._model is None:
             raise TopdError("the engine is closed")
         return self._computing.submit(work)
 
     @torch.inference_mode()
     def _states(self, sequences: Sequence[Ints]) -> list[Floats]:
-        # Attention is causal, so what is padded to the right needs no mask: no token
-        # sees it.
+        # Attention is causal, so padding to the right needs no mask: no token sees it.
         ids_RL = right_padded(sequences).to(self._model.device)
         output = self._model.base_model(ids_RL, use_cache=False)
         states_RLD: Floats = output.last_hidden_state.float().cpu().numpy()
@@ -118,8 +122,9 @@ class HfTeacher:
 
 
 def _by_length(sequences: Sequence[Ints]) -> Iterator[list[int]]:
-    """Indices of the sequences, in batches of at most BATCH_TOKENS, the shortest
-    first.
+    """Yield batches of at most BATCH_TOKENS, as indices, the shortest sequences first.
+
+    Sequences of similar lengths share a batch, which keeps the padding small.
     """
     batch: list[int] = []
     for index in sorted(range(len(sequences)), key=lambda i: len(sequences[i])):

@@ -1,6 +1,4 @@
-"""Folder and engine section -> a running engine; imports the back end asked for, and no
-other.
-"""
+"""Folder and engine section -> a running engine; imports its back end alone."""
 
 from pathlib import Path
 
@@ -11,8 +9,14 @@ from topd_ray.engines.protocols import GenerationEngine, TeacherEngine
 def open_generation(
     folder: Path, engine: EngineConfig, *, max_model_len: int, seed: int = 0
 ) -> GenerationEngine:
-    """An engine that decodes; `engine.max_model_len` wins over `max_model_len` where it
-    is set.
+    """Return an engine that decodes.
+
+    Args:
+        folder: Hugging Face folder of the model.
+        engine: The engine's section; its `max_model_len`, where set, replaces the
+            argument.
+        max_model_len: Longest sequence, in tokens.
+        seed: Seed of the process of vLLM; requests carry seeds of their own.
     """
     length = engine.max_model_len or max_model_len
     if engine.backend == "vllm":
@@ -31,9 +35,7 @@ def open_generation(
 def open_teacher(
     folder: Path, engine: EngineConfig, *, max_model_len: int, seed: int = 0
 ) -> TeacherEngine:
-    """An engine that scores and decodes; `engine.max_model_len` wins where it is
-    set.
-    """
+    """Return an engine that scores and decodes; arguments as of `open_generation`."""
     length = engine.max_model_len or max_model_len
     if engine.backend == "vllm":
         from topd_ray.engines.vllm_teacher import VllmTeacher

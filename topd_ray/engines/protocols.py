@@ -1,5 +1,4 @@
-"""What a stage may ask of an engine. Back ends: vllm, hf, deepspeed, fake: one file
-each.
+"""The interfaces of engines, which vllm, hf, deepspeed and fake implement.
 
 Every back end passes the same contract suite (`tests/contract`), with transformers as
 the oracle.
@@ -8,11 +7,14 @@ the oracle.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
 
 from topd_ray.messages import FinishReason, Floats, Ints
+
+if TYPE_CHECKING:  # the fake engine and the driver load no torch
+    from torch import Tensor
 
 NamedArray = tuple[str, NDArray[Any]]
 """A weight under its Hugging Face name: float32, or the bits of bfloat16 in uint16."""
@@ -20,54 +22,73 @@ NamedArray = tuple[str, NDArray[Any]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """Token ids in; the answer depends on nothing but this request and the weights."""
+    """One sequence to decode; the result depends on it and the weights alone.
+
+    Example::
+
+        GenerationRequest(
+            request_id="00000012.0",
+            prompt_ids=[20, 21, 22],
+            max_tokens=8000,
+            temperature=1.0,
+            top_p=1.0,
+            seed=7,
+            num_top=32,
+        )
+    """
 
     request_id: str
+    """Name of the request, unique within a call."""
     prompt_ids: Ints
+    """Token ids of the prefix, at least one."""
     max_tokens: int
+    """Most tokens to decode, at least 1."""
     temperature: float
-    """0 is greedy."""
+    """Divides the logits; 0 takes the most likely token."""
     top_p: float
+    """Nucleus to sample from; 1 is the whole vocabulary."""
     seed: int
+    """Seed of the request's random draws."""
     num_top: int
-    """How many of the most likely ids to return a position; 0 for none, and then no
-    logp either.
+    """Number of most likely ids to return for a position.
+
+    With 0 no log-probability is returned at all.
     """
     top_k: int = 0
-    """Only the so many most likely tokens are drawn from (before top_p); 0 for all."""
+    """Number of most likely tokens to sample from, before top_p; 0 for all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """Token ids out. The EOS token belongs to the response when the model stopped by
-    itself.
-    """
+    """The N tokens that were decoded for a request."""
 
     request_id: str
+    """Name of the request."""
     token_ids_N: Ints
+    """The tokens; the last is EOS where the model stopped."""
     logp_N: Floats
-    """Log-probability (nats, temperature 1, before top_p) of each token; (0,) if
-    num_top was 0.
+    """Log-probability of each token, in nats at temperature 1 and without top_p.
+
+    (0,) where num_top was 0.
     """
     top_ids_NM: Ints
-    """Best first, M = num_top (fewer ids in the vocabulary: PAD, with logp -inf)."""
+    """The M = num_top most likely ids, best first; PAD beyond the vocabulary's size."""
     top_logp_NM: Floats
+    """Their log-probabilities, as `logp_N`; -inf for PAD."""
     finish_reason: FinishReason
+    """Whether the model stopped, or the limit."""
     num_cached_tokens: int = 0
-    """Prompt tokens that were found in the prefix cache; 0 of a back end that has
-    none.
-    """
+    """Prompt tokens found in the prefix cache; 0 for a back end without a cache."""
 
 
 class GenerationEngine(Protocol):
     """Decodes token ids and takes new weights in place."""
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Generation]:
-        """Yield each generation as soon as it is finished, in an order fixed by the
-        requests.
+        """Yield each generation as soon as it is finished.
 
-        Stop iterating to abandon the rest; a later call or new weights end an earlier
-        call too.
+        The order depends on the requests alone. Stop iterating to abandon the rest; a
+        later call or new weights end an earlier call, which then raises TopdError.
         """
         ...
 
@@ -84,15 +105,14 @@ class ScoringEngine(Protocol):
     """Runs a model over given token ids."""
 
     def hidden_states(self, sequences: Sequence[Ints]) -> list[Floats]:
-        """Last hidden state after the final norm of every token: one (len, D) array a
-        sequence.
+        """Return the last hidden states, after the final norm, of every token.
+
+        One float32 array (len, D) for each sequence, in their order.
         """
         ...
 
     def load_weights(self, weights: Iterable[NamedArray]) -> None:
-        """Replace all weights (Hugging Face names); for a teacher that follows the
-        student.
-        """
+        """Replace all weights (Hugging Face names), when the teacher follows."""
         ...
 
     def close(self) -> None:
@@ -101,12 +121,12 @@ class ScoringEngine(Protocol):
 
 
 class TeacherEngine(ScoringEngine, GenerationEngine, Protocol):
-    """One copy of the teacher's weights for both jobs; several threads may ask at once.
+    """One copy of the teacher's weights that scores and decodes, for several threads.
 
-    Calls share the running batch, scoring first; none ends another, and the company
-    changes no answer (only the order in which generations finish). A prefix that was
-    scored is in the cache for the generations behind it. New weights or `close` end all
-    calls: they raise TopdError.
+    Calls share the running batch, scoring first. No call ends another, and other calls
+    change no result, only the order in which generations finish. A prefix that was
+    scored is in the cache for the generations that continue it. New weights and `close`
+    end all calls, which then raise TopdError.
     """
 
 
@@ -115,27 +135,31 @@ class OptimizerOutcome:
     """How one optimizer step ended on this rank (the same on every rank)."""
 
     grad_norm: float
-    """Of the normalised gradient, before clipping."""
+    """Norm of the normalised gradient, before clipping; infinite where skipped."""
     lr: float
+    """Learning rate of the step."""
     skipped: bool
+    """Whether no weight was moved."""
 
 
 class TrainingEngine(Protocol):
-    """Owns the sharded student and its optimizer; knows nothing of the loss."""
+    """Holds a sharded module and its optimizer; the module computes its own loss."""
 
-    def accumulate(self, *inputs: Any) -> tuple[float, ...]:
-        """Forward and backward of the module; its first output is the (summed) loss to
-        descend.
+    def accumulate(self, *inputs: "Tensor | bool") -> tuple[float, ...]:
+        """Run the module forward and backward, and add to the gradient.
 
-        All ranks call it equally often between two steps. Returns the module's outputs
-        as floats.
+        All ranks must call it equally often between two steps.
+
+        Args:
+            inputs: The arguments of the module's forward pass.
+
+        Returns:
+            The module's outputs; the first is the (summed) loss to descend.
         """
         ...
 
     def all_sum(self, values: Sequence[float]) -> tuple[float, ...]:
-        """Each value summed over all ranks, in float64; every rank gets the same
-        sums.
-        """
+        """Return each value's sum over all ranks, in float64, on every rank."""
         ...
 
     def all_max(self, value: int) -> int:
@@ -150,36 +174,32 @@ class TrainingEngine(Protocol):
         ...
 
     def step(self, *, normaliser: int, skip: bool = False) -> OptimizerOutcome:
-        """Divide the gradient (summed over micro-batches and ranks) by `normaliser`;
-        clip; update.
+        """Divide the gradient by `normaliser`, clip it and update the weights.
 
-        Where `skip` is set or the gradient is not finite, no weight and no optimizer
-        state changes, the gradient is dropped, and the outcome says `skipped`.
+        The gradient is the sum over micro-batches and ranks. Where `skip` is set or the
+        gradient is not finite, no weight and no optimizer state changes, the gradient
+        is dropped, and the outcome says `skipped`.
         """
         ...
 
     def weights(self) -> Iterator[NamedArray]:
-        """Every weight of the module, whole, in a fixed order; each rank must exhaust
-        it.
+        """Yield every weight of the module, whole, in a fixed order.
 
-        Only rank 0 gets the arrays; on the others they are empty.
+        Every rank must exhaust the iterator. Rank 0 alone gets the arrays; on the
+        others they are empty.
         """
         ...
 
-    def whole(self, weight: Any) -> Any:
-        """A full copy of one weight of the module, on every rank; each rank must call
-        it.
-        """
+    def whole(self, weight: "Tensor") -> "Tensor":
+        """Return a full copy of one weight on every rank; every rank must call it."""
         ...
 
     def save(self, directory: Path) -> None:
-        """Write this rank's shard of weights, optimizer and schedule into
-        `directory`.
-        """
+        """Write this rank's share of weights, optimizer and schedule."""
         ...
 
     def load(self, directory: Path) -> None:
-        """Read back what `save` wrote."""
+        """Restore what `save` wrote, with any number of ranks."""
         ...
 
     def close(self) -> None:

@@ -1,9 +1,9 @@
-"""An engine that is advanced in steps, asked by several threads at once.
+"""One engine that is advanced in steps, shared by several threads.
 
-One thread of its own opens the engine, steps it and runs whatever else touches it, in
-the order of asking. (Not whoever holds a lock: CUDA's current device and OpenMP's pool
-belong to a thread, a lock in a loop starves the other caller, and here the engine goes
-on while a caller computes.)
+A thread opens the engine, steps it and runs every job that touches it, in the order of
+submission. A lock around the engine would not do: CUDA's current device and OpenMP's
+pool belong to a thread; a lock in a loop starves the other callers; and with a thread
+the engine continues while a caller computes.
 """
 
 import threading
@@ -18,16 +18,17 @@ CLOSED = "the engine is closed"
 
 
 class Steps(Protocol):
-    """What is asked of the engine; requests have string ids."""
+    """An engine that is advanced in steps; its requests have string ids."""
 
     def step(self) -> Sequence[Any]:
-        """Advance all requests; outputs of those that have finished, with their
-        `request_id`.
+        """Advance all requests; return the outputs of those that have finished.
+
+        Each output has a `request_id`.
         """
         ...
 
     def abort(self, request_ids: Sequence[str]) -> None:
-        """Forget requests, finished ones included."""
+        """Drop requests, finished ones included."""
         ...
 
     def close(self) -> None:
@@ -36,12 +37,13 @@ class Steps(Protocol):
 
 
 Job = Callable[[Any], Any]
+"""Runs with the engine, between two steps."""
 Add = Callable[[Any], str]
-"""Adds one request to the engine; returns the id under which its output will come."""
+"""Adds one request to the engine; returns the request's id."""
 
 
-class Call:
-    """One caller's requests: their outputs, and why there will be no more of them."""
+class EngineCall:
+    """One caller's requests: their outputs, and the error that ended them."""
 
     def __init__(self, finish: Callable[[Any, Any], Any]) -> None:
         self._finish = finish
@@ -50,8 +52,10 @@ class Call:
         self.waiting: set[str] = set()
 
     def next(self) -> Any:
-        """The next output, as soon as there is one. Raises TopdError once the call has
-        ended.
+        """Return the next output; wait for it.
+
+        Raises:
+            TopdError: The call has ended.
         """
         output = None if self._error else self._outputs.get()
         if self._error is not None:
@@ -59,35 +63,31 @@ class Call:
         return output
 
     def hand_over(self, engine: Any, output: Any) -> None:
-        """An output for the caller; one that cannot be finished ends this call, and no
-        other.
-        """
+        """Give an output to the caller; a failure to do so ends this call alone."""
         try:
             self.waiting.remove(output.request_id)
             self._outputs.put(self._finish(engine, output))
-        except (
-            Exception
-        ) as error:  # the caller's to handle: the engine serves others too
+        except Exception as error:
+            # The caller gets the error: the engine's thread serves other calls too.
             self.end(f"{type(error).__name__}: {error}")
 
     def end(self, reason: str) -> None:
-        """Make this call's next wait, and one under way, raise."""
+        """Make the present and every later `next` raise TopdError with the reason."""
         self._error = TopdError(reason)
         self._outputs.put(None)
 
 
 class Stepper:
-    """Runs jobs between steps and hands outputs to the calls that asked for them."""
+    """Runs jobs between steps and hands each output to the call of its request."""
 
     def __init__(self, open_engine: Callable[[], Steps], *, name: str) -> None:
         self._jobs: SimpleQueue[tuple[Job, Future[Any]]] = SimpleQueue()
-        # Reentrant: a forgotten iterator ends in whatever thread the garbage collector
-        # runs in.
+        # Reentrant: the garbage collector may end an abandoned iterator in any thread,
+        # also in one that holds the lock.
         self._lock = threading.RLock()
         self._ended: str | None = None
-        self._calls: set[Call] = (
-            set()
-        )  # the engine thread's alone, like all of the engine
+        # like the engine, touched by the engine's thread alone
+        self._calls: set[EngineCall] = set()
         started: Future[None] = Future()
         arguments = (open_engine, started)
         self._thread = threading.Thread(
@@ -97,14 +97,19 @@ class Stepper:
         started.result()
 
     def do(self, job: Job) -> Any:
-        """What `job(engine)` returns or raises; it runs between two steps."""
-        return self._ask(job).result()
+        """Run `job(engine)` between two steps; return or raise what it does."""
+        return self._submit(job).result()
 
-    def begin(self, adds: Sequence[Add], finish: Callable[[Any, Any], Any]) -> Call:
-        """Add requests, all or none; `finish(engine, output)` is what the call will
-        give.
+    def begin(
+        self, adds: Sequence[Add], finish: Callable[[Any, Any], Any]
+    ) -> EngineCall:
+        """Add requests, all or none, and return the call that yields their results.
+
+        Args:
+            adds: One function for each request.
+            finish: Makes the caller's result from the engine and an output.
         """
-        call = Call(finish)
+        call = EngineCall(finish)
 
         def add_all(engine: Steps) -> None:
             self._calls.add(call)
@@ -118,17 +123,15 @@ class Stepper:
         self.do(add_all)
         return call
 
-    def finish(self, call: Call) -> None:
-        """The caller wants no more of this call: abort what is left of it. Does not
-        wait.
-        """
+    def finish(self, call: EngineCall) -> None:
+        """Abort the call's remaining requests; does not wait for it."""
         try:
-            self._ask(lambda engine: self._forget(engine, call))
-        except TopdError:  # the engine is closed, and the call with it
+            self._submit(lambda engine: self._forget(engine, call))
+        except TopdError:  # the engine is closed, which has ended the call
             return
 
     def end_all(self, engine: Steps, reason: str) -> None:
-        """Within a job: end every call that its caller has not seen to the end."""
+        """End every call that is not complete; only a job may call it."""
         for call in list(self._calls):
             call.end(reason)
             self._forget(engine, call)
@@ -141,7 +144,7 @@ class Stepper:
                 self._jobs.put((lambda _: None, Future()))  # wake the thread
         self._thread.join()
 
-    def _ask(self, job: Job) -> Future[Any]:
+    def _submit(self, job: Job) -> Future[Any]:
         answer: Future[Any] = Future()
         with self._lock:
             if self._ended is not None:
@@ -149,7 +152,7 @@ class Stepper:
             self._jobs.put((job, answer))
         return answer
 
-    def _forget(self, engine: Steps, call: Call) -> None:
+    def _forget(self, engine: Steps, call: EngineCall) -> None:
         self._calls.discard(call)
         if call.waiting:
             engine.abort(sorted(call.waiting))
@@ -166,15 +169,14 @@ class Stepper:
             while self._ended is None:
                 self._run_jobs(engine)
                 self._step(engine)
-        except (
-            BaseException
-        ) as error:  # a step failed: what the engine holds is unknown
+        except BaseException as error:
+            # A step failed, so the state of the engine is unknown.
             self._shut(engine, f"the engine died: {type(error).__name__}: {error}")
         else:
             self._shut(engine, CLOSED)
 
     def _run_jobs(self, engine: Steps) -> None:
-        """All that were asked for; with nothing to step, wait for one."""
+        """Run all submitted jobs; without a request to step, wait for a job."""
         while not (self._jobs.empty() and any(call.waiting for call in self._calls)):
             job, answer = self._jobs.get()
             try:
@@ -207,4 +209,4 @@ class Stepper:
         engine.close()
 
 
-__all__ = ["CLOSED", "Add", "Call", "Stepper", "Steps"]
+__all__ = ["CLOSED", "Add", "EngineCall", "Stepper", "Steps"]

@@ -1,4 +1,4 @@
-"""Weights as numpy arrays -> torch."""
+"""Weights and hidden states as numpy arrays -> torch; uint16 holds bfloat16's bits."""
 
 import warnings
 from typing import Any
@@ -9,22 +9,20 @@ from numpy.typing import NDArray
 
 
 def to_torch(array: NDArray[Any]) -> torch.Tensor:
-    """A copy (arrays from the object store are read-only); uint16 holds the bits of
-    bfloat16.
-    """
-    return seen_as_torch(array.copy())
+    """Return a copy of the array: arrays from the object store are read-only."""
+    return view_as_torch(array.copy())
 
 
-def seen_as_torch(array: NDArray[Any]) -> torch.Tensor:
-    """The array's own memory, for whoever only reads it and soon lets go: it may be
-    shared.
+def view_as_torch(array: NDArray[Any]) -> torch.Tensor:
+    """Return a tensor on the array's memory, which must only be read.
+
+    The memory may be shared with other processes; do not keep the tensor.
     """
-    with (
-        warnings.catch_warnings()
-    ):  # torch warns that an array from the object store is read-only
+    # torch warns that an array from the object store is read-only
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         tensor = torch.from_numpy(array)
     return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
 
 
-__all__ = ["seen_as_torch", "to_torch"]
+__all__ = ["to_torch", "view_as_torch"]

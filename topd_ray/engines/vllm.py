@@ -1,8 +1,14 @@
-"""vLLM: the back end of real runs. The only file that imports vllm.
+"""vLLM, the back end of real runs: the engine of rollouts, and how vLLM is called.
 
 The engine lives in the process that opens it, seeds that process's random state, and
 owns its torch.distributed group: closing one engine ends every other of the same
 process.
+
+vLLM's engine is stepped in two ways. `VllmGeneration` steps it inside the generator
+that a rollout actor streams from, because there is one caller at a time, and while
+Ray's backpressure holds the generator, the engine decodes no more. A teacher
+(`vllm_teacher.py`) has several callers at once, whose requests must share a batch and
+must not wait when one caller pauses; so a thread steps its engine (`stepping.py`).
 """
 
 import gc
@@ -21,8 +27,9 @@ from topd_ray.messages import PAD, FinishReason, Floats, Ints
 from topd_ray.models.facts import eos_ids, weight_shapes
 
 CPU_BLOCK = 32
-"""Tokens of a cache block on CPU: the kernels want a multiple of 32, and vLLM's own 128
-would never cache a short prefix.
+"""Tokens of a cache block on CPU.
+
+The kernels need a multiple of 32; vLLM's default of 128 would not cache short prefixes.
 """
 FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 ENVIRONMENT = {
@@ -30,7 +37,7 @@ ENVIRONMENT = {
     # processes.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # who runs where is Ray's affair
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # Ray places the actors
 }
 GENERATION_OPTIONS: dict[str, Any] = {
     "enable_prefix_caching": True,
@@ -38,21 +45,21 @@ GENERATION_OPTIONS: dict[str, Any] = {
     "max_logprobs": -1,
 }
 LOGGING_LEVEL = "ERROR"
-"""Unless the user set it. A start on CPU gives a dozen warnings that ask for nothing,
-and each refit two: "Failed to load weights", of a rotary table and a tied head that
-have none.
+"""vLLM's logging level where the user has set none.
+
+A start on CPU gives a dozen warnings that need no action, and each weight sync two:
+"Failed to load weights", for a rotary table and a tied head that have none.
 """
 
 
 class VllmGeneration:
-    """A generating engine: continuous batching, prefix cache, weights replaced in
-    place.
-    """
+    """A decoding engine: continuous batching, a prefix cache, new weights in place."""
 
     def __init__(
         self, folder: Path, engine: EngineConfig, *, max_model_len: int, seed: int = 0
     ) -> None:
-        self._stop_ids, self._shapes = eos_ids(folder), weight_shapes(folder)
+        self._stop_ids = eos_ids(folder)
+        self._shapes = weight_shapes(folder)
         self._max_model_len = max_model_len
         self._engine = start_engine(
             folder, engine, max_model_len=max_model_len, seed=seed, **GENERATION_OPTIONS
@@ -61,27 +68,25 @@ class VllmGeneration:
         self._live: dict[str, GenerationRequest] = {}  # by vLLM's id: call and index
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Generation]:
-        """Yield each generation as soon as it is finished; a later call ends an earlier
-        one.
-        """
+        """Yield each finished generation; a later call ends an earlier one."""
         check_requests(requests, self._max_model_len)
         return self._run(requests)
 
     def load_weights(self, weights: Iterable[NamedArray]) -> None:
-        """Replace all weights and drop the prefix cache; ends what is being
-        generated.
-        """
+        """Replace all weights and drop the prefix cache; ends the generation."""
         whole = whole_weights(weights, self._shapes)
         self._abort()
         replace_weights(self._engine, whole)
 
     def close(self) -> None:
         """Shut vLLM down and free its memory."""
-        engine, self._engine, self._live = self._engine, None, {}
+        engine = self._engine
+        self._engine = None
+        self._live = {}
         stop_engine(engine)
 
     def _run(self, requests: Sequence[GenerationRequest]) -> Iterator[Generation]:
-        """Step the engine until all requests are done, or the caller has had enough."""
+        """Step the engine until all requests are done or the caller stops iterating."""
         mine = self._begin(requests)
         try:
             while mine:
@@ -115,9 +120,7 @@ class VllmGeneration:
 
 
 def start_engine(folder: Path, engine: EngineConfig, **options: Any) -> Any:
-    """vLLM's engine itself: its `LLM` wants a tokenizer, which token ids do not
-    need.
-    """
+    """Return vLLM's `LLMEngine`, started; its class `LLM` would need a tokenizer."""
     os.environ.update(ENVIRONMENT)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", LOGGING_LEVEL)
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # would win over the config
@@ -145,7 +148,7 @@ def start_engine(folder: Path, engine: EngineConfig, **options: Any) -> Any:
 
 
 def _machine(engine: EngineConfig) -> dict[str, Any]:
-    """What depends on whether vLLM runs on a GPU or a CPU."""
+    """Return the options that depend on whether vLLM runs on a GPU or a CPU."""
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
@@ -153,14 +156,14 @@ def _machine(engine: EngineConfig) -> dict[str, Any]:
     return {
         "kv_cache_memory_bytes": int(engine.kv_cache_gib * 2**30),
         "block_size": CPU_BLOCK,
-        # Half a prefill rewinds the request's generator, which a CPU generator cannot:
-        # it dies.
+        # A partial prefill rewinds the request's random generator. A CPU generator
+        # cannot do that: the engine dies.
         "enable_chunked_prefill": False,
     }
 
 
 def replace_weights(engine: Any, weights: Sequence[NamedArray]) -> None:
-    """Whole weights into an engine that runs no request; drops the prefix cache."""
+    """Replace the weights of an engine without requests; drop its prefix cache."""
     engine.collective_rpc("receive_weights", args=(weights,))
     if not engine.reset_prefix_cache():
         raise TopdError(
@@ -169,7 +172,7 @@ def replace_weights(engine: Any, weights: Sequence[NamedArray]) -> None:
 
 
 def tokens_prompt(token_ids: Ints) -> Any:
-    """Token ids as vLLM takes them."""
+    """Return token ids as vLLM takes them."""
     from vllm.inputs import tokens_input
 
     return tokens_input(token_ids.tolist())
@@ -178,7 +181,7 @@ def tokens_prompt(token_ids: Ints) -> Any:
 def sampling_params(
     engine: Any, request: GenerationRequest, stop_ids: Sequence[int]
 ) -> Any:
-    """A generation request as vLLM takes it."""
+    """Return the settings of a generation request as vLLM takes them."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -186,7 +189,7 @@ def sampling_params(
         max_tokens=request.max_tokens,
         temperature=request.temperature,
         top_p=request.top_p,
-        top_k=request.top_k,  # 0 is all to both of us
+        top_k=request.top_k,  # here as in vLLM, 0 means all
         seed=request.seed,
         logprobs=min(request.num_top, engine.model_config.get_vocab_size()) or None,
         flat_logprobs=True,  # lists of numbers, not an object for every likely id
@@ -198,12 +201,15 @@ def sampling_params(
 
 
 def scoring_params(_engine: Any) -> Any:
-    """A request that computes its whole prefix itself, caches it, and ends."""
+    """Return the settings of a request that computes its prefix, caches it and ends.
+
+    It reads nothing from the cache: a state that is not computed cannot be kept.
+    """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
     return SamplingParams(
-        max_tokens=1,  # vLLM cannot do with none; it is not looked at
+        max_tokens=1,  # vLLM needs one token; it is not used
         temperature=0.0,
         skip_reading_prefix_cache=True,
         detokenize=False,
@@ -213,7 +219,7 @@ def scoring_params(_engine: Any) -> Any:
 
 
 def stop_engine(engine: Any) -> None:
-    """Shut down and free what it held; None is fine."""
+    """Shut vLLM's engine down and free its memory; None is allowed."""
     if engine is not None:
         engine.engine_core.shutdown()
     del engine
@@ -221,8 +227,10 @@ def stop_engine(engine: Any) -> None:
 
 
 def as_generation(output: Any, request: GenerationRequest) -> Generation:
-    """vLLM's answer as ours: it lists the sampled token first, then the most likely
-    ones.
+    """Return vLLM's output as a `Generation`.
+
+    Raises:
+        TopdError: vLLM ended the request for a reason other than EOS or length.
     """
     completion = output.outputs[0]
     if completion.finish_reason not in FINISH_REASONS:
@@ -243,6 +251,10 @@ def as_generation(output: Any, request: GenerationRequest) -> Generation:
 
 
 def _logprobs(completion: Any, num_top: int) -> tuple[Floats, Ints, Floats]:
+    """Return `logp_N`, `top_ids_NM` and `top_logp_NM`.
+
+    vLLM lists the sampled token first, then the most likely ones.
+    """
     num_tokens = len(completion.token_ids)
     if num_top == 0:
         empty = np.empty((num_tokens, 0), np.float32)

@@ -1,8 +1,8 @@
 """A vLLM engine that scores and continues: one copy of the weights, one prefix cache.
 
-A scoring request reads nothing from the prefix cache, so that every state of its prefix
-is computed in its own prefill (the worker extension keeps them), but it writes the
-cache: the continuations behind it find their prefixes there.
+A scoring request does not read the prefix cache, so that every state of its prefix is
+computed in its prefill, where the worker extension keeps it. It does write the cache:
+the continuations that follow find their prefixes there.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,10 +32,9 @@ from topd_ray.engines.vllm_worker import SCORING
 from topd_ray.messages import Floats, Ints
 from topd_ray.models.facts import eos_ids, read_facts, weight_shapes
 
-FIRST, BEHIND = 0, 1
-"""Priorities of scoring and of continuations: whoever waits for a score holds up the
-learner.
-"""
+SCORING_PRIORITY = 0
+CONTINUATION_PRIORITY = 1
+"""Scoring goes first: candidates, and so all work behind them, wait for the scores."""
 
 
 class VllmTeacher:
@@ -44,12 +43,13 @@ class VllmTeacher:
     def __init__(
         self, folder: Path, engine: EngineConfig, *, max_model_len: int, seed: int = 0
     ) -> None:
-        self._stop_ids, self._shapes = eos_ids(folder), weight_shapes(folder)
-        # vLLM only takes prompts that leave room for a token, which scoring has no use
-        # for.
+        self._stop_ids = eos_ids(folder)
+        self._shapes = weight_shapes(folder)
+        # vLLM takes only prompts that leave room for one token; scoring needs none.
         limit = read_facts(folder).max_position_embeddings
         engine_len = max_model_len if max_model_len == limit else max_model_len + 1
-        self._max_model_len, self._max_scored_len = max_model_len, engine_len - 1
+        self._max_model_len = max_model_len
+        self._max_scored_len = engine_len - 1
         self._names = count()
         self._stepper = Stepper(
             lambda: _Vllm(folder, engine, max_model_len=engine_len, seed=seed),
@@ -57,32 +57,29 @@ class VllmTeacher:
         )
 
     def hidden_states(self, sequences: Sequence[Ints]) -> list[Floats]:
-        """Last hidden state after the final norm of every token: one (len, D) array a
-        sequence.
-        """
+        """Return the last hidden states, one (len, D) array for each sequence."""
         check_sequences(sequences, self._max_scored_len)
-        adds, place = [], {}
+        adds = []
+        place = {}
         for index, sequence in enumerate(sequences):
             name = f"{SCORING}{next(self._names)}"
             place[name] = index
-            adds.append(_adding(name, sequence, scoring_params, FIRST))
+            adds.append(_adding(name, sequence, scoring_params, SCORING_PRIORITY))
         lengths = {name: len(sequences[index]) for name, index in place.items()}
         call = self._stepper.begin(
             adds, lambda vllm, output: vllm.states(output, lengths)
         )
-        found: dict[int, Floats] = {}
+        states: dict[int, Floats] = {}
         try:
-            while len(found) < len(sequences):
+            while len(states) < len(sequences):
                 name, states_LD = call.next()
-                found[place[name]] = states_LD
+                states[place[name]] = states_LD
         finally:
             self._stepper.finish(call)
-        return [found[index] for index in range(len(sequences))]
+        return [states[index] for index in range(len(sequences))]
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Generation]:
-        """Yield each generation as soon as it is finished; stop iterating to abort the
-        rest.
-        """
+        """Yield each finished generation; stop iterating to abort the rest."""
         check_requests(requests, self._max_model_len)
         return self._run(requests)
 
@@ -115,11 +112,11 @@ class VllmTeacher:
         def params(engine: Any) -> Any:
             return sampling_params(engine, request, self._stop_ids)
 
-        return _adding(name, request.prompt_ids, params, BEHIND)
+        return _adding(name, request.prompt_ids, params, CONTINUATION_PRIORITY)
 
 
 class _Vllm:
-    """vLLM's engine in its own thread, known by the ids that it is given here."""
+    """vLLM's engine as `Stepper` drives it, with the request ids of this file."""
 
     def __init__(
         self, folder: Path, engine: EngineConfig, *, max_model_len: int, seed: int
@@ -133,12 +130,10 @@ class _Vllm:
             **GENERATION_OPTIONS,
         )
         self.engine.collective_rpc("keep_states")
-        self._scoring: dict[
-            str, str
-        ] = {}  # vLLM's id of a request: ours with a random tail
-        self._arrivals = (
-            count()
-        )  # not the clock: equal readings would leave the order to chance
+        # vLLM's id of each scoring request: the name with a random suffix
+        self._scoring: dict[str, str] = {}
+        # not the clock: equal readings would make the order random
+        self._arrivals = count()
 
     def add(self, name: str, token_ids: Ints, params: Any, priority: int) -> None:
         internal = self.engine.add_request(
@@ -155,8 +150,9 @@ class _Vllm:
         return [output for output in self.engine.step() if output.finished]
 
     def states(self, output: Any, lengths: dict[str, int]) -> tuple[str, Floats]:
-        """A finished scoring request's name and its (length, D) states, taken from the
-        worker.
+        """Take the states of a finished scoring request from the worker.
+
+        Returns the request's name and its (length, D) states in float32.
         """
         name: str = output.request_id
         arguments = (self._scoring.pop(name), lengths[name])
@@ -169,11 +165,14 @@ class _Vllm:
 
     def abort(self, request_ids: Sequence[str]) -> None:
         self.engine.abort_request(list(request_ids))
-        scored = [self._scoring.pop(one) for one in request_ids if one in self._scoring]
+        scored = [
+            self._scoring.pop(name) for name in request_ids if name in self._scoring
+        ]
         self.engine.collective_rpc("drop_states", args=(scored,))
 
     def close(self) -> None:
-        engine, self.engine = self.engine, None
+        engine = self.engine
+        self.engine = None
         stop_engine(engine)
 
 

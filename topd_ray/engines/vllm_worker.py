@@ -1,7 +1,7 @@
-"""What vLLM's worker learns on top: to take weights as numpy arrays, and to keep hidden
-states.
+"""An extension of vLLM's worker: it takes weights and keeps hidden states.
 
-Both wherever the worker runs. Axes: L tokens of a sequence, D width of the model.
+vLLM runs it in the worker's process. Axes: L tokens of a sequence, D width of the
+model.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,20 +12,21 @@ import torch
 from numpy.typing import NDArray
 
 from topd_ray.engines.protocols import NamedArray
-from topd_ray.engines.tensors import seen_as_torch
+from topd_ray.engines.tensors import view_as_torch
 from topd_ray.errors import TopdError
 
 SCORING = "score:"
-"""How the id of a request begins whose hidden states are kept. vLLM appends to an id,
-no more.
+"""Prefix of the ids of requests whose hidden states are kept.
+
+vLLM appends to a request's id and leaves its beginning.
 """
 
 
 class WorkerExtension:
     """Mixed into vLLM's worker by `worker_extension_cls`; vLLM calls it by name."""
 
-    # The worker's own; `reload_weights` shards, fuses and repacks as at start, in the
-    # same memory.
+    # Attributes of vLLM's worker. `reload_weights` shards, fuses and repacks the
+    # weights as at the start, in the same memory.
     reload_weights: Any
     model_config: Any
     model_runner: Any
@@ -34,29 +35,27 @@ class WorkerExtension:
     def receive_weights(self, weights: Sequence[NamedArray]) -> None:
         """Replace the weights in place."""
         self.reload_weights(
-            weights_iterator=((n, seen_as_torch(array)) for n, array in weights)
+            weights_iterator=((n, view_as_torch(array)) for n, array in weights)
         )
         if self.model_config.hf_text_config.tie_word_embeddings:
             _repack_head(self.model_runner.get_model())
 
     def keep_states(self) -> None:
-        """From now on keep the hidden states of scoring requests; called once, at
-        start.
-        """
-        if (
-            self.rank == 0
-        ):  # behind the final norm every rank of tensor parallel has them whole
+        """Keep the hidden states of scoring requests; called once, at the start."""
+        # behind the final norm, every rank of tensor parallel holds whole states
+        if self.rank == 0:
             self.kept_states = KeptStates()
             self.model_runner.execute_model = self.kept_states.behind(self.model_runner)
 
     def take_states(self, request_id: str, length: int) -> NDArray[Any] | None:
-        """(length, D) of a request that has finished, as float32 or bits of bfloat16;
-        rank 0's.
+        """Return the states (length, D) of a finished request, on rank 0.
+
+        They are float32, or the bits of bfloat16 in uint16.
         """
         return self.kept_states.take(request_id, length) if self.rank == 0 else None
 
     def drop_states(self, request_ids: Sequence[str]) -> None:
-        """Forget requests that were aborted."""
+        """Drop the states of requests that were aborted."""
         if self.rank == 0:
             self.kept_states.drop(request_ids)
 
@@ -68,8 +67,7 @@ class KeptStates:
         self._pieces: dict[str, list[tuple[int, torch.Tensor]]] = {}
 
     def behind(self, runner: Any) -> Any:
-        """The runner's `execute_model`, with a look at what it leaves for
-        `sample_tokens`.
+        """Return the runner's `execute_model`, wrapped to keep hidden states.
 
         Both of vLLM's runners (V1, V2) put the state after the final norm of all tokens
         of a step into `execute_model_state`, whether the model ran eager, compiled or
@@ -90,15 +88,20 @@ class KeptStates:
     def keep(
         self, scheduled: Any, request_ids: Sequence[str], states_TD: torch.Tensor
     ) -> None:
-        """Copy the rows of scoring requests; T scheduled tokens, in the order of
-        `request_ids`.
+        """Copy the rows of scoring requests.
+
+        Args:
+            scheduled: vLLM's scheduler output of the step.
+            request_ids: The requests of the step, in the order of their rows.
+            states_TD: Hidden states of the T scheduled tokens.
         """
-        end, computed = 0, dict(_computed(scheduled))
+        end = 0
+        computed = dict(_computed(scheduled))
         for request_id in request_ids:
             start, end = end, end + scheduled.num_scheduled_tokens[request_id]
             if request_id.startswith(SCORING):
-                # In stream order, so before the next step may overwrite the buffer of a
-                # graph.
+                # Copied in the order of the stream: the next step may overwrite the
+                # buffer of a CUDA graph.
                 rows_LD = torch.empty_like(
                     states_TD[start:end], device="cpu", pin_memory=states_TD.is_cuda
                 ).copy_(states_TD[start:end], non_blocking=True)
@@ -107,7 +110,10 @@ class KeptStates:
                 )
 
     def take(self, request_id: str, length: int) -> NDArray[Any]:
-        """(length, D) of one request; later pieces win, as after a preemption."""
+        """Return the states (length, D) of one request and drop them.
+
+        After a preemption vLLM computes tokens again; the later states are taken.
+        """
         if torch.cuda.is_available():
             torch.cuda.current_stream().synchronize()
         pieces = self._pieces.pop(request_id, [])
@@ -128,18 +134,17 @@ class KeptStates:
         return states_LD.float().numpy()
 
     def drop(self, request_ids: Sequence[str]) -> None:
-        """Forget these requests."""
+        """Drop the states of these requests."""
         for request_id in request_ids:
             self._pieces.pop(request_id, None)
 
 
 def _repack_head(model: Any) -> None:
-    """A tied head is sent no weight, so vLLM 0.32 leaves the copy that it repacks on
-    CPU as it was.
+    """Give a tied head the repacked copy of the new embedding, on CPU.
 
-    Without this, new embeddings would be read out with the old ones. The embedding was
-    repacked a moment ago, though nothing multiplies with it: the head takes that copy
-    over.
+    A tied head receives no weight, so vLLM 0.32 keeps its repacked copy of the old
+    embedding, and the logits would be those of the old head. `reload_weights` has
+    repacked the embedding, although no product uses that copy: the head takes it.
     """
     head = model.lm_head
     for layer in model.modules():
@@ -150,7 +155,7 @@ def _repack_head(model: Any) -> None:
 
 
 def _computed(scheduled: Any) -> Iterator[tuple[str, int]]:
-    """How many tokens of each scheduled request lie behind it already."""
+    """Yield each scheduled request's id and number of tokens computed before."""
     for request in scheduled.scheduled_new_reqs:
         yield request.req_id, request.num_computed_tokens
     cached = scheduled.scheduled_cached_reqs

@@ -1,4 +1,4 @@
-"""TrainBatch -> StepReport. The losses of micro-batches, and one descent a step."""
+"""TrainBatch -> StepReport: the losses of micro-batches, one optimizer step a step."""
 
 from topd_ray.learner.actor import LearnerActor
 

@@ -1,6 +1,4 @@
-"""TrainBatch -> LossSums -> StepReport: one learner rank, from micro-batch to new
-weights.
-"""
+"""TrainBatch -> LossSums -> StepReport: one learner rank."""
 
 import json
 import math
@@ -27,18 +25,16 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class LearnerActor:
-    """TrainBatch -> StepReport. Gradients add up between steps; the step divides them
-    once.
+    """One learner rank: it adds up gradients between steps; the step divides them.
 
-    Both losses are divided by the step's count of response tokens, whatever they weigh,
-    over all ranks and micro-batches. One count for both: the number of window positions
-    is only known once the last probe of the step is judged, so with a normaliser of its
-    own L_traj could not be weighed against L_OPD, and no gradient accumulated, while
-    others still decode.
+    Both losses are divided by the number of response tokens of the step, of any weight,
+    over all ranks and micro-batches. L_traj has no normaliser for itself: the number of
+    window positions is known only when the last probe of the step is judged, and until
+    then no gradient could be accumulated while others still decode.
 
     `policy_version` counts the steps, skipped ones too: every step publishes, and a
-    rollout is trained at most `max_staleness` steps after the weights that made it.
-    Methods are collective: each rank must call them in turn.
+    rollout is trained at most `max_staleness` steps after the weights that sampled it.
+    Methods are collective: every rank must call them in the same order.
     """
 
     def __init__(
@@ -56,7 +52,22 @@ class LearnerActor:
         seed: int,
         max_staleness: int = 0,
     ) -> None:
-        """`teacher_head_VE` comes where `teacher.signal` is hidden, and only there."""
+        """Join the process group and load the student; waits for all ranks.
+
+        Args:
+            config: The learner's section.
+            objective: The losses.
+            teacher: The teacher's section; it says what signal comes.
+            student_folder: Hugging Face folder of the student.
+            teacher_head_VE: The teacher's output head, with the signal `hidden` alone.
+            rank: Index of this rank.
+            master_addr: Address of the node of rank 0.
+            master_port: Free port there, where the process group meets.
+            total_steps: Steps of the whole run, for the learning rate.
+            seed: Seed of the run.
+            max_staleness: Most steps between the weights that sampled a rollout and
+                those that are trained on it.
+        """
         from topd_ray.engines.deepspeed import DeepSpeedTraining
 
         self._config = config
@@ -81,7 +92,7 @@ class LearnerActor:
             ),
             signal=teacher.signal,
             teacher_head_VE=teacher_head_VE,
-            parts=_parts(objective, teacher),
+            token_loss=_token_loss(objective, teacher),
             lambda_traj=objective.lambda_traj,
         )
         self._engine = DeepSpeedTraining(
@@ -107,7 +118,7 @@ class LearnerActor:
 
     @property
     def policy_version(self) -> int:
-        """Version of the weights held; the student's folder is 0."""
+        """Version of the weights held; those of the student's folder are 0."""
         return self._step
 
     def accumulate(self, batches: Sequence[TrainBatch]) -> LossSums:
@@ -153,8 +164,8 @@ class LearnerActor:
         return [padding] * (self._engine.all_max(num_batches) - num_batches)
 
     def _add_gradient(self, batch: TrainBatch) -> LossSums:
-        # any randomness of the student (dropout) is the micro-batch's, not the
-        # process's
+        # A seed for each micro-batch: the student's randomness (dropout) must not
+        # depend on what the process drew before, or a resumed run would differ.
         torch.manual_seed(
             derive_seed(
                 self._seed, self._step, self._num_batches, self._rank, "learner"
@@ -172,11 +183,13 @@ class LearnerActor:
         )
 
     def step(self, *, skip: bool = False) -> StepReport:
-        """Update the weights; the same report on every rank.
+        """Update the weights and return the step's report, the same on every rank.
 
         With `skip`, and where the losses or the gradient are not finite, neither
         weights nor optimizer nor learning rate move, and the report says `skipped`.
-        Raises TopdError where no rank trained a token.
+
+        Raises:
+            TopdError: No rank trained a token.
         """
         opd, traj, rollout_kl, *counts = self._engine.all_sum(
             [
@@ -213,11 +226,10 @@ class LearnerActor:
         )
 
     def follow_teacher(self) -> None:
-        """Self-distillation: the teacher's head is from here on what the student's is
-        now.
+        """Replace the teacher's head by the student's present one (self-distillation).
 
-        For when the teacher's engine has loaded the student's weights. Without a copy
-        of the head (signals `topk` and `sampled`) there is nothing to replace.
+        To be called when the teacher's engine has loaded the student's weights. With
+        the signals `topk` and `sampled` there is no head to replace.
         """
         if self._model.teacher_head_VE is not None:
             self._model.set_teacher_head(
@@ -225,7 +237,7 @@ class LearnerActor:
             )
 
     def set_teacher_head(self, head_VE: Float[Tensor, "V E"]) -> None:
-        """Take another output head of the teacher, read from a checkpoint."""
+        """Replace the teacher's head by one that was read from a checkpoint."""
         self._model.set_teacher_head(head_VE)
 
     def abandon_step(self) -> None:
@@ -236,10 +248,9 @@ class LearnerActor:
         self._sums = LossSums()
 
     def publish(self, bucket_bytes: int) -> Iterator[WeightBucket]:
-        """The weights under their Hugging Face names, whole, on rank 0; other ranks
-        yield nothing.
+        """Yield the whole weights under their Hugging Face names, on rank 0 alone.
 
-        Each rank must exhaust it.
+        Every rank must exhaust the iterator.
         """
         if self._rank == 0:
             yield from in_buckets(
@@ -252,7 +263,11 @@ class LearnerActor:
                 pass
 
     def save(self, folder: Path) -> None:
-        """Write weights, optimizer and schedule; only between steps."""
+        """Write weights, optimizer and schedule.
+
+        Raises:
+            TopdError: A gradient is accumulated; save between steps.
+        """
         if self._num_batches:
             raise TopdError(
                 f"step {self._step + 1} has accumulated {self._num_batches}"
@@ -265,16 +280,16 @@ class LearnerActor:
             )
 
     def load(self, folder: Path) -> None:
-        """Go on exactly where `save` was called; raises TopdError where nothing was
-        saved.
+        """Restore the state that `save` wrote.
+
+        Raises:
+            TopdError: Nothing was saved in the folder.
         """
         self._engine.load(folder)
         self._step = json.loads((folder / _STATE).read_text(encoding="utf-8"))["step"]
 
     def export(self, target: Path) -> None:
-        """Write the student as a Hugging Face folder, on rank 0; every rank must call
-        it.
-        """
+        """Write the student as a Hugging Face folder, on rank 0 alone."""
         if self._rank == 0:
             export_folder(
                 self._engine.weights(), source=self._student_folder, target=target
@@ -288,7 +303,7 @@ class LearnerActor:
         self._engine.close()
 
 
-def _parts(objective: ObjectiveConfig, teacher: TeacherConfig) -> TokenLoss:
+def _token_loss(objective: ObjectiveConfig, teacher: TeacherConfig) -> TokenLoss:
     return TokenLoss(
         divergence=objective.divergence,
         jsd_beta=objective.jsd_beta,

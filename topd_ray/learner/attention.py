@@ -1,5 +1,4 @@
-"""Attention over a packed sequence: no padding, and no pair of tokens that does not see
-each other.
+"""Attention over a packed sequence, without padding and without hidden pairs.
 
 Registered with transformers under the name `PACKED`; a student opened with it hands the
 keyword argument `layout` of its forward pass down to every layer. Axes: H key heads, G
@@ -37,8 +36,28 @@ def packed_attention(
     layout: Layout | None = None,
     **others: Any,
 ) -> tuple[Float[Tensor, "1 L HG D"], None]:
-    """What transformers calls in every layer; raises UserError where it asks for more
-    than this.
+    """Return softmax(scaling q k) v over what each token sees, in every layer.
+
+    transformers calls it by the name `PACKED`.
+
+    Args:
+        module: The attention layer.
+        query: Queries of all heads.
+        key: Keys; each is shared by G query heads.
+        value: Values, shared likewise.
+        attention_mask: None.
+        scaling: Factor of the scores.
+        dropout: Must be 0.
+        sliding_window: How many tokens back the layer looks, itself included.
+        layout: The segments of the sequence.
+        others: Further arguments of the model; those that change the arithmetic are
+            refused.
+
+    Returns:
+        The attention output, and None for the weights that are not computed.
+
+    Raises:
+        UserError: The layer needs more than this function computes.
     """
     if layout is None:
         raise _refusal(module, "does not pass a layout on to its attention")
@@ -77,12 +96,11 @@ AttentionInterface.register(PACKED, packed_attention)
 
 @torch.no_grad()
 def check_isolation(student: Any) -> None:
-    """Raises UserError for a student in which a token would see another rollout beside
-    it.
+    """Raise UserError for a student in which a token sees another rollout beside it.
 
-    A model may leave its attention to no one, mix tokens outside it, or keep our layout
-    to itself. Two rollouts of one token are packed, the first one poisoned: the second
-    must not notice.
+    A model may use an attention that is not replaceable, mix tokens outside its
+    attention, or not pass the layout on. The check packs two rollouts of one token, the
+    first with NaN as embedding; the second must stay finite.
     """
     layers = set(getattr(student.config, "layer_types", None) or ())
     if layers - _LAYERS:
@@ -107,7 +125,7 @@ def check_isolation(student: Any) -> None:
 
 
 def _slides(module: Any) -> bool:
-    """Whether the layer is one with a sliding window, by the model's config."""
+    """Return whether the layer has a sliding window, by the model's config."""
     config = module.config
     layers = getattr(config, "layer_types", None)
     if layers is None:

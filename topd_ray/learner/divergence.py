@@ -1,10 +1,10 @@
-"""Two next-token distributions -> the divergence of each position, in nats, and its
-slope.
+"""Two next-token distributions -> the divergence of each position, and its slope.
 
 Axes: T positions, V vocabulary, C entries of a distribution (V, or fewer where ids are
 merged). `logp` is the student, `logq` the teacher; both are natural logs, -inf is
-probability 0. A slope is the derivative by the student's logits over the same entries,
-in closed form: nothing here is for autograd, and the teacher has no slope.
+probability 0. Divergences are in nats. A slope is the derivative by the student's
+logits over the same entries, in closed form: autograd would keep a copy of the
+vocabulary for each operation. The teacher has no slope.
 """
 
 import math
@@ -19,76 +19,118 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenLoss:
-    """What a token's loss is made of: kd_ratio x divergence + (1 - kd_ratio) x cross
-    entropy.
+    """How the loss of one token is composed.
+
+    loss = kd_ratio x divergence + (1 - kd_ratio) x cross entropy of the sampled token.
     """
 
     divergence: Literal["reverse_kl", "forward_kl", "jsd"] = "reverse_kl"
+    """The divergence of student and teacher."""
     jsd_beta: float = 0.5
+    """Weight of the teacher in the mixture of `jsd`, 0..1."""
     token_clip: float | None = None
-    """Nats; the divergence of a token above it counts so much, and has no gradient."""
+    """Most nats of a token's divergence; a token above it has no gradient."""
     forward_above_entropy: float | None = None
-    """Nats; forward KL is added where the teacher's entropy exceeds it. Clipped as
-    one.
+    """Forward KL is added where the teacher's entropy exceeds this many nats.
+
+    `token_clip` bounds the sum.
     """
     kd_ratio: float = 1.0
+    """Share of the divergence in the loss; the rest is the cross entropy."""
     tail: Literal["bucket", "renormalise"] = "bucket"
-    """What becomes of the ids that a teacher of a few ids does not name."""
+    """How the ids count that the teacher does not keep: see `topk_divergence`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Divergence:
-    """Of each position."""
+class TokenDivergence:
+    """The divergence of student and teacher at each position, with its slope."""
 
     nats_T: Float[Tensor, "T"]
+    """The divergences, in nats."""
     slope: Callable[[], Float[Tensor, "T C"]]
-    """d nats / d logits, a tensor of the caller's own; worked out where it is asked
-    for.
+    """Computes d nats / d logits, in a new tensor that the caller may overwrite.
+
+    A function, because evaluation needs the divergence alone.
     """
 
 
 def divergence(
-    logp_TC: Float[Tensor, "T C"], logq_TC: Float[Tensor, "T C"], parts: TokenLoss
-) -> Divergence:
-    """The divergence that `parts` composes, before cross entropy and weights."""
-    if parts.divergence == "jsd":
-        plain = jsd(logp_TC, logq_TC, beta=parts.jsd_beta)
+    logp_TC: Float[Tensor, "T C"], logq_TC: Float[Tensor, "T C"], token_loss: TokenLoss
+) -> TokenDivergence:
+    """Return the divergence that `token_loss` composes, without cross entropy.
+
+    Args:
+        logp_TC: The student's log-probabilities.
+        logq_TC: The teacher's log-probabilities.
+        token_loss: The kind of divergence, the added forward KL and the clip.
+
+    Returns:
+        The divergence of each position, in nats, with its slope; not weighed.
+    """
+    if token_loss.divergence == "jsd":
+        plain = jsd(logp_TC, logq_TC, beta=token_loss.jsd_beta)
     else:
-        plain = (reverse_kl if parts.divergence == "reverse_kl" else forward_kl)(
+        plain = (reverse_kl if token_loss.divergence == "reverse_kl" else forward_kl)(
             logp_TC, logq_TC
         )
-    if parts.forward_above_entropy is not None:
-        unsure_T = entropy(logq_TC) > parts.forward_above_entropy
+    if token_loss.forward_above_entropy is not None:
+        unsure_T = entropy(logq_TC) > token_loss.forward_above_entropy
         plain = _with_forward_where(unsure_T, plain, forward_kl(logp_TC, logq_TC))
-    return plain if parts.token_clip is None else _clipped(plain, parts.token_clip)
+    return (
+        plain
+        if token_loss.token_clip is None
+        else _clipped(plain, token_loss.token_clip)
+    )
 
 
 def reverse_kl(
     logp_TC: Float[Tensor, "T C"], logq_TC: Float[Tensor, "T C"]
-) -> Divergence:
-    """KL(student || teacher)."""
+) -> TokenDivergence:
+    """Return KL(student || teacher) = sum_c p_c (log p_c - log q_c).
+
+    An entry of the student without probability adds 0. The slope is
+    p_c (log p_c - log q_c - KL).
+
+    Args:
+        logp_TC: The student's log-probabilities.
+        logq_TC: The teacher's log-probabilities.
+    """
     p_TC = logp_TC.exp()
+    # where p is 0 the ratio is -inf, and 0 x -inf is not a number
     ratio_TC = (logp_TC - logq_TC).masked_fill_(logp_TC.isneginf(), 0.0)
     return _of_ratio(p_TC, ratio_TC, (p_TC * ratio_TC).sum(1))
 
 
 def forward_kl(
     logp_TC: Float[Tensor, "T C"], logq_TC: Float[Tensor, "T C"]
-) -> Divergence:
-    """KL(teacher || student)."""
-    return Divergence(
+) -> TokenDivergence:
+    """Return KL(teacher || student) = sum_c q_c (log q_c - log p_c).
+
+    The slope is p_c - q_c.
+
+    Args:
+        logp_TC: The student's log-probabilities.
+        logq_TC: The teacher's log-probabilities.
+    """
+    return TokenDivergence(
         _mean(logq_TC, logq_TC - logp_TC), lambda: logp_TC.exp().sub_(logq_TC.exp())
     )
 
 
 def jsd(
     logp_TC: Float[Tensor, "T C"], logq_TC: Float[Tensor, "T C"], *, beta: float
-) -> Divergence:
-    """beta KL(teacher || M) + (1 - beta) KL(student || M), M = beta teacher + (1 -
-    beta) student.
+) -> TokenDivergence:
+    """Return the generalised Jensen-Shannon divergence of GKD (Agarwal et al., 2024).
 
-    By GKD's convention beta 0 is forward and beta 1 reverse KL: divided by beta (1 -
-    beta), that is what the formula, which is 0 at both ends, tends to.
+    With the mixture M = beta teacher + (1 - beta) student it is
+    beta KL(teacher || M) + (1 - beta) KL(student || M). It is 0 at beta 0 and 1, but
+    divided by beta (1 - beta) it tends to forward KL at 0 and to reverse KL at 1, so
+    these two stand for the ends, as in GKD.
+
+    Args:
+        logp_TC: The student's log-probabilities.
+        logq_TC: The teacher's log-probabilities.
+        beta: Weight of the teacher in the mixture, 0..1.
     """
     if beta == 0.0:
         return forward_kl(logp_TC, logq_TC)
@@ -96,9 +138,8 @@ def jsd(
         return reverse_kl(logp_TC, logq_TC)
     log_beta, log_rest = logp_TC.new_tensor([math.log(beta), math.log1p(-beta)])
     neither_TC = logp_TC.isneginf() & logq_TC.isneginf()
-    ratio_TC = (logp_TC - logq_TC).masked_fill_(
-        neither_TC, 0.0
-    )  # -inf - -inf is not a number
+    # -inf - -inf is not a number
+    ratio_TC = (logp_TC - logq_TC).masked_fill_(neither_TC, 0.0)
     teacher_T = -_mean(logq_TC, torch.logaddexp(log_beta, log_rest + ratio_TC))
     # What M adds to the slope cancels: (1 - beta) log(student / M) is all that is left
     # of it.
@@ -107,30 +148,33 @@ def jsd(
     p_TC = logp_TC.exp()
     student_T = (p_TC * to_mixture_TC).sum(1)
     held = _of_ratio(p_TC, to_mixture_TC, student_T)
-    return Divergence(beta * teacher_T + student_T, held.slope)
+    return TokenDivergence(beta * teacher_T + student_T, held.slope)
 
 
 def entropy(logq_TC: Float[Tensor, "T C"]) -> Float[Tensor, "T"]:
-    """Of each distribution."""
+    """Return the entropy of each distribution, in nats; `logq_TC` are its logs."""
     return -_mean(logq_TC, logq_TC)
 
 
-def _of_ratio(p_TC: Tensor, ratio_TC: Tensor, mean_T: Tensor) -> Divergence:
-    """The student's mean of a ratio whose own slope has no mean: p x (ratio - mean)."""
-    return Divergence(mean_T, lambda: (ratio_TC - mean_T[:, None]).mul_(p_TC))
+def _of_ratio(p_TC: Tensor, ratio_TC: Tensor, mean_T: Tensor) -> TokenDivergence:
+    """Return the mean of a ratio under the student, with slope p x (ratio - mean).
+
+    That is the whole slope, because the slope of the ratio itself has mean 0.
+    """
+    return TokenDivergence(mean_T, lambda: (ratio_TC - mean_T[:, None]).mul_(p_TC))
 
 
 def _with_forward_where(
-    unsure_T: Tensor, plain: Divergence, forward: Divergence
-) -> Divergence:
-    return Divergence(
+    unsure_T: Tensor, plain: TokenDivergence, forward: TokenDivergence
+) -> TokenDivergence:
+    return TokenDivergence(
         plain.nats_T + forward.nats_T.where(unsure_T, 0.0),
         lambda: plain.slope().add_(forward.slope().mul_(unsure_T[:, None])),
     )
 
 
-def _clipped(plain: Divergence, most: float) -> Divergence:
-    return Divergence(
+def _clipped(plain: TokenDivergence, most: float) -> TokenDivergence:
+    return TokenDivergence(
         plain.nats_T.clamp(max=most),
         lambda: plain.slope().masked_fill_((plain.nats_T > most)[:, None], 0.0),
     )
@@ -145,7 +189,7 @@ def _mean(log_weight_TC: Tensor, value_TC: Tensor) -> Tensor:
 
 
 __all__ = [
-    "Divergence",
+    "TokenDivergence",
     "TokenLoss",
     "divergence",
     "entropy",

@@ -1,9 +1,8 @@
-"""Attention over a packed sequence on CPU, by the kernel behind
-`scaled_dot_product_attention`.
+"""Attention over a packed sequence on CPU, by torch's flash kernel.
 
-One call a run of the layout, on the keys it sees and no others. A function of its own,
-since autograd would make a gradient as long as the sequence for every slice that is
-taken of it.
+Each run of the layout is one call, on the keys that it sees and no others. The autograd
+function is written by hand: autograd would make a gradient as long as the sequence for
+every slice that is taken of it.
 
 Axes: H key heads, G query heads that share one, L tokens of the sequence, M tokens of a
 run, BM what they see: tokens before it and its own, D width of a head.
@@ -17,8 +16,8 @@ from torch import Tensor
 
 from topd_ray.learner.layout import Layout, Run
 
-# By name, for the log-sum-exp that the backward pass needs and the public function
-# keeps to itself
+# The private kernels of `scaled_dot_product_attention`, because the public function
+# does not return the log-sum-exp that the backward pass needs.
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -27,10 +26,10 @@ Keys = Float[Tensor, "H L D"]
 
 
 class PackedFlash(torch.autograd.Function):
-    """(query, key, value, layout, scale, reach) -> attention of every token over what
-    it sees.
+    """Attention of every token over what it sees.
 
-    `reach` is how many tokens back a token looks, itself included; None for all.
+    Called with (query, key, value, layout, scale, reach). `reach` is how many tokens
+    back a token looks, itself included; None for all.
     """
 
     @staticmethod
@@ -43,7 +42,10 @@ class PackedFlash(torch.autograd.Function):
         scale: float,
         reach: int | None,
     ) -> Queries:
-        """In memory (L, H, G, D), as what comes after attention reads it."""
+        """Return the attention output.
+
+        Its memory is ordered (L, H, G, D), as the layer's next operation reads it.
+        """
         out_HGLD = _in_order(query_HGLD)
         lse_HGL = torch.empty(query_HGLD.shape[:3], dtype=torch.float32)
         num_shared = query_HGLD.shape[1]
@@ -58,12 +60,14 @@ class PackedFlash(torch.autograd.Function):
                 scale=scale,
             )
         ctx.save_for_backward(query_HGLD, key_HLD, value_HLD, out_HGLD, lse_HGL)
-        ctx.layout, ctx.scale, ctx.reach = layout, scale, reach
+        ctx.layout = layout
+        ctx.scale = scale
+        ctx.reach = reach
         return out_HGLD
 
     @staticmethod
     def backward(ctx: Any, grad_HGLD: Queries) -> tuple[Any, ...]:
-        """Of query, key and value."""
+        """Return the gradients of query, key and value."""
         query_HGLD, key_HLD, value_HLD, out_HGLD, lse_HGL = ctx.saved_tensors
         to_query, to_key, to_value = map(_in_order, (query_HGLD, key_HLD, value_HLD))
         num_shared = query_HGLD.shape[1]
@@ -88,14 +92,15 @@ class PackedFlash(torch.autograd.Function):
 
 
 def _in_order(like: Tensor) -> Tensor:
-    """Uninitialised; its token axis, the last but one, is the first in memory."""
+    """Return uninitialised memory whose last axis but one, the tokens, comes first."""
     *heads, tokens, width = like.shape
     return like.new_empty(tokens, *heads, width).movedim(0, -2)
 
 
 def _seen(run: Run, keys_HLD: Keys, num_shared: int) -> Float[Tensor, "H G BM D"]:
-    """What a run looks at, for each of the query heads that share it; no copy for a
-    rollout.
+    """Return the keys that a run sees, for each query head that shares them.
+
+    For a rollout that is a view; the keys of a window and of its trunk are copied.
     """
     keys = keys_HLD[:, run.own]
     if run.before:
@@ -104,9 +109,9 @@ def _seen(run: Run, keys_HLD: Keys, num_shared: int) -> Float[Tensor, "H G BM D"
 
 
 def _add(run: Run, total_HLD: Keys, grad: Float[Tensor, "H BM D"]) -> None:
-    """The gradient of what a run looks at; a trunk has written its own before its
-    windows add.
-    """
+    """Add the gradient of the keys that a run sees to the whole gradient."""
+    # A run overwrites its own part and adds to its trunk's: the memory starts
+    # uninitialised, and a trunk's run always comes before those of its windows.
     num_own = run.own.stop - run.own.start
     total_HLD[:, run.own] = grad[:, -num_own:]
     if run.before:

@@ -1,11 +1,11 @@
-"""Hidden states and both output heads -> the losses and, at once, their gradient.
+"""Hidden states and both output heads -> the losses and their gradient.
 
-A full-vocabulary loss is small but for its logits, of which plain autograd holds a
-dozen copies. So the positions are cut twice. A chunk is what a matrix product works on
-at its full rate: its logits are made, their gradient takes their place, and two
-products turn it into the gradient of hidden states and head. A block is a few of its
-rows, over which the loss goes a dozen times while they are in the processor's cache.
-Nothing is computed twice, and the backward pass only scales.
+The logits are most of the memory of a full-vocabulary loss, and plain autograd holds a
+dozen copies of them. So the positions are cut twice. A chunk is as large as a matrix
+product needs for its full rate: its logits are computed, their gradient replaces them,
+and two products turn it into the gradients of hidden states and head. A block is a few
+rows of a chunk, which stay in the processor's cache while the loss reads them a dozen
+times. Nothing is computed twice, and the backward pass only scales.
 
 Axes: TU trained positions and, behind them, positions of resampled windows, C positions
 of a chunk, D width of the student, V vocabulary.
@@ -23,38 +23,47 @@ from topd_ray.learner.loss import Positions, Recipe, block_sums, target_entropy
 from topd_ray.learner.teacher import Teacher, WholeTeacher
 
 _CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**30}
-"""Of a chunk's logits in float32. Each chunk reads the head and adds to its gradient
-once, which costs a GPU, fast at products and slower at memory, relatively more.
+"""Bytes of a chunk's logits in float32, by device.
+
+Each chunk reads the head and adds to its gradient once. On a GPU that costs relatively
+more than the products, so its chunks are larger.
 """
 _BLOCK_BYTES = {"cpu": 2**22, "cuda": 2**27}
-"""Of a block's: a share of a CPU's cache; on a GPU, much against the start of a
-kernel.
+"""Bytes of a block's logits in float32, by device.
+
+On a CPU a share of the cache; on a GPU so many that the start of a kernel is cheap.
 """
 
 
 class Tiles(NamedTuple):
-    """How many positions are worked on at a time."""
+    """Numbers of positions of a chunk and of a block."""
 
     chunk: int
+    """Positions of one matrix product."""
     block: int
+    """Positions over which the loss goes at a time."""
 
 
 def tiles(num_ids: int, device: torch.device) -> Tiles:
-    """For a vocabulary of so many ids."""
+    """Return the tiles for a vocabulary of `num_ids` ids on a device."""
     row_bytes = 4 * num_ids
-    budgets = (of.get(device.type, of["cuda"]) for of in (_CHUNK_BYTES, _BLOCK_BYTES))
-    return Tiles(*(max(1, budget // row_bytes) for budget in budgets))
+    chunk_bytes = _CHUNK_BYTES.get(device.type, _CHUNK_BYTES["cuda"])
+    block_bytes = _BLOCK_BYTES.get(device.type, _BLOCK_BYTES["cuda"])
+    return Tiles(
+        chunk=max(1, chunk_bytes // row_bytes),
+        block=max(1, block_bytes // row_bytes),
+    )
 
 
 class Losses(NamedTuple):
-    """Sums in nats, float64 scalars; only `total` has a gradient."""
+    """Sums over a micro-batch in nats, float64 scalars; only `total` has a gradient."""
 
     total: Float[Tensor, ""]
     """token + lambda_traj x traj."""
     token: Float[Tensor, ""]
-    """Weighted token losses."""
+    """Sum of the weighted token losses."""
     traj: Float[Tensor, ""]
-    """KL(target || student) of the window positions."""
+    """Sum of KL(target || student) over the window positions."""
     rollout_kl: Float[Tensor, ""]
     """See `loss.rollout_kl`."""
 
@@ -66,10 +75,20 @@ def distillation_losses(
     recipe: Recipe,
     cut: Tiles,
 ) -> Losses:
-    """Temperature 1; gradient flows to the student alone, and none is computed where
-    none is asked.
+    """Return the losses of a micro-batch, at temperature 1.
 
+    Gradient flows to the student alone; where autograd needs none, none is computed.
     Without a position the sums are 0, and so is the gradient of the head.
+
+    Args:
+        student_hidden_TUD: The student's hidden states that predict trained tokens.
+        student_head_VD: Weight of the student's output head.
+        positions: What the T + U positions are trained on.
+        recipe: How the losses are composed.
+        cut: How many positions are worked on at a time.
+
+    Returns:
+        Sums over the positions; the caller divides them.
     """
     total, sums_3 = _Fused.apply(  # type: ignore[no-untyped-call]
         student_hidden_TUD,
@@ -106,10 +125,12 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        scale, slopes = upstream[0], ctx.saved_tensors
+        scale = upstream[0]
+        slopes = ctx.saved_tensors
         if scale != 1.0:  # scaling is a copy, and the head's gradient is gigabytes
             slopes = [
-                one if one is None else one * scale.to(one.dtype) for one in slopes
+                None if slope is None else slope * scale.to(slope.dtype)
+                for slope in slopes
             ]
         return (*slopes, None, None, None, None)
 
@@ -122,26 +143,26 @@ def _sums_and_slopes(
     cut: Tiles,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """See `block_sums`; the slopes by hidden states and head, None where they are not
-    `wanted`.
+    """Return the sums of `block_sums` over all positions, and two slopes.
+
+    The slopes are by the hidden states and by the head, None where not `wanted`.
     """
     positions = positions.by_window()
     window_at: list[int] = positions.window_Q.tolist()
     sums_3 = torch.zeros(3, dtype=torch.float64, device=hidden_TUD.device)
     slope_TUD = torch.empty_like(hidden_TUD) if wanted[0] else None
-    precise = torch.promote_types(
-        head_VD.dtype, torch.float32
-    )  # many chunks add up in it
+    # many chunks add up in it: bfloat16 would lose the small ones
+    precise = torch.promote_types(head_VD.dtype, torch.float32)
     slope_VD = torch.zeros_like(head_VD, dtype=precise) if wanted[1] else None
-    # rooms are kept from chunk to chunk: fresh memory costs a CPU more than what is put
-    # there
-    room_CV = hidden_TUD.new_empty(min(cut.chunk, len(hidden_TUD)), len(head_VD))
-    teacher_room_CV = _teacher_room(positions.teacher, cut)
+    # Buffers are kept from chunk to chunk: on a CPU, the page faults of fresh memory
+    # cost more than the numbers written there.
+    buffer_CV = hidden_TUD.new_empty(min(cut.chunk, len(hidden_TUD)), len(head_VD))
+    teacher_buffer_CV = _teacher_buffer(positions.teacher, cut)
     for first, last in _cuts(0, len(hidden_TUD), cut.chunk):
         hidden_CD = hidden_TUD[first:last]
-        logits_CV = torch.mm(hidden_CD, head_VD.T, out=room_CV[: last - first])
+        logits_CV = torch.mm(hidden_CD, head_VD.T, out=buffer_CV[: last - first])
         teacher_logits_TV = _teacher_logits(
-            positions.teacher, first, last, teacher_room_CV
+            positions.teacher, first, last, teacher_buffer_CV
         )
         for start, stop in _cuts(first, last, cut.block):
             windows = slice(bisect_left(window_at, start), bisect_left(window_at, stop))
@@ -168,7 +189,7 @@ def _cuts(first: int, last: int, size: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + size, last)
 
 
-def _teacher_room(teacher: Teacher, cut: Tiles) -> Tensor | None:
+def _teacher_buffer(teacher: Teacher, cut: Tiles) -> Tensor | None:
     if not isinstance(teacher, WholeTeacher):
         return None
     return teacher.head_VE.new_empty(
@@ -177,12 +198,12 @@ def _teacher_room(teacher: Teacher, cut: Tiles) -> Tensor | None:
 
 
 def _teacher_logits(
-    teacher: Teacher, first: int, last: int, room_CV: Tensor | None
+    teacher: Teacher, first: int, last: int, buffer_CV: Tensor | None
 ) -> Tensor | None:
-    if not isinstance(teacher, WholeTeacher) or room_CV is None:
+    if not isinstance(teacher, WholeTeacher) or buffer_CV is None:
         return None
     hidden_TE = teacher.hidden_TE[first:last].to(teacher.head_VE.dtype)
-    return torch.mm(hidden_TE, teacher.head_VE.T, out=room_CV[: len(hidden_TE)])
+    return torch.mm(hidden_TE, teacher.head_VE.T, out=buffer_CV[: len(hidden_TE)])
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

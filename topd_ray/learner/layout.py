@@ -1,5 +1,4 @@
-"""Which token of a packed sequence sees which, and what each attention kernel needs to
-know of it.
+"""Which token of a packed sequence attends to which, in the form of each kernel.
 
 Axes: L tokens of the sequence, S its segments.
 """
@@ -13,28 +12,34 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 _RUN_TOKENS = 128
-"""Windows of one trunk are run together up to here: fewer would leave the kernel
-waiting for its next call, more would look at much that only some of them see.
+"""Windows of one trunk attend in one call up to this many tokens.
+
+Fewer would leave the kernel waiting for its next call; more would read many keys that
+only some of the windows see.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Tokens that attend in one call: a rollout, or windows of one trunk that follow
-    each other.
-    """
+    """Tokens that attend in one call: a rollout, or successive windows of one trunk."""
 
     own: slice
+    """The tokens of the run, as a slice of L."""
     before: slice | None
-    """The tokens of the trunk that any of the windows sees."""
+    """The tokens of the trunk that any of the windows sees; None for a rollout."""
 
 
 class Layout:
-    """The segments of one packed sequence; made once a micro-batch, shared by all
-    layers.
+    """The segments of one packed sequence, for all layers of a forward pass.
 
     A rollout (its own trunk) sees itself causally; a window sees the first `branch`
     tokens of its trunk, and itself causally.
+
+    Example: a rollout of 4 tokens and a window of 2 that sees its first 2 tokens::
+
+        layout = Layout(length_S=[4, 2], trunk_S=[0, 0], branch_S=[0, 2])
+        layout.place_L  # [0, 1, 2, 3, 2, 3]
+        layout.sees(query=5, key=[0, 1, 2, 3, 4, 5])  # [yes, yes, no, no, yes, yes]
     """
 
     def __init__(
@@ -43,7 +48,7 @@ class Layout:
         trunk_S: Int[Tensor, "S"],
         branch_S: Int[Tensor, "S"],
     ) -> None:
-        """Fields of `TrainBatch`: the segments fill the sequence, in order."""
+        """Take the fields of `TrainBatch`; the segments fill the sequence in order."""
         start_S = length_S.cumsum(0) - length_S
         index_L = torch.arange(int(length_S.sum()), device=length_S.device)
         self._segment_L = torch.repeat_interleave(length_S)
@@ -51,10 +56,11 @@ class Layout:
         end_S = start_S[trunk_S] + branch_S
         self._end_L = torch.where(branch_S > 0, end_S, 0)[self._segment_L]
         self.place_L = index_L + (branch_S - start_S)[self._segment_L]
-        """Position ids: a window goes on where its branch ends."""
+        """Position ids; a window's start where its branch of the trunk ends."""
         self.longest = int(self.place_L.max()) + 1
-        """Most tokens that any token sees, itself included, if no layer looks less
-        far.
+        """Most tokens that any token sees, itself included, without a sliding window.
+
+        A layer whose sliding window is no shorter attends as if it had none.
         """
         self.runs = _runs(length_S.tolist(), trunk_S.tolist(), branch_S.tolist())
         self._masks: dict[tuple[int, int | None], Tensor] = {}
@@ -66,10 +72,15 @@ class Layout:
         key: Int[Tensor, "..."],
         reach: int | None = None,
     ) -> Bool[Tensor, "..."]:
-        """Whether the token at index `query` sees the one at `key`, element by element.
+        """Return whether the token at index `query` attends to the one at `key`.
 
-        `reach` is how many tokens back a layer looks, itself included; None: all of
-        them.
+        Args:
+            query: Indices into L.
+            key: Indices into L, of a shape that broadcasts.
+            reach: How many tokens back a layer looks, itself included; None for all.
+
+        Returns:
+            The answer element by element.
         """
         own = (self._segment_L[query] == self._segment_L[key]) & (key <= query)
         before = (self._trunk_L[query] == self._segment_L[key]) & (
@@ -80,8 +91,9 @@ class Layout:
         return (own | before) & (self.place_L[query] - self.place_L[key] < reach)
 
     def mask(self, run: Run, reach: int | None, dtype: torch.dtype) -> Tensor | None:
-        """`sees` as what is added to the scores of a run; None where plain causality
-        says it.
+        """Return `sees` as the mask that is added to the scores of a run.
+
+        None where a causal mask is the same, which the kernel has built in.
         """
         if run.before is None and reach is None:
             return None
@@ -97,7 +109,7 @@ class Layout:
         return self._masks[run.own.start, reach]
 
     def blocks(self, reach: int | None = None) -> BlockMask:
-        """`sees`, as flex attention wants to know it."""
+        """Return `sees` as the block mask of flex attention."""
         if reach not in self._blocks:
             length = len(self.place_L)
             self._blocks[reach] = create_block_mask(
@@ -117,7 +129,8 @@ def _runs(
     starts = [0, *accumulate(lengths)]
     runs: list[Run] = []
     for s, (trunk, branch) in enumerate(zip(trunks, branches, strict=True)):
-        own, first = slice(starts[s], starts[s + 1]), starts[trunk]
+        own = slice(starts[s], starts[s + 1])
+        first = starts[trunk]
         before = slice(first, first + branch) if branch else None
         last = runs[-1] if runs else None
         if (

@@ -1,5 +1,4 @@
-"""Logits of a few positions -> sums of both losses, and their slope by the logits, in
-closed form.
+"""Logits of some positions -> sums of both losses, and their slope by the logits.
 
 Axes: T trained positions, B those and, behind them, positions of resampled windows, V
 vocabulary, Q window positions, K ids of a soft target.
@@ -11,13 +10,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from topd_ray.learner.divergence import Divergence, TokenLoss, divergence
+from topd_ray.learner.divergence import TokenDivergence, TokenLoss, divergence
 from topd_ray.learner.teacher import (
     SampledTeacher,
     Teacher,
     TopkTeacher,
-    part_of,
     sampled_divergence,
+    teacher_at,
     topk_divergence,
 )
 
@@ -26,25 +25,28 @@ _NO_ID = -1  # any negative id is padding
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Positions:
-    """T trained positions, what is known of each, and the soft targets of some of all
-    B.
-    """
+    """The T trained positions, and the soft targets of some of all B positions."""
 
     teacher: Teacher
+    """The teacher's signal at the T positions."""
     response_ids_T: Int[Tensor, "T"]
+    """The response tokens."""
     sampled_logp_T: Float[Tensor, "S"]
-    """Student's log-probability of the token when it sampled it; S = T, or 0 where it
-    did not.
+    """The student's log-probability of the token when it sampled it.
+
+    S = T, or 0 where the student did not sample the response.
     """
     weight_T: Float[Tensor, "T"]
+    """Weight of each token's loss."""
     window_Q: Int[Tensor, "Q"]
-    """Index into B; may repeat."""
+    """Index into B of each window position; may repeat."""
     target_ids_QK: Int[Tensor, "Q K"]
+    """Ids of each soft target; a negative id is padding."""
     target_weights_QK: Float[Tensor, "Q K"]
-    """Rows sum to 1 over the ids; a negative id is padding."""
+    """Soft targets; rows sum to 1 over the ids that are no padding."""
 
     def by_window(self) -> "Positions":
-        """The same with `window_Q` ascending and padding of weight 0 on id 0."""
+        """Return the same with `window_Q` ascending and padding as id 0 of weight 0."""
         window_Q, order_Q = self.window_Q.sort(stable=True)
         ids_QK = self.target_ids_QK[order_Q]
         return replace(
@@ -57,10 +59,13 @@ class Positions:
         )
 
     def between(self, first: int, last: int, windows: slice) -> "Positions":
-        """Those from `first` to `last`, whose window positions are `windows`."""
+        """Return the positions from `first` to `last`.
+
+        `windows` is the slice of Q whose indices lie there.
+        """
         trained = slice(min(first, len(self.weight_T)), min(last, len(self.weight_T)))
         return Positions(
-            teacher=part_of(self.teacher, trained),
+            teacher=teacher_at(self.teacher, trained),
             response_ids_T=self.response_ids_T[trained],
             sampled_logp_T=self.sampled_logp_T[trained],
             weight_T=self.weight_T[trained],
@@ -72,11 +77,12 @@ class Positions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """What is descended: sum of token losses + lambda_traj x sum of KL(target ||
-    student).
+    """The loss of a step, before it is divided by the step's response tokens.
+
+    sum_t weight_t x token loss_t + lambda_traj x sum_q KL(target_q || student_q).
     """
 
-    parts: TokenLoss
+    token_loss: TokenLoss
     lambda_traj: float
 
 
@@ -88,18 +94,24 @@ def block_sums(
     *,
     with_slope: bool,
 ) -> tuple[Float[Tensor, "3"], Float[Tensor, "B V"] | None]:
-    """Sums over the positions `here` (as of `by_window`), and their slope by the
-    student's logits.
+    """Return the sums of a block of positions, and their slope by its logits.
 
-    The sums, float64: weighted token losses, cross entropy of the targets,
-    `rollout_kl`. The slope is that of the first + lambda_traj x the second.
-    `teacher_logits_TV` comes with a WholeTeacher.
+    Args:
+        logits_BV: The student's logits.
+        teacher_logits_TV: The teacher's logits, with a WholeTeacher; else None.
+        here: The block's positions, as `by_window` orders them.
+        recipe: How the losses are composed.
+        with_slope: Whether the slope is needed.
+
+    Returns:
+        Three sums in nats, float64: weighted token losses, cross entropy of the soft
+        targets, `rollout_kl`. And d (first + lambda_traj x second) / d logits, or None.
     """
-    kd_ratio = recipe.parts.kd_ratio
+    kd_ratio = recipe.token_loss.kd_ratio
     logp_BV = _log_softmax(logits_BV)
     logp_TV = logp_BV[: len(here.weight_T)]
     logp_T = logp_TV.gather(1, here.response_ids_T[:, None])[:, 0]
-    known = _divergence(logp_TV, teacher_logits_TV, here, recipe.parts)
+    known = _divergence(logp_TV, teacher_logits_TV, here, recipe.token_loss)
     nats_T = known.nats_T
     if kd_ratio != 1.0:
         nats_T = kd_ratio * nats_T - (1.0 - kd_ratio) * logp_T
@@ -117,15 +129,21 @@ def block_sums(
 def rollout_kl(
     logp_T: Float[Tensor, "T"], sampled_logp_T: Float[Tensor, "S"]
 ) -> Float[Tensor, ""]:
-    """Sum of exp(d) - 1 - d, d = now - when sampled; 0 where S = 0: the student did not
-    sample.
+    """Return the sum over tokens of exp(d) - 1 - d, d = logp now - logp when sampled.
 
-    Its mean over tokens is an unbiased and never negative estimate (k3) of KL(the
-    policy that sampled || the policy as it is now), in nats a token; float64, since d
-    may be 1e-7.
+    Its mean over tokens is an unbiased and never negative estimate (k3; Schulman, 2020)
+    of KL(sampling policy || trained policy).
+
+    Args:
+        logp_T: The student's log-probabilities of the response tokens.
+        sampled_logp_T: The same when it sampled them; S = 0 where it did not.
+
+    Returns:
+        The sum in nats, float64; 0 where S = 0.
     """
     if not len(sampled_logp_T):
         return torch.zeros((), dtype=torch.float64, device=logp_T.device)
+    # d may be 1e-7, and exp(d) - 1 - d is of order d^2: float32 would give noise
     moved_T = logp_T.double() - sampled_logp_T.double()
     return (moved_T.expm1() - moved_T).sum()
 
@@ -133,8 +151,13 @@ def rollout_kl(
 def target_entropy(
     target_ids_QK: Int[Tensor, "Q K"], target_weights_QK: Float[Tensor, "Q K"]
 ) -> Float[Tensor, ""]:
-    """Sum over Q in nats, float64: what cross entropy has more than KL(target ||
-    student).
+    """Return the sum of the soft targets' entropies, in nats, float64.
+
+    Cross entropy minus this is KL(target || student).
+
+    Args:
+        target_ids_QK: Ids of each soft target; a negative id is padding.
+        target_weights_QK: Rows that sum to 1 over these ids.
     """
     _, distribution_QK = aggregate_targets(target_ids_QK, target_weights_QK.double())
     entropy: Tensor = torch.special.entr(distribution_QK).sum()
@@ -144,12 +167,18 @@ def target_entropy(
 def aggregate_targets(
     target_ids_QK: Int[Tensor, "Q K"], target_weights_QK: Float[Tensor, "Q K"]
 ) -> tuple[Int[Tensor, "Q K"], Float[Tensor, "Q K"]]:
-    """The same targets with every id once a row, equal ids' weights added up; -1 fills
-    the rest.
+    """Return the same targets with every id once a row, the weights of equal ids added.
 
-    A teacher's continuation repeats tokens, so a row may name an id more than once. As
-    a distribution over the vocabulary it has the sum there, and only the entropy of the
-    sums makes KL(target || student) 0 where the two agree.
+    A teacher's continuation repeats tokens, so a row may name an id more than once. The
+    target, a distribution over the vocabulary, has the sum there, and only the entropy
+    of the sums makes KL(target || student) 0 where the two agree.
+
+    Args:
+        target_ids_QK: Ids of each soft target; a negative id is padding.
+        target_weights_QK: Their weights.
+
+    Returns:
+        Ids in ascending order, -1 where a row has fewer than K, and their weights.
     """
     ids_QK, order_QK = target_ids_QK.sort(1)
     weights_QK = target_weights_QK.gather(1, order_QK).masked_fill(ids_QK < 0, 0.0)
@@ -163,28 +192,34 @@ def aggregate_targets(
 
 
 def _divergence(
-    logp_TV: Tensor, teacher_logits_TV: Tensor | None, here: Positions, parts: TokenLoss
-) -> Divergence:
+    logp_TV: Tensor,
+    teacher_logits_TV: Tensor | None,
+    here: Positions,
+    token_loss: TokenLoss,
+) -> TokenDivergence:
     match here.teacher:
         case TopkTeacher():
-            return topk_divergence(logp_TV, here.teacher, parts)
+            return topk_divergence(logp_TV, here.teacher, token_loss)
         case SampledTeacher():
             return sampled_divergence(
                 logp_TV, here.teacher, here.response_ids_T, here.sampled_logp_T
             )
         case _:
             assert teacher_logits_TV is not None
-            return divergence(logp_TV, _log_softmax(teacher_logits_TV), parts)
+            return divergence(logp_TV, _log_softmax(teacher_logits_TV), token_loss)
 
 
 def _slope(
-    known: Divergence, logp_BV: Tensor, here: Positions, recipe: Recipe
+    known: TokenDivergence, logp_BV: Tensor, here: Positions, recipe: Recipe
 ) -> Tensor:
-    """Overwrites `logp_BV`. A cross entropy pulls p from all ids and puts its weight on
-    its own.
+    """Return the slope (B, V) of the block's loss; overwrites `logp_BV`.
+
+    The slope of a cross entropy with weight w on id y is w (p - onehot(y)).
     """
-    weight_T, kd_ratio = here.weight_T, recipe.parts.kd_ratio
-    num_trained, num_behind = len(weight_T), len(logp_BV) - len(weight_T)
+    weight_T = here.weight_T
+    kd_ratio = recipe.token_loss.kd_ratio
+    num_trained = len(weight_T)
+    num_behind = len(logp_BV) - num_trained
     slope_BV = known.slope().mul_((kd_ratio * weight_T)[:, None])
     if num_behind:
         slope_BV = torch.cat(
@@ -206,9 +241,7 @@ def _slope(
 
 
 def _log_softmax(logits_BV: Tensor) -> Tensor:
-    """In float32 at least: bfloat16 carries three digits, and a KL is a difference of
-    logs.
-    """
+    # bfloat16 carries three digits, and a KL is a difference of logs
     return logits_BV.to(
         torch.promote_types(logits_BV.dtype, torch.float32)
     ).log_softmax(1)

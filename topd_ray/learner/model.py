@@ -1,5 +1,4 @@
-"""Micro-batch -> losses: the student, what is known of the teacher, and nothing between
-them.
+"""Micro-batch -> losses: the student and the loss as one torch module.
 
 Axes: L tokens of the sequence, S its segments, T trained positions, TU those and
 positions of resampled windows, D width of the student, E width of the teacher, V
@@ -27,11 +26,11 @@ from topd_ray.models.refusals import check_experts, refuse_logit_transforms
 
 
 class DistillationModel(nn.Module):
-    """Both losses of a micro-batch in one forward pass, so that a sharding engine sees
-    all of it.
+    """Both losses of a micro-batch in one forward pass.
 
-    The teacher's head is a buffer outside the state dict: not trained, saved or
-    exported.
+    One module, because an engine that shards weights gathers them in the hooks of a
+    module's forward pass. The teacher's head is a buffer outside the state dict: it is
+    not trained, saved or exported.
     """
 
     def __init__(
@@ -40,13 +39,21 @@ class DistillationModel(nn.Module):
         *,
         signal: Signal,
         teacher_head_VE: Float[Tensor, "V E"] | None,
-        parts: TokenLoss,
+        token_loss: TokenLoss,
         lambda_traj: float,
     ) -> None:
-        """`teacher_head_VE` comes with the signal `hidden` and no other.
+        """Take the student and the losses that it is trained with.
 
-        Raises UserError for a student whose logits are not its head's, or are not the
-        teacher's.
+        Args:
+            student: The model, as `load_student` returns it.
+            signal: The kind of the teacher's signal.
+            teacher_head_VE: The teacher's output head, with the signal `hidden` alone.
+            token_loss: How the loss of one token is composed.
+            lambda_traj: Weight of the trajectory loss.
+
+        Raises:
+            UserError: The student's logits are not the product of hidden states and
+                head, or the two vocabularies differ.
         """
         super().__init__()
         assert (teacher_head_VE is not None) == (signal == "hidden")
@@ -57,9 +64,11 @@ class DistillationModel(nn.Module):
             where="the student",
         )
         head_VD = student_head(student)
-        self.loss = FusedLoss(head_VD, Recipe(parts=parts, lambda_traj=lambda_traj))
+        self.loss = FusedLoss(
+            head_VD, Recipe(token_loss=token_loss, lambda_traj=lambda_traj)
+        )
         self.num_ids = len(head_VD)
-        """V; kept, since a sharded head has no shape."""
+        """Rows of the student's head (V); kept, since a sharded head has no shape."""
         self._signal = signal
         self.teacher_head_VE: Tensor | None
         self.register_buffer("teacher_head_VE", None, persistent=False)
@@ -67,7 +76,7 @@ class DistillationModel(nn.Module):
             self.set_teacher_head(teacher_head_VE)
 
     def set_teacher_head(self, teacher_head_VE: Float[Tensor, "V E"]) -> None:
-        """What hidden states of the teacher are multiplied with from here on."""
+        """Replace the teacher's output head; raise UserError if it has not V rows."""
         if self.num_ids != len(teacher_head_VE):
             raise UserError(
                 f"the student's output head has {self.num_ids} rows, the teacher's"
@@ -91,16 +100,30 @@ class DistillationModel(nn.Module):
         target_weights_QK: Float[Tensor, "Q K"],
         *signal: Tensor,
     ) -> tuple[Float[Tensor, ""], ...]:
-        """The `Losses` of the micro-batch, as a plain tuple: sums in nats, the step
-        divides.
+        """Return the `Losses` of the micro-batch as a plain tuple.
 
-        Flat, because the engine moves what it is passed, not what lies inside; the
-        sequence and its segments are as in `TrainBatch`. `sampled_logp_T` is empty
-        where the student did not sample. `signal` is of the T positions: hidden (T, E);
-        or ids (T, M) and their log-probabilities (T, M); or the teacher's
-        log-probability (T,). Without a trained position all sums are 0, and the
-        backward pass still runs through every weight (with gradient 0), as the other
-        ranks' does.
+        The arguments are those of `inputs.forward_inputs`. They are flat, because the
+        engine moves the tensors that it is passed to its device, not those inside other
+        objects. Without a trained position all sums are 0, and the backward pass still
+        runs through every weight (with gradient 0): the collectives need every rank.
+
+        Args:
+            input_ids_L: As in `TrainBatch`, like all up to `target_weights_QK`.
+            length_S: Lengths of the segments.
+            trunk_S: The segment that each continues.
+            branch_S: Tokens of it that each sees.
+            position_TU: The hidden states that predict trained tokens.
+            response_ids_T: The response tokens.
+            sampled_logp_T: Empty where the student did not sample.
+            weight_T: Weights of the token losses.
+            window_Q: Places of the soft targets in T + U.
+            target_ids_QK: Ids of the soft targets.
+            target_weights_QK: The soft targets.
+            signal: The teacher's at the T positions: hidden states (T, E); or ids and
+                their log-probabilities (T, M); or log-probabilities (T,).
+
+        Returns:
+            Sums in nats, float64; the step divides them.
         """
         layout = Layout(length_S, trunk_S, branch_S)
         hidden_1LD = self.student.base_model(
@@ -138,20 +161,21 @@ class DistillationModel(nn.Module):
 class FusedLoss(nn.Module):
     """Trained hidden states -> losses, past the student's output head.
 
-    The head is never called: the loss wants its weight. Held here too, the weight is
-    this module's, so that an engine that shards weights has it whole while this one
+    The head is never called: the loss needs its weight. The weight is a parameter of
+    this module too, so that an engine that shards weights gathers it while this module
     runs.
     """
 
     def __init__(self, head_VD: nn.Parameter, recipe: Recipe) -> None:
         super().__init__()
-        self.head_VD, self._recipe = head_VD, recipe
+        self.head_VD = head_VD
+        self._recipe = recipe
         self._num_ids = len(head_VD)  # kept, since a sharded head has no shape
 
     def forward(
         self, hidden_TUD: Float[Tensor, "TU D"], *, positions: Positions
     ) -> tuple[Float[Tensor, ""], ...]:
-        """See `Losses`; a plain tuple, in which an engine's hooks find the tensors."""
+        """Return `Losses` as a plain tuple, in which an engine's hooks find tensors."""
         cut = tiles(self._num_ids, hidden_TUD.device)
         return (
             *distillation_losses(
@@ -161,9 +185,7 @@ class FusedLoss(nn.Module):
 
 
 def student_head(student: Any) -> nn.Parameter:
-    """Weight of the student's output head, (V, D); its embedding, where the two are
-    tied.
-    """
+    """Return the output head's weight, (V, D); where tied, it is the embedding."""
     weight: nn.Parameter = student.get_output_embeddings().weight
     return weight
 
@@ -171,10 +193,11 @@ def student_head(student: Any) -> nn.Parameter:
 def load_student(
     folder: Path, *, dtype: torch.dtype, gradient_checkpointing: bool
 ) -> nn.Module:
-    """The student of a Hugging Face folder (safetensors), in training mode.
+    """Return the student of a Hugging Face folder (safetensors), in training mode.
 
-    Raises UserError for one whose rollouts cannot lie beside each other in one
-    sequence, or whose weights would not fit the engines (see `check_experts`).
+    Raises:
+        UserError: Its rollouts cannot be packed into one sequence, or its weights do
+            not fit the engines (see `check_experts`).
     """
     check_experts(folder, field="learner.model")
     disable_progress_bar()

@@ -1,8 +1,7 @@
-"""What is known of the teacher at some positions -> their divergence, by all of the
-logits.
+"""The teacher's signal at some positions -> their divergence from the student.
 
 Axes: T positions, V vocabulary, E width of the teacher, M ids the teacher kept, C
-entries of a distribution over these (M, or M and a bucket).
+entries of a distribution over these (M, or M and a bucket). Slopes are by all V logits.
 """
 
 import math
@@ -12,12 +11,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from topd_ray.learner.divergence import Divergence, TokenLoss, divergence
+from topd_ray.learner.divergence import TokenDivergence, TokenLoss, divergence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WholeTeacher:
-    """Its hidden states and output head: every id's probability."""
+    """The teacher's hidden states and output head: they give every id's probability."""
 
     hidden_TE: Float[Tensor, "T E"]
     head_VE: Float[Tensor, "V E"]
@@ -33,7 +32,7 @@ class TopkTeacher:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampledTeacher:
-    """Its log-probability of the sampled token."""
+    """The teacher's log-probability of the sampled token of each position."""
 
     logq_T: Float[Tensor, "T"]
 
@@ -41,8 +40,8 @@ class SampledTeacher:
 Teacher = WholeTeacher | TopkTeacher | SampledTeacher
 
 
-def part_of(teacher: Teacher, where: slice) -> Teacher:
-    """What is known of these positions."""
+def teacher_at(teacher: Teacher, where: slice) -> Teacher:
+    """Return the teacher's signal at a slice of the positions."""
     match teacher:
         case WholeTeacher():
             return WholeTeacher(
@@ -57,46 +56,59 @@ def part_of(teacher: Teacher, where: slice) -> Teacher:
 
 
 def topk_divergence(
-    logp_TV: Float[Tensor, "T V"], teacher: TopkTeacher, parts: TokenLoss
-) -> Divergence:
-    """Over the M ids and one bucket for all others, or over the M ids as if there were
-    no others.
+    logp_TV: Float[Tensor, "T V"], teacher: TopkTeacher, token_loss: TokenLoss
+) -> TokenDivergence:
+    """Return the divergence over the M ids that the teacher kept.
 
-    Merging ids never raises a divergence, and a KL of distributions is never negative;
-    a sum over the M ids alone can be.
+    With `tail` = bucket, all other ids are one more entry; with renormalise, both sides
+    are distributions over the M ids. A sum over the M ids of the full distributions
+    would not do: it can be negative. Merging ids never raises a divergence, so the
+    bucket's result is a lower bound of the divergence over the vocabulary.
+
+    Args:
+        logp_TV: The student's log-probabilities.
+        teacher: The teacher's M ids and their log-probabilities.
+        token_loss: The kind of divergence, and `tail`.
+
+    Returns:
+        The divergence of each position, in nats; its slope has shape (T, V).
     """
     ids_TM, logq_TM = teacher.ids_TM, teacher.logq_TM
     logp_TM = logp_TV.gather(1, ids_TM)
-    if parts.tail == "renormalise":
-        few = divergence(logp_TM.log_softmax(1), logq_TM.log_softmax(1), parts)
+    if token_loss.tail == "renormalise":
+        few = divergence(logp_TM.log_softmax(1), logq_TM.log_softmax(1), token_loss)
     elif ids_TM.shape[1] == logp_TV.shape[1]:
-        few = divergence(logp_TM, logq_TM, parts)  # nothing is left for a bucket
+        few = divergence(logp_TM, logq_TM, token_loss)  # nothing is left for a bucket
     else:
-        return _bucket_divergence(logp_TV, ids_TM, logp_TM, logq_TM, parts)
-    return Divergence(
+        return _bucket_divergence(logp_TV, ids_TM, logp_TM, logq_TM, token_loss)
+    return TokenDivergence(
         few.nats_T, lambda: torch.zeros_like(logp_TV).scatter_(1, ids_TM, few.slope())
     )
 
 
 def _bucket_divergence(
-    logp_TV: Tensor, ids_TM: Tensor, logp_TM: Tensor, logq_TM: Tensor, parts: TokenLoss
-) -> Divergence:
-    # the others themselves: 1 - sum, in float32, cannot tell 1e-9 from nothing
+    logp_TV: Tensor,
+    ids_TM: Tensor,
+    logp_TM: Tensor,
+    logq_TM: Tensor,
+    token_loss: TokenLoss,
+) -> TokenDivergence:
+    # From the other ids themselves: 1 - sum, in float32, cannot tell 1e-9 from 0.
     rest_TV = logp_TV.scatter(1, ids_TM, -math.inf)
     log_rest_T = rest_TV.logsumexp(1, keepdim=True)
     few = divergence(
         torch.cat([logp_TM, log_rest_T], 1),
         torch.cat([logq_TM, _log_rest(logq_TM)], 1).log_softmax(1),
-        parts,
+        token_loss,
     )
 
     def slope() -> Tensor:
-        """The bucket's slope falls to its ids by their share of it."""
+        """Divide the bucket's slope among its ids by their shares of the bucket."""
         slope_TC = few.slope()
         share_TV = (rest_TV - log_rest_T).exp_()
         return share_TV.mul_(slope_TC[:, -1:]).scatter_(1, ids_TM, slope_TC[:, :-1])
 
-    return Divergence(few.nats_T, slope)
+    return TokenDivergence(few.nats_T, slope)
 
 
 def sampled_divergence(
@@ -104,14 +116,22 @@ def sampled_divergence(
     teacher: SampledTeacher,
     response_ids_T: Int[Tensor, "T"],
     sampled_logp_T: Float[Tensor, "T"],
-) -> Divergence:
-    """log p_S - log p_T of tokens sampled from p_S, with the slope of its mean over
-    samples.
+) -> TokenDivergence:
+    """Return the estimate log p_S - log p_T of reverse KL from sampled tokens.
 
-    The log ratio's own slope has mean 0: it is a policy's reward (negated) and not what
-    to descend. So the slope is that of log ratio (held) x p_S / p_S at sampling time,
-    which is 1 up to the rounding of two engines and to staleness. Its mean over samples
-    is the slope of reverse KL.
+    The slope of the log ratio itself has mean 0 over samples. The slope returned is
+    that of (log ratio, held constant) x p_S / p_S at sampling time: the policy gradient
+    with the log ratio as negative reward. Its mean over samples is the slope of reverse
+    KL. The importance weight is 1 up to the rounding of two engines and to staleness.
+
+    Args:
+        logp_TV: The student's log-probabilities.
+        teacher: The teacher's log-probabilities of the sampled tokens.
+        response_ids_T: The sampled tokens.
+        sampled_logp_T: The student's log-probabilities when it sampled them.
+
+    Returns:
+        The log ratio of each position, in nats; its slope has shape (T, V).
     """
     chosen_T = response_ids_T[:, None]
     logp_T = logp_TV.gather(1, chosen_T)[:, 0]
@@ -121,15 +141,14 @@ def sampled_divergence(
         pull_T = (log_ratio_T * (logp_T - sampled_logp_T).exp())[:, None]
         return logp_TV.exp().mul_(-pull_T).scatter_add_(1, chosen_T, pull_T)
 
-    return Divergence(log_ratio_T, slope)
+    return TokenDivergence(log_ratio_T, slope)
 
 
 def _log_rest(logq_TM: Tensor) -> Tensor:
-    """log(1 - sum) of what the M ids leave, (T, 1); at least the resolution of their
-    logs.
+    """Return the log of the mass that the M ids leave, log(1 - sum), shape (T, 1).
 
-    Of less they do not know even the sign, and a bucket without mass would cost
-    infinitely much.
+    At least the resolution of the dtype: below it the rounded logs do not even give the
+    sign of the mass, and a bucket without mass would cost infinitely much.
     """
     rest_T = 1.0 - logq_TM.double().exp().sum(1, keepdim=True)
     return rest_T.clamp(min=torch.finfo(logq_TM.dtype).eps).log().to(logq_TM.dtype)
@@ -140,7 +159,7 @@ __all__ = [
     "Teacher",
     "TopkTeacher",
     "WholeTeacher",
-    "part_of",
     "sampled_divergence",
+    "teacher_at",
     "topk_divergence",
 ]

@@ -41,7 +41,7 @@ class WindowLearner:
             student.eval(),
             signal="hidden",
             teacher_head_VE=output_head(teacher_folder).float(),
-            parts=TokenLoss(),  # the paper's L_OPD: reverse KL over the full vocabulary
+            token_loss=TokenLoss(),  # L_OPD of the paper: reverse KL, every id
             lambda_traj=lambda_traj,
         ).to(device)
         self._device = device

@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.torch import save_file
 
 from topd_ray.engines.protocols import NamedArray
-from topd_ray.engines.tensors import seen_as_torch
+from topd_ray.engines.tensors import view_as_torch
 from topd_ray.models.files import CONFIG, read_json
 from topd_ray.models.headers import INDEX, SINGLE
 
@@ -57,7 +57,7 @@ def _write_weights(
     total = 0
     dtypes: set[str] = set()
     for shard in _shards(weights, max_shard_bytes):
-        tensors = {name: seen_as_torch(array) for name, array in shard}
+        tensors = {name: view_as_torch(array) for name, array in shard}
         save_file(tensors, folder / _part(len(shards)), metadata={"format": "pt"})
         shards.append(list(tensors))
         total += sum(array.nbytes for _, array in shard)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from topd_ray.engines.stepping import Call, Stepper
+from topd_ray.engines.stepping import EngineCall, Stepper
 from topd_ray.errors import TopdError
 
 TIMEOUT_S = 60
@@ -66,7 +66,7 @@ def stepper(engine: Countdown) -> Iterator[Stepper]:
     opened.close()
 
 
-def begin(stepper: Stepper, *ids: str) -> Call:
+def begin(stepper: Stepper, *ids: str) -> EngineCall:
     adds = [lambda engine, one=one: engine.add(one) for one in ids]
     return stepper.begin(adds, lambda _, output: output.request_id)
 

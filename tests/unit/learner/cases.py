@@ -49,7 +49,7 @@ class Case:
         leaves = [
             x.detach().clone().requires_grad_() for x in (self.hidden_TUD, self.head_VD)
         ]
-        token, traj = reference.losses(*leaves, self.positions, self.recipe.parts)
+        token, traj = reference.losses(*leaves, self.positions, self.recipe.token_loss)
         total = token + self.recipe.lambda_traj * traj
         return [total, token, traj, *torch.autograd.grad(total, leaves)]
 
@@ -64,7 +64,7 @@ class Case:
 def make_case(
     *,
     signal: str = "hidden",
-    parts: TokenLoss | None = None,
+    token_loss: TokenLoss | None = None,
     lambda_traj: float = 0.3,
     seed: int = 0,
 ) -> Case:
@@ -104,23 +104,23 @@ def make_case(
             target_ids_QK=ids_QK,
             target_weights_QK=weights_QK / weights_QK.sum(1, keepdim=True),
         ),
-        recipe=Recipe(parts=parts or TokenLoss(), lambda_traj=lambda_traj),
+        recipe=Recipe(token_loss=token_loss or TokenLoss(), lambda_traj=lambda_traj),
     )
 
 
 def compositions() -> list[tuple[str, TokenLoss]]:
     """Every signal with every token loss it can have."""
-    parts = [
+    tensors = [
         TokenLoss(divergence=name, token_clip=clip, kd_ratio=ratio, jsd_beta=0.3)
         for name in ("reverse_kl", "forward_kl", "jsd")
         for clip in (None, 0.9)
         for ratio in (1.0, 0.5, 0.0)
     ]
     return [
-        *(("hidden", one) for one in parts),
+        *(("hidden", one) for one in tensors),
         *(
             ("topk", replace(one, tail=tail))
-            for one in parts
+            for one in tensors
             for tail in ("bucket", "renormalise")
         ),
         ("hidden", TokenLoss(forward_above_entropy=0.8)),

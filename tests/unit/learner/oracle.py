@@ -41,16 +41,18 @@ def renormalised(p: Distribution, ids: Sequence[int]) -> list[float]:
     return [one / math.fsum(kept) for one in kept]
 
 
-def divergence(student: Distribution, teacher: Distribution, parts: TokenLoss) -> float:
-    if parts.divergence == "jsd":
-        nats = jsd(student, teacher, parts.jsd_beta)
-    elif parts.divergence == "reverse_kl":
+def divergence(
+    student: Distribution, teacher: Distribution, token_loss: TokenLoss
+) -> float:
+    if token_loss.divergence == "jsd":
+        nats = jsd(student, teacher, token_loss.jsd_beta)
+    elif token_loss.divergence == "reverse_kl":
         nats = kl(student, teacher)
     else:
         nats = kl(teacher, student)
     if (
-        parts.forward_above_entropy is not None
-        and entropy(teacher) > parts.forward_above_entropy
+        token_loss.forward_above_entropy is not None
+        and entropy(teacher) > token_loss.forward_above_entropy
     ):
         nats += kl(teacher, student)
-    return nats if parts.token_clip is None else min(nats, parts.token_clip)
+    return nats if token_loss.token_clip is None else min(nats, token_loss.token_clip)

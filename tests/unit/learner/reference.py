@@ -16,7 +16,7 @@ from topd_ray.learner.teacher import SampledTeacher, TopkTeacher, WholeTeacher
 
 
 def losses(
-    hidden_TUD: Tensor, head_VD: Tensor, positions: Positions, parts: TokenLoss
+    hidden_TUD: Tensor, head_VD: Tensor, positions: Positions, token_loss: TokenLoss
 ) -> tuple[Tensor, Tensor]:
     """Weighted token losses and KL(target || student); sums that carry gradient."""
     logp_TUV = (hidden_TUD @ head_VD.T).float().log_softmax(1)
@@ -24,8 +24,8 @@ def losses(
         logp_TUV = (hidden_TUD @ head_VD.T).log_softmax(1)
     logp_TV = logp_TUV[: len(positions.weight_T)]
     logp_T = logp_TV.gather(1, positions.response_ids_T[:, None])[:, 0]
-    nats_T = _known(logp_TV, logp_T, positions, parts)
-    loss_T = parts.kd_ratio * nats_T - (1.0 - parts.kd_ratio) * logp_T
+    nats_T = _known(logp_TV, logp_T, positions, token_loss)
+    loss_T = token_loss.kd_ratio * nats_T - (1.0 - token_loss.kd_ratio) * logp_T
     ids_QK, weights_QK = aggregate_targets(
         positions.target_ids_QK, positions.target_weights_QK.double()
     )
@@ -35,32 +35,38 @@ def losses(
 
 
 def _known(
-    logp_TV: Tensor, logp_T: Tensor, positions: Positions, parts: TokenLoss
+    logp_TV: Tensor, logp_T: Tensor, positions: Positions, token_loss: TokenLoss
 ) -> Tensor:
     match positions.teacher:
         case WholeTeacher(hidden_TE=hidden_TE, head_VE=head_VE):
             return divergence(
-                logp_TV, (hidden_TE @ head_VE.T).to(logp_TV.dtype).log_softmax(1), parts
+                logp_TV,
+                (hidden_TE @ head_VE.T).to(logp_TV.dtype).log_softmax(1),
+                token_loss,
             )
         case TopkTeacher(ids_TM=ids_TM, logq_TM=logq_TM):
-            coarse = with_bucket if parts.tail == "bucket" else renormalised
-            return divergence(*coarse(logp_TV, ids_TM, logq_TM), parts)
+            coarse = with_bucket if token_loss.tail == "bucket" else renormalised
+            return divergence(*coarse(logp_TV, ids_TM, logq_TM), token_loss)
         case SampledTeacher(logq_T=logq_T):
             return sampled_reverse_kl(logp_T, logq_T, positions.sampled_logp_T)
 
 
-def divergence(logp_TC: Tensor, logq_TC: Tensor, parts: TokenLoss) -> Tensor:
-    """The divergence that `parts` composes, before cross entropy and weights."""
-    if parts.divergence == "jsd":
-        nats_T = jsd(logp_TC, logq_TC, beta=parts.jsd_beta)
+def divergence(logp_TC: Tensor, logq_TC: Tensor, token_loss: TokenLoss) -> Tensor:
+    """The divergence that `token_loss` composes, before cross entropy and weights."""
+    if token_loss.divergence == "jsd":
+        nats_T = jsd(logp_TC, logq_TC, beta=token_loss.jsd_beta)
     else:
-        nats_T = (reverse_kl if parts.divergence == "reverse_kl" else forward_kl)(
+        nats_T = (reverse_kl if token_loss.divergence == "reverse_kl" else forward_kl)(
             logp_TC, logq_TC
         )
-    if parts.forward_above_entropy is not None:
-        unsure_T = entropy(logq_TC) > parts.forward_above_entropy
+    if token_loss.forward_above_entropy is not None:
+        unsure_T = entropy(logq_TC) > token_loss.forward_above_entropy
         nats_T = nats_T + forward_kl(logp_TC, logq_TC).where(unsure_T, 0.0)
-    return nats_T if parts.token_clip is None else nats_T.clamp(max=parts.token_clip)
+    return (
+        nats_T
+        if token_loss.token_clip is None
+        else nats_T.clamp(max=token_loss.token_clip)
+    )
 
 
 def reverse_kl(logp_TC: Tensor, logq_TC: Tensor) -> Tensor:

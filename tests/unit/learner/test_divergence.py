@@ -27,7 +27,9 @@ FORMS = [
     *(TokenLoss(divergence="jsd", jsd_beta=beta) for beta in (0.0, 0.1, 0.5, 0.9, 1.0)),
 ]
 forms = pytest.mark.parametrize(
-    "parts", FORMS, ids=lambda parts: f"{parts.divergence}-{parts.jsd_beta}"
+    "token_loss",
+    FORMS,
+    ids=lambda token_loss: f"{token_loss.divergence}-{token_loss.jsd_beta}",
 )
 
 
@@ -52,28 +54,28 @@ def distributions(draw: st.DrawFn) -> Tensor:
     return torch.tensor(draw(values), dtype=torch.float64).view(3, V).log_softmax(1)
 
 
-def autograd(logp_TV: Tensor, logq_TV: Tensor, parts: TokenLoss) -> Tensor:
+def autograd(logp_TV: Tensor, logq_TV: Tensor, token_loss: TokenLoss) -> Tensor:
     """Slope by the logits of the plain formula; a log-softmax of logs is these logs."""
     logits_TV = logp_TV.clone().requires_grad_()
-    nats_T = reference.divergence(logits_TV.log_softmax(1), logq_TV, parts)
+    nats_T = reference.divergence(logits_TV.log_softmax(1), logq_TV, token_loss)
     (slope_TV,) = torch.autograd.grad(nats_T.sum(), logits_TV)
     return slope_TV
 
 
 @forms
-def test_each_divergence_is_its_sum_over_the_whole_vocabulary(parts):
+def test_each_divergence_is_its_sum_over_the_whole_vocabulary(token_loss):
     logp_TV, logq_TV = logs(6, seed=1), logs(6, seed=2)
     want = [
-        oracle.divergence(p, q, parts)
+        oracle.divergence(p, q, token_loss)
         for p, q in zip(rows(logp_TV), rows(logq_TV), strict=True)
     ]
-    assert divergence(logp_TV, logq_TV, parts).nats_T.tolist() == pytest.approx(
+    assert divergence(logp_TV, logq_TV, token_loss).nats_T.tolist() == pytest.approx(
         want, rel=1e-12
     )
 
 
 composed = pytest.mark.parametrize(
-    "parts",
+    "token_loss",
     [
         *FORMS,
         *(replace(one, token_clip=0.8) for one in FORMS),
@@ -87,19 +89,19 @@ composed = pytest.mark.parametrize(
 @composed
 @settings(deadline=None)
 @given(logp_TV=distributions(), logq_TV=distributions())
-def test_each_slope_is_autograds(parts, logp_TV, logq_TV):
-    got = divergence(logp_TV, logq_TV, parts)
-    want_T = reference.divergence(logp_TV, logq_TV, parts)
+def test_each_slope_is_autograds(token_loss, logp_TV, logq_TV):
+    got = divergence(logp_TV, logq_TV, token_loss)
+    want_T = reference.divergence(logp_TV, logq_TV, token_loss)
     torch.testing.assert_close(got.nats_T, want_T, rtol=1e-10, atol=1e-12)
-    want_TV = autograd(logp_TV, logq_TV, parts)
+    want_TV = autograd(logp_TV, logq_TV, token_loss)
     torch.testing.assert_close(got.slope(), want_TV, rtol=1e-8, atol=1e-10)
 
 
 @composed
-def test_a_slope_leaves_no_probability_over(parts):
+def test_a_slope_leaves_no_probability_over(token_loss):
     """Logits that all rise by as much are the same distribution."""
     slope_TV = divergence(
-        logs(5, seed=3, scale=0.7), logs(5, seed=4, scale=0.7), parts
+        logs(5, seed=3, scale=0.7), logs(5, seed=4, scale=0.7), token_loss
     ).slope()
     torch.testing.assert_close(
         slope_TV.sum(1), torch.zeros(5).double(), rtol=0, atol=1e-12
@@ -109,7 +111,7 @@ def test_a_slope_leaves_no_probability_over(parts):
 
 @forms
 def test_an_id_that_has_no_probability_counts_as_the_limit_and_spoils_no_gradient(
-    parts,
+    token_loss,
 ):
     logp_TV = (
         torch.tensor([[0.5, 0.5, 0.0], [0.5, 0.25, 0.25], [0.5, 0.5, 0.0]])
@@ -121,9 +123,9 @@ def test_an_id_that_has_no_probability_counts_as_the_limit_and_spoils_no_gradien
         .double()
         .log()
     )
-    got = divergence(logp_TV, logq_TV, parts)
+    got = divergence(logp_TV, logq_TV, token_loss)
     want = [
-        oracle.divergence(p, q, parts)
+        oracle.divergence(p, q, token_loss)
         for p, q in zip(rows(logp_TV), rows(logq_TV), strict=True)
     ]
     assert got.nats_T.tolist() == pytest.approx(want, rel=1e-12)
@@ -133,12 +135,14 @@ def test_an_id_that_has_no_probability_counts_as_the_limit_and_spoils_no_gradien
 
 
 @forms
-def test_float32_stays_finite_and_close_where_one_id_has_nearly_everything(parts):
+def test_float32_stays_finite_and_close_where_one_id_has_nearly_everything(token_loss):
     logits_TV = torch.tensor([[60.0, 0.0, -60.0], [0.0, 80.0, 0.0]])
     other_TV = torch.tensor([[59.0, 0.0, 0.0], [90.0, 0.0, 0.0]])
-    got_T = divergence(logits_TV.log_softmax(1), other_TV.log_softmax(1), parts).nats_T
+    got_T = divergence(
+        logits_TV.log_softmax(1), other_TV.log_softmax(1), token_loss
+    ).nats_T
     logp_TV, logq_TV = (x.double().log_softmax(1) for x in (logits_TV, other_TV))
-    want_T = divergence(logp_TV, logq_TV, parts).nats_T
+    want_T = divergence(logp_TV, logq_TV, token_loss).nats_T
     torch.testing.assert_close(got_T.double(), want_T, rtol=1e-5, atol=1e-6)
 
 
@@ -193,15 +197,15 @@ def test_a_clipped_token_counts_the_clip_and_has_no_gradient():
 def test_forward_kl_is_added_only_where_the_teacher_is_unsure():
     logp_TV, logq_TV = logs(7, seed=11), logs(7, seed=12)
     line = float(entropy(logq_TV).median())
-    parts = TokenLoss(forward_above_entropy=line)
+    token_loss = TokenLoss(forward_above_entropy=line)
     want = [
         oracle.kl(p, q) + (oracle.kl(q, p) if oracle.entropy(q) > line + 1e-12 else 0.0)
         for p, q in zip(rows(logp_TV), rows(logq_TV), strict=True)
     ]
-    assert divergence(logp_TV, logq_TV, parts).nats_T.tolist() == pytest.approx(
+    assert divergence(logp_TV, logq_TV, token_loss).nats_T.tolist() == pytest.approx(
         want, rel=1e-12
     )
-    assert divergence(logp_TV, logq_TV, parts).nats_T.tolist() != pytest.approx(
+    assert divergence(logp_TV, logq_TV, token_loss).nats_T.tolist() != pytest.approx(
         reverse_kl(logp_TV, logq_TV).nats_T.tolist()
     )
 
@@ -209,10 +213,10 @@ def test_forward_kl_is_added_only_where_the_teacher_is_unsure():
 def test_a_teacher_that_is_not_a_number_is_not_hidden():
     logp_TV, logq_TV = logs(2, seed=23), logs(2, seed=24)
     logq_TV[0, 3] = math.nan
-    for parts in (
+    for token_loss in (
         *FORMS,
         TokenLoss(token_clip=0.1),
         TokenLoss(forward_above_entropy=0.1),
     ):
-        got_T = divergence(logp_TV, logq_TV, parts).nats_T
+        got_T = divergence(logp_TV, logq_TV, token_loss).nats_T
         assert got_T.isnan().tolist() == [True, False]

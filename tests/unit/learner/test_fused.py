@@ -37,20 +37,22 @@ def assert_close(got: list[Tensor], want: list[Tensor]) -> None:
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize(("signal", "parts"), compositions())
+@pytest.mark.parametrize(("signal", "token_loss"), compositions())
 @settings(deadline=None, max_examples=15)
 @given(cut=cuts, lambda_traj=st.sampled_from([0.0, 0.3]), seed=st.integers(0, 99))
 def test_losses_and_gradients_are_autograds_however_the_positions_are_cut(
-    signal, parts, cut, lambda_traj, seed
+    signal, token_loss, cut, lambda_traj, seed
 ):
-    case = make_case(signal=signal, parts=parts, lambda_traj=lambda_traj, seed=seed)
+    case = make_case(
+        signal=signal, token_loss=token_loss, lambda_traj=lambda_traj, seed=seed
+    )
     total, token, traj, _, *gradients = case.outcome(cut)
     assert_close([total, token, traj, *gradients], case.want())
 
 
 @pytest.mark.parametrize("signal", ["hidden", "topk"])
 def test_the_gradient_is_that_of_finite_differences(signal):
-    case = make_case(signal=signal, parts=TokenLoss(kd_ratio=0.5))
+    case = make_case(signal=signal, token_loss=TokenLoss(kd_ratio=0.5))
 
     def total(hidden_TUD: Tensor, head_VD: Tensor) -> Tensor:
         moved = replace(case, hidden_TUD=hidden_TUD, head_VD=head_VD)
@@ -73,7 +75,7 @@ def test_only_what_needs_a_gradient_gets_one():
 
 
 def test_where_gradients_are_off_none_is_computed(monkeypatch):
-    case = make_case(parts=TokenLoss(kd_ratio=0.5))
+    case = make_case(token_loss=TokenLoss(kd_ratio=0.5))
     head_VD = case.head_VD.clone().requires_grad_()
     want = case.losses()
     monkeypatch.setattr(Tensor, "index_put_", None)  # what only a slope takes
@@ -103,7 +105,7 @@ def test_the_teacher_gets_no_gradient(signal):
 
 @pytest.mark.parametrize("signal", ["hidden", "topk", "sampled"])
 def test_losses_of_micro_batches_add_up_to_those_of_one_batch(signal):
-    case = make_case(signal=signal, parts=TokenLoss(kd_ratio=0.7))
+    case = make_case(signal=signal, token_loss=TokenLoss(kd_ratio=0.7))
     two = [part(case, slice(0, 2), slice(6, 6)), part(case, slice(2, 6), slice(6, 9))]
     added = [a + b for a, b in zip(*(one.losses() for one in two), strict=True)]
     assert_close(added, list(case.losses()))
@@ -149,7 +151,7 @@ def test_without_positions_the_losses_are_zero_and_so_is_the_gradient_of_the_hea
         target_ids_QK=torch.zeros(0, 1).long(),
         target_weights_QK=torch.zeros(0, 1),
     )
-    recipe = Recipe(parts=TokenLoss(kd_ratio=0.5), lambda_traj=0.3)
+    recipe = Recipe(token_loss=TokenLoss(kd_ratio=0.5), lambda_traj=0.3)
     losses = distillation_losses(hidden_TUD, head_VD, positions, recipe, Tiles(3, 2))
     losses.total.backward()
     assert [one.item() for one in losses] == [0.0] * 4
@@ -180,14 +182,14 @@ def random_case(dtype: torch.dtype, *, same: bool = False) -> Case:
         target_weights_QK=torch.zeros(0, 1),
     )
     return Case(
-        hidden_TD, head_VD, positions, Recipe(parts=TokenLoss(), lambda_traj=0.3)
+        hidden_TD, head_VD, positions, Recipe(token_loss=TokenLoss(), lambda_traj=0.3)
     )
 
 
 @pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "jsd"])
 def test_a_student_equal_to_its_teacher_has_no_token_loss_even_in_float32(divergence):
     case = random_case(torch.float32, same=True)
-    recipe = replace(case.recipe, parts=TokenLoss(divergence=divergence))
+    recipe = replace(case.recipe, token_loss=TokenLoss(divergence=divergence))
     losses = replace(case, recipe=recipe).losses(Tiles(20, 7))
     assert abs(losses.token.item()) / 50 < 1e-5
 

@@ -37,7 +37,7 @@ def brute_force(case: Case) -> tuple[float, float]:
     student, here, ratio = (
         case.logp.exp().tolist(),
         case.positions,
-        case.recipe.parts.kd_ratio,
+        case.recipe.token_loss.kd_ratio,
     )
     token, traj = 0.0, 0.0
     for t, weight in enumerate(here.weight_T.tolist()):
@@ -54,35 +54,37 @@ def brute_force(case: Case) -> tuple[float, float]:
 
 
 def token_divergence(case: Case, t: int, p_V: list[float], y: int) -> float:
-    parts = case.recipe.parts
+    token_loss = case.recipe.token_loss
     match case.positions.teacher:
         case WholeTeacher(hidden_TE=hidden_TE, head_VE=head_VE):
             return oracle.divergence(
-                p_V, (head_VE @ hidden_TE[t]).softmax(0).tolist(), parts
+                p_V, (head_VE @ hidden_TE[t]).softmax(0).tolist(), token_loss
             )
         case TopkTeacher(ids_TM=ids_TM, logq_TM=logq_TM):
             ids, q_M = ids_TM[t].tolist(), logq_TM[t].exp().tolist()
             others = (1 - sum(q_M)) / (V - len(ids))
             q_V = [q_M[ids.index(i)] if i in ids else others for i in range(V)]
-            coarse = oracle.bucketed if parts.tail == "bucket" else oracle.renormalised
-            return oracle.divergence(coarse(p_V, ids), coarse(q_V, ids), parts)
+            coarse = (
+                oracle.bucketed if token_loss.tail == "bucket" else oracle.renormalised
+            )
+            return oracle.divergence(coarse(p_V, ids), coarse(q_V, ids), token_loss)
         case SampledTeacher(logq_T=logq_T):
             return math.log(p_V[y]) - float(logq_T[t])
 
 
-@pytest.mark.parametrize(("signal", "parts"), compositions())
-def test_both_sums_are_those_of_loops_over_the_vocabulary(signal, parts):
-    case = make_case(signal=signal, parts=parts)
+@pytest.mark.parametrize(("signal", "token_loss"), compositions())
+def test_both_sums_are_those_of_loops_over_the_vocabulary(signal, token_loss):
+    case = make_case(signal=signal, token_loss=token_loss)
     (token, cross_entropy, _), _ = block(case)
     here = case.positions
     traj = cross_entropy - target_entropy(here.target_ids_QK, here.target_weights_QK)
     assert (token.item(), traj.item()) == pytest.approx(brute_force(case), rel=1e-9)
 
 
-@pytest.mark.parametrize(("signal", "parts"), compositions())
-def test_the_slope_is_the_derivative_by_each_logit(signal, parts):
+@pytest.mark.parametrize(("signal", "token_loss"), compositions())
+def test_the_slope_is_the_derivative_by_each_logit(signal, token_loss):
     """Through an identity for a head, so that the logits are what autograd descends."""
-    case = make_case(signal=signal, parts=parts)
+    case = make_case(signal=signal, token_loss=token_loss)
     logits_TUV = case.hidden_TUD @ case.head_VD.T
     bare = Case(
         logits_TUV, torch.eye(V, dtype=torch.float64), case.positions, case.recipe
@@ -93,7 +95,7 @@ def test_the_slope_is_the_derivative_by_each_logit(signal, parts):
 
 
 def test_without_a_slope_the_sums_are_the_same_and_none_is_computed():
-    case = make_case(parts=TokenLoss(kd_ratio=0.5))
+    case = make_case(token_loss=TokenLoss(kd_ratio=0.5))
     sums, slope = block(case, with_slope=False)
     assert slope is None
     torch.testing.assert_close(sums, block(case)[0])
@@ -117,7 +119,7 @@ def test_the_slope_of_a_sampled_token_is_its_held_log_ratio_times_its_importance
 
 
 def test_positions_behind_the_trained_ones_have_no_token_loss():
-    case = make_case(parts=TokenLoss(kd_ratio=0.5), lambda_traj=0.0)
+    case = make_case(token_loss=TokenLoss(kd_ratio=0.5), lambda_traj=0.0)
     _, slope_TUV = block(case)
     assert slope_TUV is not None
     assert len(slope_TUV) == TRAINED + BEHIND

@@ -27,7 +27,7 @@ def make(
         student,
         signal=signal,
         teacher_head_VE=head_VE if signal == "hidden" else None,
-        parts=TokenLoss(kd_ratio=0.75),
+        token_loss=TokenLoss(kd_ratio=0.75),
         lambda_traj=0.5,
     )
 
@@ -170,6 +170,6 @@ def test_a_student_that_bends_its_logits_is_refused(student_folder):
             student,
             signal="topk",
             teacher_head_VE=None,
-            parts=TokenLoss(),
+            token_loss=TokenLoss(),
             lambda_traj=0.3,
         )

@@ -22,12 +22,17 @@ from tests.unit.learner.test_divergence import (
     normal,
     rows,
 )
-from topd_ray.learner.divergence import Divergence, TokenLoss, divergence, reverse_kl
+from topd_ray.learner.divergence import (
+    TokenDivergence,
+    TokenLoss,
+    divergence,
+    reverse_kl,
+)
 from topd_ray.learner.teacher import (
     SampledTeacher,
     TopkTeacher,
-    part_of,
     sampled_divergence,
+    teacher_at,
     topk_divergence,
 )
 
@@ -41,12 +46,14 @@ def topk(logq_TV: Tensor, kept: int) -> TopkTeacher:
 
 
 def autograd(
-    logp_TV: Tensor, teacher: TopkTeacher, parts: TokenLoss
+    logp_TV: Tensor, teacher: TopkTeacher, token_loss: TokenLoss
 ) -> tuple[Tensor, Tensor]:
     logits_TV = logp_TV.clone().requires_grad_()
-    coarse = reference.with_bucket if parts.tail == "bucket" else reference.renormalised
+    coarse = (
+        reference.with_bucket if token_loss.tail == "bucket" else reference.renormalised
+    )
     few = coarse(logits_TV.log_softmax(1), teacher.ids_TM, teacher.logq_TM)
-    nats_T = reference.divergence(*few, parts)
+    nats_T = reference.divergence(*few, token_loss)
     return nats_T.detach(), torch.autograd.grad(nats_T.sum(), logits_TV)[0]
 
 
@@ -55,12 +62,12 @@ def autograd(
 @settings(deadline=None)
 @given(logp_TV=distributions(), logq_TV=distributions(), kept=st.integers(1, V))
 def test_few_ids_have_the_value_and_slope_of_autograd(
-    parts, tail, logp_TV, logq_TV, kept
+    token_loss, tail, logp_TV, logq_TV, kept
 ):
-    parts, teacher = replace(parts, tail=tail), topk(logq_TV, kept)
+    token_loss, teacher = replace(token_loss, tail=tail), topk(logq_TV, kept)
     got, (want_T, want_TV) = (
-        topk_divergence(logp_TV, teacher, parts),
-        autograd(logp_TV, teacher, parts),
+        topk_divergence(logp_TV, teacher, token_loss),
+        autograd(logp_TV, teacher, token_loss),
     )
     torch.testing.assert_close(got.nats_T, want_T, rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(got.slope(), want_TV, rtol=1e-7, atol=1e-9)
@@ -70,46 +77,46 @@ def test_few_ids_have_the_value_and_slope_of_autograd(
 @settings(deadline=None)
 @given(logp_TV=distributions(), logq_TV=distributions(), kept=st.integers(1, V))
 def test_a_bucket_never_raises_a_divergence_nor_makes_it_negative(
-    parts, logp_TV, logq_TV, kept
+    token_loss, logp_TV, logq_TV, kept
 ):
-    coarse_T = topk_divergence(logp_TV, topk(logq_TV, kept), parts).nats_T
+    coarse_T = topk_divergence(logp_TV, topk(logq_TV, kept), token_loss).nats_T
     assert (coarse_T >= -1e-12).all()
     # a rest below the resolution of 1 - sum is taken for that resolution
     clear_T = (logq_TV.exp().sort(1).values[:, : V - kept].sum(1) > 1e-9) | (kept == V)
-    whole_T = divergence(logp_TV, logq_TV, parts).nats_T * (1 + 1e-6) + 1e-6
+    whole_T = divergence(logp_TV, logq_TV, token_loss).nats_T * (1 + 1e-6) + 1e-6
     assert (coarse_T <= whole_T)[clear_T].all()
 
 
 @forms
 @tails
-def test_few_ids_count_as_a_distribution_of_their_own(parts, tail):
+def test_few_ids_count_as_a_distribution_of_their_own(token_loss, tail):
     logp_TV, logq_TV = logs(5, seed=13), logs(5, seed=14)
     coarse = oracle.bucketed if tail == "bucket" else oracle.renormalised
     for kept in (1, 3, V - 1):
         teacher = topk(logq_TV, kept)
         want = [
-            oracle.divergence(coarse(p, ids), coarse(q, ids), parts)
+            oracle.divergence(coarse(p, ids), coarse(q, ids), token_loss)
             for p, q, ids in zip(
                 rows(logp_TV), rows(logq_TV), teacher.ids_TM.tolist(), strict=True
             )
         ]
-        got_T = topk_divergence(logp_TV, teacher, replace(parts, tail=tail)).nats_T
+        got_T = topk_divergence(logp_TV, teacher, replace(token_loss, tail=tail)).nats_T
         assert got_T.tolist() == pytest.approx(want, rel=1e-9, abs=1e-12)
 
 
 @forms
 @tails
-def test_with_every_id_kept_it_is_the_full_divergence(parts, tail):
+def test_with_every_id_kept_it_is_the_full_divergence(token_loss, tail):
     logp_TV, logq_TV = logs(4, seed=15), logs(4, seed=16)
-    got = topk_divergence(logp_TV, topk(logq_TV, V), replace(parts, tail=tail))
-    want = divergence(logp_TV, logq_TV, parts)
+    got = topk_divergence(logp_TV, topk(logq_TV, V), replace(token_loss, tail=tail))
+    want = divergence(logp_TV, logq_TV, token_loss)
     torch.testing.assert_close(got.nats_T, want.nats_T, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(got.slope(), want.slope(), rtol=1e-9, atol=1e-12)
 
 
 def of_one_position(
     logits: list[float], ids: list[int], logq: list[float]
-) -> Divergence:
+) -> TokenDivergence:
     logp_TV = torch.tensor([logits]).log_softmax(1)
     teacher = TopkTeacher(ids_TM=torch.tensor([ids]), logq_TM=torch.tensor([logq]))
     return topk_divergence(logp_TV, teacher, TokenLoss(divergence="forward_kl"))
@@ -137,13 +144,13 @@ def test_a_bucket_too_small_for_float32_still_pulls(peak):
 @forms
 @pytest.mark.parametrize("excess", [-1e-7, 0.0, 1e-7, 1e-6])
 def test_a_teacher_whose_ids_leave_nothing_measurable_costs_no_more_than_finitely(
-    parts, excess
+    token_loss, excess
 ):
     """Rounding may even push the sum of the kept ids above one."""
     logq_TM = torch.tensor([[0.75 + excess, 0.25]]).log()
     logp_TV = torch.tensor([[1.0, 2.0, 0.0, 3.0]]).log_softmax(1)
     teacher = TopkTeacher(ids_TM=torch.tensor([[2, 0]]), logq_TM=logq_TM)
-    got = topk_divergence(logp_TV, teacher, parts)
+    got = topk_divergence(logp_TV, teacher, token_loss)
     assert 0.0 < got.nats_T.item() < 20.0
     assert got.slope().isfinite().all()
 
@@ -155,8 +162,10 @@ def test_a_few_ids_that_are_not_numbers_are_not_hidden():
         ids_TM=torch.tensor([[3, 1], [2, 0]]), logq_TM=logq_TV[:, :2].clone()
     )
     teacher.logq_TM[0, 0] = math.nan
-    for parts in FORMS:
-        assert topk_divergence(logp_TV, teacher, parts).nats_T.isnan().tolist() == [
+    for token_loss in FORMS:
+        assert topk_divergence(
+            logp_TV, teacher, token_loss
+        ).nats_T.isnan().tolist() == [
             True,
             False,
         ]
@@ -198,7 +207,7 @@ def test_a_sampled_token_reports_its_log_ratio_and_weighs_its_slope_by_importanc
 
 def test_a_part_of_a_teacher_is_that_of_its_positions():
     teacher = topk(logs(5, seed=26), 2)
-    part = part_of(teacher, slice(1, 3))
+    part = teacher_at(teacher, slice(1, 3))
     assert isinstance(part, TopkTeacher)
     assert part.ids_TM.tolist() == teacher.ids_TM[1:3].tolist()
     assert part.logq_TM.tolist() == teacher.logq_TM[1:3].tolist()
