@@ -2,8 +2,8 @@
 refused.
 """
 
-import hashlib
 import re
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +31,21 @@ def test_a_form_has_each_of_its_gaps_once_and_no_other(name: str, context: str) 
 
 
 @pytest.mark.parametrize(
-    ("name", "context", "digest"),
+    ("name", "context", "checksum"),
     [
-        ("math", "reference", "e8c8b4651383c1c0"),
-        ("math", "refine", "cd4743cd948fd867"),
-        ("math", "refine_reference", "79fa1d49fdaf8b4b"),
-        ("code", "reference", "2fcb840cb1c85672"),
-        ("code", "refine", "f93b7c261d2a79a9"),
-        ("code", "refine_reference", "635e56865f37db47"),
+        ("math", "reference", 3143156794),
+        ("math", "refine", 3191789584),
+        ("math", "refine_reference", 1720239497),
+        ("code", "reference", 208993295),
+        ("code", "refine", 355615306),
+        ("code", "refine_reference", 2088994155),
     ],
 )
 def test_a_built_in_form_changes_on_purpose_only(
-    name: str, context: str, digest: str
+    name: str, context: str, checksum: int
 ) -> None:
     form: str = getattr(load_forms(name), context)
-    assert hashlib.sha256(form.encode()).hexdigest()[:16] == digest
+    assert zlib.crc32(form.encode()) == checksum
 
 
 @pytest.mark.parametrize("context", GAPS)
