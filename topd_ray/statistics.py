@@ -108,19 +108,41 @@ def bootstrap(
 
 
 def mean(values: ArrayLike) -> float:
-    """Return the mean; nan where there are no values."""
+    """Return the mean.
+
+    Args:
+        values: N values.
+
+    Returns:
+        The mean; nan where there are no values.
+    """
     array = np.asarray(values, np.float64)
     return float(array.mean()) if len(array) else math.nan
 
 
 def median(values: ArrayLike) -> float:
-    """Return the median; nan where there are no values."""
+    """Return the median.
+
+    Args:
+        values: N values.
+
+    Returns:
+        The median; nan where there are no values.
+    """
     array = np.asarray(values, np.float64)
     return float(np.median(array)) if len(array) else math.nan
 
 
 def pearson(x: ArrayLike, y: ArrayLike) -> float:
-    """Return the linear correlation; nan where either column is constant."""
+    """Return the linear correlation of two columns.
+
+    Args:
+        x: N values.
+        y: N values; the n-th belongs to the n-th of `x`.
+
+    Returns:
+        Pearson's r in -1..1; nan where either column is constant.
+    """
     a = _centred(x)
     b = _centred(y)
     norm = math.sqrt(float(a @ a) * float(b @ b))
@@ -128,14 +150,27 @@ def pearson(x: ArrayLike, y: ArrayLike) -> float:
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float:
-    """Return the correlation of ranks; ties share their mean rank."""
+    """Return the correlation of the ranks of two columns.
+
+    Args:
+        x: N values.
+        y: N values; the n-th belongs to the n-th of `x`.
+
+    Returns:
+        Spearman's rho in -1..1, ties sharing their mean rank; nan where either
+        column is constant.
+    """
     return pearson(stats.rankdata(x), stats.rankdata(y))
 
 
 def share(hits: ArrayLike) -> Estimate:
     """Return the share of true values with Wilson's interval.
 
-    The interval holds for independent rows only.
+    Args:
+        hits: N booleans, of independent rows.
+
+    Returns:
+        Share and interval at `LEVEL`; nan where there are no rows.
     """
     flags = np.asarray(hits, bool)
     if not len(flags):
@@ -153,12 +188,27 @@ def share(hits: ArrayLike) -> Estimate:
 
 
 def share_below(values: ArrayLike, threshold: float) -> float:
-    """Return the share of values at or below the threshold; nan without any value."""
+    """Return the share of values at or below a threshold.
+
+    Args:
+        values: N values.
+        threshold: the threshold, in the unit of the values.
+
+    Returns:
+        A share in 0..1; nan where there are no values.
+    """
     return mean(np.asarray(values, np.float64) <= threshold)
 
 
 def upper_quartile(values: ArrayLike) -> float:
-    """Return the 0.75 quantile; nan where there are no values."""
+    """Return the 0.75 quantile.
+
+    Args:
+        values: N values.
+
+    Returns:
+        The quantile, interpolated linearly; nan where there are no values.
+    """
     array = np.asarray(values, np.float64)
     return float(np.quantile(array, 0.75)) if len(array) else math.nan
 
@@ -166,7 +216,11 @@ def upper_quartile(values: ArrayLike) -> float:
 def t_interval(values: ArrayLike) -> Estimate:
     """Return the mean of independent values with Student's interval.
 
-    The interval is nan for fewer than two values.
+    Args:
+        values: N values.
+
+    Returns:
+        Mean and interval at `LEVEL`; the interval is nan for fewer than two values.
     """
     array = np.asarray(values, np.float64)
     centre = mean(array)
@@ -187,6 +241,9 @@ def paired_difference(a: ArrayLike, b: ArrayLike, *, seed: int) -> PairedDiffere
         b: N values; the n-th belongs to the n-th of `a`.
         seed: seed of the drawn sign flips, which many pairs need.
 
+    Returns:
+        The mean difference with its interval, and the p-values of the three tests.
+
     Raises:
         ValueError: `a` and `b` are not one-dimensional and equally long.
     """
@@ -204,10 +261,16 @@ def paired_difference(a: ArrayLike, b: ArrayLike, *, seed: int) -> PairedDiffere
 
 
 def binned_means(x: ArrayLike, y: ArrayLike, *, bins: int) -> list[Bin]:
-    """Return the means of y in `bins` slices of x.
+    """Return the means of y in slices of x.
 
-    The slices hold equally many observations, give or take one; fewer than `bins`
-    observations give fewer slices.
+    Args:
+        x: N values.
+        y: N values; the n-th belongs to the n-th of `x`.
+        bins: number of slices.
+
+    Returns:
+        A `Bin` a slice, in ascending order of x. Slices hold equally many observations,
+        give or take one; fewer than `bins` observations give fewer slices.
     """
     x_N = np.asarray(x, np.float64)
     y_N = np.asarray(y, np.float64)

@@ -214,9 +214,11 @@ class DeepSpeedTraining:
         nan = torch.tensor(math.nan)
         value: Any
         if self._zero_stage == 3:
-            name, value = "_get_norm_groups", [nan]
+            name = "_get_norm_groups"
+            value = [nan]
         else:
-            name, value = "scaled_global_norm", nan
+            name = "scaled_global_norm"
+            value = nan
         setattr(optimizer, name, lambda: value)
         yield
         delattr(optimizer, name)  # uncovers the method of the class

@@ -65,10 +65,8 @@ class Decoding:
         extension_R = longest_extensions(prompts)
         distinct, row_R = np.unique(extension_R, return_inverse=True)
         ids_RL = right_padded([prompts[index] for index in distinct]).to(self._device)
-        row, length = (
-            torch.from_numpy(row_R),
-            torch.tensor([len(prompt) for prompt in prompts]),
-        )
+        row = torch.from_numpy(row_R)
+        length = torch.tensor([len(prompt) for prompt in prompts])
         cache = SlotCache(row.to(self._device), length.to(self._device))
         places_L = torch.arange(ids_RL.shape[1], device=self._device)
         future_LL = places_L[None] > places_L[:, None]

@@ -1,4 +1,4 @@
-"""Next tokens of a batch, each drawn with the randomness of its own request.
+"""Next tokens of a batch, each drawn with the seed of its request.
 
 Axes: R requests, B of them still live, T tokens of the longest response, V vocabulary.
 """

@@ -16,7 +16,7 @@ def open_generation(
         engine: The engine's section; its `max_model_len`, where set, replaces the
             argument.
         max_model_len: Longest sequence, in tokens.
-        seed: Seed of the process of vLLM; requests carry seeds of their own.
+        seed: Seed of the process of vLLM; each request carries a seed too.
     """
     length = engine.max_model_len or max_model_len
     if engine.backend == "vllm":

@@ -98,7 +98,8 @@ class KeptStates:
         end = 0
         computed = dict(_computed(scheduled))
         for request_id in request_ids:
-            start, end = end, end + scheduled.num_scheduled_tokens[request_id]
+            start = end
+            end = end + scheduled.num_scheduled_tokens[request_id]
             if request_id.startswith(SCORING):
                 # Copied in the order of the stream: the next step may overwrite the
                 # buffer of a CUDA graph.

@@ -46,7 +46,8 @@ def same_answer(predicted: str | None, truth: str) -> bool:
     """
     if predicted is None:
         return False
-    predicted, truth = predicted.strip(), truth.strip()
+    predicted = predicted.strip()
+    truth = truth.strip()
     if predicted == truth:
         return True
     if not predicted or not truth or max(len(predicted), len(truth)) > LONGEST_ANSWER:

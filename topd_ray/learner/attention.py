@@ -96,11 +96,17 @@ AttentionInterface.register(PACKED, packed_attention)
 
 @torch.no_grad()
 def check_isolation(student: Any) -> None:
-    """Raise UserError for a student in which a token sees another rollout beside it.
+    """Check that no token of a packed sequence sees another rollout.
 
     A model may use an attention that is not replaceable, mix tokens outside its
     attention, or not pass the layout on. The check packs two rollouts of one token, the
     first with NaN as embedding; the second must stay finite.
+
+    Args:
+        student: A causal language model of transformers.
+
+    Raises:
+        UserError: A token sees another rollout beside its own.
     """
     layers = set(getattr(student.config, "layer_types", None) or ())
     if layers - _LAYERS:

@@ -94,6 +94,9 @@ def reverse_kl(
     Args:
         logp_TC: The student's log-probabilities.
         logq_TC: The teacher's log-probabilities.
+
+    Returns:
+        The divergence of each position, in nats, with its slope.
     """
     p_TC = logp_TC.exp()
     # where p is 0 the ratio is -inf, and 0 x -inf is not a number
@@ -111,6 +114,9 @@ def forward_kl(
     Args:
         logp_TC: The student's log-probabilities.
         logq_TC: The teacher's log-probabilities.
+
+    Returns:
+        The divergence of each position, in nats, with its slope.
     """
     return TokenDivergence(
         _mean(logq_TC, logq_TC - logp_TC), lambda: logp_TC.exp().sub_(logq_TC.exp())
@@ -131,6 +137,9 @@ def jsd(
         logp_TC: The student's log-probabilities.
         logq_TC: The teacher's log-probabilities.
         beta: Weight of the teacher in the mixture, 0..1.
+
+    Returns:
+        The divergence of each position, in nats, with its slope.
     """
     if beta == 0.0:
         return forward_kl(logp_TC, logq_TC)
@@ -152,7 +161,14 @@ def jsd(
 
 
 def entropy(logq_TC: Float[Tensor, "T C"]) -> Float[Tensor, "T"]:
-    """Return the entropy of each distribution, in nats; `logq_TC` are its logs."""
+    """Return the entropy of each distribution, -sum_c q_c log q_c.
+
+    Args:
+        logq_TC: Log-probabilities; -inf is probability 0.
+
+    Returns:
+        Entropies in nats.
+    """
     return -_mean(logq_TC, logq_TC)
 
 
@@ -181,7 +197,7 @@ def _clipped(plain: TokenDivergence, most: float) -> TokenDivergence:
 
 
 def _mean(log_weight_TC: Tensor, value_TC: Tensor) -> Tensor:
-    """sum of weight x value, where an entry without weight counts nothing, whatever its
+    """Return the sum of weight x value; an entry of weight 0 counts nothing, at any
     value.
     """
     inside_TC = value_TC.masked_fill(log_weight_TC.isneginf(), 0.0)

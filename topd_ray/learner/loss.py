@@ -158,6 +158,9 @@ def target_entropy(
     Args:
         target_ids_QK: Ids of each soft target; a negative id is padding.
         target_weights_QK: Rows that sum to 1 over these ids.
+
+    Returns:
+        One number, nats, over all positions.
     """
     _, distribution_QK = aggregate_targets(target_ids_QK, target_weights_QK.double())
     entropy: Tensor = torch.special.entr(distribution_QK).sum()

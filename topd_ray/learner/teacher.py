@@ -73,7 +73,8 @@ def topk_divergence(
     Returns:
         The divergence of each position, in nats; its slope has shape (T, V).
     """
-    ids_TM, logq_TM = teacher.ids_TM, teacher.logq_TM
+    ids_TM = teacher.ids_TM
+    logq_TM = teacher.logq_TM
     logp_TM = logp_TV.gather(1, ids_TM)
     if token_loss.tail == "renormalise":
         few = divergence(logp_TM.log_softmax(1), logq_TM.log_softmax(1), token_loss)

@@ -5,6 +5,6 @@ solves the transport between them and the student's.
 """
 
 from topd_ray.probe.actor import ProbeActor
-from topd_ray.probe.continuations import Continued, continue_from
+from topd_ray.probe.continuations import Continuations, continue_from
 
-__all__ = ["Continued", "ProbeActor", "continue_from"]
+__all__ = ["Continuations", "ProbeActor", "continue_from"]

@@ -16,7 +16,7 @@ from topd_ray.seeds import derive_seed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Continued:
+class Continuations:
     """The teacher's continuations, and how much of the prefixes was in its KV cache."""
 
     windows: list[Ints]
@@ -33,7 +33,7 @@ def continue_from(
     config: ProbeConfig,
     *,
     run_seed: int,
-) -> Continued:
+) -> Continuations:
     """Decode the teacher's K tokens T_0..T_{K-1} from each prefix x, y_<t.
 
     Decision D4, for section 3 of the paper ("Starting from this same prefix"): greedy
@@ -61,7 +61,7 @@ def continue_from(
     all_requests = list(chain.from_iterable(requests))
     # The engine yields answers in the order in which they finish.
     answers = {answer.request_id: answer for answer in engine.generate(all_requests)}
-    return Continued(
+    return Continuations(
         windows=[
             ragged(
                 [
@@ -122,4 +122,4 @@ def _num_tokens(candidate_set: CandidateSet, position: int, config: ProbeConfig)
     return min(config.window, len(candidate_set.response_ids_N) - position)
 
 
-__all__ = ["Continued", "continue_from", "ragged"]
+__all__ = ["Continuations", "continue_from", "ragged"]

@@ -18,7 +18,8 @@ from topd_ray.messages import Rollout
 from topd_ray.records.run_folder import write_json
 
 STUDENT = "student"
-_STEP, _ROLLOUTS = "step.json", "rollouts.safetensors"
+_STEP = "step.json"
+_ROLLOUTS = "rollouts.safetensors"
 _ARRAYS = tuple(
     field.name for field in fields(Rollout) if field.name.split("_")[-1].isupper()
 )

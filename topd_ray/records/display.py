@@ -95,7 +95,8 @@ def _stage_table(metrics: Metrics) -> Table:
     for column in table.columns[1:]:
         column.justify = "right"
     for stage, (unit, count) in _STAGES.items():
-        busy_s, number = metrics[f"{stage}/busy_s"], metrics[count]
+        busy_s = metrics[f"{stage}/busy_s"]
+        number = metrics[count]
         if number:
             table.add_row(
                 stage,

@@ -21,7 +21,7 @@ STEP = "step"
 refit.
 """
 QUEUE = "queue"
-"""Idle although the next chunk was under way and nobody worked on it."""
+"""Idle although the next chunk was under way and no actor worked on it."""
 
 Event = dict[str, Any]
 
@@ -89,7 +89,7 @@ def _kind(actor: str) -> str:
 
 
 Interval = tuple[float, float]
-Named = tuple[str, float, float]
+Reason = tuple[str, float, float]
 
 
 class _Books:
@@ -103,13 +103,14 @@ class _Books:
             if work.chunk is not None:
                 self._of_chunk[work.step, work.chunk].append(work)
 
-    def day(self, actor: str, began_s: float, ended_s: float) -> Iterator[Named]:
+    def day(self, actor: str, began_s: float, ended_s: float) -> Iterator[Reason]:
         """The window cut into spans; an empty name where the actor is busy, else the
         reason.
         """
         now = began_s
         for work in self.of_actor.get(actor, ()):
-            first, last = max(work.began_s, now), min(work.ended_s, ended_s)
+            first = max(work.began_s, now)
+            last = min(work.ended_s, ended_s)
             if (
                 first >= ended_s
             ):  # begun in the next step; it still says what the gap was for
@@ -124,7 +125,7 @@ class _Books:
         if now < ended_s:
             yield STEP, now, ended_s
 
-    def _reasons(self, work: Work, gap: Interval) -> Iterator[Named]:
+    def _reasons(self, work: Work, gap: Interval) -> Iterator[Reason]:
         """The gap before `work`, cut where its chunk went from one stage to the
         next.
         """
@@ -145,7 +146,7 @@ class _Books:
 
 def _covered(
     works: Sequence[Work], gap: Interval, *, otherwise: str
-) -> Iterator[Named]:
+) -> Iterator[Reason]:
     """`gap` cut at the works' edges, each piece named after the work there that began
     last.
     """
@@ -239,7 +240,7 @@ class TraceWriter:
 
     An event a line. Once closed it is valid JSON; after a crash it lacks the last
     bracket, which Chrome's array format allows. A file that is there is gone on with: a
-    resumed session is a process of its own in it.
+    resumed session is another process in it.
     """
 
     def __init__(self, path: Path) -> None:

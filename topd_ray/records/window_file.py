@@ -51,7 +51,8 @@ class WindowRecorder:
 
         Rank 0 writes `step_000012.parquet`, rank 1 `step_000012-rank1.parquet`.
         """
-        rows, self._rows = self._rows, []
+        rows = self._rows
+        self._rows = []
         if not rows:
             return
         self._folder.mkdir(parents=True, exist_ok=True)

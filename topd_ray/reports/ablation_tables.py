@@ -48,7 +48,7 @@ def describe(
         title="Tables 1 and 2: what each objective is worth",
         summary=[
             (
-                f"{len(seeds)} seeds, each with a warm start of its own, equal"
+                f"{len(seeds)} seeds, each with its warm start, equal"
                 f" steps and prompts; greedy accuracy (%) on {problems:,} held-out"
                 " problems. Means with 95 % t-intervals over seeds; differences are"
                 " paired by seed, p from a paired t-test, uncorrected for the number"

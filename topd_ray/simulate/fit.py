@@ -111,7 +111,8 @@ def own_seconds(works: Sequence[Work], *, cores: int) -> list[float]:
     for work in works:
         change[work.began_s] += 1
         change[work.ended_s] -= 1
-    running, served = 0, 0.0
+    running = 0
+    served = 0.0
     served_at = {edges[0]: 0.0} if edges else {}
     for left, right in pairwise(edges):
         running += change[left]
@@ -152,7 +153,8 @@ def _rates(
     workload: Workload,
     rollouts: FittedRollouts,
 ) -> Rates:
-    size, prompt = config.rollout.chunk_size, workload.prompt_tokens
+    size = config.rollout.chunk_size
+    prompt = workload.prompt_tokens
     score = _forward(calls["score"], extra=size * prompt)
     continue_from = _continue(config, calls, score, workload)
     transport = calls["probe"] if _decoding(calls) == "continue_from" else []
@@ -180,12 +182,14 @@ def _rates(
 def _continue(
     config: Config, calls: dict[str, list[Call]], score: Forward, workload: Workload
 ) -> Decode:
-    """Of the teacher's windows; an engine of its own first reads the rollouts."""
+    """Return the cost of the teacher's windows; a dedicated engine first reads them."""
     what = _decoding(calls)
     if not calls[what]:
         return Decode(step_s=0.0)
     engine = config.probe_engine or config.teacher.engine
-    slots, rows, seconds = engine.max_num_seqs, list[list[float]](), list[float]()
+    slots = engine.max_num_seqs
+    rows = list[list[float]]()
+    seconds = list[float]()
     read_s = 0.0
     if what == "probe":
         response = statistics.mean(workload.quantiles)
@@ -227,7 +231,8 @@ def _with_latency(
     """The latency at which the run's own setting takes `step_s`; 0 where it is slower
     already.
     """
-    low, high = 0.0, _MOST_LATENCY_S
+    low = 0.0
+    high = _MOST_LATENCY_S
     for _ in range(20):
         middle = (low + high) / 2
         tried = simulate(

@@ -107,14 +107,17 @@ def _spread(low: float, high: float, count: int, power: float) -> NDArray[np.flo
 
 def _counts(config: Config, chunks: int) -> list[int]:
     """Rollouts of each chunk of a stream."""
-    size, rollout = config.rollout.chunk_size, config.rollout
+    size = config.rollout.chunk_size
+    rollout = config.rollout
     share = config.prompts.per_step * rollout.samples_per_prompt // rollout.num_engines
     return [max(1, min(size, share - size * index)) for index in range(chunks)]
 
 
 def _by_chunk(config: Config, lengths: Sequence[int], decode: Decode) -> list[float]:
     """What decoding costs until each chunk is full."""
-    parts, chunk, ended = [0.0], config.rollout.chunk_size, 0
+    parts = [0.0]
+    chunk = config.rollout.chunk_size
+    ended = 0
     slots = config.rollout.engine.max_num_seqs
     for seconds, done in continuous_batching(
         decode, lengths, [0] * len(lengths), slots=slots

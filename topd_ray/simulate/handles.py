@@ -245,7 +245,7 @@ class SimulatedTeacher(SimulatedDecoder):
 
 
 class SimulatedProber(SimulatedDecoder):
-    """A `ProberHandle`. An engine of its own has not seen the rollouts' prefixes."""
+    """A `ProberHandle`. A dedicated engine has not read the rollouts' prefixes."""
 
     def __init__(self, world: World, index: int, device: Device) -> None:
         super().__init__(world, f"prober[{index}]", device)

@@ -1,4 +1,4 @@
-"""Cores or a GPU, shared evenly by whatever runs on them."""
+"""Cores or a GPU, shared evenly by the work that runs on them."""
 
 import asyncio
 import heapq
@@ -90,7 +90,7 @@ class Engine:
         if self._busy:
             turn = asyncio.get_running_loop().create_future()
             heapq.heappush(self._waiting, (not urgent, next(self._names), turn))
-            await turn  # whoever leaves hands its place over
+            await turn  # the work that ends hands its place over
         self._busy = True
 
     def _leave(self) -> None:

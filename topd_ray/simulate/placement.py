@@ -1,9 +1,9 @@
 """Which share of the GPUs each role gets: simulate, move GPUs to the busiest role while
 it helps.
 
-Two families are tried, and the better one kept: every actor has a GPU of its own; or
+Two families are tried, and the better one kept: every actor has a whole GPU; or
 each learner rank shares its GPU with a rollout engine. A teacher (and, where probe
-workers have engines of their own, one such worker with it) has whole GPUs. Chunks are
+workers have engines, one such worker with it) has whole GPUs. Chunks are
 as large as the number of ranks, as far as an engine's rollouts go, since a chunk is
 dealt out over the ranks.
 """
@@ -27,7 +27,7 @@ here.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Split:
+class GpuSplit:
     """GPUs by role."""
 
     rollouts: int
@@ -80,8 +80,8 @@ def best_placement(
     teachers = max(1, gpus // (4 * whole))
     others = gpus - teachers * whole
     splits = [
-        Split(rollouts=others, teachers=teachers, ranks=others, colocated=True),
-        Split(rollouts=others - gpus // 4, teachers=teachers, ranks=gpus // 4),
+        GpuSplit(rollouts=others, teachers=teachers, ranks=others, colocated=True),
+        GpuSplit(rollouts=others - gpus // 4, teachers=teachers, ranks=gpus // 4),
     ]
     started = [one for one in splits if min(one.rollouts, one.teachers, one.ranks) > 0]
     if not started:
@@ -90,7 +90,7 @@ def best_placement(
             f" learner; at least {whole + 1}"
         )
 
-    def tried(split: Split, steps: int) -> Placed:
+    def tried(split: GpuSplit, steps: int) -> Placed:
         placed = _with_split(config, split)
         cores = _CORES_A_GPU * gpus
         prediction = simulate(
@@ -107,28 +107,30 @@ def best_placement(
 
 
 def _improved(
-    split: Split, whole: int, gpus: int, tried: Callable[[Split, int], Placed]
-) -> Split:
+    split: GpuSplit, whole: int, gpus: int, tried: Callable[[GpuSplit, int], Placed]
+) -> GpuSplit:
     """Move GPUs between roles while a step gets shorter; by smaller and smaller
     numbers.
 
     To a sixty-fourth of them: a finer split moves a step by less than the rates are
     known.
     """
-    best, best_s = split, tried(split, _SEARCH_STEPS).prediction.step_s
+    best = split
+    best_s = tried(split, _SEARCH_STEPS).prediction.step_s
     amount = max(1, gpus // 8)
     while amount >= max(1, gpus // _FINENESS):
         for moved in _neighbours(best, whole, amount):
             seconds = tried(moved, _SEARCH_STEPS).prediction.step_s
             if seconds < best_s:
-                best, best_s = moved, seconds
+                best = moved
+                best_s = seconds
                 break
         else:
             amount //= 2
     return best
 
 
-def _neighbours(split: Split, whole: int, amount: int) -> list[Split]:
+def _neighbours(split: GpuSplit, whole: int, amount: int) -> list[GpuSplit]:
     """Splits with `amount` teachers (or GPUs) more in one role and fewer in another."""
     moves = []
     for teachers in (amount, -amount):
@@ -160,7 +162,7 @@ def _gpus_a_teacher(config: Config) -> int:
     )
 
 
-def _with_split(config: Config, split: Split) -> Config:
+def _with_split(config: Config, split: GpuSplit) -> Config:
     share = _ROLLOUT_SHARE if split.colocated else 1.0
     rollouts = config.prompts.per_step * config.rollout.samples_per_prompt
     an_engine = -(-rollouts // split.rollouts)

@@ -30,7 +30,7 @@ class Decode:
     """A model that writes, one token a sequence a step."""
 
     step_s: float
-    """A step, whatever the batch: reading the weights, launching."""
+    """Seconds of a step at any batch size: reading the weights, launching."""
     seq_s: float = 0.0
     """A sequence a step."""
     context_s: float = 0.0
@@ -60,7 +60,8 @@ def continuous_batching(
     """
     waiting = list(range(len(lengths)))[::-1]
     running: list[tuple[int, int]] = []
-    step, context = 0, 0
+    step = 0
+    context = 0
     while waiting or running:
         while waiting and len(running) < slots:
             index = waiting.pop()
@@ -68,7 +69,8 @@ def continuous_batching(
             context += contexts[index]
         steps = running[0][0] - step
         seconds = decode.steps_s(steps, len(running), context)
-        step, context = step + steps, context + steps * len(running)
+        step = step + steps
+        context = context + steps * len(running)
         ended = []
         while running and running[0][0] == step:
             index = heapq.heappop(running)[1]
@@ -117,7 +119,8 @@ class Workload:
         draw = random.Random(derive_seed(0, rollout_id, "length")).random()
         place = draw * (len(self.quantiles) - 1)
         low = min(int(place), len(self.quantiles) - 2)
-        left, right = self.quantiles[low], self.quantiles[low + 1]
+        left = self.quantiles[low]
+        right = self.quantiles[low + 1]
         return max(1, round(left + (right - left) * (place - low)))
 
 
@@ -130,7 +133,9 @@ def long_tailed(
     normal = NormalDist()
     places = [(i + 0.5) / num_quantiles for i in range(num_quantiles)]
     shape = [NormalDist.inv_cdf(normal, place) for place in places]
-    low, high = 0.0, float(longest)  # of the scale: the cut pulls the mean down
+    # bounds of the scale; the cut pulls the mean down, so it is searched for
+    low = 0.0
+    high = float(longest)
     for _ in range(60):
         scale = (low + high) / 2
         drawn = [

@@ -13,7 +13,8 @@ from topd_ray.errors import UserError
 from topd_ray.simulate.rates import Decode, Forward, Rates, Workload, long_tailed
 
 _BF16 = 2
-_MEAN_SHARE, _SPREAD = 0.6, 0.5
+_MEAN_SHARE = 0.6
+_SPREAD = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +112,8 @@ def roofline_rates(config: Config, hardware: Hardware) -> Rates:
     """Of the config's models, ranks and ZeRO stage. Raises UserError for a model
     without shape.
     """
-    student, teacher = _shape(config.learner.model), _shape(config.teacher_model)
+    student = _shape(config.learner.model)
+    teacher = _shape(config.teacher_model)
     share = hardware.expert_read_share if teacher.experts else hardware.read_share
     weights = student.dense * _BF16
     return Rates(
@@ -177,7 +179,8 @@ def _learn(
     """
     passes = 4 if config.learner.gradient_checkpointing else 3
     flops_s = hardware.flops * hardware.train_share
-    stage, ranks = max(2, config.learner.zero_stage), config.learner.num_ranks
+    stage = max(2, config.learner.zero_stage)
+    ranks = config.learner.num_ranks
     moved = (
         student.dense * _BF16 * (3 if stage == 3 else 1)
     )  # 3: gathered twice, reduced once

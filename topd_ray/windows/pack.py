@@ -154,9 +154,12 @@ def _positions(rows: Sequence[Row]) -> Ints:
     """Indices of what predicts the response tokens of all rows, then their window
     tokens.
     """
-    trained, windows, start = [], [], 0
+    trained = []
+    windows = []
+    start = 0
     for row in rows:
-        trunk_end, end = start + int(row.length_S[0]), start + row.num_tokens
+        trunk_end = start + int(row.length_S[0])
+        end = start + row.num_tokens
         num_trained = len(row.scored.rollout.response_ids_N)
         trained.append(np.arange(trunk_end - num_trained, trunk_end, dtype=np.int32))
         windows.append(np.arange(trunk_end, end, dtype=np.int32))
@@ -168,8 +171,11 @@ def _joined_targets(rows: Sequence[Row]) -> tuple[Ints, Ints, Floats]:
     """`window_Q`, target ids and weights, with every row's own places moved to the
     batch's.
     """
-    first_t, first_u = 0, sum(len(row.scored.rollout.response_ids_N) for row in rows)
-    places, ids, weights = [np.zeros(0, np.int32)], [], []
+    first_t = 0
+    first_u = sum(len(row.scored.rollout.response_ids_N) for row in rows)
+    places = [np.zeros(0, np.int32)]
+    ids = []
+    weights = []
     for row in rows:
         num_tokens = len(row.scored.rollout.response_ids_N)
         if row.targets is not None:
@@ -180,7 +186,8 @@ def _joined_targets(rows: Sequence[Row]) -> tuple[Ints, Ints, Floats]:
             )
             ids.append(row.targets.ids_QK)
             weights.append(row.targets.weights_QK)
-        first_t, first_u = first_t + num_tokens, first_u + row.num_window_tokens
+        first_t = first_t + num_tokens
+        first_u = first_u + row.num_window_tokens
     if not ids:
         return places[0], np.zeros((0, 1), np.int32), np.zeros((0, 1), np.float32)
     return (
