@@ -1,6 +1,6 @@
 """Claim `driver_rate`: what the driver itself costs, with actors that answer at once.
 
-The real Pipeline, Ledger and Caller over 64 actors of four kinds. First in one process,
+The real Pipeline, Ledger and Calls over 64 actors of four kinds. First in one process,
 where what is timed is the driver alone; then over Ray actors, where a message also
 crosses processes. Calls a step at the paper's sizes come from the same fakes, its
 seconds from the roofline.
@@ -10,7 +10,7 @@ import asyncio
 import gc
 import time
 import tracemalloc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,25 @@ import psutil
 import ray
 from measure import Claim, Ratio, save
 
-from topd_ray.actors.calls import Caller
-from topd_ray.actors.fleet import Fleet
-from topd_ray.actors.inline import InlineActor
-from topd_ray.actors.replacement import Revival
+from topd_ray.actors.calls import Calls
+from topd_ray.actors.fleet import RayProcess
+from topd_ray.actors.handles import (
+    ProberActorHandle,
+    RolloutActorHandle,
+    TeacherActorHandle,
+)
+from topd_ray.actors.inline import InlineProcess
+from topd_ray.actors.learner_group import LearnerActorGroup
+from topd_ray.actors.process import Process
+from topd_ray.actors.protocols import Fleet
+from topd_ray.actors.replacement import Replacement
+from topd_ray.actors.resources import ActorResources
+from topd_ray.actors.worker import Worker
 from topd_ray.config import Config, load_config, parse_config
 from topd_ray.driver.ledger import Ledger
+from topd_ray.driver.loop import FinishedStep, LoopHooks, Schedule, StepLoop
 from topd_ray.driver.pipeline import Pipeline
+from topd_ray.driver.weight_sync import WeightSync
 from topd_ray.messages import LossSums, Prompt, RolloutRequest, StepReport
 from topd_ray.records.receipts import (
     ContinueReceipt,
@@ -90,22 +102,21 @@ SMALL = Size(engines=2, teachers=2, probers=2, ranks=2, prompts=8, chunk=4)
 NO_TIME = Span(0.0, 0.0)
 
 
-class FakeRollout:
+class FakeRollout(Worker):
     """Sends its chunks at once."""
 
-    def __init__(self, chunk: int) -> None:
-        self._chunk = chunk
+    def __init__(self, size: Size) -> None:
+        super().__init__(None)
+        self._chunk = size.chunk
 
     def roll_out(
         self,
         requests: Sequence[RolloutRequest],
-        *,
         policy_version: int,
         done: frozenset[str],
     ) -> Iterator[Any]:
-        """Yield chunks and their receipts in turn."""
-        names = [request.rollout_id for request in requests]
-        names = [name for name in names if name not in done]
+        """Yield chunks of names and their receipts in turn."""
+        names = [r.rollout_id for r in requests if r.rollout_id not in done]
         for first in range(0, len(names), self._chunk):
             chunk = tuple(names[first : first + self._chunk])
             yield chunk
@@ -113,60 +124,80 @@ class FakeRollout:
                 rollout_ids=chunk,
                 policy_version=policy_version,
                 num_tokens=len(chunk),
-                num_tokens_each=(1,) * len(chunk),
                 num_truncated=0,
                 entropy_sum=1.0,
                 span=NO_TIME,
             )
 
+    def update(self, *_: Any) -> Span:
+        """Load nothing."""
+        return NO_TIME
 
-class FakeTeacher:
-    """Every rollout has the paper's number of candidates."""
 
-    def score(self, chunk: tuple[str, ...]) -> tuple[Any, Any, ScoreReceipt]:
-        """Names in place of scored rollouts and candidates."""
-        count = NUM_CANDIDATES * len(chunk)
+class FakeTeacher(Worker):
+    """Finds the paper's number of candidates in every rollout."""
+
+    def __init__(self, size: Size) -> None:
+        del size
+        super().__init__(None)
+
+    def score(self, chunk: tuple[str, ...]) -> tuple[Any, ...]:
+        """Return names in place of scored rollouts and candidates."""
         receipt = ScoreReceipt(
-            num_tokens=1, num_candidates=count, loss_sum=0.0, span=NO_TIME
+            num_tokens=1,
+            num_sequence_tokens=(1,) * len(chunk),
+            num_candidates=NUM_CANDIDATES * len(chunk),
+            loss_sum=0.0,
+            span=NO_TIME,
         )
-        return chunk, chunk, receipt
+        return (*chunk, chunk, receipt)
 
     def continue_from(self, chunk: tuple[str, ...]) -> tuple[Any, ContinueReceipt]:
-        """Names in place of windows."""
+        """Return names in place of windows."""
         receipt = ContinueReceipt(
             num_tokens=1, num_prefix_tokens=1, num_cached_tokens=1, span=NO_TIME
         )
         return chunk, receipt
 
 
-class FakeProber:
-    """A distance a candidate."""
+class FakeProber(Worker):
+    """Finds a distance for every candidate."""
 
-    def probe(self, chunk: tuple[str, ...], *_: Any) -> tuple[Any, ProbeReceipt]:
-        """Names in place of probes."""
-        distances = tuple(
-            float(d) for d in np.linspace(0, 1, NUM_CANDIDATES * len(chunk))
-        )
-        return chunk, ProbeReceipt(
+    def __init__(self, size: Size) -> None:
+        del size
+        super().__init__(None)
+
+    def probe(self, chunk: tuple[str, ...], *_: Any) -> tuple[Any, ...]:
+        """Return names in place of probed windows."""
+        values = np.linspace(0, 1, NUM_CANDIDATES * len(chunk))
+        distances = tuple(float(d) for d in values)
+        receipt = ProbeReceipt(
             distances=distances,
             threshold_distances=distances,
             num_unconverged=0,
             span=NO_TIME,
         )
+        return (*chunk, receipt)
 
 
-class FakeLearner:
+class FakeLearner(Worker):
     """Counts its steps."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: Size) -> None:
+        del size
+        super().__init__(None)
         self._steps = 0
 
     def accumulate(self, *_: Any) -> LearnReceipt:
-        """Nothing to learn."""
+        """Learn nothing."""
         return LearnReceipt(sums=LossSums(num_tokens=1), num_divergent=0, span=NO_TIME)
 
-    def step(self, **_: bool) -> StepReport:
-        """The next version."""
+    def publish(self) -> Iterator[str]:
+        """Yield one bucket."""
+        yield "weights"
+
+    def step(self, skip: bool) -> StepReport:
+        """Return the next version."""
         self._steps += 1
         return StepReport(
             step=self._steps,
@@ -179,69 +210,108 @@ class FakeLearner:
             lr=0.0,
             num_tokens=1,
             num_window_positions=0,
-            skipped=False,
+            skipped=skip,
         )
 
 
-def fleet(size: Size, *, over_ray: bool) -> Fleet:
-    """Handles of fakes, in this process or in actors of their own."""
+def fleet(size: Size, calls: Calls, *, over_ray: bool) -> Fleet:
+    """Return real handles of fakes, in this process or in actors of Ray."""
 
-    def actors(worker: type, count: int, *arguments: int) -> list[Any]:
+    def starter(worker: Callable[[Size], Worker]) -> Callable[[], Process]:
         if over_ray:
-            remote = ray.remote(num_cpus=0.01)(worker)
-            return [remote.remote(*arguments) for _ in range(count)]
-        return [InlineActor(worker(*arguments)) for _ in range(count)]
+            return lambda: RayProcess(worker, ActorResources(1, 0.01, 0.0), size)
+        return lambda: InlineProcess(worker(size))
 
+    never = Replacement.never()
     return Fleet(
-        rollouts=actors(FakeRollout, size.engines, size.chunk),
-        teachers=actors(FakeTeacher, size.teachers),
-        probers=actors(FakeProber, size.probers),
-        learners=actors(FakeLearner, size.ranks),
+        rollouts=[
+            RolloutActorHandle(
+                f"rollout[{i}]", starter(FakeRollout), calls, never, replaceable=True
+            )
+            for i in range(size.engines)
+        ],
+        teachers=[
+            TeacherActorHandle(f"teacher[{i}]", starter(FakeTeacher), calls, never)
+            for i in range(size.teachers)
+        ],
+        probers=[
+            ProberActorHandle(f"prober[{i}]", starter(FakeProber), calls, never)
+            for i in range(size.probers)
+        ],
+        learners=LearnerActorGroup(
+            [starter(FakeLearner)() for _ in range(size.ranks)], calls
+        ),
     )
 
 
+class _Messages(LoopHooks):
+    """Counts the calls and chunks of the steps that end."""
+
+    def __init__(self) -> None:
+        self.num_messages = 0
+
+    async def finished(self, finished: FinishedStep) -> None:
+        """Count a step's messages: a chunk or a call, answered."""
+        receipts = finished.receipts
+        self.num_messages += len(receipts.rollouts) + len(receipts.scores)
+        self.num_messages += len(receipts.continued) + len(receipts.probes)
+        self.num_messages += len(receipts.learned) + len(finished.sync_works)
+        steps = [work for work in receipts.works if work.what == "step"]
+        self.num_messages += len(steps)
+
+
 class Driver:
-    """A pipeline over fakes that goes on from where it was left."""
+    """The loop of a run over fakes; it goes on from where it was left."""
 
     def __init__(self, size: Size, *, over_ray: bool = False) -> None:
-        self._size, self._steps = size, 0
-        actors = fleet(size, over_ray=over_ray)
-        caller = Caller(start_deadline_s=60.0, call_deadline_s=60.0)
+        self._size = size
+        self._step = 0
+        self._messages = _Messages()
+        calls = Calls(start_deadline_s=60.0, call_deadline_s=60.0)
+        # One event loop: the queues of the pools are bound to it.
+        self._runner = asyncio.Runner()
+        self._fleet = self._runner.run(self._open(calls, over_ray))
         self._pipeline = Pipeline(
             size.config,
-            actors,
-            caller,
+            self._fleet,
             Ledger(),
             RecentDistances(size.config.windows.divergence),
-            Revival.none(actors, caller),
         )
-        self.num_messages = 0
-        self._runner = (
-            asyncio.Runner()
-        )  # one loop: who waits in the pools' queues is bound to it
+        self._weight_sync = WeightSync(self._fleet)
+        self._num_taken = 0
+
+    @property
+    def num_messages(self) -> int:
+        """Messages of all steps so far."""
+        return self._messages.num_messages
 
     def go(self, rollouts: int) -> None:
-        """So many rollouts, in whole steps."""
-        self._runner.run(self._go(rollouts))
-
-    async def _go(self, rollouts: int) -> None:
+        """Do so many rollouts, in whole steps."""
         a_step = self._size.prompts * self._size.config.rollout.samples_per_prompt
-        for _ in range(-(-rollouts // a_step)):
-            first = self._steps * self._size.prompts
-            prompts = [_prompt(first + index) for index in range(self._size.prompts)]
-            step = self._pipeline.begin(
-                prompts, step=self._steps, policy_version=self._steps
-            )
-            _, books = await self._pipeline.finish(step)
-            learned = sum(len(ranks) for ranks in books.learned)
-            self.num_messages += len(books.rollouts) + len(books.scores)
-            self.num_messages += len(books.continued) + len(books.probes)
-            self.num_messages += learned + self._size.ranks
-            self._steps += 1
+        last = self._step + -(-rollouts // a_step)
+        loop = StepLoop(
+            Schedule(total_steps=last, checkpoint_every=last + 1),
+            self._pipeline,
+            self._weight_sync,
+            self._take_prompts,
+            fleet=self._fleet,
+            hooks=self._messages,
+            step=self._step,
+        )
+        self._runner.run(loop.run())
+        self._step = last
+
+    async def _open(self, calls: Calls, over_ray: bool) -> Fleet:
+        return fleet(self._size, calls, over_ray=over_ray)
+
+    def _take_prompts(self) -> list[Prompt]:
+        first = self._num_taken
+        self._num_taken += self._size.prompts
+        return [_prompt(position) for position in range(first, self._num_taken)]
 
 
 def _prompt(position: int) -> Prompt:
-    ids_P = np.zeros(0, dtype=np.int32)
+    ids_P = np.zeros(0, np.int32)
     return Prompt(
         prompt_id=f"{position:08d}", position=position, token_ids_P=ids_P, answer=None
     )
@@ -339,7 +409,7 @@ def main() -> None:
             ),
             met=share <= GOAL and flat,
             setting=(
-                f"Pipeline, Ledger and Caller over {LARGE.actors} actors that answer at"
+                f"Pipeline, Ledger and Calls over {LARGE.actors} actors that answer at"
                 f" once, {LARGE.prompts * 4} rollouts a step in chunks of"
                 f" {LARGE.chunk}, {NUM_CANDIDATES} distances a rollout; a message is a"
                 " call or a chunk, answered; seconds are CPU time of the driver's"

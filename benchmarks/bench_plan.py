@@ -17,7 +17,7 @@ from typing import Any
 from bench_price import sections
 from bench_staleness import at_staleness
 from measure import MIN_PAIRS, Claim, save
-from session import Session, Step, in_session, session_config
+from session import Session, TimedStep, in_session, session_config
 
 from topd_ray.config import Config
 from topd_ray.simulate.fit import fit
@@ -70,10 +70,10 @@ def halved(config: Config) -> Config:
     return config.model_copy(update={"prompts": prompts})
 
 
-async def time_all(session: Session) -> dict[str, list[Step]]:
+async def time_all(session: Session) -> dict[str, list[TimedStep]]:
     """Rounds of blocks, on the same draws where they have as many prompts."""
     prompts, chosen = session.prompts, kinds(session.config)
-    timed: dict[str, list[Step]] = {name: [] for name in chosen}
+    timed: dict[str, list[TimedStep]] = {name: [] for name in chosen}
     await session.steps(chosen["TOPD"], 2, names=0)  # a warm-up
     for number in range(ROUNDS):
         for name, config in chosen.items():
@@ -84,7 +84,7 @@ async def time_all(session: Session) -> dict[str, list[Step]]:
     return timed
 
 
-def report(configs: dict[str, Config], timed: dict[str, list[Step]]) -> None:
+def report(configs: dict[str, Config], timed: dict[str, list[TimedStep]]) -> None:
     """Errors of the predictions; the fitted kind is shown, and not counted."""
     base = timed["TOPD"]
     fitted = fit(
@@ -125,7 +125,7 @@ def report(configs: dict[str, Config], timed: dict[str, list[Step]]) -> None:
     )
 
 
-def seconds_a_thousand(step: Step) -> float:
+def seconds_a_thousand(step: TimedStep) -> float:
     """Seconds a thousand response tokens."""
     return 1000 * step.wall_s / step.metrics["rollout/num_tokens"]
 

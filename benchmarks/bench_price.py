@@ -12,7 +12,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from measure import MIN_PAIRS, Claim, Ratio, save
-from session import Session, Step, in_session, session_config
+from session import Session, TimedStep, in_session, session_config
 from world import STUDENT, TEACHER
 
 PAPER = 1.41
@@ -59,7 +59,7 @@ def engine(**fields: Any) -> dict[str, Any]:
     return ENGINE | fields
 
 
-async def in_turn_steps(session: Session) -> tuple[list[Step], list[Step]]:
+async def in_turn_steps(session: Session) -> tuple[list[TimedStep], list[TimedStep]]:
     """OPD, TOPD, OPD, TOPD, …; the first of each is a warm-up."""
     opd_config = session.config.model_copy(
         update={
@@ -68,14 +68,16 @@ async def in_turn_steps(session: Session) -> tuple[list[Step], list[Step]]:
             )
         }
     )
-    opd, topd = list[Step](), list[Step]()
+    opd, topd = list[TimedStep](), list[TimedStep]()
     for names in range(MIN_PAIRS + 1):
         opd += await session.steps(opd_config, 1, names=names)
         topd += await session.steps(session.config, 1, names=names)
     return opd[1:], topd[1:]
 
 
-def report(opd: list[Step], topd: list[Step], *, own: bool, goal: float) -> None:
+def report(
+    opd: list[TimedStep], topd: list[TimedStep], *, own: bool, goal: float
+) -> None:
     """The ratio, and where each kind of step spends its seconds."""
     ratio = Ratio(tuple(b.wall_s / a.wall_s for a, b in zip(opd, topd, strict=True)))
     where = "own" if own else "shared"
@@ -112,7 +114,7 @@ def setting(last: dict[str, float], *, own: bool) -> str:
     )
 
 
-def row(name: str, steps: list[Step]) -> dict[str, Any]:
+def row(name: str, steps: list[TimedStep]) -> dict[str, Any]:
     """Median seconds of a step, and of every kind of call in it, summed over its
     chunks.
     """
@@ -124,7 +126,7 @@ def row(name: str, steps: list[Step]) -> dict[str, Any]:
     )
 
 
-def busy_s(steps: list[Step], what: str) -> float:
+def busy_s(steps: list[TimedStep], what: str) -> float:
     """Median over steps of the seconds that all calls of a kind took."""
     return median(
         sum(work.ended_s - work.began_s for work in step.works if work.what == what)

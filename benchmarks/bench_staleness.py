@@ -18,7 +18,7 @@ from typing import Any
 
 from bench_price import sections
 from measure import MIN_PAIRS, Claim, Ratio, save
-from session import Session, Step, in_session, session_config
+from session import Session, TimedStep, in_session, session_config
 
 from topd_ray.config import Config
 from topd_ray.statistics import t_interval
@@ -67,10 +67,12 @@ def at_staleness(config: Config, steps: int) -> Config:
     )
 
 
-async def in_turn_blocks(session: Session) -> tuple[list[list[Step]], list[list[Step]]]:
+async def in_turn_blocks(
+    session: Session,
+) -> tuple[list[list[TimedStep]], list[list[TimedStep]]]:
     """Blocks of fresh steps and of stale ones; one step of warm-up."""
     await session.steps(at_staleness(session.config, 0), 1, names=0)
-    fresh, stale = list[list[Step]](), list[list[Step]]()
+    fresh, stale = list[list[TimedStep]](), list[list[TimedStep]]()
     for pair in range(MIN_PAIRS):
         for staleness, blocks in ((0, fresh), (1, stale)):
             config = at_staleness(session.config, staleness)
@@ -79,13 +81,13 @@ async def in_turn_blocks(session: Session) -> tuple[list[list[Step]], list[list[
     return fresh, stale
 
 
-def rate(block: list[Step]) -> float:
+def rate(block: list[TimedStep]) -> float:
     """Rollout tokens a second."""
     tokens = sum(step.metrics["rollout/num_tokens"] for step in block)
     return tokens / sum(step.wall_s for step in block)
 
 
-def report_speed(fresh: list[list[Step]], stale: list[list[Step]]) -> None:
+def report_speed(fresh: list[list[TimedStep]], stale: list[list[TimedStep]]) -> None:
     """The ratio of rates, and how busy who was."""
     ratio = Ratio(tuple(rate(b) / rate(a) for a, b in zip(fresh, stale, strict=True)))
     save(
@@ -107,7 +109,7 @@ def report_speed(fresh: list[list[Step]], stale: list[list[Step]]) -> None:
     )
 
 
-def words(fresh: list[list[Step]], stale: list[list[Step]]) -> str:
+def words(fresh: list[list[TimedStep]], stale: list[list[TimedStep]]) -> str:
     """What there is left to gain."""
     step_s, ahead_s = (mean_of(blocks, "step/wall_s") for blocks in (fresh, stale))
     busy = {kind: mean_of(fresh, f"busy/{kind}_frac") for kind in KINDS}
@@ -124,7 +126,7 @@ def words(fresh: list[list[Step]], stale: list[list[Step]]) -> str:
     )
 
 
-def mean_of(blocks: list[list[Step]], name: str) -> float:
+def mean_of(blocks: list[list[TimedStep]], name: str) -> float:
     """Over all counted steps."""
     steps = [step for block in blocks for step in block]
     if name == "step/wall_s":
@@ -132,7 +134,7 @@ def mean_of(blocks: list[list[Step]], name: str) -> float:
     return sum(step.metrics.get(name, 0.0) for step in steps) / len(steps)
 
 
-def row(staleness: int, blocks: list[list[Step]]) -> dict[str, Any]:
+def row(staleness: int, blocks: list[list[TimedStep]]) -> dict[str, Any]:
     """Means over all counted steps."""
     return {
         "staleness": staleness,

@@ -16,9 +16,14 @@ from typing import Any
 import ray
 from measure import Claim, in_turn, save
 
-from topd_ray.actors import LearnerWorker, ProbeWorker, RolloutWorker, TeacherWorker
-from topd_ray.actors.calls import Caller
-from topd_ray.actors.fleet import Fleet, connected, spawn
+from topd_ray.actors.calls import Calls
+from topd_ray.actors.cluster import connected
+from topd_ray.actors.fleet import open_fleet
+from topd_ray.actors.learner import LearnerWorker
+from topd_ray.actors.prober import ProbeWorker
+from topd_ray.actors.replacement import Replacement
+from topd_ray.actors.rollout import RolloutWorker
+from topd_ray.actors.teacher import TeacherWorker
 from topd_ray.config import Config, load_config
 from topd_ray.records.run_folder import RunFolder
 
@@ -152,20 +157,20 @@ def train(root: Path) -> dict[str, float]:
 
 
 def together(config: Config, folder: RunFolder) -> float:
-    """Seconds until `spawn` has all actors ready."""
-    caller = Caller(
-        start_deadline_s=config.cluster.start_deadline_s,
-        call_deadline_s=config.cluster.call_deadline_s,
-    )
+    """Return the seconds until `open_fleet` has all actors ready."""
 
-    async def start() -> Fleet:
-        return await spawn(config, folder, caller, total_steps=1)
+    async def start() -> float:
+        began_s = time.perf_counter()
+        async with open_fleet(
+            config,
+            folder,
+            Calls.within(config.cluster),
+            Replacement.never(),
+            total_steps=1,
+        ):
+            return time.perf_counter() - began_s
 
-    began = time.perf_counter()
-    fleet = asyncio.run(start())
-    seconds = time.perf_counter() - began
-    fleet.kill()
-    return seconds
+    return asyncio.run(start())
 
 
 def one_by_one(config: Config) -> list[Readiness]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench_price import busy_s, sections
 from measure import MIN_PAIRS, Claim, save
-from session import Session, Step, in_session, session_config
+from session import Session, TimedStep, in_session, session_config
 
 WORDS = (
     "The models are toys of about 1 M parameters; the windows cost as much beside any"
@@ -27,12 +27,12 @@ def main() -> None:
         report_transport(in_session(config, steps, cores=None)[1:])
 
 
-async def steps(session: Session) -> list[Step]:
+async def steps(session: Session) -> list[TimedStep]:
     """As `topd train` would make them."""
     return await session.steps(session.config, MIN_PAIRS + 1, names=0)
 
 
-def report_transport(topd: list[Step]) -> None:
+def report_transport(topd: list[TimedStep]) -> None:
     """Seconds of the probe workers, who make ground costs and plans, in a step."""
     shares = [busy_s([step], "probe") / step.wall_s for step in topd]
     candidates = sum(step.metrics["candidates/num"] for step in topd) / len(topd)

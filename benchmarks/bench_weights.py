@@ -19,7 +19,8 @@ import torch
 from measure import Claim, in_turn, save
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from topd_ray.actors import LearnerWorker, RolloutWorker
+from topd_ray.actors.learner import LearnerWorker
+from topd_ray.actors.rollout import RolloutWorker
 from topd_ray.config import load_config
 from topd_ray.weights.buckets import in_buckets, open_buckets
 
