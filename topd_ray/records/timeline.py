@@ -8,6 +8,7 @@ second has one name.
 """
 
 import json
+import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class Work:
     no chunk.
     """
     began_s: float
-    """Epoch seconds, read in the actor."""
+    """Seconds of the monotonic clock of the driver."""
     ended_s: float
     num_tokens: int = 0
 
@@ -161,20 +162,14 @@ def _covered(
         yield name, first, last
 
 
-def chrome_trace(works: Iterable[Work]) -> dict[str, Any]:
-    """Chrome trace JSON, one row an actor (a second one where its calls overlap); open
-    in Perfetto.
-
-    Times are epoch microseconds.
-    """
-    return {"traceEvents": list(_Rows().events(works)), "displayTimeUnit": "ms"}
-
-
 class _Rows:
-    """Gives every actor its row; a row once given stays."""
+    """Gives every actor its row (two where its calls overlap); a row once given
+    stays.
+    """
 
-    def __init__(self, process: int = 1) -> None:
+    def __init__(self, process: int, epoch_s: float) -> None:
         self._process = process
+        self._epoch_s = epoch_s
         self._rows: dict[str, list[tuple[int, float]]] = defaultdict(list)
         self._count = 0
 
@@ -204,7 +199,7 @@ class _Rows:
             "name": work.what if work.chunk is None else f"{work.what} {work.chunk}",
             "cat": work.kind,
             "ph": "X",
-            "ts": round(work.began_s * 1e6),
+            "ts": round((work.began_s + self._epoch_s) * 1e6),
             "dur": max(1, round((work.ended_s - work.began_s) * 1e6)),
             "pid": self._process,
             "tid": row,
@@ -219,7 +214,7 @@ class _Rows:
 
 
 def read_trace(path: Path) -> list[Work]:
-    """The works of a trace file, of all its sessions, to the microsecond."""
+    """Return the works of all sessions of a trace file, in epoch seconds."""
     return [
         Work(
             actor=event["args"]["actor"],
@@ -243,9 +238,16 @@ class TraceWriter:
     resumed session is another process in it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, epoch_s: float | None = None) -> None:
+        """`epoch_s`: the epoch at monotonic time 0; by default that of this machine.
+
+        It is taken once, so that a wall clock that is set moves nothing in the trace.
+        """
         kept = _whole_events(path)
-        self._rows = _Rows(process=1 + max((event["pid"] for event in kept), default=0))
+        last_process = max((event["pid"] for event in kept), default=0)
+        if epoch_s is None:
+            epoch_s = time.time() - time.monotonic()
+        self._rows = _Rows(1 + last_process, epoch_s)
         self._file: TextIO = path.open("w", encoding="utf-8")
         self._file.write("[")
         self._separator = "\n"

@@ -1,4 +1,5 @@
 import json
+import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -10,7 +11,6 @@ from topd_ray.records.timeline import (
     TraceWriter,
     Work,
     busy_and_waits,
-    chrome_trace,
     read_trace,
 )
 
@@ -113,16 +113,19 @@ def test_an_empty_window_is_refused() -> None:
         busy_and_waits([], began_s=1.0, ended_s=1.0)
 
 
-def test_a_trace_has_a_named_row_an_actor_and_a_second_one_where_calls_overlap() -> (
-    None
-):
-    events = chrome_trace(
-        [
-            work("teacher[0]", "continue_from", 1, 2, 5),
-            work("teacher[0]", "score", 2, 3, 4),
-            work("rollout[0]", "roll_out", 1, 0, 2),
-        ]
-    )["traceEvents"]
+def test_a_trace_has_a_named_row_an_actor_and_two_where_calls_overlap(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "trace.json"
+    with TraceWriter(path, epoch_s=0.0) as trace:
+        trace.add(
+            [
+                work("teacher[0]", "continue_from", 1, 2, 5),
+                work("teacher[0]", "score", 2, 3, 4),
+                work("rollout[0]", "roll_out", 1, 0, 2),
+            ]
+        )
+    events = json.loads(path.read_text())
     names = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name"}
     spans = {names[e["tid"]]: e for e in events if e["ph"] == "X"}
     assert spans.keys() == {"rollout[0]", "teacher[0]", "teacher[0]'"}
@@ -171,6 +174,15 @@ def test_a_trace_is_read_back_as_it_was_written(tmp_path: Path) -> None:
         Work("rollout[0]", "roll_out", 3, 1, 1.5, 2.25, num_tokens=70),
         Work("learner[1]", "step", 3, None, 4.0, 4.5),
     ]
-    with TraceWriter(tmp_path / "trace.json") as trace:
+    with TraceWriter(tmp_path / "trace.json", epoch_s=0.0) as trace:
         trace.add(works)
     assert read_trace(tmp_path / "trace.json") == works
+
+
+def test_a_trace_is_in_the_time_of_this_machine(tmp_path: Path) -> None:
+    before_s = time.time()
+    now_s = time.monotonic()
+    with TraceWriter(tmp_path / "trace.json") as trace:
+        trace.add([Work("learner[0]", "step", 1, None, now_s, now_s + 1)])
+    (work_read,) = read_trace(tmp_path / "trace.json")
+    assert before_s - 0.1 <= work_read.began_s <= time.time() + 0.1
