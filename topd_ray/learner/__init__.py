@@ -1,4 +1,4 @@
-"""TrainBatch -> StepReport: the losses of micro-batches, one optimizer step a step."""
+"""TrainBatch -> StepReport. The losses of micro-batches, one optimizer step a step."""
 
 from topd_ray.learner.actor import LearnerActor
 
