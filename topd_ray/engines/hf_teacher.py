@@ -6,8 +6,9 @@ Axes: R sequences, L tokens of the longest, D width of the model.
 import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 
@@ -24,6 +25,8 @@ from topd_ray.engines.protocols import Generation, GenerationRequest, NamedArray
 from topd_ray.errors import TopdError
 from topd_ray.messages import Floats, Ints
 from topd_ray.models.facts import eos_ids, weight_shapes
+
+T = TypeVar("T")
 
 BATCH_TOKENS = 4096
 """Most tokens of one scoring pass, padding included.
@@ -56,9 +59,8 @@ class HfTeacher:
         version = self._version
         states = dict[int, Floats]()
         for batch in _by_length(sequences):
-            batch_states = self._turn(
-                version, self._states, [sequences[index] for index in batch]
-            )
+            chosen = [sequences[index] for index in batch]
+            batch_states = self._turn(version, partial(self._states, chosen))
             states |= zip(batch, batch_states, strict=True)
         return [states[index] for index in range(len(sequences))]
 
@@ -87,24 +89,24 @@ class HfTeacher:
         version = self._version
         for batch in batches(requests, self._max_num_seqs):
             decoding = Decoding(self._model, batch, self._eos).run()
-            while generation := self._turn(version, next, decoding, None):
+            while generation := self._turn(version, partial(next, decoding, None)):
                 yield generation
 
-    def _turn(self, version: int, work: Callable[..., Any], *arguments: Any) -> Any:
+    def _turn(self, version: int, work: Callable[[], T]) -> T:
         """Compute with the weights that the call began with.
 
         Raises:
             TopdError: New weights have been loaded since, or the engine was closed.
         """
 
-        def checked() -> Any:
+        def checked() -> T:
             if version != self._version:
                 raise TopdError("new weights ended this call, or the engine was closed")
-            return work(*arguments)
+            return work()
 
         return self._submit(checked).result()
 
-    def _submit(self, work: Callable[[], Any]) -> "Future[Any]":
+    def _submit(self, work: Callable[[], T]) -> "Future[T]":
         if self._model is None:
             raise TopdError("the engine is closed")
         return self._computing.submit(work)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import flex_attention
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.unit.learner.test_layout import TREE, make_layout
+from tests.unit.learner.layouts import TREE, make_layout
 from topd_ray.errors import UserError
 from topd_ray.learner.attention import PACKED, check_isolation, packed_attention
 from topd_ray.learner.layout import Layout

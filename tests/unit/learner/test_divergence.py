@@ -1,15 +1,21 @@
 """Axes: T positions, V vocabulary, M ids that the teacher kept."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.unit.learner import oracle, reference
+from tests.unit.learner.distributions import (
+    FORMS,
+    composed,
+    distributions,
+    forms,
+    logs,
+    rows,
+)
 from topd_ray.learner.divergence import (
     TokenLoss,
     divergence,
@@ -19,39 +25,7 @@ from topd_ray.learner.divergence import (
     reverse_kl,
 )
 
-V = 9
 INF = math.inf
-FORMS = [
-    TokenLoss(divergence="reverse_kl"),
-    TokenLoss(divergence="forward_kl"),
-    *(TokenLoss(divergence="jsd", jsd_beta=beta) for beta in (0.0, 0.1, 0.5, 0.9, 1.0)),
-]
-forms = pytest.mark.parametrize(
-    "token_loss",
-    FORMS,
-    ids=lambda token_loss: f"{token_loss.divergence}-{token_loss.jsd_beta}",
-)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(
-        *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )
-
-
-def logs(tokens: int, seed: int, scale: float = 2.0) -> Tensor:
-    return (scale * normal(tokens, V, seed=seed)).log_softmax(1)
-
-
-def rows(log_TV: Tensor) -> list[list[float]]:
-    return log_TV.exp().tolist()
-
-
-@st.composite
-def distributions(draw: st.DrawFn) -> Tensor:
-    """Three rows of logs, from flat to nearly all mass on one id."""
-    values = st.lists(st.floats(-30.0, 30.0), min_size=3 * V, max_size=3 * V)
-    return torch.tensor(draw(values), dtype=torch.float64).view(3, V).log_softmax(1)
 
 
 def autograd(logp_TV: Tensor, logq_TV: Tensor, token_loss: TokenLoss) -> Tensor:
@@ -72,18 +46,6 @@ def test_each_divergence_is_its_sum_over_the_whole_vocabulary(token_loss):
     assert divergence(logp_TV, logq_TV, token_loss).nats_T.tolist() == pytest.approx(
         want, rel=1e-12
     )
-
-
-composed = pytest.mark.parametrize(
-    "token_loss",
-    [
-        *FORMS,
-        *(replace(one, token_clip=0.8) for one in FORMS),
-        *(replace(one, forward_above_entropy=1.0) for one in FORMS),
-        TokenLoss(forward_above_entropy=1.0, token_clip=1.5),
-    ],
-    ids=str,
-)
 
 
 @composed

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tests.unit.learner.test_model import gradients, make
+from tests.unit.learner.layouts import TREE, make_layout
+from tests.unit.learner.models import gradients, make
 from tests.unit.learner.trees import Row, Window, in_one_forward, one_by_one
 from topd_ray.learner.layout import Layout
 
@@ -54,12 +55,6 @@ def test_windows_beside_a_rollout_have_the_gradient_of_separate_forwards(
         torch.testing.assert_close(gradient, want, rtol=1e-4, atol=1e-5)
 
 
-def make_layout(*segments: tuple[int, int, int]) -> Layout:
-    """(length, trunk, branch) of each."""
-    return Layout(*torch.tensor(segments).unbind(1))
-
-
-TREE = ((4, 0, 0), (2, 0, 2), (1, 0, 4), (2, 3, 0), (2, 3, 1))
 """A rollout with two windows, and another with one."""
 
 

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from tests.tiny import VOCAB, make_model
+from tests.unit.learner.models import gradients, make
 from tests.unit.learner.trees import TEACHER_WIDTH, Inputs
 from topd_ray.errors import UserError
 from topd_ray.learner.divergence import TokenLoss
@@ -12,24 +13,6 @@ from topd_ray.learner.inputs import Signal
 from topd_ray.learner.model import DistillationModel, load_student
 
 NONE = torch.zeros(0, dtype=torch.long)
-
-
-def make(
-    folder: Path, *, gradient_checkpointing: bool = False, signal: Signal = "hidden"
-) -> DistillationModel:
-    student = load_student(
-        folder, dtype=torch.float32, gradient_checkpointing=gradient_checkpointing
-    )
-    head_VE = torch.randn(
-        len(VOCAB), TEACHER_WIDTH, generator=torch.Generator().manual_seed(5)
-    )
-    return DistillationModel(
-        student,
-        signal=signal,
-        teacher_head_VE=head_VE if signal == "hidden" else None,
-        token_loss=TokenLoss(kd_ratio=0.75),
-        lambda_traj=0.5,
-    )
 
 
 def inputs(rows: list[list[int]], *, signal: Signal = "hidden") -> Inputs:
@@ -70,16 +53,6 @@ def signals(teacher_TE: Tensor) -> dict[Signal, tuple[Tensor, ...]]:
 
 def seeded(row: list[int]) -> torch.Generator:
     return torch.Generator().manual_seed(sum(row))
-
-
-def gradients(model: DistillationModel, *args: Tensor | None) -> dict[str, Tensor]:
-    model.zero_grad()
-    model(*args)[0].backward()
-    return {
-        name: p.grad.clone()
-        for name, p in model.named_parameters()
-        if p.grad is not None
-    }
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.unit.learner import oracle, reference
-from tests.unit.learner.test_divergence import (
+from tests.unit.learner.distributions import (
     FORMS,
     V,
     composed,
