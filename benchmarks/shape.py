@@ -198,7 +198,7 @@ def any_types(tree: Tree) -> Measure:
 
 
 def step_loops(tree: Tree) -> Measure:
-    """Files that begin and finish the steps of a pipeline by hand."""
+    """Files that drive the steps of a pipeline: begin them, let them learn."""
     where = []
     for source in [*tree.package, *tree.around]:
         calls = {
@@ -207,8 +207,8 @@ def step_loops(tree: Tree) -> Measure:
             if isinstance(node.func, ast.Attribute)
             and ast.unparse(node.func.value).endswith("pipeline")
         }
-        if {"begin", "finish"} <= calls.keys():
-            where.append(source.at(calls["begin"], "begins and finishes steps"))
+        if {"begin", "learn"} <= calls.keys():
+            where.append(source.at(calls["begin"], "begins steps and lets them learn"))
     return Measure("loops: files with a step loop", "1", str(len(where)), where)
 
 

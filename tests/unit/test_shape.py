@@ -42,14 +42,14 @@ def test_any_counts_in_the_packages_of_the_actors_only(shape, tree_of):
     assert shape.any_types(tree).value == "2"
 
 
-def test_a_step_loop_begins_and_finishes_steps_of_a_pipeline(shape, tree_of):
+def test_a_step_loop_begins_steps_of_a_pipeline_and_lets_them_learn(shape, tree_of):
     tree = tree_of(
-        driver__loop="self.pipeline.begin(1)\nself.pipeline.finish(1)\n",
+        driver__loop="self.pipeline.begin(1)\nself.pipeline.learn(1)\n",
         driver__once="pipeline.begin(1)\n",
-        engines__stepping="stepper.begin(1)\nstepper.finish(1)\n",
+        engines__stepping="stepper.begin(1)\nstepper.learn(1)\n",
     )
     assert shape.step_loops(tree).where == [
-        "topd_ray/driver/loop.py:1 begins and finishes steps"
+        "topd_ray/driver/loop.py:1 begins steps and lets them learn"
     ]
 
 
