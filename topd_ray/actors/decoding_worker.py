@@ -82,6 +82,7 @@ class DecodingWorker(Worker):
         keep = self._config.rewrite.keep
         if keep == "all":
             return None
+        # Dropped and counted rather than kept: an unjudged rewrite may be wrong.
         if answer is None:
             return "no answer to judge the rewrite by"
         if not self._is_right(rewrite, answer):

@@ -54,6 +54,7 @@ class LearnerWorker(Worker):
         address = "127.0.0.1"
         if ray.is_initialized():
             address = ray.util.get_node_ip_address()
+        # The port may be taken before torch binds it; the start then fails by name.
         with socket.socket() as probe:
             probe.bind(("", 0))
             return address, int(probe.getsockname()[1])
@@ -61,6 +62,7 @@ class LearnerWorker(Worker):
     def start(self, master_addr: str, master_port: int) -> None:
         """Join the process group and load the student; every rank must be called."""
         teacher_head_VE = None
+        # The teacher sends hidden states; its head turns them into log-probabilities.
         if self._config.teacher.signal == "hidden":
             teacher_head_VE = output_head(resolve_teacher(self._config))
         self._learner = LearnerActor(
@@ -131,6 +133,7 @@ class LearnerWorker(Worker):
         if self._rank == 0:
             yield from buckets
         else:
+            # Gathering a sharded weight is collective: every rank must take part.
             for _ in buckets:
                 pass
 

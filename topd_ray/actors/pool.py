@@ -12,6 +12,7 @@ class Pool(Generic[H]):
     """Hands out free actors, each for one call at a time, in the order of asking."""
 
     def __init__(self, handles: Sequence[H]) -> None:
+        # A queue serves the caller that has waited longest, so no chunk starves.
         self._free = asyncio.Queue[H]()
         for handle in handles:
             self._free.put_nowait(handle)

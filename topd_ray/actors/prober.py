@@ -36,6 +36,7 @@ class ProbeWorker(DecodingWorker):
                 seed=config.run.seed,
             )
             self._decode_with(self._engine, folder)
+        # A worker of a method that only rewrites loads no embedding.
         if config.uses_probes:
             self._prober = ProbeActor(
                 config.probe, folder, student_folder=resolve_student(config)

@@ -47,6 +47,7 @@ class TeacherWorker(DecodingWorker):
             config.teacher, config.candidates, folder, lambda: self._engine
         )
         group = threshold_group(config.windows.divergence)
+        # D7 low_loss_q75 judges by as many low-loss windows, so they are probed too.
         self._controls = [LOW] if group == LOW else []
 
     def score(

@@ -17,6 +17,7 @@ def evaluate(fleet: Fleet, problems: Sequence[Prompt]) -> asyncio.Task[Accuracy]
     An engine answers after the calls that it was given before.
     """
     shares = deal_to_engines(problems, len(fleet.rollouts))
+    # Submitted before the task exists: calls that follow this one come after it.
     answers = [
         engine.evaluate(share)
         for engine, share in zip(fleet.rollouts, shares, strict=True)

@@ -77,6 +77,7 @@ class Pipeline:
             threshold=self._recent.threshold(),
             num_chunks=[-(-len(block) // chunk_size) for block in blocks],
         )
+        # Before any engine is asked: a rollout that comes back must be known.
         self._ledger.dispatch(opened.rollout_ids)
         streams = [
             engine.roll_out(
@@ -103,6 +104,7 @@ class Pipeline:
         """
         step.let_learn(self._recent.threshold())
         assert step.task is not None
+        # A stop cancels this wait alone; `abandon` ends the tasks in its own order.
         await asyncio.shield(step.task)
         if not step.rounds:
             raise TopdError(
@@ -123,6 +125,8 @@ class Pipeline:
             skip=bool(receipts.complaints), log=step.log
         )
         self._ledger.close_step(step.rollout_ids)
+        # After the update: the threshold of a step never depends on its own distances,
+        # but for the first step.
         for probe in receipts.probes:
             self._recent.add(probe.threshold_distances)
         return report, receipts
@@ -145,6 +149,7 @@ class Pipeline:
         index = 0
         async for sent in stream:
             self._ledger.advance(sent.receipt.rollout_ids, Stage.ROLLED_OUT)
+            # Waiting here pauses the stream, and so the engine (backpressure).
             await room.acquire()
             chunk = step.chunk(index, engine, sent.rollouts, sent.receipt)
             index += 1

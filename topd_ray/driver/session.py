@@ -71,6 +71,8 @@ def resume(path: Path | str, checkpoint: str | None = None) -> Summary | None:
         raise UserError(
             f"{folder.path}: this run is finished (summary.json); nothing to resume"
         )
+    # The lock first: what is read here must not change, and `latest` must not move
+    # under a process that works on this run.
     with folder.locked():
         opened = open_checkpoint(folder, checkpoint)
         inputs = load_inputs(config)

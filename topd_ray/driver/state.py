@@ -75,6 +75,7 @@ class RunState:
             step=step,
             cursor=cursor,
             teacher_version=teacher_version,
+            # plain JSON came back: every value is converted, so that a wrong one raises
             ledger=Ledger.restored(state["ledger"]),
             totals=RunTotals(**state["totals"]),
             before=Accuracy(**state["before"]) if state["before"] else None,

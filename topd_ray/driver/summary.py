@@ -18,6 +18,7 @@ def summarize(run: RunContext, accuracies: Accuracies) -> Summary:
     return {
         **_names(run.config),
         "steps": run.state.step,
+        # null, not NaN: strict JSON knows no NaN, and without problems there is none
         "accuracy_before": _finite(before.share),
         "accuracy_after": _finite(after.share),
         "accuracy_before_interval": [_finite(edge) for edge in before.interval],

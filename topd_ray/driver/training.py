@@ -94,7 +94,7 @@ class Training(LoopHooks):
         )
         self._last_ended_s = time.monotonic()
         await loop.run()
-        if run.state.step < run.total_steps:
+        if run.state.step < run.total_steps:  # stopped: the last finished step is kept
             await self._write_checkpoint()
             return None
         after = await run.stop.unless_late(self._conclude())
