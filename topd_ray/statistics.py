@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 LEVEL = 0.95
+# The standard error of a drawn p near 0.05 is then 0.0015.
 _SIGN_FLIPS = 20_000
 _EXACT_SIGN_FLIPS = 14  # up to 2 ** 14 patterns are all computed
 
@@ -176,6 +177,7 @@ def share(hits: ArrayLike) -> Estimate:
     if not len(flags):
         return Estimate(value=math.nan, low=math.nan, high=math.nan, count=0)
     num_hits = int(flags.sum())
+    # Wilson, because the normal interval has no width where all or none are true.
     interval = stats.binomtest(num_hits, len(flags)).proportion_ci(
         LEVEL, method="wilson"
     )
@@ -274,6 +276,7 @@ def binned_means(x: ArrayLike, y: ArrayLike, *, bins: int) -> list[Bin]:
     """
     x_N = np.asarray(x, np.float64)
     y_N = np.asarray(y, np.float64)
+    # Stable, so that ties fall into the same slices on every machine.
     parts = np.array_split(np.argsort(x_N, kind="stable"), bins)
     return [
         Bin(x=mean(x_N[rows]), y=t_interval(y_N[rows])) for rows in parts if len(rows)
@@ -335,6 +338,7 @@ def _sign_flip_p(difference: Values, seed: int) -> float:
         sums = (2 * patterns - 1) @ difference
     else:
         rng = np.random.default_rng(seed)
+        # One draw at a time: a matrix of all signs would hold 20,000 numbers a pair.
         sums = np.array(
             [
                 rng.choice((-1.0, 1.0), size=count) @ difference

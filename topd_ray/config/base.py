@@ -16,7 +16,12 @@ class Section(BaseModel):
     """One frozen section of the config; an unknown key is an error."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+        # Frozen, because a field that changed later would be checked by no rule. No
+        # infinity, because an endless deadline would pass as a positive one.
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
     )
 
 

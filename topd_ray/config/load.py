@@ -48,6 +48,7 @@ def parse_config(values: dict[str, Any], *, source: str) -> Config:
 
 def dump_config(config: Config) -> str:
     """Return the resolved config as YAML that `load_config` reads back as equal."""
+    # In the order of the schema, which a reader knows from the configs.
     return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
 
 
@@ -107,6 +108,7 @@ def _merged(path: Path, extended_by: tuple[Path, ...]) -> DictConfig:
     own = _load_one(path)
     if "extends" not in own:
         return own
+    # Taken out: it is no field of the config, and the dumped config stands alone.
     base = own.pop("extends")
     if not isinstance(base, str):
         raise UserError(
@@ -135,6 +137,7 @@ def _load_one(path: Path) -> DictConfig:
 
 def _with_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     for override in overrides:
+        # OmegaConf reads a key without a value as null, which some fields accept.
         key, equals, _ = override.partition("=")
         if not equals or not key.strip():
             raise UserError(f"override {override!r}: expected section.key=value")

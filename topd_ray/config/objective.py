@@ -101,6 +101,7 @@ def merged_with_method(values: Any) -> Any:
     implied = METHODS.get(method, {}) if isinstance(method, str) else {}
     merged = dict(values)
     for section, parts in implied.items():
+        # What the user wrote wins, part by part; the method fills what is left open.
         given = merged.get(section)
         if given is None or isinstance(given, Mapping):
             merged[section] = parts | dict(given or {})

@@ -11,6 +11,8 @@ from topd_ray.config.objective import Method
 class RunConfig(Section):
     """What the run is called, how long it lasts, and what it leaves behind."""
 
+    # A path or a blank in it would put the folder elsewhere, or break a command that
+    # resumes the run.
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
     """Name of the run's folder below `root`."""
     root: Name = "runs"

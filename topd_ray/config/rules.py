@@ -26,12 +26,14 @@ Rule = tuple[bool, str]
 def refuse_broken(rules: Iterable[Rule]) -> None:
     """Raise ValueError with the message of the first rule that is broken."""
     for broken, message in rules:
+        # The first one only: a wrong method breaks several rules at once.
         if broken:
             raise ValueError(message)
 
 
 def lambda_rules(run: RunConfig, objective: ObjectiveConfig) -> Iterator[Rule]:
     """Yield the rules that keep topd and opd apart."""
+    # Reports and tables name a run by its method, so the method must be what it does.
     weight = objective.lambda_traj
     yield (
         run.method == "opd" and weight > 0,

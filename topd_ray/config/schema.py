@@ -101,6 +101,7 @@ class Config(Section):
         rollout = self.rollout.max_response_tokens
         if not self.uses_rewrites:
             return rollout
+        # The engine decodes the rollout before it is rewritten, so both limits count.
         return max(rollout, self.rewrite.max_response_tokens or rollout)
 
     @property
@@ -140,6 +141,8 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _method_fills_what_is_left_open(cls, values: Any) -> Any:
+        # Before validation, where a field that was left open can still be told from one
+        # that was set to its default.
         return merged_with_method(values)
 
     @model_validator(mode="after")
@@ -179,6 +182,7 @@ class Config(Section):
             "probe.num_workers": self.probe.num_workers,
             "learner.num_ranks": self.learner.num_ranks,
         }
+        # Inline, all calls run in one process, so a second actor would only wait.
         for field, count in counts.items():
             if count > 1:
                 raise ValueError(
@@ -189,6 +193,8 @@ class Config(Section):
     @model_validator(mode="after")
     def _every_engine_can_hold_a_sequence(self) -> Self:
         for field, engine in self._engines():
+            # Only the rollout engine reads the student's prompt; the others read the
+            # teacher's, which may be longer.
             student = field == "rollout.engine"
             prompt = self.prompts.max_tokens if student else self.teacher_prompt_tokens
             needed = (

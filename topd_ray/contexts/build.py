@@ -39,6 +39,7 @@ class TeacherPrompts:
         self.context = context
         self.needs_reference = "reference" in GAPS[context]
         self.needs_attempt = "attempt" in GAPS[context]
+        # The fields of Forms have the names of the contexts.
         self._form: str = getattr(forms, context)
         self._max_tokens = max_tokens
         self._max_reference_tokens = max_reference_tokens

@@ -45,6 +45,7 @@ def chat_ids(tokenizer: Any, turns: Turns, *, prompt_id: str) -> list[int]:
         ids: list[int] = tokenizer.apply_chat_template(
             [{"role": role, "content": text} for role, text in turns],
             tokenize=True,
+            # The default of transformers 5 is a mapping, not the ids.
             return_dict=False,
             add_generation_prompt=True,
             enable_thinking=False,

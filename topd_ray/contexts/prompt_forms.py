@@ -74,6 +74,7 @@ def _check_gaps(key: str, text: object, name: str) -> None:
     if not isinstance(text, str):
         raise UserError(f"prompts.forms={name}, {key}: expected text, found {text!r}")
     found = _GAP.findall(text)
+    # Lists, not sets: a gap that occurs twice is refused too.
     if sorted(found) != sorted(GAPS[key]):
         wanted, seen = (
             ", ".join(f"{{{gap}}}" for gap in sorted(gaps)) or "none"

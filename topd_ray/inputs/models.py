@@ -63,6 +63,7 @@ def _model_notes(
     ):
         if folder is not None:
             continue
+        # A misspelt folder is found here, not when the hub is asked for it.
         if not _HUB_NAME.fullmatch(name):
             raise UserError(
                 f"{field}={name}: no such folder, and no hub name (owner/model) either"
@@ -100,10 +101,12 @@ def _check_pair(config: Config, student: Path, teacher: Path) -> None:
         (student, "student", config.student_context_tokens),
         (teacher, "teacher", config.teacher_context_tokens),
     ):
+        # The folder first: the checks behind it read files that it has found whole.
         check_folder(folder, role=role)
         check_context(read_facts(folder), tokens, role=role)
         check_logits(folder, role=role)
     check_experts(student, field="learner.model")
+    # Last, because it compares two folders that are sound by themselves.
     compare_models(student, teacher)
 
 

@@ -39,6 +39,7 @@ def with_absolute_paths(config: Config) -> Config:
 
 def _absolute_model(name: str) -> str:
     folder = local_folder(name)
+    # `~` is expanded too: an actor may run under another home.
     return name if folder is None else str(folder.absolute())
 
 

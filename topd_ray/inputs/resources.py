@@ -69,6 +69,7 @@ def make_plan(config: Config) -> Plan:
     teacher = _num_parameters(find_teacher(config), config.teacher.size_b)
     rollouts = config.prompts.per_step * config.rollout.samples_per_prompt
     tokens = rollouts * config.rollout.max_response_tokens
+    # An upper bound: a rollout that ends early has fewer candidates.
     per_rollout = max(
         config.candidates.min_per_rollout,
         round(config.candidates.fraction * config.rollout.max_response_tokens),
@@ -81,6 +82,7 @@ def make_plan(config: Config) -> Plan:
         _learner_role(config, student),
     ]
     if config.num_probe_workers:
+        # Behind the teacher, whose losses choose what is probed.
         roles.insert(2, _probe_role(config, teacher))
     return Plan(
         roles=roles,
@@ -174,6 +176,7 @@ def _learner_role(config: Config, parameters: float | None) -> Role:
     stage = learner.zero_stage if is_float32 else max(learner.zero_stage, 2)
     weights = _BYTES[learner.dtype] / (ranks if stage >= 3 else 1)
     gradients = 4.0 / (ranks if stage >= 2 else 1)
+    # float32 weights are their own master copy.
     master = 0.0 if is_float32 else 4.0
     states = (8.0 + master) / (ranks if stage >= 1 else 1)
     total = weights + gradients + states

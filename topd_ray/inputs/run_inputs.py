@@ -22,6 +22,8 @@ class RunInputs:
 
 def load_inputs(config: Config) -> RunInputs:
     """Check both models and read prompts and problems. Raises UserError."""
+    # Models first: a folder that is not whole is named there, and would fail in the
+    # tokenizer with an error that does not say so.
     student, teacher = check_models(config)
     source, dropped = load_source(config, student=student, teacher=teacher)
     problems = load_problems(

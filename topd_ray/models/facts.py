@@ -59,6 +59,7 @@ def read_facts(folder: Path) -> ModelFacts:
         layers=whole_number(folder, config, "num_hidden_layers"),
         max_position_embeddings=whole_number(folder, config, "max_position_embeddings"),
         eos_ids=_stop_ids(folder, config),
+        # Most, not all: some models keep norms or routers in float32.
         dtype=sizes.most_common(1)[0][0],
         tied=_is_tied(config, tensors),
     )
@@ -97,6 +98,8 @@ def check_context(facts: ModelFacts, needed: int, role: str) -> None:
 
 
 def _is_tied(config: dict[str, Any], tensors: dict[str, TensorFact]) -> bool:
+    # transformers leaves the field out where it is the default of the model's type, so
+    # a head among the weights has to decide.
     return bool(config.get("tie_word_embeddings", HEAD not in tensors))
 
 

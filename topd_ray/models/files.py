@@ -32,6 +32,7 @@ def read_text(path: Path) -> str:
     if not path.is_file():
         raise UserError(f"{path.parent}: no {path.name}")
     try:
+        # Not read_text, which decodes by the machine's locale.
         return path.read_bytes().decode()
     except UnicodeDecodeError:
         raise UserError(f"{path}: expected UTF-8 text, found other bytes") from None

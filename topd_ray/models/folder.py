@@ -65,6 +65,8 @@ def check_folder(folder: Path, *, role: str) -> None:
     try:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder")
+        # Refused by name: transformers would ask for trust_remote_code, which is no way
+        # out here.
         if "auto_map" in read_config(folder):
             raise UserError(
                 f"{folder / CONFIG}: `auto_map` asks for code that came with the"
@@ -105,6 +107,8 @@ def _download(name: str, revision: str | None) -> Path:
         raise UserError(
             f"{name}: no such folder, and no name the hub could have"
         ) from None
+    # A GatedRepoError is a RepositoryNotFoundError too, and both are OSErrors: the
+    # order decides which message the user reads.
     except GatedRepoError:
         raise UserError(
             f"{name}: the hub wants its terms accepted first; do so on the model's"

@@ -43,6 +43,8 @@ def _vocabulary_difference(student: Path, teacher: Path) -> str | None:
 
 
 def _size_difference(student: Path, teacher: Path) -> str | None:
+    # Of the embedding, which may have more rows than the tokenizer has entries: losses
+    # compare rows.
     size_S = whole_number(student, read_config(student), "vocab_size")
     size_T = whole_number(teacher, read_config(teacher), "vocab_size")
     if size_S == size_T:

@@ -36,7 +36,9 @@ LOGIT_DEFAULTS: dict[str, dict[str, Any]] = {
 """What transformers assumes for a `model_type` whose config.json leaves the field
 out.
 """
+# GPT-J and Phi have a head with a bias; GPT-NeoX names its head embed_out.
 HEAD_BIASES = ("lm_head.bias", "embed_out.bias")
+# One expert of a checkpoint, such as model.layers.0.mlp.experts.7.up_proj.weight.
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
@@ -65,6 +67,7 @@ def refuse_logit_transforms(
         raise UserError(
             f"{where}: its output head adds a bias ({head_bias}); {_ONLY_A_HEAD}"
         )
+    # A field that config.json sets to null stays null, as in transformers.
     values = LOGIT_DEFAULTS.get(str(config.get("model_type")), {}) | dict(config)
     caps = [name for name in LOGIT_CAPS if values.get(name) is not None]
     scales = [name for name in LOGIT_SCALES if values.get(name) not in (None, 1)]

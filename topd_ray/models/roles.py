@@ -39,6 +39,7 @@ def with_pinned_revisions(config: Config) -> Config:
     teacher = config.teacher
     commit = _commit(learner.model, resolve_student(config))
     learner = learner.model_copy(update={"revision": commit})
+    # Otherwise the teacher is the student, whose commit is pinned already.
     if teacher.model is not None:
         commit = _commit(teacher.model, resolve_teacher(config))
         teacher = teacher.model_copy(update={"revision": commit})

@@ -17,6 +17,7 @@ from topd_ray.errors import UserError
 from topd_ray.models.facts import HEAD, read_facts
 from topd_ray.models.headers import tensor_facts
 
+# The second name is that of a folder saved from the model without its head.
 EMBEDDING_NAMES = ("model.embed_tokens.weight", "embed_tokens.weight")
 HEAD_NAMES = (HEAD,)
 
@@ -57,6 +58,7 @@ def read_weights(folder: Path) -> Iterator[tuple[str, NDArray[Any]]]:
     """Yield every weight of a folder as a numpy array; bfloat16 as its bits in
     uint16.
     """
+    # One at a time, so that no second copy of the model is in memory.
     for name in tensor_facts(folder):
         tensor = load_tensor(folder, name)
         if tensor.dtype == torch.bfloat16:

@@ -88,6 +88,7 @@ class ProbeActor:
                 shape than (W, K).
         """
         self._check(candidates, teacher_windows, fresh)
+        # np.concatenate refuses an empty list, and a call may bring no candidates.
         none = np.zeros((0, self._config.window), np.int32)
         student_WK = self._student_windows(candidates, fresh)
         teacher_WK = np.concatenate([none, *teacher_windows])

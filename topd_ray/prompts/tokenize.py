@@ -69,6 +69,8 @@ def tokenize_records(
         outcome = _tokenize(record, tokenizer, max_tokens=max_tokens)
         if isinstance(outcome, Prompt) and responses is not None:
             outcome = _with_response(outcome, record, responses, truncated)
+        # Last, because a teacher's prompt costs the most, and a dropped prompt needs
+        # none.
         if isinstance(outcome, Prompt) and teacher is not None:
             outcome = _with_context(outcome, teacher)
         if isinstance(outcome, DroppedPrompt):

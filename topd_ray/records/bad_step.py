@@ -20,6 +20,7 @@ from topd_ray.records.run_folder import write_json
 STUDENT = "student"
 _STEP = "step.json"
 _ROLLOUTS = "rollouts.safetensors"
+# Names of arrays end in their axes (`logp_N`), which tells them from plain fields.
 _ARRAYS = tuple(
     field.name for field in fields(Rollout) if field.name.split("_")[-1].isupper()
 )
@@ -43,6 +44,7 @@ def write_rollouts(folder: Path, rollouts: Sequence[Rollout]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     plain = [{name: getattr(one, name) for name in _PLAIN} for one in rollouts]
     arrays = {
+        # safetensors writes a strided array with the wrong values, without an error.
         f"{index}.{name}": np.ascontiguousarray(getattr(one, name))
         for index, one in enumerate(rollouts)
         for name in _ARRAYS
@@ -58,6 +60,7 @@ def write_step(folder: Path, step: BadStep) -> None:
 def read_dump(folder: Path) -> tuple[BadStep, list[Rollout]]:
     """Raises UserError where the folder is none, or not whole."""
     try:
+        # A dump of another version may lack a field or have one more: a TypeError.
         step = BadStep(**json.loads((folder / _STEP).read_text(encoding="utf-8")))
         arrays = load_file(folder / _ROLLOUTS)
         plain = json.loads(_metadata(folder / _ROLLOUTS)["rollouts"])
@@ -79,5 +82,6 @@ def _rollout(plain: dict[str, Any], index: int, arrays: Mapping[str, Any]) -> Ro
 def _metadata(path: Path) -> dict[str, str]:
     from safetensors import safe_open
 
+    # load_file leaves the metadata out.
     with safe_open(path, "np") as file:
         return dict(file.metadata() or {})

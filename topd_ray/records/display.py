@@ -48,6 +48,7 @@ class Display:
             console=self._console,
         )
         self._task = self._bar.add_task(title, total=total_steps)
+        # No refresh from a thread: what is shown changes once a step.
         self._live = Live(self._bar, console=self._console, auto_refresh=False)
         self._started_s = started_s
 
@@ -55,7 +56,10 @@ class Display:
         """One line that stays."""
         seconds = time.monotonic() - self._started_s
         self._console.print(
-            f"{seconds:6.1f} s  {printable(text)}", soft_wrap=True, markup=False
+            # Paths and ids may hold brackets, which rich would read as markup.
+            f"{seconds:6.1f} s  {printable(text)}",
+            soft_wrap=True,
+            markup=False,
         )
 
     def step(self, metrics: Metrics) -> None:

@@ -69,6 +69,7 @@ def _rollout_metrics(report: StepReport, receipts: StepReceipts) -> Metrics:
         "rollout/entropy": sum(r.entropy_sum for r in receipts.rollouts) / num_tokens,
         "rollout/truncated_frac": num_truncated / num_rollouts,
         "rollout/busy_s": _busy_s(receipts.rollouts),
+        # Step n trains the weights of version n - 1.
         "rollout/staleness": report.step - 1 - oldest,
     }
 
@@ -87,6 +88,7 @@ def _teacher_metrics(receipts: StepReceipts) -> Metrics:
 def _probe_metrics(receipts: StepReceipts) -> Metrics:
     num_candidates = sum(receipt.num_candidates for receipt in receipts.scores)
     num_divergent = sum(receipt.num_divergent for receipt in receipts.learned)
+    # A window with a non-finite cost has nan, which would make the mean nan.
     probed = chain.from_iterable(receipt.distances for receipt in receipts.probes)
     distances = [distance for distance in probed if math.isfinite(distance)]
     return {
@@ -128,6 +130,7 @@ class MetricsLog:
         """
         self._folder = folder
         self._wandb = WandbLog(config, folder) if config.run.wandb_project else None
+        # Events stay when the run goes back: that a step failed once is worth knowing.
         self._events = folder.events.open("a", encoding="utf-8")
         self._open(last_step)
 
@@ -154,6 +157,8 @@ class MetricsLog:
     def _open(self, last_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        # metrics.jsonl is cut; event files of TensorBoard cannot be, so `purge_step`
+        # tells its reader what to hide.
         _forget_after(self._folder.metrics, last_step)
         self._metrics = self._folder.metrics.open("a", encoding="utf-8")
         self._tensorboard = SummaryWriter(
@@ -196,4 +201,5 @@ def _write_line(file: Any, value: dict[str, Any]) -> None:
     }
     file.write(json.dumps(plain, allow_nan=False) + "\n")
     file.flush()
+    # A power cut must not lose a line of a step that a checkpoint holds.
     os.fsync(file.fileno())

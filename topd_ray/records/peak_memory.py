@@ -6,6 +6,7 @@ from typing import Self
 
 import psutil
 
+# A shorter peak may be missed; to look more often would take time of the run.
 _PERIOD_S = 2.0
 
 

@@ -26,6 +26,7 @@ class RunFolder:
         the way.
         """
         folder = cls.of(config)
+        # The config marks a run; `existing` looks for it too.
         if folder.config.exists():
             raise UserError(
                 f"{folder.path}: a run of this name exists; continue it with "
@@ -57,8 +58,12 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run's lock. Raises UserError where another process holds it."""
+        # To open for writing would erase the holder's name before the lock is known to
+        # be free.
         with (self.path / ".lock").open("a+", encoding="utf-8") as file:
             try:
+                # The kernel releases the lock of a process that is killed; a mark in
+                # the file would stay.
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 file.seek(0)
@@ -134,6 +139,7 @@ class RunFolder:
 
 def write_whole(path: Path, text: str) -> None:
     """Write aside, flush to disk, rename: a reader sees the old file or the new one."""
+    # In the same folder, because a rename is atomic inside one file system only.
     aside = path.with_name(path.name + ".partial")
     with aside.open("w", encoding="utf-8") as file:
         file.write(text)

@@ -243,6 +243,8 @@ class TraceWriter:
 
         It is taken once, so that a wall clock that is set moves nothing in the trace.
         """
+        # Read and written anew, because the closing bracket, or an event that a crash
+        # cut short, must go before more can follow.
         kept = _whole_events(path)
         last_process = max((event["pid"] for event in kept), default=0)
         if epoch_s is None:

@@ -56,8 +56,10 @@ class WindowRecorder:
         if not rows:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
+        # Ranks write at the same time, each the windows of its own share.
         suffix = f"-rank{self._rank}" if self._rank else ""
         target = self._folder / f"step_{step:06d}{suffix}.parquet"
+        # A reader of windows/*.parquet must not meet half a file.
         aside = target.with_suffix(".partial")
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), aside)
         os.replace(aside, target)

@@ -59,6 +59,7 @@ class RewriteActor:
         requests = [
             self._request(rollout, prompts[rollout.prompt_id]) for rollout in rollouts
         ]
+        # The engine yields rewrites in the order in which they finish.
         by_id = {
             answer.request_id: answer for answer in self._engine.generate(requests)
         }

@@ -110,6 +110,8 @@ class RolloutActor:
     def update(self, policy_version: int, buckets: Sequence[WeightBucket]) -> None:
         """Load the weights of `policy_version` and drop every cached prefix."""
         if self._engine is not None:
+            # The version changes after the load: an engine that failed half-way must
+            # not pass for one that holds the new weights.
             weights = open_buckets(buckets, policy_version=policy_version)
             self._engine.load_weights(weights)
         self._policy_version = policy_version

@@ -33,6 +33,7 @@ class WeightBucket:
     """Optimizer steps that the weights have behind them."""
     index: int
     """Place among the version's buckets, from 0."""
+    # Not a number of buckets: the sender does not know it before the last weight.
     is_last: bool
     arrays: tuple[NamedArray, ...]
     """Weights with their Hugging Face names; bfloat16 as the bits in uint16."""
@@ -81,6 +82,7 @@ def open_buckets(
         expected += 1
         ended = bucket.is_last
         yield from bucket.arrays
+    # Without its last buckets an engine would decode with layers of two versions.
     if not ended:
         raise TopdError(
             f"weights of policy_version {policy_version} end after bucket"
@@ -134,7 +136,9 @@ def _checksum(
     """
     digest = xxhash.xxh3_128(f"{policy_version} {index} {is_last}".encode())
     for name, array in arrays:
+        # Names and shapes too: two weights of equal bytes could change places.
         digest.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
+        # xxhash refuses memory that is not contiguous.
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 

@@ -20,6 +20,7 @@ def join_signals(signals: Sequence[TeacherSignal]) -> TeacherSignal:
     Raises:
         ValueError: The signals are of several types, or there are none.
     """
+    # A micro-batch has one loss, and so one type of signal.
     kinds = {type(signal) for signal in signals}
     if len(kinds) != 1:
         names = sorted(kind.__name__ for kind in kinds)
