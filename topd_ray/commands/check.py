@@ -39,6 +39,7 @@ def print_plan(config: Config, plan: Plan, notes: Sequence[str]) -> None:
         f" {plan.probe_tokens_a_step:,} teacher tokens in probes; longest sequence"
         f" {config.teacher_context_tokens:,}"
     )
+    # No markup: a path may hold brackets.
     for note in notes:
         console.print(f"note: {note}", style="yellow", markup=False)
     console.print(

@@ -73,6 +73,7 @@ def evaluate_folder(
     the limits that are not given. With `out`, every response is written beside it, to
     `<out>.samples.jsonl`. Raises UserError for a request that cannot be met.
     """
+    # Before the evaluation, which may take hours, not when its report is written.
     if out is not None and not out.absolute().parent.is_dir():
         raise UserError(
             f"--out {out}: no such folder {out.absolute().parent}; make it first"
@@ -125,7 +126,11 @@ def _run_tasks(
                     lasting,
                     subject.model,
                     seed=sampling.seed,
+                    # The harness's code tasks are texts to go on with, not questions in
+                    # a chat.
                     chat=source.task not in CODE,
+                    # A limit that the user gave is refused where it does not fit, never
+                    # lowered.
                     may_shorten=sampling.max_tokens is None,
                 ),
                 name=source.task,
@@ -218,6 +223,7 @@ def _source(task: str, data: Path | None) -> _Source:
 
 def _local_rows(task: str, path: Path) -> list[dict[str, Any]]:
     """Return the problems of a file in our prompt format, or a benchmark's columns."""
+    # Imported here, because it imports the harness.
     from topd_ray.evaluation.harness.problems import as_problem
 
     rows = list(read_rows(path))

@@ -26,6 +26,7 @@ _ROUNDS = 8
 """A chunk holds so many times `max_num_seqs` requests: enough that the engine is seldom
 half empty, as it is while a chunk's last responses end.
 """
+# A cut row of ours begins so; any other half line is the user's, and stays.
 _ROW_START = b'{"prompt_id": '
 _ROW_KEYS = frozenset({"prompt_id", "model", "response_ids"})
 """Keys by which a row of `topd generate` is told from a line of another file."""

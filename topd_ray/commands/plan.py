@@ -64,6 +64,8 @@ def scaled(
     for number in gpus:
         scaled_config = grown(config, number / gpus[0]) if weak else config
         best = best_placement(scaled_config, rates_of, workload, gpus=number)
+        # With `weak` the steps have different prompts, so their times are no
+        # comparison.
         if rows and not weak:
             limit_s = _WORTHWHILE * rows[-1].prediction.step_s
             if best.prediction.step_s > limit_s:
@@ -89,6 +91,8 @@ def _rates(
     config: Config, run: Path | None, cores: int
 ) -> tuple[RatesOf, Workload, str]:
     if run is not None:
+        # A trace does not say how long prompts were; half of their limit is assumed, as
+        # in `assumed_workload`.
         fitted = fit_run(run, cores=cores, prompt_tokens=config.prompts.max_tokens // 2)
         return lambda _: fitted.rates, fitted.workload, f"rates of {run}, {cores} cores"
     hardware = Hardware()

@@ -38,6 +38,7 @@ class Accuracy:
         n = self.num_problems
         if n == 0:
             return (math.nan, math.nan)
+        # Wilson, because the normal interval has no width at 0 and at 1.
         centre = (self.share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
         spread = math.sqrt(self.share * (1 - self.share) / n + _Z**2 / (4 * n**2))
         half = _Z * spread / (1 + _Z**2 / n)

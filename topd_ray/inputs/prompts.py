@@ -71,6 +71,7 @@ def load_problems(
             f"e.g. {without[0]!r}"
         )
     kept, dropped = tokenize_records(records, folder=student, max_tokens=max_tokens)
+    # Refused, not dropped: accuracies of two runs are compared on the same problems.
     if dropped:
         raise UserError(
             f"{config.path}: problem {dropped[0].prompt_id!r} cannot be posed:"

@@ -35,6 +35,7 @@ def tensor_facts(folder: Path) -> dict[str, TensorFact]:
 
     Raises UserError where there are no weights, or where a file is broken or missing.
     """
+    # The index first: beside it, a file of the single name may be a left-over.
     if (folder / INDEX).is_file():
         return _sharded_facts(folder)
     if (folder / SINGLE).is_file():

@@ -100,6 +100,7 @@ def _curve_figure(curves: Mapping[str, Sequence[Curve]], baseline: str) -> Figur
 
 def _mean_curve(runs: Sequence[Curve]) -> tuple[list[int], list[float]]:
     """Return the steps, and the mean accuracy (%) over the runs at each."""
+    # Runs of a variant differ in seed and start alone, so all have these steps.
     steps = [step for step, _ in runs[0]]
     accuracies = [_accuracies(curve) for curve in runs]
     return steps, (100 * np.mean(accuracies, axis=0)).tolist()

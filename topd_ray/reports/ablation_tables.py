@@ -39,6 +39,7 @@ def describe(
         name: [100 * run.summary["accuracy_after"] for run in runs]
         for name, runs in results.items()
     }
+    # Of one variant: all start from the same students, seed by seed.
     warm = [100 * run.summary["accuracy_before"] for run in results[baseline]]
     seeds = [run.seed for run in results[baseline]]
     problems = results[baseline][0].summary["num_eval"]

@@ -150,6 +150,7 @@ def _draw_method(axes: Axes, case: Case, states: Sequence[CaseState]) -> None:
     axes.set_xlabel("updates")
     axes.set_xticks(updates)
     axes.grid(axis="y")
+    # Beyond 0 and 1, so that no marker is cut.
     axes.set_ylim(-0.03, 1.03)
 
 

@@ -34,6 +34,7 @@ def _aligned(rows: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
     name_width = max(len(name) for name, _ in rows)
     lines = []
     for name, tokens in rows:
+        # A continuation that ended early has fewer tokens than there are columns.
         cells = zip(tokens, widths, strict=False)
         padded = " ".join(f"{token:<{width}}" for token, width in cells)
         lines.append(f"{name:<{name_width}}  {padded}")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 METHODS = {"opd": "OPD", "topd": "TOPD"}
 """`run.method` of the updates -> the method's name in figures and tables."""
 
+# Pairs, not a dict: two ids may have the same text.
 RankedTokens = tuple[tuple[str, float], ...]
 """The most likely tokens with their probabilities, best first."""
 

@@ -94,6 +94,7 @@ def analyse(
             values,
             seed=study_seed,
             resamples=resamples,
+            # Prefixes of one prompt depend on each other.
             clusters=[prefix.prompt_id for prefix in prefixes],
         )
         for state, values in distances.items()
@@ -175,6 +176,7 @@ def _row(d_ot_P: Floats, lead_P: Ints, threshold: float) -> tuple[float, ...]:
         median(d_ot_P),
         mean(d_ot_P <= threshold),
         mean(first_P),
+        # The paper's learning trap: the right first token, and still another way.
         mean(d_ot_P[first_P] > threshold),
         mean(lead_P),
     )
@@ -264,6 +266,7 @@ def _summary(
     gap = paired_difference(
         main.states["opd"].d_ot_P, main.states["topd"].d_ot_P, seed=0
     ).mean
+    # Better or worse only where the whole interval says so.
     order = "TOPD and OPD do not differ beyond chance, unlike in the paper"
     if gap.high < 0:
         order = "TOPD ends closer to the teacher than OPD, as in the paper"

@@ -111,6 +111,7 @@ def _groups_table(windows: ProbedWindows, seed: int, resamples: int) -> Table:
         d_ot_W = windows.d_ot_W[mine_W]
         names = windows.prompts_in_group(group)
         of_group = partial(bootstrap, seed=seed, resamples=resamples, clusters=names)
+        # np.quantile refuses an empty group.
         quartiles: list[float] = [math.nan, math.nan]
         if len(d_ot_W):
             quartiles = np.quantile(d_ot_W, [0.25, 0.75]).tolist()
@@ -173,6 +174,7 @@ def _relations_table(
             ("Spearman rho, all positions", estimate(spearman, *everything), None),
             (
                 "high-loss positions at or below the low-loss upper quartile",
+                # Both columns are resampled, so the quartile is uncertain too.
                 estimate(false_alarms, windows.d_ot_W, windows.groups_W),
                 PAPER_FALSE_ALARMS,
             ),

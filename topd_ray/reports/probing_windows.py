@@ -61,6 +61,7 @@ def gather(probe_sets: Sequence[ProbeSet], prompts: Mapping[str, str]) -> Probed
     """
     names: list[str] = []
     rollouts: list[str] = []
+    # An empty array first: np.concatenate refuses an empty list.
     positions = [np.zeros(0, np.int32)]
     groups = [np.zeros(0, np.int32)]
     losses = [np.zeros(0, np.float32)]

@@ -116,6 +116,7 @@ def as_text(cell: Cell, *, decimals: int = 3) -> str:
     if cell is None:
         return "-"
     if isinstance(cell, Estimate):
+        # One observation has a value and no interval.
         if math.isnan(cell.low):
             return text(cell.value)
         return f"{text(cell.value)} [{text(cell.low)}, {text(cell.high)}]"
@@ -124,6 +125,7 @@ def as_text(cell: Cell, *, decimals: int = 3) -> str:
             return "-"
         is_plain = cell == 0 or 10.0 ** (1 - decimals) <= abs(cell) < 1e5
         return f"{cell:.{decimals}f}" if is_plain else f"{cell:.2g}"
+    # A token may be a bar, which would end the cell.
     return str(cell).replace("|", "\\|")
 
 
@@ -140,6 +142,7 @@ def _parquet_columns(table: Table) -> pa.Table:
         ]
         if not any(isinstance(cell, Estimate) for cell in cells):
             continue
+        # Columns of plain numbers: any reader of Parquet can compute with them.
         for part in ("low", "high", "count"):
             arrays[f"{name}_{part}"] = [
                 getattr(cell, part) if isinstance(cell, Estimate) else None

@@ -40,7 +40,10 @@ class _Leaping(selectors.DefaultSelector):
     def select(
         self, timeout: float | None = None
     ) -> list[tuple[selectors.SelectorKey, int]]:
+        # Input still counts (asyncio wakes itself through a socket), but is not waited
+        # for.
         ready = super().select(0)
+        # No timer is set and no input is awaited: a real loop would sleep for ever.
         if timeout is None and not ready:
             raise TopdError("simulation: every actor waits and nothing is left to come")
         if timeout and not ready:

@@ -32,6 +32,7 @@ from topd_ray.simulate.simulation import simulate
 
 TRACE = "trace.json"
 _MOST_LATENCY_S = 0.1
+# Fewer have no median that one slow step leaves alone.
 _MIN_STEPS = 3
 
 
@@ -114,6 +115,8 @@ def own_seconds(works: Sequence[Work], *, cores: int) -> list[float]:
     running = 0
     served = 0.0
     served_at = {edges[0]: 0.0} if edges else {}
+    # `served` is what a work that ran from the start would have had by then; each work
+    # had the difference between its two edges.
     for left, right in pairwise(edges):
         running += change[left]
         served += (right - left) * min(1.0, cores / max(running, 1))
@@ -197,8 +200,10 @@ def _continue(
         read_s = score.seconds([round(response) + workload.prompt_tokens] * size)
     for work, spent_s in calls[what]:
         windows = max(1, round(work.num_tokens / workload.window_tokens))
+        # Rounded up: windows beyond the slots of the engine wait for another round.
         steps = workload.window_tokens * -(-windows // slots)
         rows.append([steps, float(work.num_tokens)])
+        # The reading is predicted, and may come out longer than the whole call.
         seconds.append(max(0.0, spent_s - read_s))
     step_s, seq_s = least_squares(rows, seconds)
     return Decode(step_s=step_s, seq_s=seq_s)
@@ -233,6 +238,7 @@ def _with_latency(
     """
     low = 0.0
     high = _MOST_LATENCY_S
+    # 20 halvings of 0.1 s: the latency is known to a tenth of a microsecond.
     for _ in range(20):
         middle = (low + high) / 2
         tried = simulate(

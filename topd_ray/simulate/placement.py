@@ -17,6 +17,7 @@ from topd_ray.simulate.rates import Rates, Workload
 from topd_ray.simulate.simulation import Prediction, num_gpus, simulate
 
 RatesOf = Callable[[Config], Rates]
+# Enough to rank two placements; the best of each family runs eight steps at the end.
 _SEARCH_STEPS = 2
 _FINENESS = 64
 _CORES_A_GPU = 12
@@ -77,6 +78,7 @@ def best_placement(
 ) -> Placed:
     """The best split found of so many GPUs. Raises UserError where they are too few."""
     whole = _gpus_a_teacher(config)
+    # A quarter of the GPUs to the teachers is where the search starts.
     teachers = max(1, gpus // (4 * whole))
     others = gpus - teachers * whole
     splits = [
@@ -165,6 +167,7 @@ def _gpus_a_teacher(config: Config) -> int:
 def _with_split(config: Config, split: GpuSplit) -> Config:
     share = _ROLLOUT_SHARE if split.colocated else 1.0
     rollouts = config.prompts.per_step * config.rollout.samples_per_prompt
+    # Rollouts of one engine; a larger chunk would never be full.
     an_engine = -(-rollouts // split.rollouts)
     engine = config.rollout.engine.model_copy(update={"gpus": share})
     parts = {
@@ -187,6 +190,8 @@ def _with_split(config: Config, split: GpuSplit) -> Config:
         ),
         "cluster": config.cluster.model_copy(
             update={
+                # Two chunks an engine: with fewer, engines would wait for each other's
+                # chunks.
                 "max_chunks_in_flight": max(
                     config.cluster.max_chunks_in_flight, 2 * split.rollouts
                 ),

@@ -44,8 +44,10 @@ class Decode:
         """`steps` steps of `batch` sequences that begin with `context` tokens in
         all.
         """
+        # Tokens are taken to choose their experts independently.
         awake = 1.0 - (1.0 - self.expert_share) ** batch
         step_s = self.step_s + self.expert_s * awake + self.seq_s * batch
+        # Each sequence's context grows by one token a step.
         read = steps * context + batch * steps * (steps - 1) / 2
         return steps * step_s + self.context_s * read
 
@@ -58,6 +60,7 @@ def continuous_batching(
 
     `lengths`: tokens to write; `contexts`: tokens there before; both a sequence.
     """
+    # Reversed, because `pop` takes the last one.
     waiting = list(range(len(lengths)))[::-1]
     running: list[tuple[int, int]] = []
     step = 0
@@ -116,6 +119,7 @@ class Workload:
 
     def length(self, rollout_id: str) -> int:
         """Of this rollout, always the same."""
+        # By rollout, not in order: placements are compared on the same responses.
         draw = random.Random(derive_seed(0, rollout_id, "length")).random()
         place = draw * (len(self.quantiles) - 1)
         low = min(int(place), len(self.quantiles) - 2)

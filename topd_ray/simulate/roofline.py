@@ -43,6 +43,7 @@ class Shape:
     @property
     def pair_flops(self) -> float:
         """Attention forward, of one token to one before it."""
+        # Score and weighted value, 2 flops each a component.
         return 4.0 * self.attention_width * self.layers
 
     @property
@@ -66,6 +67,7 @@ _QWEN3_30B_A3B = Shape(
     width=2048,
     vocab=151_936,
     dense=1.23e9,
+    # Layers x experts x matrices of an expert x width x width of an expert.
     experts=48 * 128 * 3 * 2048 * 768,
     expert_share=8 / 128,
 )
@@ -118,6 +120,7 @@ def roofline_rates(config: Config, hardware: Hardware) -> Rates:
     weights = student.dense * _BF16
     return Rates(
         roll_out=_decode(student, hardware),
+        # 2 flops a parameter: a product and a sum.
         prompt_s=2 * student.active / (hardware.flops * hardware.read_share),
         score=Forward(
             call_s=hardware.call_s,
@@ -177,8 +180,10 @@ def _learn(
     """Forward, backward, recomputation; the teacher's head; collectives of a
     micro-batch.
     """
+    # Backward costs two forwards; checkpointing repeats the forward.
     passes = 4 if config.learner.gradient_checkpointing else 3
     flops_s = hardware.flops * hardware.train_share
+    # DeepSpeed's bfloat16 optimizer shards gradients even at stage 0 or 1.
     stage = max(2, config.learner.zero_stage)
     ranks = config.learner.num_ranks
     moved = (
@@ -198,9 +203,12 @@ def _optimizer_s(config: Config, student: Shape, hardware: Hardware) -> float:
     gathered.
     """
     ranks = config.learner.num_ranks
+    # 28 bytes a parameter: weight and both moments are read and written in float32, the
+    # gradient is read.
     touched = (
         student.dense * 28 / ranks / (hardware.memory_bytes_s * hardware.decode_share)
     )
+    # A rank receives every share but its own.
     gathered = student.dense * _BF16 * (ranks - 1) / ranks
     return touched + gathered / _collective(ranks, hardware)
 

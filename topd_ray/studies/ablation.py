@@ -48,6 +48,7 @@ def plan_runs(study: StudyConfig, ablation: AblationConfig) -> list[PlannedRun]:
     every variant.
     """
     planned = []
+    # A seed has its warm start, so that variants are compared from the same weights.
     for seed, student in zip(ablation.seeds, ablation.students, strict=True):
         for name, variant in ablation.variants.items():
             config = load_config(

@@ -79,6 +79,7 @@ def _find_fork(stages: LocalStages, settings: CaseConfig) -> Prefix:
     largest = -math.inf
     best: tuple[CandidateSet, ProbeSet, int] | None = None
     for candidates, probe_set in zip(candidate_sets, probe_sets, strict=True):
+        # Any distance will do here, since the largest is taken.
         for row in divergent_rows(candidates, probe_set, threshold=0.0):
             if probe_set.d_ot_W[row] > largest:
                 largest = float(probe_set.d_ot_W[row])
@@ -166,6 +167,7 @@ def _continue(
     )
     (generation,) = engine.generate([request])
     (reading,) = stages.read([_as_rollout(fork, generation)], top=settings.top)
+    # The teacher reads what the student decodes now, not what the rollout said.
     signal = reading.signal
     assert isinstance(signal, TopkSignal)
     tokenizer = stages.tokenizer

@@ -184,6 +184,7 @@ def load_study(path: Path, out: Path | None = None) -> StudyConfig:
         study = StudyConfig.model_validate(values)
     except ValidationError as error:
         raise UserError(f"{path}: {explain(error)}") from None
+    # Inputs are relative to the study file, results to the working directory.
     folder = out or Path(study.out or f"runs/studies/{path.stem}")
     study = study.model_copy(
         update={

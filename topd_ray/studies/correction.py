@@ -104,6 +104,8 @@ def find_prefixes(
         threshold = divergence_threshold(probe_sets, quantile)
         for candidates, probe_set in zip(candidate_sets, probe_sets, strict=True):
             rows = divergent_rows(candidates, probe_set, threshold)
+            # One a rollout: windows of one rollout may overlap, and depend on each
+            # other.
             chosen += [(candidates, probe_set, int(row)) for row in rows[:1]]
     if not chosen:
         raise UserError(

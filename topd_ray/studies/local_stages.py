@@ -188,6 +188,8 @@ class LocalStages:
     def close(self) -> None:
         """Free the engines that were opened."""
         for name in ("_student_engine", "_teacher_engine"):
+            # cached_property keeps its value there: an engine that no stage needed is
+            # not opened in order to be closed.
             if name in self.__dict__:
                 self.__dict__.pop(name).close()
 

@@ -158,6 +158,7 @@ def window_batch(
         positions_W=np.zeros(1, np.int32),
         resampled=False,  # the window is the response of this rollout
     )
+    # Both weigh a token among those of its rollout or chunk, of which this is a piece.
     plain = objective.model_copy(update={"downweight": "none", "select": "all"})
     (batch,) = pack(
         [window],
@@ -263,11 +264,13 @@ def _window_rollout(candidate: CandidateSet, ids_K: Ints) -> Rollout:
         position=0,
         policy_version=candidate.policy_version,
         prompt_ids_P=np.concatenate([candidate.prompt_ids_P, before_N]),
+        # The teacher reads y_<t behind a prompt of its own, which may be longer.
         teacher_prompt_ids_P=np.concatenate([candidate.teacher_prompt_ids_P, before_N]),
         response_ids_N=ids_K,
         logp_N=np.zeros(0, np.float32),
         top_ids_NM=np.zeros((0, 0), np.int32),
         top_logp_NM=np.zeros((0, 0), np.float32),
+        # A window is cut out of a response: its last token ends nothing.
         finish_reason="length",
     )
 

@@ -92,6 +92,7 @@ def _targets(
         probe_set.d_ot_W[probe_set.groups_W == HIGH] for probe_set in probe_sets
     ]
     quantile = stages.config.windows.divergence.quantile
+    # nan is the distance of a window with a non-finite cost.
     threshold = float(np.nanquantile(np.concatenate(distances), quantile))
     readings = {
         reading.rollout.rollout_id: reading for reading in stages.read(rollouts, top=1)

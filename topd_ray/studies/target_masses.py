@@ -80,6 +80,7 @@ def targets_table(rows: Sequence[TargetRow], *, seed: int) -> Table:
     cells: list[list[Cell]] = []
     for first, end in BUCKETS:
         inside = [row for row in rows if first <= row.place < end]
+        # A short window has no late positions.
         if not inside:
             continue
         name = str(first) if end == first + 1 else f"{first}-{end - 1}"

@@ -38,6 +38,7 @@ class WindowLearner:
         )
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model = DistillationModel(
+            # eval() turns dropout off, so that an update can be repeated exactly.
             student.eval(),
             signal="hidden",
             teacher_head_VE=output_head(teacher_folder).float(),
@@ -69,6 +70,7 @@ class WindowLearner:
         )
         num_tokens = len(batch.response_ids_T)
         self._optimizer.zero_grad(set_to_none=True)
+        # The normaliser of training: the response tokens of the step.
         (loss / num_tokens).backward()
         clip_grad_norm_(self._model.student.parameters(), self._clip)
         self._optimizer.step()

@@ -11,6 +11,7 @@ from topd_ray.toy.problems import solve_value
 
 MAX_RESPONSE_TOKENS = 160
 _BATCH = 250
+# Decoding puts blanks between tokens, so the digit stands apart from its braces.
 _BOXED = re.compile(r"\\boxed\{\s*(\d)\s*\}")
 
 

@@ -121,6 +121,7 @@ def _make_speaker(
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     for file in directory.iterdir():
+        # safetensors makes files that only their owner can read; a world is shipped.
         file.chmod(0o644)
     return model
 

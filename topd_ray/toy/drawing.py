@@ -31,6 +31,7 @@ def sample_expression(rng: Random, shape: ProblemShape) -> Expression:
     """
     while True:
         expression = _any_expression(rng, shape)
+        # Drawn again, not repaired: a repair would favour the expressions it leads to.
         if has_fork(expression) and misconception_harms(expression):
             return expression
 

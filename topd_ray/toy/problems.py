@@ -167,6 +167,7 @@ def _due_operator(expression: Expression) -> int:
     stop = len(expression)
     if "(" in expression:
         start = expression.index("(") + 1
+        # Brackets never nest: the first closing one belongs to the first opening one.
         stop = expression.index(")")
     inner = expression[start:stop]
     return start + (inner.index("*") if "*" in inner else _first_operator(inner))
@@ -193,6 +194,7 @@ def _reduce(expression: Expression, at: int) -> tuple[Expression, int, Expressio
     value = OPERATORS[taken[1]](int(taken[0]), int(taken[2])) % MODULUS
     before = expression[: at - 1]
     behind = expression[at + 2 :]
+    # Brackets around one digit would leave nothing to reduce inside them.
     if before[-1:] == ("(",) and behind[:1] == (")",):
         before = before[:-1]
         behind = behind[1:]

@@ -80,6 +80,7 @@ class WorldRecipe:
     num_held_out: int = 1000
     num_students: int = 5
     """Students that are trained from one recipe: `student`, `student-1`, ..."""
+    # A refining teacher meets the student's attempts, so it learns on such ones.
     attempts: Manner = STUDENT_MANNER
     """Manner of the attempts in prompts."""
     teacher_words_share: float = 0.25

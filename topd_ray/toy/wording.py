@@ -120,4 +120,5 @@ def spoken_words(
 
 def _draw(rng: Random, mix: Mix) -> str:
     """Draw one surface form of a mix."""
+    # The order of a mix decides the draw: another order is another world.
     return rng.choices(tuple(mix), tuple(mix.values()))[0]

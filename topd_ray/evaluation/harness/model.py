@@ -22,6 +22,7 @@ from topd_ray.engines.protocols import Generation, GenerationEngine, GenerationR
 from topd_ray.errors import TopdError, UserError
 from topd_ray.seeds import derive_seed
 
+# In tokens of context.
 LENGTH_STEP = 1024
 
 

@@ -21,6 +21,8 @@ class ProblemTask(ConfigurableTask):  # type: ignore[misc]  # the harness has no
     """A harness task whose documents are whole conversations, not one text."""
 
     def __init__(self, config: dict[str, Any]) -> None:
+        # The harness passes the key `class` on, and its own task config has no such
+        # field.
         super().__init__(config={key: config[key] for key in config if key != "class"})
 
     def fewshot_context(
@@ -52,6 +54,7 @@ def as_problem(row: object, *, default_id: str, where: str) -> Problem:
     """
     if not isinstance(row, Mapping):
         raise UserError(f"{where}: expected an object with columns, found {row!r:.80}")
+    # Benchmarks spell their columns in both cases.
     columns = {
         str(key).lower(): value for key, value in row.items() if value is not None
     }

@@ -67,6 +67,7 @@ def make_report(
 ) -> EvaluationReport:
     """Return the estimates of every task; the seed fixes their intervals."""
     contests = [task for task in answered if task.task in CONTESTS]
+    # An average of one contest would repeat its column.
     averaged = contests if len(contests) > 1 else []
     return EvaluationReport(
         model=model,
@@ -95,6 +96,7 @@ def _estimates(groups: Sequence["Answered"], seed: int) -> dict[int, PassRate]:
     A task allows k up to the number of samples of each of its problems.
     """
     names = "+".join(group.task for group in groups)
+    # Pass@k of the average needs k samples of every benchmark.
     most_samples = min(_num_samples(group.sampling) for group in groups)
     return {
         k: estimate_pass_rate(

@@ -46,6 +46,7 @@ def check_request(
             raise UserError(f"--task {name}: expected one of {', '.join(NAMES)}{hint}")
     if len(set(tasks)) < len(tasks):
         raise UserError(f"--task {' --task '.join(tasks)}: name each task once")
+    # They would pass for independent samples, with k times the cost.
     if sampling.temperature == 0 and (sampling.samples or 1) > 1:
         raise UserError(
             f"--samples {sampling.samples} with --temperature 0: greedy answers are all"
