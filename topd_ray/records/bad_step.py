@@ -1,4 +1,4 @@
-"""What a bad step was made of, kept so that it can be looked at again: `topd replay`.
+"""Dumps of bad steps: what a step was made of, kept for `topd replay`.
 
 dumps/step_N/   step.json   rollouts.safetensors   student/ (as the step found it)
 """
@@ -36,29 +36,35 @@ class BadStep:
     suspects: list[str]
     """Rollouts that may be the cause."""
     threshold: float | None
-    """The verdict's line (D7); none where the step was to draw its own."""
+    """D_OT above which a window diverges (D7).
+
+    None where the step was to take it from its own probes.
+    """
 
 
 def write_rollouts(folder: Path, rollouts: Sequence[Rollout]) -> None:
-    """Token ids and log-probabilities; the folder is made."""
+    """Write token ids and log-probabilities of the rollouts; make the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    plain = [{name: getattr(one, name) for name in _PLAIN} for one in rollouts]
+    plain = [{name: getattr(rollout, name) for name in _PLAIN} for rollout in rollouts]
     arrays = {
         # safetensors writes a strided array with the wrong values, without an error.
-        f"{index}.{name}": np.ascontiguousarray(getattr(one, name))
-        for index, one in enumerate(rollouts)
+        f"{index}.{name}": np.ascontiguousarray(getattr(rollout, name))
+        for index, rollout in enumerate(rollouts)
         for name in _ARRAYS
     }
     save_file(arrays, folder / _ROLLOUTS, metadata={"rollouts": json.dumps(plain)})
 
 
 def write_step(folder: Path, step: BadStep) -> None:
-    """Last of all: a folder without it is no dump."""
+    """Write the step's file, the last one: a folder without it is no dump."""
     write_json(folder / _STEP, asdict(step))
 
 
 def read_dump(folder: Path) -> tuple[BadStep, list[Rollout]]:
-    """Raises UserError where the folder is none, or not whole."""
+    """Return the step and its rollouts.
+
+    Raises UserError where the folder is no dump, or not a whole one.
+    """
     try:
         # A dump of another version may lack a field or have one more: a TypeError.
         step = BadStep(**json.loads((folder / _STEP).read_text(encoding="utf-8")))
