@@ -211,6 +211,7 @@ def weight_rules(
     candidates: CandidatesConfig,
     probe: ProbeConfig,
     divergence: DivergenceConfig,
+    learner: LearnerConfig,
 ) -> Iterator[Rule]:
     """Yield the rules about which tokens count more or less in the loss."""
     caps = objective.downweight != "none"
@@ -237,6 +238,17 @@ def weight_rules(
             f"objective.downweight / select with candidates.loss={candidates.loss}:"
             " they weigh by the token loss that is descended; set"
             " candidates.loss=reverse_kl"
+        ),
+    )
+    # The draw is over the rollouts that are packed together, and a rank packs its own
+    # share alone: with several ranks the capped tokens would depend on the dealing.
+    yield (
+        objective.downweight == "matched_high_ot" and learner.num_ranks > 1,
+        (
+            "objective.downweight=matched_high_ot with"
+            f" learner.num_ranks={learner.num_ranks}: the matched tokens are drawn from"
+            " all rollouts of a chunk, and a rank holds a share of them; set"
+            " num_ranks=1"
         ),
     )
     yield (

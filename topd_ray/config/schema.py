@@ -158,6 +158,7 @@ class Config(Section):
                     self.candidates,
                     self.probe,
                     self.windows.divergence,
+                    self.learner,
                 ),
                 staleness_rules(self.objective, self.rollout, self.teacher, self.probe),
                 idle_rules(self.objective, self.prompts, self.rollout, self.learner),

@@ -46,7 +46,8 @@ def token_weights(
     - `matched_high_ot`: as many divergent candidates as the **chunk** has false alarms,
       drawn at random. Each rollout gives as many as it has false alarms itself; what it
       lacks is drawn from the remaining candidates of the whole chunk. All of them where
-      the chunk has fewer.
+      the chunk has fewer. So the config refuses it with several learner ranks, of
+      which each packs a share of a chunk.
 
     Args:
         scored: The rollouts of the chunk.

@@ -218,6 +218,14 @@ def test_a_teacher_with_more_in_its_prompt_gets_the_room_for_it() -> None:
             {"objective": {"downweight": "low_ot"}, "probe": {"student": "resample"}},
             "set probe.student=rollout",
         ),
+        (
+            "opd",
+            {
+                "objective": {"downweight": "matched_high_ot"},
+                "learner": {"num_ranks": 2},
+            },
+            "matched_high_ot with learner.num_ranks=2",
+        ),
         ("opd", {"cluster": {"placement": "inline"}}, "one vLLM engine at most"),
     ],
 )
