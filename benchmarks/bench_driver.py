@@ -393,7 +393,7 @@ def main() -> None:
     share = messages / real.median / step_s
     objects, resident = objects_resident
     flat = objects < FLAT_BYTES
-    large = LARGE.ranks + 3
+    large = LARGE.ranks + 4  # chunk, score, continue, probe, and each rank
     save(
         Claim(
             name="driver_rate",

@@ -20,6 +20,7 @@ import threading
 import time
 import venv
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -213,12 +214,18 @@ def cpu_seconds() -> float:
     """Of the driver and all actors, since they began."""
     seconds = 0.0
     for process in psutil.Process().children(recursive=True):
-        # Ray names an actor's process after its class; the raylet and the store are
-        # what every Ray program pays.
-        if process.name().startswith("ray::"):
-            times = process.cpu_times()
-            seconds += times.user + times.system
+        with suppress(psutil.NoSuchProcess):  # it ended since it was listed
+            seconds += _worker_seconds(process)
     return time.process_time() + seconds
+
+
+def _worker_seconds(process: psutil.Process) -> float:
+    # Ray names an actor's process after its class; the raylet and the store are what
+    # every Ray program pays.
+    if not process.name().startswith("ray::"):
+        return 0.0
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 class Peer:

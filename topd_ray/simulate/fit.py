@@ -27,7 +27,13 @@ from topd_ray.simulate.fit_rollouts import (
     fit_rollouts,
     least_squares,
 )
-from topd_ray.simulate.rates import Decode, Forward, Rates, Workload
+from topd_ray.simulate.rates import (
+    Decode,
+    Forward,
+    Rates,
+    Workload,
+    continuous_batching,
+)
 from topd_ray.simulate.simulation import simulate
 
 TRACE = "trace.json"
@@ -159,7 +165,11 @@ def _rates(
     size = config.rollout.chunk_size
     prompt = workload.prompt_tokens
     score = _forward(calls["score"], extra=size * prompt)
-    continue_from = _continue(config, calls, score, workload)
+    continue_from = (
+        _rewrite(config, calls, score, rollouts)
+        if calls["rewrite"]
+        else _continue(config, calls, score, workload)
+    )
     transport = calls["probe"] if _decoding(calls) == "continue_from" else []
     transport_call_s, transport_s = _line(
         [float(work.num_tokens) for work, _ in transport], [s for _, s in transport]
@@ -204,6 +214,33 @@ def _continue(
         steps = workload.window_tokens * -(-windows // slots)
         rows.append([steps, float(work.num_tokens)])
         # The reading is predicted, and may come out longer than the whole call.
+        seconds.append(max(0.0, spent_s - read_s))
+    step_s, seq_s = least_squares(rows, seconds)
+    return Decode(step_s=step_s, seq_s=seq_s)
+
+
+def _rewrite(
+    config: Config,
+    calls: dict[str, list[Call]],
+    score: Forward,
+    rollouts: FittedRollouts,
+) -> Decode:
+    """Return the cost of the teacher's decoding, from its rewrites (TRD)."""
+    slots = (config.probe_engine or config.teacher.engine).max_num_seqs
+    rows = list[list[float]]()
+    seconds = list[float]()
+    for work, spent_s in calls["rewrite"]:
+        attempts = rollouts.by_chunk[work.step, work.chunk]
+        # Only the sum of a chunk's rewrites is known; each is taken to be as long as
+        # its attempt, up to one factor.
+        factor = work.num_tokens / sum(attempts)
+        lengths = [max(1, round(factor * length)) for length in attempts]
+        contexts = [0] * len(lengths)
+        steps = continuous_batching(Decode(step_s=1.0), lengths, contexts, slots=slots)
+        rows.append([sum(count for count, _ in steps), float(sum(lengths))])
+        # The teacher first reads the prompts with the attempts in them.
+        prompt = rollouts.prompt_tokens
+        read_s = score.seconds([prompt + length for length in attempts])
         seconds.append(max(0.0, spent_s - read_s))
     step_s, seq_s = least_squares(rows, seconds)
     return Decode(step_s=step_s, seq_s=seq_s)

@@ -10,6 +10,7 @@ long that chunk took, once the rates are known from the others.
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,10 @@ class FittedRollouts:
     decode: Decode
     lengths: list[int]
     """Of all rollouts, response tokens."""
+    by_chunk: dict[tuple[int, int | None], list[int]]
+    """The same, by step and chunk. A step that was done twice is there once."""
+    prompt_tokens: int
+    """Mean length of a prompt, as given."""
 
 
 def fit_rollouts(
@@ -51,8 +56,21 @@ def fit_rollouts(
     means = [np.mean(some, axis=0) for some in rows.values()]
     step_s, seq_s = least_squares([one[:2] for one in means], [one[2] for one in means])
     decode = Decode(step_s=step_s, seq_s=seq_s)
-    lengths = [one for stream in streams for one in _lengths(config, stream, decode)]
-    return FittedRollouts(decode=decode, lengths=lengths)
+    all_lengths: list[int] = []
+    by_chunk: dict[tuple[int, int | None], list[int]] = {}
+    for stream in streams:
+        of_stream = _lengths(config, stream, decode)
+        all_lengths += of_stream
+        left = iter(of_stream)
+        counts = _counts(config, len(stream))
+        for (work, _), count in zip(stream, counts, strict=True):
+            by_chunk[work.step, work.chunk] = list(islice(left, count))
+    return FittedRollouts(
+        decode=decode,
+        lengths=all_lengths,
+        by_chunk=by_chunk,
+        prompt_tokens=prompt_tokens,
+    )
 
 
 def least_squares(

@@ -383,6 +383,40 @@ def test_rates_are_found_again_in_the_trace_that_they_made() -> None:
         assert predicted == pytest.approx(real, rel=0.05)
 
 
+def test_the_cost_of_rewrites_is_found_again_in_the_trace_that_they_made() -> None:
+    true = rates(
+        roll_out=Decode(step_s=0.01, seq_s=0.0005),
+        prompt_s=0.0005,
+        score=Forward(call_s=0.05, token_s=0.0005),
+        continue_from=Decode(step_s=0.02, seq_s=0.002),
+        learn=Forward(call_s=0.02, token_s=0.001),
+        step_s=0.1,
+    )
+    workload = Workload(
+        quantiles=long_tailed(mean=50, spread=0.4, longest=100),
+        prompt_tokens=10,
+        window_tokens=5,
+    )
+
+    def trd(**rollout: int) -> Config:
+        return config(
+            run={"method": "trd"},
+            prompts={"per_step": 16},
+            rollout={"chunk_size": 8} | rollout,
+        )
+
+    run = simulate(trd(), true, workload, cores=2, steps=20)
+    fitted = fit(trd(), run.works, [run.step_s] * 19, cores=2, prompt_tokens=10)
+    decode = fitted.rates.continue_from
+    assert decode.step_s == pytest.approx(true.continue_from.step_s, rel=0.1)
+    for change in ({}, {"samples_per_prompt": 4}, {"chunk_size": 4}):
+        real = simulate(trd(**change), true, workload, cores=2).step_s
+        predicted = simulate(
+            trd(**change), fitted.rates, fitted.workload, cores=2
+        ).step_s
+        assert predicted == pytest.approx(real, rel=0.1)
+
+
 def test_a_works_own_seconds_are_its_share_of_the_cores() -> None:
     works = [
         Work("a", "x", 0, None, 0.0, 4.0),
