@@ -161,7 +161,7 @@ def compare_memory() -> None:
             met=worst <= 1 / 8,
             setting=(
                 f"{_setting()}; peak of forward and backward above the inputs, each in"
-                " a process of its own"
+                " a separate process"
             )
             + (
                 ""

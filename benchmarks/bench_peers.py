@@ -3,7 +3,7 @@ two cores.
 
     .venv/bin/python benchmarks/bench_peers.py
 
-TRL runs in an environment of its own (`benchmarks/.peers-venv`, made at first use from
+TRL runs in a separate environment (`benchmarks/.peers-venv`, made at first use from
 `benchmarks/peers/requirements.txt`). All systems are started, then do a step each in
 turn.
 """
@@ -229,7 +229,7 @@ def _worker_seconds(process: psutil.Process) -> float:
 
 
 class Peer:
-    """One of TRL's trainers in a process of its own, at rest between steps."""
+    """One of TRL's trainers in a separate process, at rest between steps."""
 
     def __init__(
         self, setting: Setting, prompts: Path, folder: Path, trainer: str
@@ -275,7 +275,7 @@ class Peer:
         try:
             self._process.stdin.write("\n")
             self._process.stdin.flush()
-            for line in self._process.stdout:  # TRL prints lines of its own
+            for line in self._process.stdout:  # TRL prints other lines too
                 if line.startswith('{"tokens"'):
                     row = json.loads(line)
                     return Step(**row)

@@ -2,8 +2,8 @@
 has scored it.
 
 One engine scores a rollout and then continues from its candidates. The other side is a
-probe engine of its own, as `dedicated` has it: it has not seen the rollout, so its
-first probes fill the cache. Both are the same engine here, with a cache that was
+dedicated probe engine (`probe.engine` as a section): it has not read the rollout, so
+its first probes fill the cache. Both are the same engine here, with a cache that was
 emptied for the second.
 """
 

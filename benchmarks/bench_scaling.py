@@ -1,4 +1,4 @@
-"""A prediction, measured by nobody: the paper's models on 4 to 256 GPUs.
+"""A prediction, not a measurement: the paper's models on 4 to 256 GPUs.
 
 .venv/bin/python benchmarks/bench_scaling.py
 """

@@ -5,7 +5,7 @@ it costs.
 
 Tokens a second over steps of `rollout.max_staleness` 1 and 0 in turn on one fleet; then
 the demo trained both ways, on equally many rollouts, from several seeds: accuracy on
-problems of `dev`, which are in nobody's training.
+problems of `dev`, which no run trains on.
 """
 
 import json
@@ -121,7 +121,8 @@ def words(fresh: list[list[TimedStep]], stale: list[list[TimedStep]]) -> str:
         f" {ahead_s:.1f} s: most of what staleness is for is gained without it. In a"
         f" fresh step core 0 (rollouts) is already busy for {busy['rollout']:.0%} and"
         f" core 1 (all else) for {core_1:.0%}; a core that is never idle is the floor,"
-        " whatever is begun ahead. The gain grows with the share of a step in which"
+        " with any number of steps begun ahead. The gain grows with the share of a"
+        " step in which"
         " the slowest role waits: long tails of response lengths, large refits."
     )
 

@@ -74,7 +74,7 @@ def main() -> None:
                 warm_up=0,  # the command has warmed what there is to warm
             )
     speedup, last = pairs.speedup, alone[-1]
-    strangers = {one.actor: set(one.loaded.split()) - OWN[one.actor] for one in last}
+    unneeded = {one.actor: set(one.loaded.split()) - OWN[one.actor] for one in last}
     save(
         Claim(
             name="start",
@@ -86,13 +86,13 @@ def main() -> None:
                 f" {command['actors']:.1f} s; together {speedup} x as fast as one"
                 " by one"
             ),
-            met=min(speedup.values) > 1 and not any(strangers.values()),
+            met=min(speedup.values) > 1 and not any(unneeded.values()),
             setting=(
                 "`topd train configs/local-toy.yaml run.steps=1` without evaluation,"
                 " packages in the page cache; then, under one Ray, all actors at once"
                 " against each after the one before. The first rollout is the end of"
                 " the first chunk of 16. Each of the actors imports what it needs in a"
-                " process of its own, once; the table says what."
+                " separate process, once; the table says what."
             ),
             details=[
                 *(
@@ -105,16 +105,16 @@ def main() -> None:
                     for one in last
                 ),
             ],
-            words=words(strangers),
+            words=words(unneeded),
         )
     )
 
 
-def words(strangers: dict[str, set[str]]) -> str:
+def words(unneeded: dict[str, set[str]]) -> str:
     """Who loads what it has no use for."""
     found = [
         f"{actor} loads {', '.join(sorted(mods))}"
-        for actor, mods in strangers.items()
+        for actor, mods in unneeded.items()
         if mods
     ]
     return f"Not needed: {'; '.join(found)}." if found else ""

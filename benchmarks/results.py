@@ -31,7 +31,7 @@ Record = Mapping[str, Any]
 
 
 class Row(NamedTuple):
-    """A claim that is owed, and what stands in the table while nobody has measured
+    """A claim that is owed, and what stands in the table while it is not measured
     it.
     """
 
@@ -184,7 +184,7 @@ def scripts(*, gpu: bool) -> list[Path]:
 
 
 def run_scripts(paths: Sequence[Path], *, gpu: bool) -> list[str]:
-    """Run each in a process of its own; returns and keeps the names of those that
+    """Run each in a separate process; return and keep the names of those that
     failed.
     """
     CLAIMS.mkdir(exist_ok=True)
@@ -266,7 +266,7 @@ def section(claims: Sequence[Record], failed: Sequence[str]) -> str:
 
 
 def overview(claims: Sequence[Record], failed: Sequence[str]) -> list[dict[str, str]]:
-    """Owed rows in their order, measured or not, then claims that nobody had listed."""
+    """Owed rows in their order, measured or not, then claims that no list names."""
     lines: list[dict[str, str]] = []
     for row in ROWS:
         found = [one for one in claims if one["name"] == row.name]

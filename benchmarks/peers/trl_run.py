@@ -1,4 +1,4 @@
-"""TRL's on-policy distillation, one step when asked; runs in an environment of its own.
+"""TRL's on-policy distillation, one step when asked; runs in a separate environment.
 
     python trl_run.py SPEC.json
 

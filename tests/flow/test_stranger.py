@@ -54,4 +54,4 @@ def test_a_process_without_the_token_is_refused_and_one_with_it_is_not(
     assert friend.stdout == "joined\n"
     assert stranger.returncode != 0
     assert "InvalidAuthToken" in stranger.stderr
-    assert "RAY_AUTH_MODE" not in os.environ  # the next cluster gets a token of its own
+    assert "RAY_AUTH_MODE" not in os.environ  # the next cluster gets another token

@@ -56,7 +56,7 @@ class WindowRecorder:
         if not rows:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        # Ranks write at the same time, each the windows of its own share.
+        # Ranks write at the same time, each the windows of its share.
         suffix = f"-rank{self._rank}" if self._rank else ""
         target = self._folder / f"step_{step:06d}{suffix}.parquet"
         # A reader of windows/*.parquet must not meet half a file.

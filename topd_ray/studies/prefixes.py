@@ -264,7 +264,7 @@ def _window_rollout(candidate: CandidateSet, ids_K: Ints) -> Rollout:
         position=0,
         policy_version=candidate.policy_version,
         prompt_ids_P=np.concatenate([candidate.prompt_ids_P, before_N]),
-        # The teacher reads y_<t behind a prompt of its own, which may be longer.
+        # The teacher reads y_<t behind its own prompt, which may be longer.
         teacher_prompt_ids_P=np.concatenate([candidate.teacher_prompt_ids_P, before_N]),
         response_ids_N=ids_K,
         logp_N=np.zeros(0, np.float32),

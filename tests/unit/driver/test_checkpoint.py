@@ -22,7 +22,7 @@ from topd_ray.records.run_folder import RunFolder
 
 
 class Learner:
-    """Writes some bytes, and whatever else the test wants to happen meanwhile."""
+    """Writes some bytes, and does what the test wants meanwhile."""
 
     def __init__(self, during: Callable[[Path], None] = lambda _: None) -> None:
         self._during = during

@@ -13,7 +13,7 @@ from topd_ray.engines import vllm
 def machine(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     platform = SimpleNamespace(is_cpu=lambda: platform.cpu, cpu=False)
     platforms = ModuleType("vllm.platforms")
-    platforms.current_platform = platform  # type: ignore[attr-defined]
+    monkeypatch.setattr(platforms, "current_platform", platform, raising=False)
     monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
     monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
     return platform

@@ -157,7 +157,7 @@ def test_a_prompt_brings_the_text_of_its_last_question_and_all_other_turns(
     assert prompt.problem == "2"
     assert prompt.earlier_turns == (("system", "w1"), ("user", "2"), ("assistant", "3"))
     assert prompt.reference == "w5"
-    assert prompt.response_ids_N is None, "a response that nobody asked for"
+    assert prompt.response_ids_N is None, "a response that was not requested"
     assert prompt.teacher_ids_P is None
 
 
