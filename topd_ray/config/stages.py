@@ -151,6 +151,11 @@ class ProbeConfig(Section):
     """D5. Whose input embeddings measure the ground cost. Those of the student are the
     ones it starts with, so that distances keep their meaning while it learns.
     """
+    centred: bool = False
+    """D5. Whether the table's mean row is subtracted from every embedding before the
+    cosine. Embeddings of pretrained models share a large common direction, which makes
+    all tokens look alike; without it, distances spread over the whole range.
+    """
     window: PositiveInt = 50
     """K: tokens that each side continues for (paper: 50)."""
     teacher_temperature: NonNegativeFloat = 0.0

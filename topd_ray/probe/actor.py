@@ -58,7 +58,7 @@ class ProbeActor:
         """
         self._config = config
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._embedding_VD = _embedding(config, folder, student_folder).to(self._device)
+        self._measure_by(_embedding(config, folder, student_folder))
 
     def probe(
         self,
@@ -116,7 +116,14 @@ class ProbeActor:
         """
         weights = dict(open_buckets(buckets, policy_version=policy_version))
         if self._config.embedding == "teacher":
-            self._embedding_VD = _published_embedding(weights).to(self._device)
+            self._measure_by(_published_embedding(weights))
+
+    def _measure_by(self, embedding_VD: torch.Tensor) -> None:
+        """Take a table, and its mean row where costs are centred."""
+        self._embedding_VD = embedding_VD.to(self._device)
+        self._centre_D = None
+        if self._config.centred:
+            self._centre_D = embedding_VD.mean(0, dtype=torch.float32).to(self._device)
 
     def _check(
         self,
@@ -188,6 +195,7 @@ class ProbeActor:
             num_student_W,
             num_teacher_W,
             self._embedding_VD,
+            centre_D=self._centre_D,
         )
         problem = TransportProblem(cost_WKK, num_student_W, num_teacher_W)
         if self._config.solver == "exact":

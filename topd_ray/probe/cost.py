@@ -4,6 +4,8 @@ Axes: W windows, K student tokens, L teacher tokens, V vocabulary, D embedding w
 and T distinct tokens of student and teacher.
 """
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -21,6 +23,25 @@ About the windows of one rollout, which repeat many tokens.
 _EMBEDDED = 32
 
 
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """The embedding table, and the centre that is subtracted from its rows."""
+
+    embedding_VD: Tensor
+    centre_D: Tensor | None
+
+    def embed(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return embeddings in fp32 and their norms.
+
+        An all-zero row has norm 1 here, so that its cosines are 0.
+        """
+        embedded = torch.nn.functional.embedding(ids, self.embedding_VD).float()
+        if self.centre_D is not None:
+            embedded = embedded - self.centre_D
+        norm = torch.linalg.vector_norm(embedded, dim=-1)
+        return embedded, norm.where(norm != 0, 1.0)
+
+
 def continuation_cost(
     student_ids_WK: Int[Tensor, "W K"],
     teacher_ids_WL: Int[Tensor, "W L"],
@@ -28,6 +49,7 @@ def continuation_cost(
     num_teacher_W: Int[Tensor, "W"],
     embedding_VD: Float[Tensor, "V D"],
     *,
+    centre_D: Float[Tensor, "D"] | None = None,
     chunk: int = COST_CHUNK,
 ) -> Float[Tensor, "W K L"]:
     """Return the cosine distance between every student and every teacher token.
@@ -43,6 +65,7 @@ def continuation_cost(
             never read.
         num_teacher_W: True length of each teacher continuation, likewise.
         embedding_VD: The embedding table E, in any float dtype.
+        centre_D: Subtracted from every row of E in fp32; None subtracts nothing.
         chunk: Number of windows that share one product of their distinct tokens; bounds
             the memory.
 
@@ -64,14 +87,15 @@ def continuation_cost(
     inside_WKL = inside_WK[:, :, None] & inside_WL[:, None, :]
     free_WKL = ~inside_WKL | (ids_WK[:, :, None] == ids_WL[:, None, :])
 
+    table = _Table(embedding_VD.detach(), centre_D)
     cost_WKL = torch.empty(free_WKL.shape, device=device)
     for start in range(0, len(cost_WKL), chunk):
         part = slice(start, start + chunk)
-        cost_WKL[part] = 1 - _cosines(embedding_VD, ids_WK[part], ids_WL[part])
+        cost_WKL[part] = 1 - _cosines(table, ids_WK[part], ids_WL[part])
     return cost_WKL.clamp_(0.0, 2.0).masked_fill_(free_WKL, 0.0)
 
 
-def _cosines(embedding_VD: Tensor, ids_WK: Tensor, ids_WL: Tensor) -> Tensor:
+def _cosines(table: _Table, ids_WK: Tensor, ids_WL: Tensor) -> Tensor:
     """Return the cosines (W, K, L) of a chunk of windows."""
     # Windows of one rollout repeat tokens: one product of the distinct ones is often
     # smaller than the products of all windows.
@@ -79,12 +103,10 @@ def _cosines(embedding_VD: Tensor, ids_WK: Tensor, ids_WL: Tensor) -> Tensor:
     distinct_T, at_WL = torch.unique(ids_WL, return_inverse=True)
     num_pairs = ids_WK.numel() * ids_WL.shape[1]
     if len(distinct_S) * len(distinct_T) <= num_pairs:
-        cosine_ST = _cosine(
-            _embed(embedding_VD, distinct_S), _embed(embedding_VD, distinct_T)
-        )
+        cosine_ST = _cosine(table.embed(distinct_S), table.embed(distinct_T))
         return cosine_ST.take((at_WK * len(distinct_T))[:, :, None] + at_WL[:, None, :])
     parts = [
-        _cosine(_embed(embedding_VD, rows_WK), _embed(embedding_VD, cols_WL))
+        _cosine(table.embed(rows_WK), table.embed(cols_WL))
         for rows_WK, cols_WL in zip(
             torch.split(ids_WK, _EMBEDDED), torch.split(ids_WL, _EMBEDDED), strict=True
         )
@@ -93,23 +115,13 @@ def _cosines(embedding_VD: Tensor, ids_WK: Tensor, ids_WL: Tensor) -> Tensor:
 
 
 def _cosine(rows: tuple[Tensor, Tensor], cols: tuple[Tensor, Tensor]) -> Tensor:
-    """Return the cosines of all pairs; both arguments are results of `_embed`."""
+    """Return the cosines of all pairs; both arguments are results of `_Table.embed`."""
     embedded_rows, row_norm = rows
     embedded_cols, col_norm = cols
     # Products are divided, not embeddings, which saves two passes over the largest
     # arrays.
     dot = embedded_rows @ embedded_cols.transpose(-1, -2)
     return dot.div_(row_norm[..., :, None]).div_(col_norm[..., None, :])
-
-
-def _embed(embedding_VD: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return embeddings in fp32 and their norms.
-
-    An all-zero row has norm 1 here, so that its cosines are 0.
-    """
-    embedded = torch.nn.functional.embedding(ids, embedding_VD.detach()).float()
-    norm = torch.linalg.vector_norm(embedded, dim=-1)
-    return embedded, norm.where(norm != 0, 1.0)
 
 
 def _check_ids(name: str, ids_WN: Tensor, num_rows: int) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.axes import Axes
 
-from topd_ray.messages import Flags, Floats
+from topd_ray.messages import Floats
+from topd_ray.reports.probing_kinds import Kinds
 from topd_ray.reports.report import Plot
 from topd_ray.reports.style import (
     BLUE,
@@ -30,6 +31,7 @@ _LOSS_LABELS = {
     "log_ratio": "token loss log p$_S$ - log p$_T$ (nats)",
     "teacher_nll": "token loss -log p$_T$ (nats)",
 }
+_KIND_COLOURS = (BLUE, ORANGE, GREEN, VERMILION, GREY)
 _NUM_BARS = 40
 _LOG_SCALE_FROM = 30
 """Largest over smallest loss from which on the axis of losses is logarithmic."""
@@ -63,17 +65,16 @@ def divergence_plot(groups: Mapping[str, Floats], *, window: int) -> Plot:
 
 
 def histogram_plot(
-    d_ot_W: Floats, is_surface_W: Flags | None, *, quartile: float, false_alarms: float
+    d_ot_W: Floats, kinds: Kinds, *, quartile: float, false_alarms: float
 ) -> Plot:
     """Return figure 4: high-loss positions by D_OT.
 
-    `is_surface_W` marks the positions that change the wording only, which are stacked
-    on the others; None where no such tokens are named. `quartile` is the upper quartile
-    of the low-loss windows, `false_alarms` the share at or below it.
+    The bars of the kinds of tokens are stacked. `quartile` is the upper quartile of the
+    low-loss windows, `false_alarms` the share at or below it.
     """
     with drawing():
         figure, (axes,) = new_figure(width_in=5.6, height_in=3.2)
-        _draw_bars(axes, d_ot_W, is_surface_W)
+        _draw_bars(axes, d_ot_W, kinds)
         axes.axvline(quartile, color=INK, linewidth=1.2, linestyle=DASHES)
         axes.margins(x=0)
         # Room above the bars for the text beside the line.
@@ -158,20 +159,18 @@ def _draw_group(axes: Axes, place: int, values: Floats, colour: str) -> None:
     )
 
 
-def _draw_bars(axes: Axes, d_ot_W: Floats, is_surface_W: Flags | None) -> None:
+def _draw_bars(axes: Axes, d_ot_W: Floats, kinds: Kinds) -> None:
     largest = float(d_ot_W.max(initial=0.0)) or 1.0
     edges = np.linspace(0.0, largest, _NUM_BARS + 1).tolist()
-    if is_surface_W is None:
-        axes.hist(d_ot_W, bins=edges, color=BLUE)
-        return
     axes.hist(
-        [d_ot_W[~is_surface_W], d_ot_W[is_surface_W]],
+        [d_ot_W[kinds.of_W == kind] for kind in kinds.names],
         bins=edges,
         stacked=True,
-        color=[BLUE, ORANGE],
-        label=["other tokens", "mere wording"],
+        color=[_KIND_COLOURS[i % len(_KIND_COLOURS)] for i in range(len(kinds.names))],
+        label=list(kinds.names),
     )
-    axes.legend(loc="upper right")
+    if len(kinds.names) > 1:
+        axes.legend(loc="upper right")
 
 
 def _draw_means(axes: Axes, losses_W: Floats, d_ot_W: Floats, bins: int) -> None:

@@ -10,12 +10,13 @@ from functools import partial
 import numpy as np
 
 from topd_ray.config import Config
-from topd_ray.messages import HIGH, LOW, RANDOM, Flags
+from topd_ray.messages import HIGH, LOW, RANDOM
 from topd_ray.reports.probing_figures import (
     divergence_plot,
     histogram_plot,
     scatter_plot,
 )
+from topd_ray.reports.probing_kinds import Kinds
 from topd_ray.reports.probing_windows import GROUP_NAMES, ProbedWindows, false_alarms
 from topd_ray.reports.report import Cell, Report, Table
 from topd_ray.statistics import (
@@ -46,12 +47,12 @@ def analyse(
     study_seed: int,
     resamples: int,
     bins: int,
-    surface: set[int],
+    kinds: Kinds,
 ) -> Report:
     """Return all tables and figures of the study.
 
-    `sensitivity` holds the windows under each setting, the run's own first; `surface`
-    the ids of tokens that change the wording only; `resamples` and `bins` belong to the
+    `sensitivity` holds the windows under each setting, the run's own first; `kinds`
+    the kind of each window's first token; `resamples` and `bins` belong to the
     bootstrap and to the binned mean of figure 6.
     """
     # Windows of one prompt resemble each other, so the bootstrap draws whole prompts.
@@ -59,14 +60,13 @@ def analyse(
         bootstrap, seed=study_seed, resamples=resamples, clusters=windows.prompts
     )
     high_W = windows.in_group(HIGH)
-    is_surface_W = np.isin(windows.student_W, sorted(surface))
     quartile = upper_quartile(windows.d_ot_W[windows.in_group(LOW)])
     groups = _groups_table(windows, study_seed, resamples)
     relations = _relations_table(windows, estimate, study_seed, resamples)
     tables = [groups, relations]
-    if surface:
-        tables.append(_surface_table(windows, is_surface_W, quartile))
-    tables += [_sensitivity_table(sensitivity), _windows_table(windows, is_surface_W)]
+    if len(kinds.names) > 1:
+        tables.append(_kinds_table(windows, kinds, quartile))
+    tables += [_sensitivity_table(sensitivity), _windows_table(windows, kinds)]
     false_alarm_share = false_alarms(windows.d_ot_W, windows.groups_W)
     return Report(
         study="probing",
@@ -83,7 +83,7 @@ def analyse(
             ),
             histogram_plot(
                 windows.d_ot_W[high_W],
-                is_surface_W[high_W] if surface else None,
+                kinds.part(high_W),
                 quartile=quartile,
                 false_alarms=false_alarm_share,
             ),
@@ -183,41 +183,41 @@ def _relations_table(
     )
 
 
-def _surface_table(
-    windows: ProbedWindows, is_surface_W: Flags, quartile: float
-) -> Table:
+def _kinds_table(windows: ProbedWindows, kinds: Kinds, quartile: float) -> Table:
     high_W = windows.in_group(HIGH)
     rows = []
-    for name, kind_W in (("surface", is_surface_W), ("other", ~is_surface_W)):
-        mine_W = high_W & kind_W
-        below = share(windows.d_ot_W[mine_W] <= quartile)
+    for kind in kinds.names:
+        is_kind_W = kinds.of_W == kind
+        mine_W = high_W & is_kind_W
         rows.append(
             (
-                name,
+                kind,
                 int(mine_W.sum()),
-                share(kind_W[high_W]),
-                share(kind_W[windows.in_group(RANDOM)]),
+                share(is_kind_W[high_W]),
+                share(is_kind_W[windows.in_group(RANDOM)]),
+                median(windows.losses_W[mine_W]),
                 median(windows.d_ot_W[mine_W]),
-                below,
-                share(kind_W[high_W & (windows.d_ot_W <= quartile)]),
+                share(windows.d_ot_W[mine_W] <= quartile),
+                share(is_kind_W[high_W & (windows.d_ot_W <= quartile)]),
             )
         )
     return Table(
-        name="surface",
+        name="kinds",
         title="High-loss positions by what the student says there",
         columns=(
             "student's token",
             "windows",
             "share of high-loss positions",
             "share of random positions",
+            "median loss (nats)",
             "median D_OT",
             "false-alarm rate",
             "share of all false alarms",
         ),
         rows=rows,
         note=(
-            "Surface: a token of `probing.surface_tokens`. Wilson intervals, windows"
-            " taken as independent."
+            "Kinds are those of `probing.kinds`. Wilson intervals, windows taken as"
+            " independent."
         ),
     )
 
@@ -267,7 +267,7 @@ def _sensitivity_table(sensitivity: Sequence[tuple[str, ProbedWindows]]) -> Tabl
     )
 
 
-def _windows_table(windows: ProbedWindows, is_surface_W: Flags) -> Table:
+def _windows_table(windows: ProbedWindows, kinds: Kinds) -> Table:
     rows: list[tuple[Cell, ...]] = [
         (
             windows.prompts[row],
@@ -278,7 +278,7 @@ def _windows_table(windows: ProbedWindows, is_surface_W: Flags) -> Table:
             float(windows.d_ot_W[row]),
             int(windows.student_W[row]),
             int(windows.teacher_W[row]),
-            bool(is_surface_W[row]),
+            str(kinds.of_W[row]),
         )
         for row in range(len(windows.d_ot_W))
     ]
@@ -294,7 +294,7 @@ def _windows_table(windows: ProbedWindows, is_surface_W: Flags) -> Table:
             "d_ot",
             "student_token",
             "teacher_token",
-            "surface",
+            "kind",
         ),
         rows=rows,
         shown=False,

@@ -1,9 +1,11 @@
 """Schema of a study file: the run, the folder of results, one section per study."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -18,6 +20,18 @@ from topd_ray.config.base import Name, Section
 from topd_ray.config.load import explain, read_yaml
 from topd_ray.errors import UserError
 
+
+def _compiles(pattern: str) -> str:
+    """Return a regular expression; raise ValueError where it is none."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(_compiles)]
+"""A regular expression."""
 StudyName = Literal["probing", "correction", "ablation", "case"]
 
 
@@ -48,11 +62,16 @@ class ProbingConfig(Section):
 
     Each one decodes and probes all windows once more.
     """
-    surface_tokens: tuple[Name, ...] = ()
-    """Words that change the wording and not the reasoning.
+    kinds: dict[Name, Pattern] = Field(default_factory=dict)
+    """Kinds of tokens that are reported apart: a regular expression by name.
 
-    A position where the student says one of them is reported apart. Each must be one
-    token of the student's tokenizer.
+    A position is of the first kind that matches the whole of the student's token
+    without the spaces around it; of the kind `other` where none does.
+    """
+    num_readings: NonNegativeInt = 0
+    """High-loss windows of each kind that are printed, with both continuations.
+
+    They are drawn at random, by the study's seed.
     """
 
 

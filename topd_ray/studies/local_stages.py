@@ -37,22 +37,20 @@ class LocalStages:
     """Prompt -> Rollout -> ScoredRollout -> CandidateSet -> ProbeSet, without Ray.
 
     Each method calls the worker class of its stage; engines are opened when they are
-    first needed. Raises UserError for another back end than `hf`: a process holds one
-    vLLM engine at most, and a study needs two models.
+    first needed. Raises UserError where both back ends are `vllm`: a process holds one
+    vLLM engine at most.
     """
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        for field, engine in [
-            ("rollout.engine", config.rollout.engine),
-            ("teacher.engine", config.teacher.engine),
-        ]:
-            if engine.backend != "hf":
-                raise UserError(
-                    f"{field}.backend={engine.backend}: a study holds student and"
-                    f" teacher in one process; add {field}.backend=hf to the study's"
-                    " overrides"
-                )
+        backends = config.rollout.engine.backend, config.teacher.engine.backend
+        if backends == ("vllm", "vllm"):
+            raise UserError(
+                "rollout.engine.backend=vllm and teacher.engine.backend=vllm: a study"
+                " holds student and teacher in one process, which holds one vLLM"
+                " engine at most; add rollout.engine.backend=hf to the study's"
+                " overrides"
+            )
         self.student_folder = resolve_student(config)
         self.teacher_folder = resolve_teacher(config)
         check_folder(self.student_folder, role="student")
@@ -139,6 +137,7 @@ class LocalStages:
         solver: Solver | None = None,
         epsilon: float | None = None,
         embedding: Literal["teacher", "student"] | None = None,
+        centred: bool | None = None,
     ) -> list[ProbeSet]:
         """Solve the transport of the teacher's recorded continuations once more.
 
@@ -150,6 +149,7 @@ class LocalStages:
             "solver": solver,
             "epsilon": epsilon,
             "embedding": embedding,
+            "centred": centred,
         }
         config = self.config.probe.model_copy(
             update={name: value for name, value in changes.items() if value is not None}
@@ -229,26 +229,9 @@ class LocalStages:
         )
 
 
-def token_id(stages: LocalStages, word: str) -> int:
-    """Return the id of a word that is one token of the student's tokenizer.
-
-    Raises UserError for a word that is several tokens, or unknown.
-    """
-    tokenizer = stages.tokenizer
-    ids = tokenizer(word, add_special_tokens=False)["input_ids"]
-    is_unknown = ids[:1] == [tokenizer.unk_token_id] and word != tokenizer.unk_token
-    if len(ids) != 1 or is_unknown:
-        raise UserError(
-            f"probing.surface_tokens: {word!r} is {len(ids)} tokens of"
-            f" {stages.student_folder}'s tokenizer, or none that it knows; name single"
-            " tokens (a leading space may matter)"
-        )
-    return int(ids[0])
-
-
 def _shortened(windows: Sequence[Ints], window: int) -> list[Ints]:
     """Return the first `window` tokens of each (W, K) array."""
     return [np.ascontiguousarray(ids_WK[:, :window]) for ids_WK in windows]
 
 
-__all__ = ["LocalStages", "token_id"]
+__all__ = ["LocalStages"]

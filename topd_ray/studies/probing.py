@@ -15,12 +15,13 @@ import numpy as np
 
 from topd_ray.errors import UserError
 from topd_ray.messages import HIGH, CandidateSet, ProbeSet, Rollout
+from topd_ray.reports.probing_kinds import find_kinds, readings_table
 from topd_ray.reports.probing_tables import analyse
 from topd_ray.reports.probing_windows import ProbedWindows, gather
 from topd_ray.reports.provenance import make_provenance
 from topd_ray.reports.report import Report, Table, write_report
 from topd_ray.studies.config import ProbingConfig, StudyConfig
-from topd_ray.studies.local_stages import LocalStages, token_id
+from topd_ray.studies.local_stages import LocalStages
 from topd_ray.studies.target_masses import target_rows, targets_table
 
 logger = logging.getLogger(__name__)
@@ -49,8 +50,6 @@ def run(study: StudyConfig) -> None:
 def _report(stages: LocalStages, study: StudyConfig) -> Report:
     config = stages.config
     settings = study.probing
-    # Words are looked up first: a mistake in them costs no probing.
-    surface = {token_id(stages, word) for word in settings.surface_tokens}
     rollouts = stages.roll_out(stages.prompts(settings.num_prompts))
     candidate_sets = stages.candidates(stages.score(rollouts), controls=True)
     prompts = {rollout.rollout_id: rollout.prompt_id for rollout in rollouts}
@@ -71,13 +70,24 @@ def _report(stages: LocalStages, study: StudyConfig) -> Report:
         study_seed=study.seed,
         resamples=settings.resamples,
         bins=settings.bins,
-        surface=surface,
+        kinds=find_kinds(windows.student_W, settings.kinds, stages.tokenizer.decode),
     )
-    if config.probe.student == "resample":
+    tables = list(report.tables)
+    if config.probe.student != "resample":
         # Soft targets are compared with the teacher's view of the rollout's own tokens.
-        return report
-    targets = _targets(stages, rollouts, probe_sets, seed=study.seed)
-    return replace(report, tables=[*report.tables, targets])
+        tables.append(_targets(stages, rollouts, probe_sets, seed=study.seed))
+    if settings.num_readings:
+        tables.append(
+            readings_table(
+                candidate_sets,
+                probe_sets,
+                settings.kinds,
+                stages.tokenizer.decode,
+                count=settings.num_readings,
+                seed=study.seed,
+            )
+        )
+    return replace(report, tables=tables)
 
 
 def _targets(
@@ -131,6 +141,9 @@ def _settings(
         yield f"K {window}", partial(again, window=window)
     yield "teacher's embeddings", partial(again, embedding="teacher")
     yield "student's embeddings", partial(again, embedding="student")
+    for side in ("teacher", "student"):
+        name = f"{side}'s embeddings, centred"
+        yield name, partial(again, embedding=side, centred=True)
     for temperature in settings.temperatures:
         # At the run's own temperature the row would repeat the first one.
         if temperature != stages.config.probe.teacher_temperature:

@@ -82,6 +82,21 @@ def test_a_zero_row_costs_one_against_any_other_id():
     assert cost_KL.tolist() == [[1.0, 0.0, 1.0, 1.0]]
 
 
+@pytest.mark.parametrize("chunk", [1, 1000])
+def test_a_centre_is_subtracted_from_every_row(chunk):
+    table_VD = table_of()
+    centre_D = torch.arange(6.0)
+    ids = [[0, 1, 3], [5, 7]]
+    student, teacher = (torch.tensor([part]) for part in ids)
+    sizes = torch.tensor([3]), torch.tensor([2])
+    torch.testing.assert_close(
+        continuation_cost(
+            student, teacher, *sizes, table_VD, centre_D=centre_D, chunk=chunk
+        ),
+        continuation_cost(student, teacher, *sizes, table_VD - centre_D),
+    )
+
+
 def test_padding_costs_nothing_with_any_ids():
     student_WK = torch.tensor([[1, 2, 9999]])
     teacher_WL = torch.tensor([[4, -1]])

@@ -12,6 +12,7 @@ from topd_ray.reports.probing_figures import (
     histogram_plot,
     scatter_plot,
 )
+from topd_ray.reports.probing_kinds import Kinds
 from topd_ray.reports.provenance import Provenance, make_provenance
 from topd_ray.reports.report import Plot, Report, Table, as_text, write_report
 from topd_ray.statistics import Estimate, t_interval
@@ -30,9 +31,10 @@ def small_plots() -> list[Plot]:
     rng = np.random.default_rng(0)
     d_ot, loss = rng.random(40, np.float32), rng.random(40, np.float32) + 0.1
     names = ("high loss", "random", "low loss")
+    far = Kinds(("far", "near"), np.where(d_ot > 0.5, "far", "near"))
     return [
         divergence_plot({name: d_ot + n for n, name in enumerate(names)}, window=8),
-        histogram_plot(d_ot, d_ot > 0.5, quartile=0.3, false_alarms=0.3),
+        histogram_plot(d_ot, far, quartile=0.3, false_alarms=0.3),
         scatter_plot(loss, d_ot, bins=4, loss_name="reverse_kl"),
         correction_plot(
             dict.fromkeys(names, d_ot),

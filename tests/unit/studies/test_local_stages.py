@@ -3,7 +3,7 @@ import pytest
 
 from topd_ray.errors import UserError
 from topd_ray.messages import HIGH, LOW, RANDOM, CandidateSet, ProbeSet
-from topd_ray.studies.local_stages import LocalStages, token_id
+from topd_ray.studies.local_stages import LocalStages
 
 
 @pytest.fixture
@@ -23,8 +23,9 @@ def distances(probes: list[ProbeSet]) -> np.ndarray:
     return np.concatenate([probe_set.d_ot_W for probe_set in probes])
 
 
-def test_another_back_end_is_refused_by_name(make_study) -> None:
-    config = make_study(overrides=["teacher.engine.backend=vllm"]).load_run()
+def test_two_vllm_engines_are_refused_by_name(make_study) -> None:
+    overrides = ["teacher.engine.backend=vllm", "rollout.engine.backend=vllm"]
+    config = make_study(overrides=overrides).load_run()
     with pytest.raises(UserError, match=r"teacher\.engine\.backend=vllm.*backend=hf"):
         LocalStages(config)
 
@@ -78,6 +79,11 @@ def test_the_student_s_table_gives_other_distances(stages: LocalStages, probed) 
     assert not np.allclose(other, distances(probed[1]))
 
 
+def test_a_centred_table_gives_other_distances(stages: LocalStages, probed) -> None:
+    other = distances(stages.probe_again(*probed, centred=True))
+    assert not np.allclose(other, distances(probed[1]))
+
+
 def test_fresh_student_tokens_that_are_the_teacher_s_are_at_distance_0(
     stages: LocalStages, probed
 ) -> None:
@@ -100,10 +106,3 @@ def test_the_teacher_s_reading_agrees_with_its_score(stages: LocalStages) -> Non
             np.arange(len(ids_NM)), (ids_NM == response_N[:, None]).argmax(1)
         ]
         np.testing.assert_allclose(-reading.token_loss_N, spoken_N, rtol=1e-5)
-
-
-def test_words_are_looked_up_whole(stages: LocalStages) -> None:
-    assert stages.tokenizer.decode([token_id(stages, "w7")]) == "w7"
-    for word in ("nonsense", "w1 w2"):
-        with pytest.raises(UserError, match="surface_tokens"):
-            token_id(stages, word)

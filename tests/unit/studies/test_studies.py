@@ -30,7 +30,7 @@ def without_clock(folder: Path, study: str) -> dict[str, Any]:
 
 
 def test_probing_reports_what_its_windows_say(make_study, tmp_path: Path) -> None:
-    study = make_study(probing={"surface_tokens": ["w1", "w2", "3"]})
+    study = make_study(probing={"kinds": {"few": "w1|w2|3"}, "num_readings": 2})
     probing.run(study)
     out = tmp_path / "out"
     windows = pq.read_table(out / "probing-windows.parquet").to_pydict()
@@ -53,8 +53,15 @@ def test_probing_reports_what_its_windows_say(make_study, tmp_path: Path) -> Non
     assert alarms["value"] == pytest.approx(
         np.mean(np.array(d_ot["high loss"]) <= line)
     )
-    surface, other = numbers(out, "probing")["tables"]["surface"]
-    assert surface["windows"] + other["windows"] == len(d_ot["high loss"])
+    tables = numbers(out, "probing")["tables"]
+    few, other = tables["kinds"]
+    assert few["windows"] + other["windows"] == len(d_ot["high loss"])
+    assert few["windows"] == sum(
+        kind == "few" and group == "high loss"
+        for kind, group in zip(windows["kind"], windows["group"], strict=True)
+    )
+    assert 1 <= len(tables["readings"]) <= 4
+    assert {row["D_OT"] for row in tables["readings"]} <= set(d_ot["high loss"])
     settings = [
         row["setting"] for row in numbers(out, "probing")["tables"]["sensitivity"]
     ]
