@@ -12,6 +12,7 @@ import numpy as np
 from topd_ray.config import Config
 from topd_ray.messages import Floats, Ints
 from topd_ray.reports.correction_figures import correction_plot
+from topd_ray.reports.gradient_table import GradientPair, gradients_table
 from topd_ray.reports.report import Cell, Report, Table
 from topd_ray.statistics import (
     Estimate,
@@ -71,6 +72,7 @@ def common_lead(a: Ints, b: Ints) -> int:
 
 def analyse(
     prefixes: Sequence[CorrectedPrefix],
+    pairs: Sequence[GradientPair],
     results: Sequence[Correction],
     config: Config,
     *,
@@ -84,7 +86,8 @@ def analyse(
 
     The first of `results` is the study's own learning rate and window. `threshold` is
     the D_OT above which a prefix is divergent, `updates` the number of updates a prefix
-    got, `temperature` that of the regenerated continuations.
+    got, `temperature` that of the regenerated continuations, `pairs` the gradients on
+    each prefix's window before any of them.
     """
     main = results[0]
     distances = {state: main.states[state].d_ot_P for state in STATES}
@@ -107,6 +110,12 @@ def analyse(
         tables=[
             states,
             _pairs_table(distances, study_seed),
+            gradients_table(
+                pairs,
+                window=config.probe.window,
+                seed=study_seed,
+                resamples=resamples,
+            ),
             _rates_table(results, study_seed),
             _prefixes_table(prefixes, main),
         ],

@@ -75,7 +75,9 @@ def readings_table(
         mine = np.flatnonzero(kinds.of_W == kind)
         drawn = random.choice(mine, min(count, len(mine)), replace=False)
         by_distance = sorted(drawn, key=lambda i: float(rows[i][1].d_ot_W[rows[i][2]]))
-        cells += [(kind, *_reading(*rows[i], decode)) for i in by_distance]
+        for i in by_distance:
+            candidates, probe_set, row = rows[i]
+            cells.append((kind, *_reading(candidates, probe_set, row, decode)))
     return Table(
         name="readings",
         title="Windows to read",

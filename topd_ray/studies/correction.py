@@ -28,6 +28,7 @@ from topd_ray.reports.correction_tables import (
     analyse,
     common_lead,
 )
+from topd_ray.reports.gradient_table import GradientPair
 from topd_ray.reports.provenance import config_hash, make_provenance
 from topd_ray.reports.report import write_report
 from topd_ray.studies.config import CorrectionConfig, StudyConfig
@@ -40,6 +41,7 @@ from topd_ray.studies.prefixes import (
     regenerate,
     window_batch,
 )
+from topd_ray.studies.window_gradients import gradient_pairs
 from topd_ray.studies.window_learner import WindowLearner
 
 logger = logging.getLogger(__name__)
@@ -66,6 +68,8 @@ def run(study: StudyConfig) -> None:
     try:
         prefixes, threshold = find_prefixes(stages, settings)
         logger.info("%d divergent prefixes, D_OT above %.3f", len(prefixes), threshold)
+        logger.info("gradients of both losses")
+        pairs = _gradients(stages, prefixes, settings)
         results = []
         for on in get_args(WindowOf):
             for lr in (settings.lr, *settings.other_lrs):
@@ -74,6 +78,7 @@ def run(study: StudyConfig) -> None:
         stages.close()
     report = analyse(
         [_before_updates(prefix) for prefix in prefixes],
+        pairs,
         results,
         config,
         threshold=threshold,
@@ -141,6 +146,23 @@ def outcome(
     )
 
 
+def _gradients(
+    stages: LocalStages, prefixes: Sequence[Prefix], settings: CorrectionConfig
+) -> list[GradientPair]:
+    learner = _learner(stages, settings.lr)
+    return gradient_pairs(learner, prefixes, stages.config)
+
+
+def _learner(stages: LocalStages, lr: float) -> WindowLearner:
+    return WindowLearner(
+        stages.config.learner,
+        student_folder=stages.student_folder,
+        teacher_folder=stages.teacher_folder,
+        lr=lr,
+        lambda_traj=stages.config.objective.lambda_traj,
+    )
+
+
 def _before_updates(prefix: Prefix) -> CorrectedPrefix:
     return CorrectedPrefix(
         prompt_id=prefix.prompt_id,
@@ -170,13 +192,7 @@ def _correct_all(
         temperature=settings.temperature,
         seed=study.seed,
     )
-    learner = WindowLearner(
-        stages.config.learner,
-        student_folder=stages.student_folder,
-        teacher_folder=stages.teacher_folder,
-        lr=lr,
-        lambda_traj=objective.lambda_traj,
-    )
+    learner = _learner(stages, lr)
     cache = _Cache(_cache_file(study, stages.config, f"{on}-lr{lr:g}"))
     try:
         continuations = {"before": continue_all(prefixes)}

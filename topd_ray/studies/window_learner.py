@@ -64,6 +64,13 @@ class WindowLearner:
 
         The losses are sums over the batch's tokens, in nats.
         """
+        sums = self.differentiate(batch)
+        clip_grad_norm_(self._model.student.parameters(), self._clip)
+        self._optimizer.step()
+        return sums
+
+    def differentiate(self, batch: TrainBatch) -> LossSums:
+        """Compute the gradients of the batch's loss per token, and return its sums."""
         inputs = forward_inputs(batch, num_ids=self._model.num_ids)
         loss, token, traj, rollout_kl = self._model(
             *(tensor.to(self._device) for tensor in inputs)
@@ -72,8 +79,6 @@ class WindowLearner:
         self._optimizer.zero_grad(set_to_none=True)
         # The normaliser of training: the response tokens of the step.
         (loss / num_tokens).backward()
-        clip_grad_norm_(self._model.student.parameters(), self._clip)
-        self._optimizer.step()
         return LossSums(
             opd=float(token.detach()),
             traj=float(traj.detach()),
@@ -81,6 +86,11 @@ class WindowLearner:
             num_tokens=num_tokens,
             num_window_positions=len(batch.window_Q),
         )
+
+    def gradients(self) -> Iterator[torch.Tensor]:
+        """Yield the gradient of every weight, unclipped."""
+        for weight in self._model.student.parameters():
+            yield weight.grad if weight.grad is not None else torch.zeros_like(weight)
 
     def restore(self) -> None:
         """Set weights and optimizer to their values at the start."""

@@ -7,6 +7,7 @@ from topd_ray.messages import TrainBatch
 from topd_ray.studies.correction import find_prefixes
 from topd_ray.studies.local_stages import LocalStages
 from topd_ray.studies.prefixes import Prefix, window_batch
+from topd_ray.studies.window_gradients import gradient_pairs
 from topd_ray.studies.window_learner import WindowLearner
 
 
@@ -150,3 +151,23 @@ def test_on_the_teachers_window_l_traj_is_the_cross_entropy_of_its_tokens(
     first = len(prefix.token_ids) - 1
     expected = -sum(float(logp[first + i, t]) for i, t in enumerate(prefix.teacher_ids))
     assert learner_of(stages).update(batch).traj == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_gradient_of_the_trajectory_loss_is_what_it_adds(
+    stages: LocalStages, prefix: Prefix
+) -> None:
+    config = stages.config
+    learner = learner_of(stages)
+    (pair,) = gradient_pairs(learner, [prefix], config)
+    opd, topd = batches(stages, prefix)
+    vectors = []
+    for batch in (opd, topd):
+        learner.differentiate(batch)
+        vectors.append(torch.cat([part.flatten() for part in learner.gradients()]))
+    traj = (vectors[1] - vectors[0]) / config.objective.lambda_traj
+    assert pair.opd_norm == pytest.approx(float(vectors[0].norm()), rel=1e-4)
+    assert pair.traj_norm == pytest.approx(float(traj.norm()), rel=1e-4)
+    cosine = torch.nn.functional.cosine_similarity(vectors[0], traj, dim=0)
+    assert pair.cosine == pytest.approx(float(cosine), abs=1e-4)
+    before = snapshot(learner)
+    assert same(before, snapshot(learner_of(stages)))  # nothing was updated
