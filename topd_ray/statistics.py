@@ -328,7 +328,7 @@ def _wilcoxon_p(difference: Values) -> float:
 
 
 def _sign_flip_p(difference: Values, seed: int) -> float:
-    """How often random signs give a mean at least as far from 0."""
+    """Return how often random signs give a mean at least as far from 0."""
     count = len(difference)
     if not count:
         return math.nan

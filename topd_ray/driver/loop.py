@@ -58,7 +58,7 @@ class Schedule:
         )
 
     def steps_to_begin(self, done: int, num_begun: int) -> range:
-        """Numbers (from 0) of the steps that may begin after `done` steps.
+        """Return the numbers (from 0) of the steps that may begin after `done` steps.
 
         `num_begun` steps are under way already.
         """
@@ -67,20 +67,20 @@ class Schedule:
         return range(done + num_begun, end)
 
     def checkpoints(self, done: int) -> bool:
-        """Whether a checkpoint is written after `done` steps."""
+        """Return whether a checkpoint is written after `done` steps."""
         return done % self.checkpoint_every == 0 or done == self.total_steps
 
     def evaluates(self, done: int) -> bool:
-        """Whether held-out problems are answered during training after `done` steps."""
+        """Return whether held-out problems are answered after `done` steps."""
         due = self.evaluate_every > 0 and done % self.evaluate_every == 0
         return due and 0 < done < self.total_steps
 
     def follows(self, done: int) -> bool:
-        """Whether the teacher takes the student's weights after `done` steps."""
+        """Return whether the teacher takes the student's weights after `done` steps."""
         return self.follow_every > 0 and done % self.follow_every == 0
 
     def publishes(self, done: int) -> bool:
-        """Whether anything asks the rollout engines for the weights of `done` steps."""
+        """Return whether an engine needs the weights of `done` steps."""
         return self.samples or self.evaluates(done) or done == self.total_steps
 
 
@@ -171,7 +171,7 @@ class StepLoop:
             await self._end_tasks()
 
     def _stopped(self) -> bool:
-        """Whether to end here: a stop is requested and no step is under way."""
+        """Return whether to end: a stop is requested and no step is under way."""
         requested = self._stop is not None and self._stop.requested
         return requested and not self._begun
 

@@ -28,7 +28,7 @@ _STAGES = {  # stage: (what it handles, count in the metrics)
 
 
 class Display:
-    """Live on a terminal; elsewhere a line a step."""
+    """Shows a run: a live table on a terminal, elsewhere a line a step."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class Display:
         started_s: float,
         console: Console | None = None,
     ) -> None:
-        """`started_s`: reading of the monotonic clock that lines count seconds from."""
+        """Count seconds from `started_s`, a reading of the monotonic clock."""
         self._console = console or Console()
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
@@ -53,7 +53,7 @@ class Display:
         self._started_s = started_s
 
     def say(self, text: str) -> None:
-        """One line that stays."""
+        """Print one line that stays."""
         seconds = time.monotonic() - self._started_s
         self._console.print(
             # Paths and ids may hold brackets, which rich would read as markup.
@@ -74,7 +74,7 @@ class Display:
             self.say(f"step {metrics['step']}  {_state_line(metrics)}")
 
     def summary(self, summary: Mapping[str, Any]) -> None:
-        """The final table."""
+        """Print the final table."""
         self._live.stop()
         self._console.print(_summary_table(summary))
 

@@ -125,8 +125,9 @@ class MetricsLog:
     """
 
     def __init__(self, config: Config, folder: RunFolder, *, last_step: int) -> None:
-        """Steps after `last_step` were logged by a session that died before their
-        checkpoint.
+        """Open the sinks, and drop the steps after `last_step`.
+
+        A session that died before their checkpoint has logged them.
         """
         self._folder = folder
         self._wandb = WandbLog(config, folder) if config.run.wandb_project else None
@@ -135,7 +136,7 @@ class MetricsLog:
         self._open(last_step)
 
     def log(self, metrics: Mapping[str, float | int]) -> None:
-        """One step's numbers; `step` is among them."""
+        """Write the numbers of a step; `step` is among them."""
         _write_line(self._metrics, dict(metrics))
         for name, value in metrics.items():
             if name != "step":
@@ -144,7 +145,7 @@ class MetricsLog:
             self._wandb.log(metrics)
 
     def event(self, kind: str, **details: Any) -> None:
-        """Something worth finding again: a drop, a skip, a checkpoint."""
+        """Write an event: a drop, a skip, a checkpoint."""
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         _write_line(self._events, {"at": at, "event": kind, **details})
 
@@ -194,7 +195,7 @@ def _forget_after(path: Path, last_step: int) -> None:
 
 
 def _write_line(file: Any, value: dict[str, Any]) -> None:
-    """A line of strict JSON: what is not a finite number becomes null."""
+    """Write a line of strict JSON, with null for what is not a finite number."""
     plain = {
         key: None if isinstance(item, float) and not math.isfinite(item) else item
         for key, item in value.items()

@@ -22,8 +22,9 @@ class RunFolder:
 
     @classmethod
     def create(cls, config: Config) -> "RunFolder":
-        """A new folder holding the resolved config. Raises UserError where a run is in
-        the way.
+        """Make a folder with the resolved config in it.
+
+        Raises UserError where a run is in the way.
         """
         folder = cls.of(config)
         # The config marks a run; `existing` looks for it too.
@@ -44,12 +45,12 @@ class RunFolder:
 
     @classmethod
     def of(cls, config: Config) -> "RunFolder":
-        """Where the run of a config lies or will lie."""
+        """Return where the run of a config lies or will lie."""
         return cls(Path(config.run.root).absolute() / config.run.name)
 
     @classmethod
     def existing(cls, path: Path) -> tuple["RunFolder", Config]:
-        """A folder that `create` made, and its config."""
+        """Return a folder that `create` made, and its config."""
         folder = cls(path.absolute())
         if not folder.config.is_file():
             raise UserError(f"{path}: no run folder (no config.yaml in it)")
@@ -149,5 +150,5 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """`write_whole` of readable JSON."""
+    """Write readable JSON by `write_whole`."""
     write_whole(path, json.dumps(value, indent=2) + "\n")

@@ -30,7 +30,10 @@ class RunLog:
         total_steps: int,
         started_s: float,
     ) -> None:
-        """Steps after `last_step` are logged again. `started_s`: monotonic clock."""
+        """Open the records; steps after `last_step` will be logged again.
+
+        `started_s` is a reading of the monotonic clock.
+        """
         self._folder = folder
         self._open = ExitStack()
         self._memory = PeakMemory()

@@ -58,8 +58,10 @@ def busy_and_waits(
     ended_s: float,
     actors: Collection[str] = (),
 ) -> dict[str, float]:
-    """`busy/<kind>_frac` and `wait/<kind>_on_<stage>_frac`: shares of wall time x
-    actors of a kind.
+    """Return how the actors of each kind spent the window.
+
+    Keys are `busy/<kind>_frac` and `wait/<kind>_on_<stage>_frac`; values are shares of
+    wall time x actors of the kind.
 
     For each kind they add up to 1. A gap before the work on a chunk is charged to the
     stage that this chunk was going through meanwhile; before the chunk was begun, to
@@ -99,14 +101,15 @@ class _Books:
     def __init__(self, works: Iterable[Work]) -> None:
         self.of_actor: dict[str, list[Work]] = defaultdict(list)
         self._of_chunk: dict[tuple[int, int], list[Work]] = defaultdict(list)
-        for work in sorted(works, key=lambda one: (one.began_s, one.ended_s)):
+        for work in sorted(works, key=lambda item: (item.began_s, item.ended_s)):
             self.of_actor[work.actor].append(work)
             if work.chunk is not None:
                 self._of_chunk[work.step, work.chunk].append(work)
 
     def day(self, actor: str, began_s: float, ended_s: float) -> Iterator[Reason]:
-        """The window cut into spans; an empty name where the actor is busy, else the
-        reason.
+        """Cut the window into spans, each with the reason of the wait.
+
+        The reason is an empty string where the actor is busy.
         """
         now = began_s
         for work in self.of_actor.get(actor, ()):
@@ -127,19 +130,21 @@ class _Books:
             yield STEP, now, ended_s
 
     def _reasons(self, work: Work, gap: Interval) -> Iterator[Reason]:
-        """The gap before `work`, cut where its chunk went from one stage to the
-        next.
-        """
+        """Cut the gap before `work` where its chunk went from one stage to the next."""
         same = [] if work.chunk is None else self._of_chunk[work.step, work.chunk]
         earlier = [
-            one for one in same if one.began_s < work.began_s and one.what != work.what
+            other
+            for other in same
+            if other.began_s < work.began_s and other.what != work.what
         ]
         if not earlier:
             yield STEP, *gap
             return
         start_s = earlier[0].began_s
         before = [
-            one for one in self.of_actor[earlier[0].actor] if one.began_s < start_s
+            other
+            for other in self.of_actor[earlier[0].actor]
+            if other.began_s < start_s
         ]
         yield from _covered(before, (gap[0], min(gap[1], start_s)), otherwise=STEP)
         yield from _covered(earlier, (max(gap[0], start_s), gap[1]), otherwise=QUEUE)
@@ -148,24 +153,24 @@ class _Books:
 def _covered(
     works: Sequence[Work], gap: Interval, *, otherwise: str
 ) -> Iterator[Reason]:
-    """`gap` cut at the works' edges, each piece named after the work there that began
-    last.
+    """Cut `gap` at the works' edges, and name each piece after the work there that
+    began last.
     """
     if gap[1] <= gap[0]:
         return
-    inside = [one for one in works if one.ended_s > gap[0] and one.began_s < gap[1]]
-    edges = {edge for one in inside for edge in (one.began_s, one.ended_s)}
+    inside = [work for work in works if work.ended_s > gap[0] and work.began_s < gap[1]]
+    edges = {edge for work in inside for edge in (work.began_s, work.ended_s)}
     cuts = sorted({*gap, *(edge for edge in edges if gap[0] < edge < gap[1])})
     for first, last in pairwise(cuts):
-        there = [one for one in inside if one.began_s <= first and one.ended_s >= last]
-        name = max(there, key=lambda one: one.began_s).what if there else otherwise
+        there = [
+            work for work in inside if work.began_s <= first and work.ended_s >= last
+        ]
+        name = max(there, key=lambda work: work.began_s).what if there else otherwise
         yield name, first, last
 
 
 class _Rows:
-    """Gives every actor its row (two where its calls overlap); a row once given
-    stays.
-    """
+    """The row of every actor, two where its calls overlap; a row once given stays."""
 
     def __init__(self, process: int, epoch_s: float) -> None:
         self._process = process
@@ -174,8 +179,8 @@ class _Rows:
         self._count = 0
 
     def events(self, works: Iterable[Work]) -> Iterator[Event]:
-        """One complete event a work, and a name for each row before its first."""
-        for work in sorted(works, key=lambda one: one.began_s):
+        """Return an event a work, and a name for each row before its first."""
+        for work in sorted(works, key=lambda work: work.began_s):
             rows = self._rows[work.actor]
             free = next(
                 (i for i, (_, end_s) in enumerate(rows) if end_s <= work.began_s), None
@@ -239,7 +244,8 @@ class TraceWriter:
     """
 
     def __init__(self, path: Path, epoch_s: float | None = None) -> None:
-        """`epoch_s`: the epoch at monotonic time 0; by default that of this machine.
+        """Open the file; `epoch_s` is the epoch at monotonic time 0, by default this
+        machine's.
 
         It is taken once, so that a wall clock that is set moves nothing in the trace.
         """
@@ -283,7 +289,7 @@ class TraceWriter:
 
 
 def _whole_events(path: Path) -> list[Event]:
-    """Events of a trace that may have been cut anywhere."""
+    """Return the events of a trace that may have been cut anywhere."""
     if not path.is_file():
         return []
     events: list[Event] = []

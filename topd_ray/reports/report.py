@@ -180,7 +180,7 @@ def _markdown_table(table: Table) -> str:
 
 
 def _is_numeric(table: Table, index: int) -> bool:
-    """Whether every cell of a column is a number or empty."""
+    """Return whether every cell of a column is a number or empty."""
     return all(
         isinstance(row[index], int | float | Estimate | None) for row in table.rows
     )

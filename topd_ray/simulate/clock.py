@@ -11,15 +11,16 @@ T = TypeVar("T")
 
 
 def run_in_virtual_time(work: Coroutine[Any, Any, T]) -> T:
-    """What the coroutine returns. Raises TopdError where everything waits for
-    nothing.
+    """Run a coroutine on a virtual clock, and return its result.
+
+    Raises TopdError where everything waits for nothing.
     """
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(work)
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """`time()` starts at 0 and jumps to the next timer."""
+    """An event loop whose `time()` starts at 0 and jumps to the next timer."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -31,7 +32,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 class _Leaping(selectors.DefaultSelector):
-    """Where a loop would sleep, its clock is put forward."""
+    """A selector that puts the clock forward where a loop would sleep."""
 
     def __init__(self, loop: VirtualLoop) -> None:
         super().__init__()

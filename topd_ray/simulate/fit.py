@@ -44,7 +44,7 @@ _MIN_STEPS = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fitted:
-    """What a run says about itself."""
+    """The rates of a run, and its workload."""
 
     config: Config
     rates: Rates
@@ -54,11 +54,10 @@ class Fitted:
 
 
 def fit_run(path: Path, *, cores: int, prompt_tokens: int) -> Fitted:
-    """Rates of the run in a folder. Raises UserError where it was not traced or is too
-    short.
+    """Return the rates of the run in a folder.
 
-    The first step, which warms engines up, is left out. `prompt_tokens`: a prompt's
-    mean length.
+    The first step, which warms engines up, is left out. `prompt_tokens` is a prompt's
+    mean length. Raises UserError where the run was not traced or is too short.
     """
     folder = path / TRACE
     if not folder.is_file():
@@ -86,7 +85,7 @@ def fit(
     cores: int,
     prompt_tokens: int,
 ) -> Fitted:
-    """Rates from the works of a run; `walls_s`: seconds of its steady steps."""
+    """Return rates from the works of a run whose steady steps took `walls_s`."""
     first = min(work.step for work in works)
     calls: dict[str, list[Call]] = defaultdict(list)
     for work, seconds in zip(works, own_seconds(works, cores=cores), strict=True):
@@ -112,7 +111,7 @@ def fit(
 
 
 def own_seconds(works: Sequence[Work], *, cores: int) -> list[float]:
-    """Seconds of a core that each work had, where all at work share `cores` evenly."""
+    """Return the core seconds of each work, where all at work share `cores` evenly."""
     edges = sorted({edge for work in works for edge in (work.began_s, work.ended_s)})
     change = dict.fromkeys(edges, 0)
     for work in works:
@@ -140,9 +139,9 @@ def _workload(
     candidates = config.candidates
     windows = sum(
         num_to_pick(
-            one, fraction=candidates.fraction, min_count=candidates.min_per_rollout
+            length, fraction=candidates.fraction, min_count=candidates.min_per_rollout
         )
-        for one in lengths
+        for length in lengths
     )
     return Workload(
         quantiles=tuple(float(q) for q in np.quantile(lengths, np.linspace(0, 1, 65))),
@@ -152,7 +151,7 @@ def _workload(
 
 
 def _decoding(calls: dict[str, list[Call]]) -> str:
-    """The call in which the teacher writes: its own, or all of a probe's."""
+    """Return the call in which the teacher decodes: its own, or a probe's."""
     return "continue_from" if calls["continue_from"] else "probe"
 
 
@@ -247,7 +246,10 @@ def _rewrite(
 
 
 def _forward(calls: Sequence[Call], *, extra: float) -> Forward:
-    """`extra`: tokens a call that its receipt does not count, of the prompts."""
+    """Return the cost of forward passes.
+
+    `extra` is the tokens of the prompts, which a call's receipt does not count.
+    """
     call_s, token_s = _line(
         [work.num_tokens + extra for work, _ in calls],
         [seconds for _, seconds in calls],
@@ -256,7 +258,7 @@ def _forward(calls: Sequence[Call], *, extra: float) -> Forward:
 
 
 def _line(counts: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
-    """Fixed and per-count seconds, neither negative."""
+    """Fit fixed and per-count seconds, neither negative."""
     if not counts:
         return 0.0, 0.0
     fixed, each = least_squares([[1.0, count] for count in counts], seconds)
@@ -270,8 +272,9 @@ def _typical(calls: Sequence[Call]) -> float:
 def _with_latency(
     config: Config, rates: Rates, workload: Workload, *, cores: int, step_s: float
 ) -> Rates:
-    """The latency at which the run's own setting takes `step_s`; 0 where it is slower
-    already.
+    """Return the latency at which the run's own setting takes `step_s`.
+
+    It is 0 where the setting is slower already.
     """
     low = 0.0
     high = _MOST_LATENCY_S

@@ -26,7 +26,7 @@ Call = tuple[Work, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FittedRollouts:
-    """Of the student's engines."""
+    """The rates of the student's engines."""
 
     decode: Decode
     lengths: list[int]
@@ -40,7 +40,7 @@ class FittedRollouts:
 def fit_rollouts(
     config: Config, calls: Sequence[Call], *, prompt_tokens: int
 ) -> FittedRollouts:
-    """Seconds of a decode step and of a sequence in it; and the lengths."""
+    """Fit the seconds of a decode step and of a sequence in it; and the lengths."""
     streams = _streams(calls)
     rows: dict[int, list[list[float]]] = defaultdict(list)
     for stream in streams:
@@ -54,7 +54,7 @@ def fit_rollouts(
     # Means a chunk: the lengths of one stream are guesses, whose errors would flatten
     # the line.
     means = [np.mean(some, axis=0) for some in rows.values()]
-    step_s, seq_s = least_squares([one[:2] for one in means], [one[2] for one in means])
+    step_s, seq_s = least_squares([row[:2] for row in means], [row[2] for row in means])
     decode = Decode(step_s=step_s, seq_s=seq_s)
     all_lengths: list[int] = []
     by_chunk: dict[tuple[int, int | None], list[int]] = {}
@@ -76,15 +76,15 @@ def fit_rollouts(
 def least_squares(
     rows: Sequence[Sequence[float]], seconds: Sequence[float]
 ) -> list[float]:
-    """Costs of the columns, none negative."""
+    """Fit the costs of the columns, none negative."""
     costs, _ = nnls(np.array(rows), np.array(seconds))
     return [float(cost) for cost in costs]
 
 
 def _streams(calls: Sequence[Call]) -> list[list[Call]]:
-    """Chunks of one engine and step, in order."""
+    """Return the chunks of each engine and step, in order."""
     streams: dict[tuple[int, str], list[Call]] = defaultdict(list)
-    for call in sorted(calls, key=lambda one: one[0].began_s):
+    for call in sorted(calls, key=lambda call: call[0].began_s):
         streams[call[0].step, call[0].actor].append(call)
     return list(streams.values())
 
@@ -92,7 +92,7 @@ def _streams(calls: Sequence[Call]) -> list[list[Call]]:
 def _lengths(
     config: Config, stream: Sequence[Call], decode: Decode | None
 ) -> list[int]:
-    """Sorted response lengths of a stream, as far as its chunks tell.
+    """Return the sorted response lengths of a stream, as far as its chunks tell.
 
     Between the middles of two chunks' means they rise evenly; in the last chunk along a
     power law from that middle to the longest that `decode` had time for, which keeps
@@ -113,9 +113,11 @@ def _lengths(
         highs[-1] = max(means[-1] + 1, lows[-1] + steps)
         power = (highs[-1] - lows[-1]) / max(1.0, means[-1] - lows[-1]) - 1
     powers = [1.0] * (len(stream) - 1) + [power]
-    parts = [_spread(*one) for one in zip(lows, highs, counts, powers, strict=True)]
+    parts = [_spread(*part) for part in zip(lows, highs, counts, powers, strict=True)]
     longest = config.rollout.max_response_tokens
-    return [int(one) for one in np.clip(np.rint(np.concatenate(parts)), 1, longest)]
+    return [
+        int(length) for length in np.clip(np.rint(np.concatenate(parts)), 1, longest)
+    ]
 
 
 def _spread(low: float, high: float, count: int, power: float) -> NDArray[np.float64]:
@@ -124,7 +126,7 @@ def _spread(low: float, high: float, count: int, power: float) -> NDArray[np.flo
 
 
 def _counts(config: Config, chunks: int) -> list[int]:
-    """Rollouts of each chunk of a stream."""
+    """Return how many rollouts each chunk of a stream has."""
     size = config.rollout.chunk_size
     rollout = config.rollout
     share = config.prompts.per_step * rollout.samples_per_prompt // rollout.num_engines
@@ -132,7 +134,7 @@ def _counts(config: Config, chunks: int) -> list[int]:
 
 
 def _by_chunk(config: Config, lengths: Sequence[int], decode: Decode) -> list[float]:
-    """What decoding costs until each chunk is full."""
+    """Return what decoding costs until each chunk is full."""
     parts = [0.0]
     chunk = config.rollout.chunk_size
     ended = 0

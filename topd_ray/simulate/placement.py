@@ -56,14 +56,14 @@ class Placed:
 
     @property
     def described(self) -> str:
-        """For a table."""
+        """Return the split as text for a table."""
         return self.placement + (f", {self.num_idle} idle" if self.num_idle else "")
 
 
 def as_configured(
     config: Config, rates_of: RatesOf, workload: Workload, *, cores: int
 ) -> Placed:
-    """The config's own counts."""
+    """Return the config's own counts."""
     prediction = simulate(config, rates_of(config), workload, cores=cores)
     return Placed(
         gpus=num_gpus(config),
@@ -76,7 +76,10 @@ def as_configured(
 def best_placement(
     config: Config, rates_of: RatesOf, workload: Workload, *, gpus: int
 ) -> Placed:
-    """The best split found of so many GPUs. Raises UserError where they are too few."""
+    """Return the best split found of so many GPUs.
+
+    Raises UserError where they are too few.
+    """
     whole = _gpus_a_teacher(config)
     # A quarter of the GPUs to the teachers is where the search starts.
     teachers = max(1, gpus // (4 * whole))
@@ -85,7 +88,11 @@ def best_placement(
         GpuSplit(rollouts=others, teachers=teachers, ranks=others, colocated=True),
         GpuSplit(rollouts=others - gpus // 4, teachers=teachers, ranks=gpus // 4),
     ]
-    started = [one for one in splits if min(one.rollouts, one.teachers, one.ranks) > 0]
+    started = [
+        split
+        for split in splits
+        if min(split.rollouts, split.teachers, split.ranks) > 0
+    ]
     if not started:
         raise UserError(
             f"--gpus {gpus}: too few for a teacher of {whole} GPUs beside rollout and"
@@ -104,15 +111,15 @@ def best_placement(
 
     found = [_improved(split, whole, gpus, tried) for split in started]
     return min(
-        (tried(split, 8) for split in found), key=lambda one: one.prediction.step_s
+        (tried(split, 8) for split in found),
+        key=lambda placed: placed.prediction.step_s,
     )
 
 
 def _improved(
     split: GpuSplit, whole: int, gpus: int, tried: Callable[[GpuSplit, int], Placed]
 ) -> GpuSplit:
-    """Move GPUs between roles while a step gets shorter; by smaller and smaller
-    numbers.
+    """Move GPUs between roles while a step gets shorter, fewer and fewer at a time.
 
     To a sixty-fourth of them: a finer split moves a step by less than the rates are
     known.
@@ -133,7 +140,7 @@ def _improved(
 
 
 def _neighbours(split: GpuSplit, whole: int, amount: int) -> list[GpuSplit]:
-    """Splits with `amount` teachers (or GPUs) more in one role and fewer in another."""
+    """Yield splits with `amount` GPUs more in one role and fewer in another."""
     moves = []
     for teachers in (amount, -amount):
         if split.colocated:
@@ -154,7 +161,9 @@ def _neighbours(split: GpuSplit, whole: int, amount: int) -> list[GpuSplit]:
         )
         for r, t, k in moves
     ]
-    return [one for one in found if min(one.rollouts, one.teachers, one.ranks) > 0]
+    return [
+        split for split in found if min(split.rollouts, split.teachers, split.ranks) > 0
+    ]
 
 
 def _gpus_a_teacher(config: Config) -> int:

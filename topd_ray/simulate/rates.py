@@ -20,7 +20,7 @@ class Forward:
     """A token of a sequence and one before it: attention."""
 
     def seconds(self, lengths: Sequence[int], *, calls: int = 1) -> float:
-        """For sequences of these lengths, in tokens."""
+        """Return the seconds for sequences of these lengths, in tokens."""
         pairs = sum(length * length / 2 for length in lengths)
         return calls * self.call_s + self.token_s * sum(lengths) + self.pair_s * pairs
 
@@ -41,8 +41,9 @@ class Decode:
     """Share of the experts that one token wakes."""
 
     def steps_s(self, steps: int, batch: int, context: int) -> float:
-        """`steps` steps of `batch` sequences that begin with `context` tokens in
-        all.
+        """Return the seconds of `steps` steps of `batch` sequences.
+
+        They begin with `context` tokens in all.
         """
         # Tokens are taken to choose their experts independently.
         awake = 1.0 - (1.0 - self.expert_share) ** batch
@@ -55,10 +56,10 @@ class Decode:
 def continuous_batching(
     decode: Decode, lengths: Sequence[int], contexts: Sequence[int], *, slots: int
 ) -> Iterator[tuple[float, list[int]]]:
-    """(seconds, sequences that end then) until all have ended; who waits is let in at
-    once.
+    """Yield (seconds, sequences that end then) until all have ended.
 
-    `lengths`: tokens to write; `contexts`: tokens there before; both a sequence.
+    A waiting sequence is admitted at once. Each sequence has `lengths` tokens to write
+    and `contexts` tokens before them.
     """
     # Reversed, because `pop` takes the last one.
     waiting = list(range(len(lengths)))[::-1]
@@ -84,7 +85,7 @@ def continuous_batching(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """Of one placement: model on hardware, or a run's own."""
+    """The rates of one placement: of models on hardware, or a run's own."""
 
     roll_out: Decode
     prompt_s: float
@@ -118,7 +119,7 @@ class Workload:
     """Tokens that the teacher writes a window: at most `probe.window`."""
 
     def length(self, rollout_id: str) -> int:
-        """Of this rollout, always the same."""
+        """Return the length of this rollout, always the same."""
         # By rollout, not in order: placements are compared on the same responses.
         draw = random.Random(derive_seed(0, rollout_id, "length")).random()
         place = draw * (len(self.quantiles) - 1)
@@ -131,8 +132,9 @@ class Workload:
 def long_tailed(
     *, mean: float, spread: float, longest: int, num_quantiles: int = 65
 ) -> tuple[float, ...]:
-    """Quantiles of a log-normal law cut at `longest`; `mean` and `spread` (of the
-    logarithm).
+    """Return quantiles of a log-normal law of this mean, cut at `longest`.
+
+    `spread` is the standard deviation of the logarithm.
     """
     normal = NormalDist()
     places = [(i + 0.5) / num_quantiles for i in range(num_quantiles)]
@@ -142,8 +144,6 @@ def long_tailed(
     high = float(longest)
     for _ in range(60):
         scale = (low + high) / 2
-        drawn = [
-            min(longest, scale * 2.718281828459045 ** (spread * one)) for one in shape
-        ]
+        drawn = [min(longest, scale * 2.718281828459045 ** (spread * z)) for z in shape]
         low, high = (scale, high) if sum(drawn) / len(drawn) < mean else (low, scale)
     return tuple(drawn)

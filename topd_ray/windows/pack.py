@@ -76,7 +76,7 @@ def _by_rollout(
     scored: Sequence[ScoredRollout], probes: Sequence[ProbeSet] | None
 ) -> Mapping[str, ProbeSet]:
     windows = {probe.rollout_id: probe for probe in probes or ()}
-    rollouts = {one.rollout.rollout_id: one.rollout.policy_version for one in scored}
+    rollouts = {row.rollout.rollout_id: row.rollout.policy_version for row in scored}
     if probes is not None and windows.keys() != rollouts.keys():
         odd = sorted(windows.keys() ^ rollouts.keys())
         raise ValueError(
@@ -105,8 +105,9 @@ def _fill(rows: Sequence[Row], token_budget: int) -> list[list[Row]]:
 def _spread(
     order: Sequence[Row], token_budget: int, num_bins: int
 ) -> list[list[Row]] | None:
-    """Each row, longest first, into the emptiest bin; None where one does not fit
-    there.
+    """Put each row, longest first, into the emptiest bin.
+
+    Returns None where a row does not fit there.
     """
     bins: list[list[Row]] = [[] for _ in range(num_bins)]
     emptiest = [(0, index) for index in range(num_bins)]
@@ -117,7 +118,8 @@ def _spread(
         bins[index].append(row)
         heapq.heapreplace(emptiest, (filled + row.num_tokens, index))
     return [
-        bins[index] for _, index in sorted(emptiest, key=lambda one: (-one[0], one[1]))
+        bins[index]
+        for _, index in sorted(emptiest, key=lambda item: (-item[0], item[1]))
     ]
 
 
@@ -151,8 +153,8 @@ def _batch(rows: Sequence[Row], weights: Mapping[str, Floats]) -> TrainBatch:
 
 
 def _positions(rows: Sequence[Row]) -> Ints:
-    """Indices of what predicts the response tokens of all rows, then their window
-    tokens.
+    """Return indices of what predicts the response tokens of all rows, then of their
+    windows.
     """
     trained = []
     windows = []
@@ -168,7 +170,7 @@ def _positions(rows: Sequence[Row]) -> Ints:
 
 
 def _joined_targets(rows: Sequence[Row]) -> tuple[Ints, Ints, Floats]:
-    """`window_Q`, target ids and weights, with every row's own places moved to the
+    """Return `window_Q`, target ids and weights, every row's places moved to the
     batch's.
     """
     first_t = 0
