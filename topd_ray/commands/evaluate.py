@@ -25,6 +25,7 @@ from topd_ray.evaluation.harness.task_names import (
     check_request,
 )
 from topd_ray.inputs.paths import with_absolute_paths
+from topd_ray.models.architecture import check_tensors
 from topd_ray.models.facts import read_facts
 from topd_ray.models.folder import check_folder
 from topd_ray.prompts import PromptRecord, read_records, read_rows
@@ -149,6 +150,7 @@ def _run_tasks(
 def _subject(path: Path, backend: str | None) -> _Subject:
     if not (path / "config.yaml").is_file():
         check_folder(path, role="model")
+        check_tensors(path, role="model")
         engine = _default_engine(path)
         return _Subject(
             name=str(path),

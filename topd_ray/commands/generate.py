@@ -65,7 +65,7 @@ def generate(
     # Answers appended to the prompts that they answer would ruin the data.
     if out.resolve() == data.resolve():
         raise UserError(f"--out {out} is prompts.path itself; name another file")
-    student, teacher = check_models(config)
+    student, teacher, _ = check_models(config)
     records = {record.prompt_id: record for record in read_records(data)[:num]}
     prompts, dropped = tokenize_records(
         records.values(), folder=student, max_tokens=config.prompts.max_tokens

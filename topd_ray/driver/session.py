@@ -129,6 +129,8 @@ class _Run:
         run = self._context
         with run.log:
             run.log.begins(len(run.inputs.source), run.inputs.dropped, run.total_steps)
+            for note in run.inputs.notes:
+                run.log.say(f"note: {note}")
             try:
                 accuracies = asyncio.run(self._sessions())
             except TopdError as error:

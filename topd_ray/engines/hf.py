@@ -14,7 +14,8 @@ from topd_ray.engines.hf_slots import longest_extensions
 from topd_ray.engines.protocols import Generation, GenerationRequest, NamedArray
 from topd_ray.engines.tensors import view_as_torch
 from topd_ray.errors import TopdError, UserError
-from topd_ray.models.facts import Shapes, eos_ids, weight_shapes
+from topd_ray.models.architecture import load_causal_lm, weight_shapes
+from topd_ray.models.facts import Shapes, eos_ids
 
 
 class HfGeneration:
@@ -76,16 +77,9 @@ def batches(
 
 def load_model(folder: Path, engine: EngineConfig) -> Any:
     """Return the model in the engine's dtype, on the GPU where there is one."""
-    from transformers import AutoModelForCausalLM
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()  # a run says itself what it waits for
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[engine.dtype]
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, use_safetensors=True
-    )
-    return model.to(device).eval()
+    return load_causal_lm(folder, dtype=dtype).to(device).eval()
 
 
 def refuse_windowed_attention(folder: Path, config: Any) -> None:

@@ -24,7 +24,8 @@ from topd_ray.engines.hf_decoding import Decoding, right_padded
 from topd_ray.engines.protocols import Generation, GenerationRequest, NamedArray
 from topd_ray.errors import TopdError
 from topd_ray.messages import Floats, Ints
-from topd_ray.models.facts import eos_ids, weight_shapes
+from topd_ray.models.architecture import weight_shapes
+from topd_ray.models.facts import eos_ids
 
 T = TypeVar("T")
 

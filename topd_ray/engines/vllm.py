@@ -13,7 +13,9 @@ must not wait when one caller pauses; so a thread steps its engine (`stepping.py
 
 import gc
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,9 @@ from topd_ray.engines.checks import check_requests, whole_weights
 from topd_ray.engines.protocols import Generation, GenerationRequest, NamedArray
 from topd_ray.errors import TopdError
 from topd_ray.messages import PAD, FinishReason, Floats, Ints
-from topd_ray.models.facts import eos_ids, weight_shapes
+from topd_ray.models.architecture import weight_shapes
+from topd_ray.models.facts import eos_ids
+from topd_ray.models.headers import stray_files
 
 CPU_BLOCK = 32
 """Tokens of a cache block on CPU.
@@ -124,6 +128,11 @@ def start_engine(folder: Path, engine: EngineConfig, **options: Any) -> Any:
     os.environ.update(ENVIRONMENT)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", LOGGING_LEVEL)
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # would win over the config
+    with _weights_alone(folder) as model:
+        return _start(model, engine, options)
+
+
+def _start(folder: Path, engine: EngineConfig, options: dict[str, Any]) -> Any:
     from vllm import EngineArgs, LLMEngine
     from vllm.usage.usage_lib import UsageContext
 
@@ -145,6 +154,25 @@ def start_engine(folder: Path, engine: EngineConfig, **options: Any) -> Any:
         **(_machine(engine) | options),
     )
     return LLMEngine.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
+
+
+@contextmanager
+def _weights_alone(folder: Path) -> Iterator[Path]:
+    """Yield a folder in which vLLM finds the weights and no other safetensors file.
+
+    Without an index vLLM loads every file. The yielded folder is needed while the
+    engine starts.
+    """
+    strays = stray_files(folder)
+    if not strays:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="topd-model-") as name:
+        view = Path(name)
+        for path in folder.iterdir():
+            if path.name not in strays:
+                (view / path.name).symlink_to(path.resolve())
+        yield view
 
 
 def _machine(engine: EngineConfig) -> dict[str, Any]:

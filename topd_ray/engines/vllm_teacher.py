@@ -30,7 +30,8 @@ from topd_ray.engines.vllm import (
 )
 from topd_ray.engines.vllm_worker import SCORING
 from topd_ray.messages import Floats, Ints
-from topd_ray.models.facts import eos_ids, read_facts, weight_shapes
+from topd_ray.models.architecture import weight_shapes
+from topd_ray.models.facts import eos_ids, read_facts
 
 SCORING_PRIORITY = 0
 CONTINUATION_PRIORITY = 1

@@ -37,8 +37,7 @@ class WorkerExtension:
         self.reload_weights(
             weights_iterator=((n, view_as_torch(array)) for n, array in weights)
         )
-        if self.model_config.hf_text_config.tie_word_embeddings:
-            _repack_head(self.model_runner.get_model())
+        _repack_head(self.model_runner.get_model())
 
     def keep_states(self) -> None:
         """Keep the hidden states of scoring requests; called once, at the start."""
@@ -143,11 +142,16 @@ class KeptStates:
 def _repack_head(model: Any) -> None:
     """Give a tied head the repacked copy of the new embedding, on CPU.
 
+    Head and embedding are asked, not the config: vLLM reads a config as untied where
+    the files hold a copy of the embedding as head, and ties the two after the load.
+
     A tied head receives no weight, so vLLM 0.32 keeps its repacked copy of the old
     embedding, and the logits would be those of the old head. `reload_weights` has
     repacked the embedding, although no product uses that copy: the head takes it.
     """
-    head = model.lm_head
+    head = getattr(model, "lm_head", None)
+    if head is None:
+        return
     for layer in model.modules():
         if layer is not head and getattr(layer, "weight", None) is head.weight:
             if hasattr(layer, "cpu_linear"):

@@ -5,14 +5,16 @@ Everything here is known before a process starts.
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from topd_ray.config import Config
 from topd_ray.contexts import load_forms
 from topd_ray.errors import UserError
+from topd_ray.models.architecture import check_names, check_tensors
 from topd_ray.models.facts import check_context, read_facts
 from topd_ray.models.folder import check_folder
 from topd_ray.models.pair import compare_models
-from topd_ray.models.refusals import check_experts, check_logits
+from topd_ray.models.refusals import check_logits
 from topd_ray.models.roles import (
     find_student,
     find_teacher,
@@ -23,7 +25,16 @@ from topd_ray.models.roles import (
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
-def check_models(config: Config) -> tuple[Path, Path]:
+class CheckedModels(NamedTuple):
+    """Folders that a run can use, and what it leaves out of them."""
+
+    student: Path
+    teacher: Path
+    notes: list[str]
+    """What the user should know, for example of tensors that are left out."""
+
+
+def check_models(config: Config) -> CheckedModels:
     """Return the folders of student and teacher, both checked.
 
     Downloads a model that is not on this machine. Raises UserError for a model that is
@@ -31,8 +42,7 @@ def check_models(config: Config) -> tuple[Path, Path]:
     """
     student = resolve_student(config)
     teacher = resolve_teacher(config)
-    _check_pair(config, student, teacher)
-    return student, teacher
+    return CheckedModels(student, teacher, _check_pair(config, student, teacher))
 
 
 def check_what_is_here(config: Config) -> list[str]:
@@ -49,7 +59,7 @@ def check_what_is_here(config: Config) -> list[str]:
     if config.objective.context != "plain":
         load_forms(config.prompts.forms)
     if student is not None and teacher is not None:
-        _check_pair(config, student, teacher)
+        notes += _check_pair(config, student, teacher)
     return notes
 
 
@@ -96,7 +106,12 @@ def _hint(config: Config, field: str) -> str:
     return ""
 
 
-def _check_pair(config: Config, student: Path, teacher: Path) -> None:
+def _check_pair(config: Config, student: Path, teacher: Path) -> list[str]:
+    """Return notes on two folders. Raises UserError where a run cannot use them."""
+    notes: list[str] = []
+    # Before the tensors, whose names would be the complaint.
+    check_folder(student, role="student")
+    check_names(student, field="learner.model")
     for folder, role, tokens in (
         (student, "student", config.student_context_tokens),
         (teacher, "teacher", config.teacher_context_tokens),
@@ -105,9 +120,10 @@ def _check_pair(config: Config, student: Path, teacher: Path) -> None:
         check_folder(folder, role=role)
         check_context(read_facts(folder), tokens, role=role)
         check_logits(folder, role=role)
-    check_experts(student, field="learner.model")
+        notes += check_tensors(folder, role=role)
     # Last, because it compares two folders that are sound by themselves.
     compare_models(student, teacher)
+    return notes
 
 
-__all__ = ["check_models", "check_what_is_here"]
+__all__ = ["CheckedModels", "check_models", "check_what_is_here"]

@@ -18,15 +18,17 @@ class RunInputs:
     """Prompts that are not trained on, each with the reason."""
     problems: list[Prompt]
     """Held-out problems; none where the config names no file of them."""
+    notes: list[str]
+    """What the user should know of the models before the run begins."""
 
 
 def load_inputs(config: Config) -> RunInputs:
     """Check both models and read prompts and problems. Raises UserError."""
     # Models first: a folder that is not whole is named there, and would fail in the
     # tokenizer with an error that does not say so.
-    student, teacher = check_models(config)
+    student, teacher, notes = check_models(config)
     source, dropped = load_source(config, student=student, teacher=teacher)
     problems = load_problems(
         config.evaluation, student, max_tokens=config.prompts.max_tokens
     )
-    return RunInputs(source=source, dropped=dropped, problems=problems)
+    return RunInputs(source=source, dropped=dropped, problems=problems, notes=notes)

@@ -11,8 +11,6 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
-from transformers.utils.logging import disable_progress_bar
 
 from topd_ray.errors import UserError
 from topd_ray.learner.attention import PACKED, check_isolation
@@ -22,7 +20,8 @@ from topd_ray.learner.inputs import Signal
 from topd_ray.learner.layout import Layout
 from topd_ray.learner.loss import Positions, Recipe
 from topd_ray.learner.teacher import SampledTeacher, Teacher, TopkTeacher, WholeTeacher
-from topd_ray.models.refusals import check_experts, refuse_logit_transforms
+from topd_ray.models.architecture import check_names, load_causal_lm
+from topd_ray.models.refusals import refuse_logit_transforms
 
 
 class DistillationModel(nn.Module):
@@ -197,18 +196,10 @@ def load_student(
 
     Raises:
         UserError: Its rollouts cannot be packed into one sequence, or its weights do
-            not fit the engines (see `check_experts`).
+            not fit the engines (see `check_names`).
     """
-    check_experts(folder, field="learner.model")
-    disable_progress_bar()
-    student: Any = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=dtype,
-        attn_implementation=PACKED,
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
-    )
+    check_names(folder, field="learner.model")
+    student: Any = load_causal_lm(folder, dtype=dtype, attn_implementation=PACKED)
     check_isolation(student)
     if gradient_checkpointing:
         student.gradient_checkpointing_enable({"use_reentrant": False})

@@ -14,6 +14,8 @@ from topd_ray.models.files import read_config, read_json, whole_number
 from topd_ray.models.headers import TensorFact, tensor_facts
 
 HEAD = "lm_head.weight"
+# The second name is that of a folder saved from the model without its head.
+EMBEDDING_NAMES = ("model.embed_tokens.weight", "embed_tokens.weight")
 Shapes = dict[str, tuple[int, ...]]
 """Shape of each weight by its Hugging Face name."""
 
@@ -81,12 +83,6 @@ def eos_ids(folder: Path) -> tuple[int, ...]:
     return ids
 
 
-def weight_shapes(folder: Path) -> Shapes:
-    """Return the shape of every weight; a head that is tied is left out."""
-    weights = _weights(read_config(folder), tensor_facts(folder))
-    return {name: fact.shape for name, fact in weights.items()}
-
-
 def check_context(facts: ModelFacts, needed: int, role: str) -> None:
     """Raise UserError where the model was not made for sequences of `needed` tokens."""
     if facts.max_position_embeddings < needed:
@@ -131,11 +127,11 @@ def _ids(file: Path, value: object) -> tuple[int, ...]:
 
 
 __all__ = [
+    "EMBEDDING_NAMES",
     "HEAD",
     "ModelFacts",
     "Shapes",
     "check_context",
     "eos_ids",
     "read_facts",
-    "weight_shapes",
 ]

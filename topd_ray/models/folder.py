@@ -1,6 +1,6 @@
 """Name of a model -> its folder, checked to be whole, before anything is loaded.
 
-Needs neither torch nor ray: `topd check` runs it on a laptop.
+Needs neither torch nor ray, because `topd check` judges folders of other machines too.
 """
 
 from pathlib import Path
@@ -9,6 +9,7 @@ from topd_ray.errors import UserError
 from topd_ray.models.files import CONFIG, read_config
 from topd_ray.models.headers import tensor_facts
 
+ADAPTER = "adapter_config.json"
 HUB_PATTERNS = [
     "*.safetensors",
     "*.json",
@@ -65,6 +66,11 @@ def check_folder(folder: Path, *, role: str) -> None:
     try:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder")
+        if (folder / ADAPTER).is_file():
+            raise UserError(
+                f"{folder / ADAPTER}: an adapter, which engines and learner would not"
+                " read alike; merge it into the model's weights, and give that folder"
+            )
         # Refused by name: transformers would ask for trust_remote_code, which is no way
         # out here.
         if "auto_map" in read_config(folder):

@@ -54,6 +54,16 @@ def weight_files(folder: Path) -> list[Path]:
     return sorted({fact.file for fact in tensor_facts(folder).values()})
 
 
+def stray_files(folder: Path) -> list[str]:
+    """Return the names of safetensors files that hold none of the weights, sorted.
+
+    Mistral's repositories hold `consolidated.safetensors`, the same weights once more.
+    """
+    weights = {path.name for path in weight_files(folder)}
+    present = {path.name for path in folder.glob("*.safetensors")}
+    return sorted(present - weights)
+
+
 def _pickles(folder: Path) -> list[str]:
     names: list[str] = []
     for pattern in PICKLES:
@@ -136,4 +146,11 @@ def _read_header(file: Path) -> tuple[dict[str, Any], int]:
     return header, size - 8 - length
 
 
-__all__ = ["INDEX", "SINGLE", "TensorFact", "tensor_facts", "weight_files"]
+__all__ = [
+    "INDEX",
+    "SINGLE",
+    "TensorFact",
+    "stray_files",
+    "tensor_facts",
+    "weight_files",
+]

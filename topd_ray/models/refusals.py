@@ -5,7 +5,6 @@ nothing else of the model, on both sides. So the head must be a matrix alone: no
 and no scale or soft cap on the logits.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,8 +37,6 @@ out.
 """
 # GPT-J and Phi have a head with a bias; GPT-NeoX names its head embed_out.
 HEAD_BIASES = ("lm_head.bias", "embed_out.bias")
-# One expert of a checkpoint, such as model.layers.0.mlp.experts.7.up_proj.weight.
-_EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
 def check_logits(folder: Path, *, role: str) -> None:
@@ -83,24 +80,6 @@ def refuse_logit_transforms(
         )
 
 
-def check_experts(folder: Path, *, field: str) -> None:
-    """Raise UserError for a student whose checkpoint names its experts one by one.
-
-    transformers 5 trains the experts of a layer as one tensor (`mlp.experts.
-    gate_up_proj`). Engines and exports take the names of the checkpoint, so the first
-    weights that the learner publishes would fit nowhere. A teacher publishes nothing,
-    so its experts do no harm.
-    """
-    experts = [name for name in tensor_facts(folder) if _EXPERT.search(name)]
-    if experts:
-        raise UserError(
-            f"{field}: {folder} is a mixture of experts ({len(experts)} tensors such as"
-            f" {experts[0]}), which can be a teacher but no student: the learner holds"
-            " the experts of a layer in one tensor, and its weights would not fit the"
-            " engines; take a dense student"
-        )
-
-
 _ONLY_A_HEAD = (
     "a run multiplies hidden states by the head and nothing more, so its losses would"
     " be of other logits; take a model whose logits are its head times the hidden state"
@@ -108,7 +87,6 @@ _ONLY_A_HEAD = (
 
 __all__ = [
     "LOGIT_DEFAULTS",
-    "check_experts",
     "check_logits",
     "refuse_logit_transforms",
 ]

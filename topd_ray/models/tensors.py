@@ -14,11 +14,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from topd_ray.errors import UserError
-from topd_ray.models.facts import HEAD, read_facts
+from topd_ray.models.facts import EMBEDDING_NAMES, HEAD, read_facts
 from topd_ray.models.headers import tensor_facts
 
-# The second name is that of a folder saved from the model without its head.
-EMBEDDING_NAMES = ("model.embed_tokens.weight", "embed_tokens.weight")
 HEAD_NAMES = (HEAD,)
 
 

@@ -25,6 +25,7 @@ from topd_ray.messages import (
     ScoredRollout,
     rollout_requests,
 )
+from topd_ray.models.architecture import check_tensors
 from topd_ray.models.folder import check_folder
 from topd_ray.models.refusals import check_logits
 from topd_ray.models.roles import resolve_student, resolve_teacher
@@ -53,10 +54,13 @@ class LocalStages:
             )
         self.student_folder = resolve_student(config)
         self.teacher_folder = resolve_teacher(config)
-        check_folder(self.student_folder, role="student")
-        check_folder(self.teacher_folder, role="teacher")
-        check_logits(self.student_folder, role="student")
-        check_logits(self.teacher_folder, role="teacher")
+        for folder, role in (
+            (self.student_folder, "student"),
+            (self.teacher_folder, "teacher"),
+        ):
+            check_folder(folder, role=role)
+            check_logits(folder, role=role)
+            check_tensors(folder, role=role)
 
     def prompts(self, count: int) -> list[Prompt]:
         """Return the first `count` prompts of the run's order, at most one epoch."""

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
+from tests.tiny import make_experts
+from tests.unit.models.edits import add_tensors, drop_tensors
 from topd_ray.config import Config, parse_config
 from topd_ray.errors import UserError
 from topd_ray.inputs.models import check_models, check_what_is_here
@@ -39,15 +41,6 @@ def config_of(tmp_path: Path, **sections: dict[str, Any]) -> Config:
     return parse_config(values | sections, source="test")
 
 
-def with_experts(folder: Path) -> None:
-    """Write the names of a mixture of experts into the weights."""
-    tensors = load_file(folder / "model.safetensors")
-    for expert in range(2):
-        name = f"model.layers.0.mlp.experts.{expert}.gate_proj.weight"
-        tensors[name] = torch.zeros(2, 2)
-    save_file(tensors, folder / "model.safetensors")
-
-
 def with_soft_cap(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["final_logit_softcapping"] = 30.0
@@ -66,7 +59,7 @@ def test_models_that_fit_are_returned(
     config = config_of(
         tmp_path, learner={"model": str(student)}, teacher={"model": str(teacher)}
     )
-    assert check_models(config) == (student, teacher)
+    assert check_models(config) == (student, teacher, [])
     assert check_what_is_here(config) == []
 
 
@@ -83,29 +76,65 @@ def test_a_soft_cap_is_refused_on_either_side(
 
 
 def test_experts_are_refused_in_the_student_alone(
-    student: Path, teacher: Path, tmp_path: Path
+    student: Path, tmp_path: Path
 ) -> None:
+    experts = make_experts(tmp_path / "experts")
     config = config_of(
-        tmp_path, learner={"model": str(student)}, teacher={"model": str(teacher)}
+        tmp_path, learner={"model": str(student)}, teacher={"model": str(experts)}
     )
-    with_experts(teacher)
-    assert check_models(config) == (student, teacher)
-    with_experts(student)
-    refused(config, rf"^learner\.model: {student} is a mixture of experts")
+    assert check_models(config) == (student, experts, [])
+    config = config_of(
+        tmp_path, learner={"model": str(experts)}, teacher={"model": str(student)}
+    )
+    refused(
+        config, rf"^learner\.model: {experts} holds .*\.experts\.\d.* teacher but no"
+    )
 
 
 @pytest.mark.parametrize("follow_every", [0, 10])
 def test_a_student_with_experts_cannot_teach_itself_either(
-    follow_every: int, student: Path, tmp_path: Path
+    follow_every: int, tmp_path: Path
 ) -> None:
     config = config_of(
         tmp_path,
         run={"method": "opsd"},
-        learner={"model": str(student)},
+        learner={"model": str(make_experts(tmp_path / "experts"))},
         teacher={"source": "student", "follow_every": follow_every},
     )
-    with_experts(student)
     refused(config, r"^learner\.model: .* mixture of experts")
+
+
+def test_what_is_left_out_of_a_folder_is_said_once(
+    student: Path, teacher: Path, tmp_path: Path
+) -> None:
+    save_file(
+        {"tok_embeddings.weight": torch.zeros(1)}, student / "consolidated.safetensors"
+    )
+    add_tensors(
+        teacher, {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(16)}
+    )
+    config = config_of(
+        tmp_path, learner={"model": str(student)}, teacher={"model": str(teacher)}
+    )
+    notes = check_what_is_here(config)
+    assert [note.split()[:2] for note in notes] == [
+        ["student:", "consolidated.safetensors"],
+        ["teacher:", "model.layers.0.self_attn.rotary_emb.inv_freq"],
+    ]
+    assert check_models(config).notes == notes
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_a_missing_tensor_is_refused_in_either_role(
+    role: str, student: Path, teacher: Path, tmp_path: Path
+) -> None:
+    config = config_of(
+        tmp_path, learner={"model": str(student)}, teacher={"model": str(teacher)}
+    )
+    folder = student if role == "student" else teacher
+    name = "model.layers.1.mlp.up_proj.weight"
+    drop_tensors(folder, name)
+    refused(config, rf"^{role}: {folder}: its weights lack {name}, which its config")
 
 
 def test_a_revision_of_a_local_folder_is_refused(

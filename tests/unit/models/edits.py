@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 INDEX = "model.safetensors.index.json"
 Edit = Callable[[Path], object]
@@ -74,3 +75,15 @@ def edit_header(**entry: Any) -> Edit:
     return write(
         "model.safetensors", struct.pack("<Q", len(header)) + header + b"\0" * 4
     )
+
+
+def add_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors into the weights, in the place of those of the same name."""
+    held = load_file(folder / "model.safetensors")
+    save_file(held | tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def drop_tensors(folder: Path, *names: str) -> None:
+    held = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in held.items() if name not in names}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})

@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM
 from tests.tiny import EOS_ID, PAD_ID, VOCAB
 from tests.unit.models.edits import Edit, edit_json, shard
 from topd_ray.errors import UserError
-from topd_ray.models.facts import check_context, eos_ids, read_facts, weight_shapes
+from topd_ray.models.architecture import weight_shapes
+from topd_ray.models.facts import check_context, eos_ids, read_facts
 from topd_ray.models.headers import weight_files
 
 

@@ -4,15 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, PhiConfig, Qwen3MoeConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PhiConfig
 
 from tests.tiny import EOS_ID, PAD_ID, VOCAB
 from tests.unit.models.edits import edit_json
 from topd_ray.errors import UserError
-from topd_ray.learner.model import load_student
-from topd_ray.models.refusals import LOGIT_DEFAULTS, check_experts, check_logits
+from topd_ray.models.refusals import LOGIT_DEFAULTS, check_logits
 
 SIZES: dict[str, Any] = {
     "vocab_size": len(VOCAB),
@@ -26,21 +24,6 @@ SIZES: dict[str, Any] = {
     "pad_token_id": PAD_ID,
     "bos_token_id": None,
 }
-
-
-@pytest.fixture(scope="module")
-def moe_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = Qwen3MoeConfig(
-        **SIZES,
-        head_dim=16,
-        num_experts=4,
-        num_experts_per_tok=2,
-        moe_intermediate_size=16,
-        tie_word_embeddings=False,
-    )
-    folder = tmp_path_factory.mktemp("moe")
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize(
@@ -104,19 +87,3 @@ def test_a_head_with_a_bias_is_refused(tmp_path: Path) -> None:
     del tensors["lm_head.bias"]
     save_file(tensors, folder / "model.safetensors")
     check_logits(folder, role="teacher")
-
-
-def test_a_student_with_experts_is_refused_before_it_loads(moe_folder: Path) -> None:
-    message = r"^learner\.model: .*mixture of experts .*\.experts\.\d+\."
-    with pytest.raises(UserError, match=message):
-        check_experts(moe_folder, field="learner.model")
-    with pytest.raises(UserError, match=message):
-        load_student(moe_folder, dtype=torch.float32, gradient_checkpointing=False)
-
-
-def test_experts_are_no_reason_to_refuse_a_teacher(moe_folder: Path) -> None:
-    check_logits(moe_folder, role="teacher")
-
-
-def test_a_dense_student_has_no_experts(student_folder: Path) -> None:
-    check_experts(student_folder, field="learner.model")
