@@ -68,6 +68,7 @@ def run(study: StudyConfig) -> None:
     try:
         prefixes, threshold = find_prefixes(stages, settings)
         logger.info("%d divergent prefixes, D_OT above %.3f", len(prefixes), threshold)
+        stages.close()  # its engines: the learner needs their memory
         logger.info("gradients of both losses")
         pairs = _gradients(stages, prefixes, settings)
         results = []
