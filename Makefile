@@ -30,9 +30,11 @@ UNIT := --numprocesses=2 --dist=worksteal
 RUNS := tests/flow tests/chaos -m "not chaos"
 STAMP := $(VENV)/.installed-$(HARDWARE)-$(shell cat Makefile pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: help setup demo test check static unit audit integration runs contract durations chaos chaos-faults chaos-soak fuzz format flow shape docs reproduce bench bench-gpu
+.PHONY: help setup demo real real-small test check static unit audit integration runs contract durations chaos chaos-faults chaos-soak fuzz format flow shape docs reproduce bench bench-gpu
 help:
 	@echo "make demo    train a toy student on the real engines and show that it got better"
+	@echo "make real    train a pretrained 0.5B under its 1.5B on two CPU cores (20 minutes; 1.6 GB to download once)"
+	@echo "make real-small   a pretrained 135M alone, within 10 minutes"
 	@echo "make test    everything that is tested: check, then the real engines"
 	@echo "make check   ruff, mypy, import rules, a scan for secrets, unit tests"
 	@echo "make durations   the tests that cost most, into docs/tests.md"
@@ -68,6 +70,21 @@ endif
 demo: setup
 	rm -rf runs/demo
 	$(BIN)/topd train configs/local-toy.yaml
+
+# Pretrained models and problems; models stay in the user's cache, runs/real has links.
+real: setup
+	@$(PIP) -c constraints.txt -e '.[$(HARDWARE),dev,real]'
+	$(BIN)/python -m benchmarks.real.models runs/real/models qwen05 qwen15
+	$(BIN)/python -m benchmarks.real.prompts runs/real/prompts
+	rm -rf runs/real-qwen
+	$(BIN)/topd train configs/real-qwen.yaml
+
+real-small: setup
+	@$(PIP) -c constraints.txt -e '.[$(HARDWARE),dev,real]'
+	$(BIN)/python -m benchmarks.real.models runs/real/models smollm2
+	$(BIN)/python -m benchmarks.real.prompts runs/real/sums chain_sum
+	rm -rf runs/real-small
+	$(BIN)/topd train configs/real-small.yaml
 
 # Two at a time: one core reads the code while the tests use the other.
 check: setup

@@ -141,6 +141,18 @@ def generate(
     command.generate(loaded, out, sampling, num=num)
 
 
+@app.command()
+def convert(
+    file: Annotated[Path, typer.Argument(help="GGUF file")],
+    folder: Annotated[Path, typer.Argument(help="Where the model folder is written")],
+) -> None:
+    """Turn a GGUF file into a model folder, de-quantised to bfloat16."""
+    from topd_ray.commands import convert as command
+
+    command.convert(file, folder)
+    typer.echo(f"{folder}: written")
+
+
 @app.command("eval")
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A model folder or a run folder")],

@@ -1,0 +1,1 @@
+"""Pretrained models and verifiable problems, for `make real` and the studies."""
