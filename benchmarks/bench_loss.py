@@ -91,7 +91,7 @@ def _fused(inputs: Inputs, positions: Positions, token_loss: TokenLoss) -> Tenso
     recipe = Recipe(token_loss=token_loss, lambda_traj=LAMBDA_TRAJ)
     cut = tiles(V, inputs.hidden_ND.device)
     return distillation_losses(
-        inputs.hidden_ND, inputs.head_VD, positions, recipe, cut
+        inputs.hidden_ND, inputs.head_VD, positions, recipe, cut, V
     ).total
 
 

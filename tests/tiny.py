@@ -1,8 +1,11 @@
 """Random Qwen3 folders of a few thousand parameters, made in milliseconds."""
 
+import json
+import shutil
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     PreTrainedTokenizerFast,
@@ -85,4 +88,22 @@ def make_experts(folder: Path) -> Path:
     )
     Qwen3MoeForCausalLM(config).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def pad_model(source: Path, folder: Path, *, rows: int) -> Path:
+    """Copy a model with more rows in embedding and head: of random numbers.
+
+    Their logits are the largest, so that any use of them shows.
+    """
+    shutil.copytree(source, folder)
+    tensors = load_file(folder / "model.safetensors")
+    generator = torch.Generator().manual_seed(9)
+    for name in {"model.embed_tokens.weight", "lm_head.weight"} & tensors.keys():
+        padding = torch.randn(rows, tensors[name].shape[1], generator=generator)
+        tensors[name] = torch.cat([tensors[name], 3 * padding])
+        size = len(tensors[name])
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": size}))
     return folder

@@ -36,6 +36,10 @@ class UserError(TopdError):
     exit_code = 2
 
 
+class WeightsError(TopdError):
+    """Weights that an engine cannot take: a resumed run would fail in the same way."""
+
+
 class DeadlineError(TopdError):
     """A wait was too long; the message names what was awaited, and from which actor."""
 

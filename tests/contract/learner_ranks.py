@@ -210,6 +210,7 @@ class Oracle:
         )
         self._model = DistillationModel(
             student,
+            num_ids=len(VOCAB),
             signal=self.signal,
             teacher_head_VE=teacher_head() if self.signal == "hidden" else None,
             token_loss=TokenLoss(),

@@ -5,6 +5,7 @@ stops.
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from tests.make import rollout
 from tests.runs import INLINE, Run, Setting, topd
 from tests.tiny import EOS_ID, VOCAB
 from topd_ray.commands.replay import replay
+from topd_ray.engines.hf import HfGeneration
+from topd_ray.errors import TopdError, WeightsError
 from topd_ray.records.bad_step import BadStep, write_rollouts, write_step
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(500)]
@@ -110,3 +113,26 @@ def test_odd_rollouts_go_through_teacher_probe_and_learner(
     for name, row in zip(ODD, rows, strict=True):
         assert np.isfinite(row[2:]).all(), name
         assert row[2] > 0, name  # another model than the teacher
+
+
+@pytest.mark.parametrize(
+    ("error", "way_on"),
+    [
+        (
+            WeightsError("weight w is missing"),
+            "a resumed run would fail in the same way",
+        ),
+        (TopdError("the bus is off"), "goes on from its start"),
+    ],
+)
+def test_a_failed_weight_update_is_reported_as_itself(
+    error: TopdError, way_on: str, setting: Setting
+) -> None:
+    name = f"failed_load_{type(error).__name__}"
+    with mock.patch.object(HfGeneration, "load_weights", side_effect=error):
+        done = topd("train", setting.file, f"run.name={name}", *INLINE)
+    assert done.code == 1, done.output
+    message = " ".join(done.output.split())
+    assert f"policy_version 1 failed: {type(error).__name__}: {error}" in message
+    assert "publish the weights first" not in message
+    assert way_on in message

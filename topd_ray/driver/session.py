@@ -21,7 +21,7 @@ from topd_ray.driver.sigterm import Stop
 from topd_ray.driver.state import RunState
 from topd_ray.driver.summary import Summary, summarize
 from topd_ray.driver.training import Accuracies, RunContext, Training
-from topd_ray.errors import LostObjectError, TopdError, UserError
+from topd_ray.errors import LostObjectError, TopdError, UserError, WeightsError
 from topd_ray.inputs.memory import memory_hint
 from topd_ray.inputs.paths import with_absolute_paths
 from topd_ray.inputs.run_inputs import RunInputs, load_inputs
@@ -135,10 +135,7 @@ class _Run:
                 accuracies = asyncio.run(self._sessions())
             except TopdError as error:
                 run.log.event("failed", step=run.state.step, error=str(error))
-                run.log.say(
-                    f"stopped after step {run.state.step}; `topd resume"
-                    f" {run.folder.path}` goes on from the newest checkpoint"
-                )
+                self._say_failed(error)
                 raise
             if accuracies is None:
                 self._say_stopped()
@@ -210,10 +207,26 @@ class _Run:
         run.log.event("stopping", step=run.state.step)
         run.log.say(run.stop.notice)
 
+    def _say_failed(self, error: TopdError) -> None:
+        run = self._context
+        way_on = (
+            # Models and config of a run folder stay as they are, so the error would be
+            # met again.
+            "a resumed run would fail in the same way; correct the cause and start"
+            " another run"
+            if isinstance(error, (UserError, WeightsError))
+            else f"`topd resume {run.folder.path}` goes on from {self._newest()}"
+        )
+        run.log.say(f"stopped after step {run.state.step}; {way_on}")
+
+    def _newest(self) -> str:
+        """Return the name of the newest checkpoint, or that there is none."""
+        newest = open_checkpoint(self._context.folder)
+        return newest.path.name if newest else "its start"
+
     def _say_stopped(self) -> None:
         run = self._context
-        newest = open_checkpoint(run.folder)
-        where = newest.path.name if newest else "its start"
+        where = self._newest()
         run.log.event("stopped", step=run.state.step, checkpoint=where)
         run.log.say(
             f"stopped by SIGTERM after step {run.state.step}; `topd resume"

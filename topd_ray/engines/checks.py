@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from topd_ray.engines.protocols import GenerationRequest, NamedArray
-from topd_ray.errors import TopdError, UserError
+from topd_ray.errors import UserError, WeightsError
 from topd_ray.messages import Ints
 from topd_ray.models.facts import HEAD, Shapes
 
@@ -41,22 +41,24 @@ def check_sequences(sequences: Sequence[Ints], max_model_len: int) -> None:
 
 
 def whole_weights(weights: Iterable[NamedArray], expected: Shapes) -> list[NamedArray]:
-    """Exactly the weights expected, each once; raises TopdError naming the first that
-    is not.
+    """Return exactly the weights expected, each once.
+
+    A head is left out where none is expected. Raises WeightsError with the name of the
+    first weight that is missing, unknown or of another shape.
     """
     given = {name: array for name, array in weights if name != HEAD or name in expected}
     for name, shape in expected.items():
         if name not in given:
-            raise TopdError(
+            raise WeightsError(
                 f"weight {name} is missing: an engine takes all weights or none"
             )
         if given[name].shape != shape:
-            raise TopdError(
+            raise WeightsError(
                 f"weight {name} has shape {given[name].shape}, the model has {shape}"
             )
     unknown = next((name for name in given if name not in expected), None)
     if unknown is not None:
-        raise TopdError(
+        raise WeightsError(
             f"weight {unknown} is unknown to the model; use Hugging Face names"
         )
     return list(given.items())

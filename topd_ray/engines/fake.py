@@ -16,6 +16,7 @@ from topd_ray.engines.checks import check_requests, check_sequences
 from topd_ray.engines.protocols import Generation, GenerationRequest, NamedArray
 from topd_ray.messages import PAD, Floats, Ints
 from topd_ray.models.facts import eos_ids, read_facts
+from topd_ray.models.vocabulary import num_ids
 
 EOS_PROBABILITY = 0.05
 """At every position: responses of 20 tokens on average, of any length."""
@@ -27,7 +28,7 @@ class FakeGeneration:
     """Decodes the fake model; finishes requests in order of their length."""
 
     def __init__(self, folder: Path, *, max_model_len: int) -> None:
-        self._vocab = read_facts(folder).vocab_size
+        self._vocab = num_ids(folder)
         self._eos = eos_ids(folder)
         self._max_model_len = max_model_len
         self._salt = 0

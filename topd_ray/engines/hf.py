@@ -16,6 +16,7 @@ from topd_ray.engines.tensors import view_as_torch
 from topd_ray.errors import TopdError, UserError
 from topd_ray.models.architecture import load_causal_lm, weight_shapes
 from topd_ray.models.facts import Shapes, eos_ids
+from topd_ray.models.vocabulary import num_ids
 
 
 class HfGeneration:
@@ -25,6 +26,7 @@ class HfGeneration:
         self, folder: Path, engine: EngineConfig, *, max_model_len: int
     ) -> None:
         self._eos = eos_ids(folder)
+        self._num_ids = num_ids(folder)
         self._shapes = weight_shapes(folder)
         self._max_num_seqs = engine.max_num_seqs
         self._max_model_len = max_model_len
@@ -51,7 +53,9 @@ class HfGeneration:
         self._turn += 1
         turn = self._turn
         for batch in batches(requests, self._max_num_seqs):
-            for generation in Decoding(self._model, batch, self._eos).run():
+            for generation in Decoding(
+                self._model, batch, self._eos, self._num_ids
+            ).run():
                 yield generation
                 if turn != self._turn:
                     raise TopdError(
@@ -99,7 +103,7 @@ def replace_weights(model: Any, weights: Iterable[NamedArray], shapes: Shapes) -
     """Copy whole weights into the model, in its dtype; all or none.
 
     Raises:
-        TopdError: A weight is missing, unknown or of another shape.
+        WeightsError: A weight is missing, unknown or of another shape.
     """
     whole = whole_weights(weights, shapes)
     parameters = dict(model.named_parameters())

@@ -25,10 +25,16 @@ class Decoding:
     """
 
     def __init__(
-        self, model: Any, requests: Sequence[GenerationRequest], eos: tuple[int, ...]
+        self,
+        model: Any,
+        requests: Sequence[GenerationRequest],
+        eos: tuple[int, ...],
+        num_ids: int,
     ) -> None:
+        """`num_ids`: V; rows of the head behind it are padding, never sampled."""
         self._body = model.base_model
         self._head = model.get_output_embeddings()
+        self._num_ids = num_ids
         self._device = model.device
         self._dtype = model.dtype
         self._requests = requests
@@ -78,7 +84,7 @@ class Decoding:
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        return self._head(hidden_RLD[row, length - 1]).float(), cache
+        return self._logits(hidden_RLD[row, length - 1]), cache
 
     @torch.inference_mode()
     def _add(self, ids_B: Tensor, cache: SlotCache) -> Tensor:
@@ -91,7 +97,10 @@ class Decoding:
             use_cache=True,
         ).last_hidden_state
         cache.advance()
-        logits_BV: Tensor = self._head(hidden_B1D[:, 0]).float()
+        return self._logits(hidden_B1D[:, 0])
+
+    def _logits(self, hidden_BD: Tensor) -> Tensor:
+        logits_BV: Tensor = self._head(hidden_BD)[:, : self._num_ids].float()
         return logits_BV
 
 

@@ -26,6 +26,7 @@ from topd_ray.errors import TopdError
 from topd_ray.messages import Floats, Ints
 from topd_ray.models.architecture import weight_shapes
 from topd_ray.models.facts import eos_ids
+from topd_ray.models.vocabulary import num_ids
 
 T = TypeVar("T")
 
@@ -46,6 +47,7 @@ class HfTeacher:
         self, folder: Path, engine: EngineConfig, *, max_model_len: int
     ) -> None:
         self._eos = eos_ids(folder)
+        self._num_ids = num_ids(folder)
         self._shapes = weight_shapes(folder)
         self._max_num_seqs = engine.max_num_seqs
         self._max_model_len = max_model_len
@@ -89,7 +91,7 @@ class HfTeacher:
     def _run(self, requests: Sequence[GenerationRequest]) -> Iterator[Generation]:
         version = self._version
         for batch in batches(requests, self._max_num_seqs):
-            decoding = Decoding(self._model, batch, self._eos).run()
+            decoding = Decoding(self._model, batch, self._eos, self._num_ids).run()
             while generation := self._turn(version, partial(next, decoding, None)):
                 yield generation
 

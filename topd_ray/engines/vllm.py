@@ -29,6 +29,7 @@ from topd_ray.messages import PAD, FinishReason, Floats, Ints
 from topd_ray.models.architecture import weight_shapes
 from topd_ray.models.facts import eos_ids
 from topd_ray.models.headers import stray_files
+from topd_ray.models.vocabulary import num_ids
 
 CPU_BLOCK = 32
 """Tokens of a cache block on CPU.
@@ -63,6 +64,7 @@ class VllmGeneration:
         self, folder: Path, engine: EngineConfig, *, max_model_len: int, seed: int = 0
     ) -> None:
         self._stop_ids = eos_ids(folder)
+        self._num_ids = num_ids(folder)
         self._shapes = weight_shapes(folder)
         self._max_model_len = max_model_len
         self._engine = start_engine(
@@ -111,7 +113,7 @@ class VllmGeneration:
         self._calls += 1
         self._live = {f"{self._calls}-{index}": r for index, r in enumerate(requests)}
         for engine_id, request in self._live.items():
-            params = sampling_params(self._engine, request, self._stop_ids)
+            params = sampling_params(request, self._stop_ids, self._num_ids)
             self._engine.add_request(
                 engine_id, tokens_prompt(request.prompt_ids), params
             )
@@ -129,7 +131,9 @@ def start_engine(folder: Path, engine: EngineConfig, **options: Any) -> Any:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", LOGGING_LEVEL)
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # would win over the config
     with _weights_alone(folder) as model:
-        return _start(model, engine, options)
+        started = _start(model, engine, options)
+    started.collective_rpc("keep_to_ids", args=(num_ids(folder),))
+    return started
 
 
 def _start(folder: Path, engine: EngineConfig, options: dict[str, Any]) -> Any:
@@ -207,9 +211,12 @@ def tokens_prompt(token_ids: Ints) -> Any:
 
 
 def sampling_params(
-    engine: Any, request: GenerationRequest, stop_ids: Sequence[int]
+    request: GenerationRequest, stop_ids: Sequence[int], num_ids: int
 ) -> Any:
-    """Return the settings of a generation request as vLLM takes them."""
+    """Return the settings of a generation request as vLLM takes them.
+
+    `num_ids` is V, which bounds the number of likely ids.
+    """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -219,7 +226,7 @@ def sampling_params(
         top_p=request.top_p,
         top_k=request.top_k,  # here as in vLLM, 0 means all
         seed=request.seed,
-        logprobs=min(request.num_top, engine.model_config.get_vocab_size()) or None,
+        logprobs=min(request.num_top, num_ids) or None,
         flat_logprobs=True,  # lists of numbers, not an object for every likely id
         stop_token_ids=list(stop_ids),
         detokenize=False,
@@ -228,7 +235,7 @@ def sampling_params(
     )
 
 
-def scoring_params(_engine: Any) -> Any:
+def scoring_params() -> Any:
     """Return the settings of a request that computes its prefix, caches it and ends.
 
     It reads nothing from the cache: a state that is not computed cannot be kept.

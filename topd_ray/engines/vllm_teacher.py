@@ -32,6 +32,7 @@ from topd_ray.engines.vllm_worker import SCORING
 from topd_ray.messages import Floats, Ints
 from topd_ray.models.architecture import weight_shapes
 from topd_ray.models.facts import eos_ids, read_facts
+from topd_ray.models.vocabulary import num_ids
 
 SCORING_PRIORITY = 0
 CONTINUATION_PRIORITY = 1
@@ -45,6 +46,7 @@ class VllmTeacher:
         self, folder: Path, engine: EngineConfig, *, max_model_len: int, seed: int = 0
     ) -> None:
         self._stop_ids = eos_ids(folder)
+        self._num_ids = num_ids(folder)
         self._shapes = weight_shapes(folder)
         # vLLM takes only prompts that leave room for one token; scoring needs none.
         limit = read_facts(folder).max_position_embeddings
@@ -110,8 +112,8 @@ class VllmTeacher:
             self._stepper.finish(call)
 
     def _continuing(self, name: str, request: GenerationRequest) -> Add:
-        def params(engine: Any) -> Any:
-            return sampling_params(engine, request, self._stop_ids)
+        def params() -> Any:
+            return sampling_params(request, self._stop_ids, self._num_ids)
 
         return _adding(name, request.prompt_ids, params, CONTINUATION_PRIORITY)
 
@@ -178,10 +180,10 @@ class _Vllm:
 
 
 def _adding(
-    name: str, token_ids: Ints, params: Callable[[Any], Any], priority: int
+    name: str, token_ids: Ints, params: Callable[[], Any], priority: int
 ) -> Add:
     def add(vllm: _Vllm) -> str:
-        vllm.add(name, token_ids, params(vllm.engine), priority)
+        vllm.add(name, token_ids, params(), priority)
         return name
 
     return add

@@ -39,6 +39,23 @@ class WorkerExtension:
         )
         _repack_head(self.model_runner.get_model())
 
+    def keep_to_ids(self, num_ids: int) -> None:
+        """Take the logits of padding, rows behind `num_ids`, out of every distribution.
+
+        Called once, at the start. Before log-probabilities are computed, which vLLM
+        would normalise over the padding too if it were only forbidden to sample.
+        """
+        model = self.model_runner.get_model()
+        compute_logits = model.compute_logits
+
+        def kept(*arguments: Any, **options: Any) -> Any:
+            logits_BV = compute_logits(*arguments, **options)
+            if logits_BV is not None:  # a rank of tensor parallel without logits
+                logits_BV[..., num_ids:] = -torch.inf
+            return logits_BV
+
+        model.compute_logits = kept
+
     def keep_states(self) -> None:
         """Keep the hidden states of scoring requests; called once, at the start."""
         # behind the final norm, every rank of tensor parallel holds whole states

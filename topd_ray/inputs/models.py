@@ -21,6 +21,7 @@ from topd_ray.models.roles import (
     resolve_student,
     resolve_teacher,
 )
+from topd_ray.models.vocabulary import check_vocabulary
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -118,7 +119,9 @@ def _check_pair(config: Config, student: Path, teacher: Path) -> list[str]:
     ):
         # The folder first: the checks behind it read files that it has found whole.
         check_folder(folder, role=role)
-        check_context(read_facts(folder), tokens, role=role)
+        facts = read_facts(folder)
+        check_context(facts, tokens, role=role)
+        check_vocabulary(folder, facts, role=role)
         check_logits(folder, role=role)
         notes += check_tensors(folder, role=role)
     # Last, because it compares two folders that are sound by themselves.

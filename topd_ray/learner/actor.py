@@ -16,6 +16,7 @@ from topd_ray.learner.inputs import empty_batch, forward_inputs
 from topd_ray.learner.model import DistillationModel, load_student, student_head
 from topd_ray.learner.schedule import lr_factor
 from topd_ray.messages import LossSums, StepReport, TrainBatch
+from topd_ray.models.vocabulary import num_ids
 from topd_ray.seeds import derive_seed
 from topd_ray.weights.buckets import WeightBucket, in_buckets
 from topd_ray.weights.export import export_folder
@@ -90,6 +91,7 @@ class LearnerActor:
                 dtype=dtype,
                 gradient_checkpointing=config.gradient_checkpointing,
             ),
+            num_ids=num_ids(student_folder),
             signal=teacher.signal,
             teacher_head_VE=teacher_head_VE,
             token_loss=_token_loss(objective, teacher),

@@ -8,7 +8,8 @@ rows of a chunk, which stay in the processor's cache while the loss reads them a
 times. Nothing is computed twice, and the backward pass only scales.
 
 Axes: TU trained positions and, behind them, positions of resampled windows, C positions
-of a chunk, D width of the student, V vocabulary.
+of a chunk, D width of the student, V vocabulary, R rows of a head: V and, behind them,
+padding that no loss sees.
 """
 
 from bisect import bisect_left
@@ -44,9 +45,9 @@ class Tiles(NamedTuple):
     """Positions over which the loss goes at a time."""
 
 
-def tiles(num_ids: int, device: torch.device) -> Tiles:
-    """Return the tiles for a vocabulary of `num_ids` ids on a device."""
-    row_bytes = 4 * num_ids
+def tiles(num_rows: int, device: torch.device) -> Tiles:
+    """Return the tiles for a head of `num_rows` rows on a device."""
+    row_bytes = 4 * num_rows
     chunk_bytes = _CHUNK_BYTES.get(device.type, _CHUNK_BYTES["cuda"])
     block_bytes = _BLOCK_BYTES.get(device.type, _BLOCK_BYTES["cuda"])
     return Tiles(
@@ -70,10 +71,11 @@ class Losses(NamedTuple):
 
 def distillation_losses(
     student_hidden_TUD: Float[Tensor, "TU D"],
-    student_head_VD: Float[Tensor, "V D"],
+    student_head_RD: Float[Tensor, "R D"],
     positions: Positions,
     recipe: Recipe,
     cut: Tiles,
+    num_ids: int,
 ) -> Losses:
     """Return the losses of a micro-batch, at temperature 1.
 
@@ -82,20 +84,22 @@ def distillation_losses(
 
     Args:
         student_hidden_TUD: The student's hidden states that predict trained tokens.
-        student_head_VD: Weight of the student's output head.
+        student_head_RD: Weight of the student's output head.
         positions: What the T + U positions are trained on.
         recipe: How the losses are composed.
         cut: How many positions are worked on at a time.
+        num_ids: V; rows of either head behind it are padding. Their gradient is 0.
 
     Returns:
         Sums over the positions; the caller divides them.
     """
     total, sums_3 = _Fused.apply(  # type: ignore[no-untyped-call]
         student_hidden_TUD,
-        student_head_VD,
+        student_head_RD,
         positions,
         recipe,
         cut,
+        num_ids,
         torch.is_grad_enabled(),
     )
     return Losses(total, *sums_3.unbind())
@@ -106,15 +110,16 @@ class _Fused(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden_TUD: Tensor,
-        head_VD: Tensor,
+        head_RD: Tensor,
         positions: Positions,
         recipe: Recipe,
         cut: Tiles,
+        num_ids: int,
         with_slopes: bool,
     ) -> tuple[Tensor, Tensor]:
         wanted = [with_slopes and needed for needed in ctx.needs_input_grad[:2]]
         sums_3, slopes = _sums_and_slopes(
-            hidden_TUD, head_VD, positions, recipe, cut, wanted
+            hidden_TUD, head_RD, positions, recipe, cut, num_ids, wanted
         )
         sums_3[1] -= target_entropy(
             positions.target_ids_QK, positions.target_weights_QK
@@ -132,15 +137,16 @@ class _Fused(torch.autograd.Function):
                 None if slope is None else slope * scale.to(slope.dtype)
                 for slope in slopes
             ]
-        return (*slopes, None, None, None, None)
+        return (*slopes, None, None, None, None, None)
 
 
 def _sums_and_slopes(
     hidden_TUD: Tensor,
-    head_VD: Tensor,
+    head_RD: Tensor,
     positions: Positions,
     recipe: Recipe,
     cut: Tiles,
+    num_ids: int,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Return the sums of `block_sums` over all positions, and two slopes.
@@ -152,24 +158,29 @@ def _sums_and_slopes(
     sums_3 = torch.zeros(3, dtype=torch.float64, device=hidden_TUD.device)
     slope_TUD = torch.empty_like(hidden_TUD) if wanted[0] else None
     # many chunks add up in it: bfloat16 would lose the small ones
-    precise = torch.promote_types(head_VD.dtype, torch.float32)
-    slope_VD = torch.zeros_like(head_VD, dtype=precise) if wanted[1] else None
+    precise = torch.promote_types(head_RD.dtype, torch.float32)
+    slope_RD = torch.zeros_like(head_RD, dtype=precise) if wanted[1] else None
     # Buffers are kept from chunk to chunk: on a CPU, the page faults of fresh memory
     # cost more than the numbers written there.
-    buffer_CV = hidden_TUD.new_empty(min(cut.chunk, len(hidden_TUD)), len(head_VD))
-    teacher_buffer_CV = _teacher_buffer(positions.teacher, cut)
+    buffer_CR = hidden_TUD.new_empty(min(cut.chunk, len(hidden_TUD)), len(head_RD))
+    teacher_buffer_CR = _teacher_buffer(positions.teacher, cut)
     for first, last in _cuts(0, len(hidden_TUD), cut.chunk):
         hidden_CD = hidden_TUD[first:last]
-        logits_CV = torch.mm(hidden_CD, head_VD.T, out=buffer_CV[: last - first])
-        teacher_logits_TV = _teacher_logits(
-            positions.teacher, first, last, teacher_buffer_CV
+        # Whole heads are multiplied, and the loss gets views of the V columns: heads
+        # are padded to a width at which products are fast.
+        logits_CR = torch.mm(hidden_CD, head_RD.T, out=buffer_CR[: last - first])
+        logits_CV = logits_CR[:, :num_ids]
+        teacher_logits_TR = _teacher_logits(
+            positions.teacher, first, last, teacher_buffer_CR
         )
         for start, stop in _cuts(first, last, cut.block):
             windows = slice(bisect_left(window_at, start), bisect_left(window_at, stop))
             rows = slice(start - first, stop - first)
             sums, slope_BV = block_sums(
                 logits_CV[rows],
-                None if teacher_logits_TV is None else teacher_logits_TV[rows],
+                None
+                if teacher_logits_TR is None
+                else teacher_logits_TR[rows, :num_ids],
                 positions.between(start, stop, windows),
                 recipe,
                 with_slope=any(wanted),
@@ -177,11 +188,12 @@ def _sums_and_slopes(
             sums_3 += sums
             if slope_BV is not None:
                 logits_CV[rows] = slope_BV
+        logits_CR[:, num_ids:] = 0.0
         if slope_TUD is not None:
-            torch.mm(logits_CV, head_VD, out=slope_TUD[first:last])
-        if slope_VD is not None:
-            _add_product(slope_VD, logits_CV.T, hidden_CD)
-    return sums_3, [slope_TUD, None if slope_VD is None else slope_VD.to(head_VD.dtype)]
+            torch.mm(logits_CR, head_RD, out=slope_TUD[first:last])
+        if slope_RD is not None:
+            _add_product(slope_RD, logits_CR.T, hidden_CD)
+    return sums_3, [slope_TUD, None if slope_RD is None else slope_RD.to(head_RD.dtype)]
 
 
 def _cuts(first: int, last: int, size: int) -> Iterator[tuple[int, int]]:
@@ -198,12 +210,12 @@ def _teacher_buffer(teacher: Teacher, cut: Tiles) -> Tensor | None:
 
 
 def _teacher_logits(
-    teacher: Teacher, first: int, last: int, buffer_CV: Tensor | None
+    teacher: Teacher, first: int, last: int, buffer_CR: Tensor | None
 ) -> Tensor | None:
-    if not isinstance(teacher, WholeTeacher) or buffer_CV is None:
+    if not isinstance(teacher, WholeTeacher) or buffer_CR is None:
         return None
     hidden_TE = teacher.hidden_TE[first:last].to(teacher.head_VE.dtype)
-    return torch.mm(hidden_TE, teacher.head_VE.T, out=buffer_CV[: len(hidden_TE)])
+    return torch.mm(hidden_TE, teacher.head_VE.T, out=buffer_CR[: len(hidden_TE)])
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

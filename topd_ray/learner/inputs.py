@@ -27,7 +27,7 @@ def forward_inputs(batch: TrainBatch, *, num_ids: int) -> tuple[Tensor, ...]:
 
     Args:
         batch: A micro-batch.
-        num_ids: V, the number of rows of the student's output head.
+        num_ids: V, the number of ids.
 
     Returns:
         Copies of the batch's arrays; ids, lengths and indices as int64.
@@ -103,8 +103,8 @@ def _signal_inputs(signal: TeacherSignal, num_ids: int) -> tuple[Tensor, ...]:
             # checked here: on a GPU an id out of range is an assertion of a kernel
             if (largest := int(ids_TM.max(initial=0))) >= num_ids:
                 raise UserError(
-                    f"the teacher names id {largest}, the student's output head has"
-                    f" {num_ids} rows; both need the same tokenizer"
+                    f"the teacher names id {largest}, the student's tokenizer has"
+                    f" {num_ids} ids; both need the same tokenizer"
                 )
             return _ids(ids_TM), to_torch(logq_TM)
         case SampledSignal(logq_N=logq_T):

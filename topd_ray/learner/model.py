@@ -2,7 +2,8 @@
 
 Axes: L tokens of the sequence, S its segments, T trained positions, TU those and
 positions of resampled windows, D width of the student, E width of the teacher, V
-vocabulary, M ids the teacher kept, Q window positions, K ids of a soft target.
+vocabulary, R rows of the head (V and padding), M ids the teacher kept, Q window
+positions, K ids of a soft target.
 """
 
 from pathlib import Path
@@ -36,6 +37,7 @@ class DistillationModel(nn.Module):
         self,
         student: nn.Module,
         *,
+        num_ids: int,
         signal: Signal,
         teacher_head_VE: Float[Tensor, "V E"] | None,
         token_loss: TokenLoss,
@@ -45,6 +47,8 @@ class DistillationModel(nn.Module):
 
         Args:
             student: The model, as `load_student` returns it.
+            num_ids: V, as `models.vocabulary.num_ids`; rows of a head behind it are
+                padding.
             signal: The kind of the teacher's signal.
             teacher_head_VE: The teacher's output head, with the signal `hidden` alone.
             token_loss: How the loss of one token is composed.
@@ -52,7 +56,7 @@ class DistillationModel(nn.Module):
 
         Raises:
             UserError: The student's logits are not the product of hidden states and
-                head, or the two vocabularies differ.
+                head, or a head has fewer rows than there are ids.
         """
         super().__init__()
         assert (teacher_head_VE is not None) == (signal == "hidden")
@@ -62,12 +66,13 @@ class DistillationModel(nn.Module):
             head_bias=_head_bias(student),
             where="the student",
         )
-        head_VD = student_head(student)
+        head_RD = student_head(student)
+        self.num_ids = num_ids
+        """V, the number of ids."""
+        self._refuse_short_head("student", head_RD)
         self.loss = FusedLoss(
-            head_VD, Recipe(token_loss=token_loss, lambda_traj=lambda_traj)
+            head_RD, Recipe(token_loss=token_loss, lambda_traj=lambda_traj), num_ids
         )
-        self.num_ids = len(head_VD)
-        """Rows of the student's head (V); kept, since a sharded head has no shape."""
         self._signal = signal
         self.teacher_head_VE: Tensor | None
         self.register_buffer("teacher_head_VE", None, persistent=False)
@@ -75,14 +80,16 @@ class DistillationModel(nn.Module):
             self.set_teacher_head(teacher_head_VE)
 
     def set_teacher_head(self, teacher_head_VE: Float[Tensor, "V E"]) -> None:
-        """Replace the teacher's output head; raise UserError if it has not V rows."""
-        if self.num_ids != len(teacher_head_VE):
-            raise UserError(
-                f"the student's output head has {self.num_ids} rows, the teacher's"
-                f" {len(teacher_head_VE)}; distillation over the full vocabulary needs"
-                " the same tokenizer and head size"
-            )
+        """Replace the teacher's output head; raise UserError if it has under V rows."""
+        self._refuse_short_head("teacher", teacher_head_VE)
         self.teacher_head_VE = teacher_head_VE.detach()
+
+    def _refuse_short_head(self, role: str, head_RD: Tensor) -> None:
+        if len(head_RD) < self.num_ids:
+            raise UserError(
+                f"the {role}'s output head has {len(head_RD)} rows, the tokenizer"
+                f" {self.num_ids} ids; every id needs a row"
+            )
 
     def forward(
         self,
@@ -165,26 +172,28 @@ class FusedLoss(nn.Module):
     runs.
     """
 
-    def __init__(self, head_VD: nn.Parameter, recipe: Recipe) -> None:
+    def __init__(self, head_RD: nn.Parameter, recipe: Recipe, num_ids: int) -> None:
+        """`num_ids`: V; the rows of the head behind it are padding."""
         super().__init__()
-        self.head_VD = head_VD
+        self.head_RD = head_RD
         self._recipe = recipe
-        self._num_ids = len(head_VD)  # kept, since a sharded head has no shape
+        self._num_ids = num_ids
+        self._num_rows = len(head_RD)  # kept, since a sharded head has no shape
 
     def forward(
         self, hidden_TUD: Float[Tensor, "TU D"], *, positions: Positions
     ) -> tuple[Float[Tensor, ""], ...]:
         """Return `Losses` as a plain tuple, in which an engine's hooks find tensors."""
-        cut = tiles(self._num_ids, hidden_TUD.device)
+        cut = tiles(self._num_rows, hidden_TUD.device)
         return (
             *distillation_losses(
-                hidden_TUD, self.head_VD, positions, self._recipe, cut
+                hidden_TUD, self.head_RD, positions, self._recipe, cut, self._num_ids
             ),
         )
 
 
 def student_head(student: Any) -> nn.Parameter:
-    """Return the output head's weight, (V, D); where tied, it is the embedding."""
+    """Return the output head's weight, (R, D); where tied, it is the embedding."""
     weight: nn.Parameter = student.get_output_embeddings().weight
     return weight
 

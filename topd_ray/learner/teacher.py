@@ -16,7 +16,10 @@ from topd_ray.learner.divergence import TokenDivergence, TokenLoss, divergence
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WholeTeacher:
-    """The teacher's hidden states and output head: they give every id's probability."""
+    """The teacher's hidden states and output head: they give every id's probability.
+
+    The head may have rows of padding behind its V rows.
+    """
 
     hidden_TE: Float[Tensor, "T E"]
     head_VE: Float[Tensor, "V E"]

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from topd_ray.errors import UserError
 from topd_ray.models.facts import eos_ids
-from topd_ray.models.files import read_config, read_json, read_text, whole_number
+from topd_ray.models.files import read_json, read_text
+from topd_ray.models.vocabulary import read_vocabulary
 
 CONTEXT_CHARS = 20
 """Characters of a chat template shown on each side of a difference."""
@@ -13,12 +14,12 @@ CONTEXT_CHARS = 20
 def compare_models(student: Path, teacher: Path) -> None:
     """Raise UserError with the first thing in which two models' tokens differ.
 
-    Distillation compares distributions id by id: the vocabulary, its size, the EOS ids
-    at which the engines stop, and the chat template must be the same.
+    Distillation compares distributions id by id: the vocabulary, the EOS ids at which
+    the engines stop, and the chat template must be the same. The embeddings may have
+    different numbers of rows behind the last id.
     """
     for difference in (
         _vocabulary_difference(student, teacher),
-        _size_difference(student, teacher),
         _eos_difference(student, teacher),
         _template_difference(student, teacher),
     ):
@@ -29,8 +30,8 @@ def compare_models(student: Path, teacher: Path) -> None:
 
 
 def _vocabulary_difference(student: Path, teacher: Path) -> str | None:
-    token_S = _vocabulary(student)
-    token_T = _vocabulary(teacher)
+    token_S = read_vocabulary(student)
+    token_T = read_vocabulary(teacher)
     for token_id in sorted(token_S.keys() | token_T.keys()):
         if token_S.get(token_id) != token_T.get(token_id):
             return (
@@ -40,19 +41,6 @@ def _vocabulary_difference(student: Path, teacher: Path) -> str | None:
                 " of one family"
             )
     return None
-
-
-def _size_difference(student: Path, teacher: Path) -> str | None:
-    # Of the embedding, which may have more rows than the tokenizer has entries: losses
-    # compare rows.
-    size_S = whole_number(student, read_config(student), "vocab_size")
-    size_T = whole_number(teacher, read_config(teacher), "vocab_size")
-    if size_S == size_T:
-        return None
-    return (
-        f"vocab_size: {size_S} in the student's config.json, {size_T} in the teacher's;"
-        " pad the smaller embedding and head"
-    )
 
 
 def _eos_difference(student: Path, teacher: Path) -> str | None:
@@ -91,22 +79,6 @@ def _first_difference(first: str, second: str) -> int:
         if a != b:
             return index
     return min(len(first), len(second))
-
-
-def _vocabulary(folder: Path) -> dict[int, str]:
-    """Return the token of every id in tokenizer.json, added tokens included."""
-    path = folder / "tokenizer.json"
-    tokenizer = read_json(path)
-    try:
-        vocab = tokenizer["model"]["vocab"]
-        if isinstance(vocab, dict):
-            tokens = {int(token_id): str(token) for token, token_id in vocab.items()}
-        else:  # Unigram: [piece, score] in the order of ids
-            tokens = {token_id: str(piece[0]) for token_id, piece in enumerate(vocab)}
-        added = tokenizer.get("added_tokens") or []
-        return tokens | {int(token["id"]): str(token["content"]) for token in added}
-    except (KeyError, IndexError, TypeError, ValueError):
-        raise UserError(f"{path}: expected `model.vocab` and `added_tokens`") from None
 
 
 def _chat_template(folder: Path) -> str | None:

@@ -38,14 +38,14 @@ def load_tensor(folder: Path, *names: str) -> Tensor:
 
 
 def input_embedding(folder: Path) -> Float[Tensor, "V D"]:
-    """Return the embedding: one row for each token id."""
+    """Return the embedding: one row for each token id, and padding behind them."""
     return load_tensor(folder, *EMBEDDING_NAMES)
 
 
 def output_head(folder: Path) -> Float[Tensor, "V D"]:
     """Return the matrix from hidden states to logits.
 
-    It is the embedding itself where the two are tied.
+    It is the embedding itself where the two are tied, and has its padding.
     """
     if read_facts(folder).tied:
         return input_embedding(folder)

@@ -17,6 +17,7 @@ from topd_ray.engines.tensors import to_torch
 from topd_ray.errors import TopdError
 from topd_ray.messages import PAD, CandidateSet, Flags, Floats, Ints, ProbeSet
 from topd_ray.models.tensors import EMBEDDING_NAMES, input_embedding
+from topd_ray.models.vocabulary import num_ids
 from topd_ray.probe.continuations import ragged
 from topd_ray.probe.cost import continuation_cost
 from topd_ray.transport import TransportPlan, TransportProblem, exact, sinkhorn
@@ -58,6 +59,7 @@ class ProbeActor:
         """
         self._config = config
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._num_ids = num_ids(folder)
         self._measure_by(_embedding(config, folder, student_folder))
 
     def probe(
@@ -119,7 +121,8 @@ class ProbeActor:
             self._measure_by(_published_embedding(weights))
 
     def _measure_by(self, embedding_VD: torch.Tensor) -> None:
-        """Take a table, and its mean row where costs are centred."""
+        """Take a table without padding, and its mean row where costs are centred."""
+        embedding_VD = embedding_VD[: self._num_ids]
         self._embedding_VD = embedding_VD.to(self._device)
         self._centre_D = None
         if self._config.centred:

@@ -9,6 +9,7 @@ from topd_ray.contexts import load_tokenizer
 from topd_ray.errors import UserError
 from topd_ray.messages import FinishReason, Ints
 from topd_ray.models.facts import read_facts
+from topd_ray.models.vocabulary import num_ids
 from topd_ray.prompts.record import PromptRecord
 
 
@@ -37,9 +38,8 @@ class ResponseReader:
         self.max_tokens = max_tokens
         self._folder = folder
         self._tokenizer = load_tokenizer(folder)
-        facts = read_facts(folder)
-        self._vocab_size = facts.vocab_size
-        self._eos_ids = facts.eos_ids
+        self._vocab_size = num_ids(folder)
+        self._eos_ids = read_facts(folder).eos_ids
 
     def read(self, record: PromptRecord) -> GivenResponse | None:
         """Return the record's response, or None where it has none.

@@ -30,6 +30,7 @@ class RolloutActor:
         self._run_seed = run_seed
         self._engine = None if open_engine is None else open_engine()
         self._policy_version = 0
+        self._failed_load: TopdError | None = None
 
     def roll_out(
         self,
@@ -98,8 +99,10 @@ class RolloutActor:
     def engine(self) -> GenerationEngine:
         """Return the engine under its current weights, for evaluation between steps.
 
-        Raises TopdError where the actor was made without one.
+        Raises TopdError where the actor was made without one, or where its last load
+        of weights failed.
         """
+        self._refuse_failed_load()
         if self._engine is None:
             raise TopdError(
                 "this rollout actor has no engine and was asked to decode; it works"
@@ -108,12 +111,24 @@ class RolloutActor:
         return self._engine
 
     def update(self, policy_version: int, buckets: Sequence[WeightBucket]) -> None:
-        """Load the weights of `policy_version` and drop every cached prefix."""
+        """Load the weights of `policy_version` and drop every cached prefix.
+
+        Where the load fails, every later call raises its error, until a load succeeds.
+        """
         if self._engine is not None:
-            # The version changes after the load: an engine that failed half-way must
-            # not pass for one that holds the new weights.
             weights = open_buckets(buckets, policy_version=policy_version)
-            self._engine.load_weights(weights)
+            try:
+                self._engine.load_weights(weights)
+            # Whatever the engine raises, the calls that were submitted behind this one
+            # fail too, and one of those may be the first that the driver hears of.
+            except Exception as error:
+                kind = type(error) if isinstance(error, TopdError) else TopdError
+                self._failed_load = kind(
+                    f"loading the weights of policy_version {policy_version} failed:"
+                    f" {type(error).__name__}: {error}"
+                )
+                raise
+        self._failed_load = None
         self._policy_version = policy_version
 
     def close(self) -> None:
@@ -121,7 +136,12 @@ class RolloutActor:
         if self._engine is not None:
             self._engine.close()
 
+    def _refuse_failed_load(self) -> None:
+        if self._failed_load is not None:
+            raise self._failed_load
+
     def _refuse_stale(self, what: str, policy_version: int) -> None:
+        self._refuse_failed_load()
         if policy_version != self._policy_version:
             raise TopdError(
                 f"{what} wanted under policy_version {policy_version}, but the engine"

@@ -14,6 +14,7 @@ from topd_ray.learner.inputs import forward_inputs
 from topd_ray.learner.model import DistillationModel, load_student
 from topd_ray.messages import LossSums, TrainBatch
 from topd_ray.models.tensors import output_head
+from topd_ray.models.vocabulary import num_ids
 
 
 class WindowLearner:
@@ -40,6 +41,7 @@ class WindowLearner:
         self._model = DistillationModel(
             # eval() turns dropout off, so that an update can be repeated exactly.
             student.eval(),
+            num_ids=num_ids(student_folder),
             signal="hidden",
             teacher_head_VE=output_head(teacher_folder).float(),
             token_loss=TokenLoss(),  # L_OPD of the paper: reverse KL, every id

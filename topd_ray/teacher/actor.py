@@ -22,6 +22,7 @@ from topd_ray.messages import (
 )
 from topd_ray.models.facts import read_facts
 from topd_ray.models.tensors import EMBEDDING_NAMES, HEAD_NAMES, output_head
+from topd_ray.models.vocabulary import num_ids
 from topd_ray.teacher.reading import Reading, read_response
 from topd_ray.weights.buckets import WeightBucket, open_buckets
 
@@ -45,9 +46,10 @@ class TeacherActor:
         self._config = config
         self._loss = candidates.loss
         self._head_names = EMBEDDING_NAMES if read_facts(folder).tied else HEAD_NAMES
+        self._num_ids = num_ids(folder)
         # In float32 for every engine dtype: a log-probability in bfloat16 has two
         # digits.
-        self._head_VD = output_head(folder).float().to(_device())
+        self._head_RD = output_head(folder).float().to(_device())
         self._engine = open_engine()
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
@@ -85,7 +87,7 @@ class TeacherActor:
                 f"{' or '.join(self._head_names)}; a teacher takes all weights or none"
             )
         self._engine.load_weights(weights)
-        self._head_VD = to_torch(heads[0]).float().to(self._head_VD.device)
+        self._head_RD = to_torch(heads[0]).float().to(self._head_RD.device)
 
     def _scored(
         self, rollout: Rollout, sequence: Ints, states_LD: Floats
@@ -103,7 +105,8 @@ class TeacherActor:
         compares = self._loss == "reverse_kl" and _sampled(rollout)
         reading = read_response(
             hidden_ND=hidden_ND,
-            head_VD=self._head_VD,
+            head_RD=self._head_RD,
+            num_ids=self._num_ids,
             response_ids_N=rollout.response_ids_N,
             top_k=self._config.top_k if self._config.signal == "topk" else 0,
             student_top=(rollout.top_ids_NM, rollout.top_logp_NM) if compares else None,

@@ -2,7 +2,8 @@
 
 Axes: N response positions, C positions of one chunk, K ids of the teacher kept a
 position, M ids of the student kept a position (PAD where there are fewer), V
-vocabulary, D width of the teacher. logp is the student, logq the teacher; nats.
+vocabulary, R rows of the head (V and padding), D width of the teacher. logp is the
+student, logq the teacher; nats.
 """
 
 from dataclasses import dataclass
@@ -36,7 +37,8 @@ class Reading:
 def read_response(
     *,
     hidden_ND: Floats,
-    head_VD: Tensor,
+    head_RD: Tensor,
+    num_ids: int,
     response_ids_N: Ints,
     top_k: int,
     student_top: tuple[Ints, Floats] | None,
@@ -44,13 +46,14 @@ def read_response(
 ) -> Reading:
     """Return the teacher's log-probabilities of every response position.
 
-    logq = log_softmax(hidden @ head^T), over the full vocabulary. Logits exist for
+    logq = log_softmax(hidden @ head^T), over all ids and no padding. Logits exist for
     `chunk` positions at a time and are computed once, for all fields of the reading.
 
     Args:
         hidden_ND: The teacher's states after its final norm, at the positions that
             predict the response tokens.
-        head_VD: The teacher's output head in float32; its device does the work.
+        head_RD: The teacher's output head in float32; its device does the work.
+        num_ids: V; rows of the head behind it are padding.
         response_ids_N: The response, at least one token.
         top_k: K, how many of the teacher's likeliest ids to return; 0 for none.
         student_top: The student's likeliest ids and their log-probabilities, both
@@ -64,19 +67,20 @@ def read_response(
         ValueError: The arrays have different lengths, the response is empty, the widths
             of states and head differ, or an id lies outside the vocabulary.
     """
-    _check(hidden_ND, head_VD, response_ids_N, student_top)
+    _check(hidden_ND, head_RD, num_ids, response_ids_N, student_top)
     parts = []
     for start in range(0, len(response_ids_N), chunk):
         part = slice(start, start + chunk)
-        logits_CV = _tensor(hidden_ND[part], head_VD) @ head_VD.T
+        # The whole head, then a view: a product of an odd width is slower on a GPU.
+        logits_CV = (_tensor(hidden_ND[part], head_RD) @ head_RD.T)[:, :num_ids]
         lse_C1 = logits_CV.logsumexp(1, keepdim=True)
-        ids_C1 = _tensor(response_ids_N[part], head_VD).long()[:, None]
+        ids_C1 = _tensor(response_ids_N[part], head_RD).long()[:, None]
         logq_C = (logits_CV.gather(1, ids_C1) - lse_C1)[:, 0]
         top = logits_CV.topk(min(top_k, logits_CV.shape[1]))
         fields = [logq_C, top.indices, top.values - lse_C1]
         # The KL comes last, because it overwrites the logits.
         if student_top is not None:
-            student_CM = [_tensor(array[part], head_VD) for array in student_top]
+            student_CM = [_tensor(array[part], head_RD) for array in student_top]
             fields.append(reverse_kl_on_top_ids(logits_CV, lse_C1, *student_CM))
         parts.append([field.cpu().numpy() for field in fields])
     logq_N, ids_NK, logq_NK, *kl_N = (
@@ -101,7 +105,8 @@ def _tensor(array: Floats | Ints, like: Tensor) -> Tensor:
 
 def _check(
     hidden_ND: Floats,
-    head_VD: Tensor,
+    head_RD: Tensor,
+    num_ids: int,
     response_ids_N: Ints,
     student_top: tuple[Ints, Floats] | None,
 ) -> None:
@@ -114,15 +119,13 @@ def _check(
         )
     if len(response_ids_N) == 0:
         raise ValueError("the response is empty; a rollout has at least one token")
-    vocab_size, width = head_VD.shape
+    width = head_RD.shape[1]
     if hidden_ND.shape[1] != width:
         raise ValueError(f"hidden width {hidden_ND.shape[1]}, head width {width}")
     ids = [response_ids_N] if student_top is None else [response_ids_N, student_top[0]]
     highest = max(int(array.max(initial=-1)) for array in ids)
-    if highest >= vocab_size or int(response_ids_N.min()) < 0:
-        raise ValueError(
-            f"a token id is outside the teacher's vocabulary of {vocab_size}"
-        )
+    if highest >= num_ids or int(response_ids_N.min()) < 0:
+        raise ValueError(f"a token id is outside the teacher's vocabulary of {num_ids}")
 
 
 __all__ = ["Reading", "read_response"]

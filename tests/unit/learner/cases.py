@@ -30,10 +30,16 @@ class Case:
     head_VD: Tensor
     positions: Positions
     recipe: Recipe
+    num_ids: int = V
 
     def losses(self, cut: Tiles = WHOLE) -> Losses:
         return distillation_losses(
-            self.hidden_TUD, self.head_VD, self.positions, self.recipe, cut
+            self.hidden_TUD,
+            self.head_VD,
+            self.positions,
+            self.recipe,
+            cut,
+            self.num_ids,
         )
 
     def outcome(self, cut: Tiles = WHOLE) -> list[Tensor]:

@@ -23,6 +23,7 @@ def make(
     )
     return DistillationModel(
         student,
+        num_ids=len(VOCAB),
         signal=signal,
         teacher_head_VE=head_VE if signal == "hidden" else None,
         token_loss=TokenLoss(kd_ratio=0.75),

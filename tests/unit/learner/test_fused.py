@@ -104,6 +104,26 @@ def test_the_teacher_gets_no_gradient(signal):
 
 
 @pytest.mark.parametrize("signal", ["hidden", "topk", "sampled"])
+@pytest.mark.parametrize(("ours", "theirs"), [(5, 0), (0, 5), (5, 9)])
+def test_rows_of_padding_change_nothing_and_get_no_gradient(signal, ours, theirs):
+    case = make_case(signal=signal, token_loss=TokenLoss(kd_ratio=0.7))
+    teacher = case.positions.teacher
+    padded = replace(case, head_VD=with_padding(case.head_VD, ours))
+    if signal == "hidden":
+        longer = replace(teacher, head_VE=with_padding(teacher.head_VE, theirs))
+        padded = padded.with_positions(teacher=longer)
+    *got, head_RD = padded.outcome(Tiles(3, 2))
+    *want, head_VD = case.outcome(Tiles(3, 2))
+    assert_close([*got, head_RD[: len(head_VD)]], [*want, head_VD])
+    assert not head_RD[len(head_VD) :].any()
+
+
+def with_padding(head_VD: Tensor, num_rows: int) -> Tensor:
+    """Rows whose logits are the largest, so that any use of them shows."""
+    return torch.cat([head_VD, 50 * torch.ones_like(head_VD[:num_rows])])
+
+
+@pytest.mark.parametrize("signal", ["hidden", "topk", "sampled"])
 def test_losses_of_micro_batches_add_up_to_those_of_one_batch(signal):
     case = make_case(signal=signal, token_loss=TokenLoss(kd_ratio=0.7))
     two = [part(case, slice(0, 2), slice(6, 6)), part(case, slice(2, 6), slice(6, 9))]
@@ -152,7 +172,7 @@ def test_without_positions_the_losses_are_zero_and_so_is_the_gradient_of_the_hea
         target_weights_QK=torch.zeros(0, 1),
     )
     recipe = Recipe(token_loss=TokenLoss(kd_ratio=0.5), lambda_traj=0.3)
-    losses = distillation_losses(hidden_TUD, head_VD, positions, recipe, Tiles(3, 2))
+    losses = distillation_losses(hidden_TUD, head_VD, positions, recipe, Tiles(3, 2), V)
     losses.total.backward()
     assert [one.item() for one in losses] == [0.0] * 4
     assert hidden_TUD.grad is not None
@@ -182,7 +202,11 @@ def random_case(dtype: torch.dtype, *, same: bool = False) -> Case:
         target_weights_QK=torch.zeros(0, 1),
     )
     return Case(
-        hidden_TD, head_VD, positions, Recipe(token_loss=TokenLoss(), lambda_traj=0.3)
+        hidden_TD,
+        head_VD,
+        positions,
+        Recipe(token_loss=TokenLoss(), lambda_traj=0.3),
+        num_ids=len(head_VD),
     )
 
 

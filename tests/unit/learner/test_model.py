@@ -129,7 +129,8 @@ def test_the_teachers_head_is_neither_trained_nor_saved(student_folder):
 
 def test_heads_of_different_size_are_refused(student_folder):
     model = make(student_folder)
-    with pytest.raises(UserError, match=f"{len(VOCAB)} rows, the teacher's 5"):
+    message = f"the teacher's output head has 5 rows, the tokenizer {len(VOCAB)} ids"
+    with pytest.raises(UserError, match=message):
         model.set_teacher_head(torch.zeros(5, 8))
 
 
@@ -141,6 +142,7 @@ def test_a_student_that_bends_its_logits_is_refused(student_folder):
     with pytest.raises(UserError, match="final_logit_softcapping=30"):
         DistillationModel(
             student,
+            num_ids=len(VOCAB),
             signal="topk",
             teacher_head_VE=None,
             token_loss=TokenLoss(),

@@ -6,7 +6,7 @@ import pytest
 from tests.make import prompt
 from topd_ray.config import RolloutConfig
 from topd_ray.engines.protocols import Generation, GenerationRequest, NamedArray
-from topd_ray.errors import TopdError
+from topd_ray.errors import TopdError, WeightsError
 from topd_ray.messages import (
     PAD,
     CandidateSet,
@@ -137,6 +137,32 @@ def test_an_update_moves_the_version_and_only_a_whole_one_does(
     assert [name for name, _ in engine.loaded] == ["w0", "w1", "w2"]
     (chunk,) = actor.roll_out(requests([prompt(0)]), policy_version=1)
     assert {rollout.policy_version for rollout in chunk} == {1}
+
+
+def test_a_failed_load_is_the_error_of_every_later_call_until_one_succeeds(
+    engine: Echo, actor: RolloutActor
+) -> None:
+    buckets = list(
+        in_buckets([("w", np.ones(2, np.float32))], policy_version=1, max_bytes=8)
+    )
+
+    def refuse(_: Iterable[NamedArray]) -> None:
+        raise WeightsError("weight w is unknown to the model")
+
+    load, engine.load_weights = engine.load_weights, refuse  # type: ignore[method-assign]
+    with pytest.raises(WeightsError, match=r"^weight w is unknown"):
+        actor.update(1, buckets)
+    cause = r"policy_version 1 failed: WeightsError: weight w is unknown"
+    for version in (0, 1):
+        with pytest.raises(WeightsError, match=cause):
+            list(actor.roll_out(alone([prompt()]), policy_version=version))
+    with pytest.raises(WeightsError, match=cause):
+        actor.resample([], window=2, policy_version=1)
+    with pytest.raises(WeightsError, match=cause):
+        _ = actor.engine
+    engine.load_weights = load  # type: ignore[method-assign]
+    actor.update(1, buckets)
+    assert list(actor.roll_out(alone([prompt()]), policy_version=1))
 
 
 def test_the_settings_of_the_sampler_reach_the_engine(

@@ -43,7 +43,8 @@ class Case:
             array.flags.writeable = False  # as it comes out of the object store
         return {
             "hidden_ND": self.hidden_ND,
-            "head_VD": torch.from_numpy(self.head_VD),
+            "head_RD": torch.from_numpy(self.head_VD),
+            "num_ids": V,
             "response_ids_N": self.response_N,
             "top_k": 4,
             "student_top": (self.top_ids_NM, self.top_logp_NM),
@@ -256,12 +257,24 @@ def test_no_positions_are_refused() -> None:
     with pytest.raises(ValueError, match="the response is empty"):
         read_response(
             hidden_ND=np.zeros((0, D), np.float32),
-            head_VD=torch.zeros(V, D),
+            head_RD=torch.zeros(V, D),
+            num_ids=V,
             response_ids_N=np.zeros(0, np.int32),
             top_k=1,
             student_top=None,
             chunk=5,
         )
+
+
+def test_rows_of_padding_are_no_part_of_any_distribution() -> None:
+    case = Case(top=7)
+    padding = 50 * torch.ones(3, D)
+    padded = torch.cat([torch.from_numpy(case.head_VD), padding])
+    want, got = case.read(), case.read(head_RD=padded)
+    np.testing.assert_array_equal(got.top_ids_NK, want.top_ids_NK)
+    for field in ("logq_N", "top_logq_NK", "reverse_kl_N"):
+        array = getattr(got, field)
+        np.testing.assert_allclose(array, getattr(want, field), rtol=1e-6, atol=1e-6)
 
 
 def test_inputs_and_the_grad_mode_are_unchanged() -> None:
