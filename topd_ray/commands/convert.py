@@ -55,7 +55,9 @@ def _check(file: Path, folder: Path) -> None:
 def _read(file: Path) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, dtype=torch.float32
