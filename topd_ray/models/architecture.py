@@ -8,7 +8,8 @@ anything starts, and transformers itself says what the model holds.
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -89,6 +90,16 @@ def check_tensors(folder: Path, *, role: str) -> list[str]:
     except UserError as error:
         raise UserError(f"{role}: {error}") from None
     return notes
+
+
+def config_of_text_model(folder: Path) -> dict[str, Any]:
+    """Return the config of a folder's language model, with the defaults of its kind.
+
+    A config.json leaves fields out that have the default of its `model_type`, such as
+    Gemma 2's soft cap. Raises UserError where transformers cannot read it.
+    """
+    values: dict[str, Any] = _loaded_config(folder).get_text_config().to_dict()
+    return values
 
 
 def check_names(folder: Path, *, field: str) -> None:
@@ -174,14 +185,27 @@ def _read_architecture(
 def _empty_model(folder: Path) -> Any:
     """Return the model without memory for its weights."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    try:
-        config = AutoConfig.from_pretrained(
+    with _as_user_error(folder), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(_loaded_config(folder))
+
+
+def _loaded_config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    with _as_user_error(folder):
+        return AutoConfig.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
+
+
+@contextmanager
+def _as_user_error(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
     # transformers raises what its validators and layers happen to raise.
     except Exception as error:
         raise UserError(
@@ -356,4 +380,10 @@ def _and_more(names: list[str]) -> str:
     return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
-__all__ = ["check_names", "check_tensors", "load_causal_lm", "weight_shapes"]
+__all__ = [
+    "check_names",
+    "check_tensors",
+    "config_of_text_model",
+    "load_causal_lm",
+    "weight_shapes",
+]

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from topd_ray.errors import UserError
-from topd_ray.models.files import CONFIG, read_config
+from topd_ray.models.architecture import config_of_text_model
+from topd_ray.models.files import CONFIG
 from topd_ray.models.headers import tensor_facts
 
 LOGIT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
@@ -22,19 +23,6 @@ LOGIT_SCALES = (
     "output_multiplier",
 )
 """Fields of config.json that scale the logits; null and 1 are no scale."""
-LOGIT_DEFAULTS: dict[str, dict[str, Any]] = {
-    "cohere": {"logit_scale": 0.0625},
-    "cohere2": {"logit_scale": 0.0625},
-    "gemma2": {"final_logit_softcapping": 30.0},
-    "minicpm3": {"dim_model_base": 256},
-    "nanochat": {"final_logit_softcapping": 15.0},
-    "recurrent_gemma": {"logits_soft_cap": 30.0},
-    "vaultgemma": {"final_logit_softcapping": 30.0},
-    "xlstm": {"output_logit_soft_cap": 30.0},
-}
-"""What transformers assumes for a `model_type` whose config.json leaves the field
-out.
-"""
 # GPT-J and Phi have a head with a bias; GPT-NeoX names its head embed_out.
 HEAD_BIASES = ("lm_head.bias", "embed_out.bias")
 
@@ -44,7 +32,7 @@ def check_logits(folder: Path, *, role: str) -> None:
     tensors = tensor_facts(folder)
     biases = [name for name in HEAD_BIASES if name in tensors]
     refuse_logit_transforms(
-        read_config(folder),
+        config_of_text_model(folder),
         head_bias=biases[0] if biases else None,
         where=f"{role}: {folder}",
     )
@@ -56,7 +44,7 @@ def refuse_logit_transforms(
     """Raise UserError where a model does more to its logits than its head does.
 
     Args:
-        config: what config.json holds, or a loaded model's config as a mapping.
+        config: the config of a model, with the defaults of its kind, as a mapping.
         head_bias: name of the tensor that the head adds; None: it adds none.
         where: the model's role and place, for the error.
     """
@@ -64,19 +52,19 @@ def refuse_logit_transforms(
         raise UserError(
             f"{where}: its output head adds a bias ({head_bias}); {_ONLY_A_HEAD}"
         )
-    # A field that config.json sets to null stays null, as in transformers.
-    values = LOGIT_DEFAULTS.get(str(config.get("model_type")), {}) | dict(config)
-    caps = [name for name in LOGIT_CAPS if values.get(name) is not None]
-    scales = [name for name in LOGIT_SCALES if values.get(name) not in (None, 1)]
+    caps = [name for name in LOGIT_CAPS if config.get(name) is not None]
+    scales = [name for name in LOGIT_SCALES if config.get(name) not in (None, 1)]
     for name in caps + scales:
         raise UserError(
-            f"{where}: its {CONFIG} sets {name}={values[name]}; {_ONLY_A_HEAD}"
+            f"{where}: its {CONFIG}, or the default of its model_type, sets"
+            f" {name}={config[name]}; {_ONLY_A_HEAD}"
         )
-    base = values.get("dim_model_base")
-    if base is not None and base != values.get("hidden_size"):
+    base = config.get("dim_model_base")
+    if base is not None and base != config.get("hidden_size"):
         raise UserError(
-            f"{where}: its {CONFIG} sets dim_model_base={base}, by which MiniCPM scales"
-            f" the hidden state before the head; {_ONLY_A_HEAD}"
+            f"{where}: its {CONFIG}, or the default of its model_type, sets"
+            f" dim_model_base={base}, by which MiniCPM scales the hidden state before"
+            f" the head; {_ONLY_A_HEAD}"
         )
 
 
@@ -86,7 +74,6 @@ _ONLY_A_HEAD = (
 )
 
 __all__ = [
-    "LOGIT_DEFAULTS",
     "check_logits",
     "refuse_logit_transforms",
 ]
