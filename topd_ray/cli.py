@@ -145,11 +145,14 @@ def generate(
 def convert(
     file: Annotated[Path, typer.Argument(help="GGUF file")],
     folder: Annotated[Path, typer.Argument(help="Where the model folder is written")],
+    tie: Annotated[
+        bool, typer.Option("--tie", help="One table for embedding and output head")
+    ] = False,
 ) -> None:
     """Turn a GGUF file into a model folder, de-quantised to bfloat16."""
     from topd_ray.commands import convert as command
 
-    command.convert(file, folder)
+    command.convert(file, folder, tie=tie)
     typer.echo(f"{folder}: written")
 
 

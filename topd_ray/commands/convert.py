@@ -8,18 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from topd_ray.errors import UserError
+from topd_ray.models.facts import EMBEDDING_NAMES, HEAD
 
 _MAGIC = b"GGUF"
 _NEEDED = ("gguf", "accelerate")
 """Packages that transformers' GGUF reader asks for."""
 
 
-def convert(file: Path, folder: Path) -> None:
+def convert(file: Path, folder: Path, *, tie: bool = False) -> None:
     """Write a GGUF file's weights, de-quantised to bfloat16, and its tokenizer.
 
     Output head and input embedding stay two tables where the file holds two different
-    ones: quantised apart, they differ although the original shared one. The folder
-    appears whole or not at all. Raises UserError where the file cannot be converted.
+    ones. Quantised apart, they differ although the original shared one: `tie` makes the
+    head the embedding too, since files keep it in more bits. The folder appears whole
+    or not at all. Raises UserError where the file cannot be converted.
     """
     _check(file, folder)
     aside = folder.with_name(f".{folder.name}.partial")
@@ -27,7 +29,7 @@ def convert(file: Path, folder: Path) -> None:
     try:
         aside.mkdir(parents=True)
         model = _read(file)
-        _write(model, file, aside)
+        _write(model, file, aside, tie=tie)
         aside.replace(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -69,7 +71,7 @@ def _read(file: Path) -> Any:
     return model.to(torch.bfloat16)
 
 
-def _write(model: Any, file: Path, folder: Path) -> None:
+def _write(model: Any, file: Path, folder: Path, *, tie: bool) -> None:
     import torch
     from safetensors.torch import save_file
     from transformers import AutoTokenizer
@@ -80,9 +82,10 @@ def _write(model: Any, file: Path, folder: Path) -> None:
     weights = {name: array.contiguous() for name, array in model.state_dict().items()}
     embedding = model.get_input_embeddings().weight
     head = model.get_output_embeddings().weight
-    config.tie_word_embeddings = torch.equal(embedding, head)
+    config.tie_word_embeddings = tie or torch.equal(embedding, head)
     if config.tie_word_embeddings:
-        del weights["lm_head.weight"]
+        (name,) = {*EMBEDDING_NAMES} & {*weights}
+        weights[name] = weights.pop(HEAD)
     config.dtype = torch.bfloat16
     config.save_pretrained(folder)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

@@ -115,6 +115,19 @@ def test_every_tensor_arrives_and_the_head_is_tied_where_there_is_none(
     assert torch.equal(model.state_dict()["lm_head.weight"], _head(wanted))
 
 
+def test_two_tables_become_one_where_that_is_asked_for(
+    write_gguf, tmp_path: Path
+) -> None:
+    file, arrays = write_gguf(True)
+    folder = tmp_path / "model"
+    command.convert(file, folder, tie=True)
+    weights = load_file(folder / "model.safetensors")
+    assert "lm_head.weight" not in weights
+    head = torch.from_numpy(arrays["output.weight"]).to(torch.bfloat16)
+    assert torch.equal(weights["model.embed_tokens.weight"], head)
+    assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"]
+
+
 def _head(wanted: Arrays) -> torch.Tensor:
     name = "lm_head.weight" if "lm_head.weight" in wanted else None
     return torch.from_numpy(wanted[name or "model.embed_tokens.weight"]).bfloat16()
