@@ -32,6 +32,8 @@ from topd_ray.errors import ActorDiedError, DeadlineError, TopdError
 from topd_ray.simulate.clock import run_in_virtual_time
 
 NUM_PROMPTS = 5
+HISTORIES, PARTS = 1000, 4
+"""Each part is a test of its own, so that two processes share the histories."""
 SAMPLES = 2
 
 
@@ -68,7 +70,8 @@ def train(
     return ledger
 
 
-@settings(max_examples=1000, deadline=None)
+@pytest.mark.parametrize("part", range(PARTS))
+@settings(max_examples=HISTORIES // PARTS, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     share=st.floats(0.0, 0.3),
@@ -77,8 +80,10 @@ def train(
     probers=st.integers(1, 2),
 )
 def test_under_any_deaths_each_rollout_is_learned_once_and_in_the_same_order(
-    seed: int, share: float, engines: int, teachers: int, probers: int
+    part: int, seed: int, share: float, engines: int, teachers: int, probers: int
 ) -> None:
+    del part  # hypothesis draws other examples in each
+
     def order(dies: Dies) -> tuple[list[str], list[float]]:
         workers = fakes(
             random_delays(seed), engines=engines, teachers=teachers, probers=probers

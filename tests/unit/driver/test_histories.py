@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,6 +37,8 @@ from topd_ray.messages import Prompt, rollout_id
 from topd_ray.simulate.clock import VirtualLoop, run_in_virtual_time
 
 STEPS, PROMPTS = 3, 2
+HISTORIES, PARTS = 10_000, 8
+"""Each part is a test of its own, so that two processes share the histories."""
 ROLLOUTS = [rollout_id(prompt(position), 0) for position in range(STEPS * PROMPTS)]
 LONG_S = 3600.0
 """Of virtual time; a session that takes longer waits for an answer that never comes."""
@@ -148,7 +151,8 @@ class History(Steps):
         return self.rng.uniform(0, self.rng.choice([0.01, 0.03, 20.0]))
 
 
-@settings(max_examples=10_000, deadline=None)
+@pytest.mark.parametrize("part", range(PARTS))
+@settings(max_examples=HISTORIES // PARTS, deadline=None)
 @given(
     seed=st.integers(0, 10**9),
     every=st.integers(1, STEPS),
@@ -158,6 +162,7 @@ class History(Steps):
     counts=st.tuples(st.integers(1, 2), st.integers(1, 2), st.integers(1, 2)),
 )
 def test_each_rollout_is_learned_once_in_order_and_no_wait_is_endless(
+    part: int,
     seed: int,
     every: int,
     stale: int,
@@ -165,6 +170,7 @@ def test_each_rollout_is_learned_once_in_order_and_no_wait_is_endless(
     crashes: int,
     counts: tuple[int, int, int],
 ) -> None:
+    del part  # hypothesis draws other examples in each
     history = History(
         random.Random(seed), every=every, stale=stale, share=share, crashes=crashes
     )
