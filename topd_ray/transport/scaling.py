@@ -7,7 +7,6 @@ L columns (teacher), N either of both.
 
 import math
 from dataclasses import dataclass, fields
-from typing import Self
 
 import torch
 from jaxtyping import Bool, Float
@@ -128,7 +127,7 @@ class _Fit:
     """Column scalings."""
 
     @classmethod
-    def start(cls, kernel_WKL: Tensor, row_WK: Tensor, col_WL: Tensor) -> Self:
+    def start(cls, kernel_WKL: Tensor, row_WK: Tensor, col_WL: Tensor) -> "_Fit":
         """Return a fit with scalings of 1; marginals of 0 mark the padding."""
         no_row_WK = (row_WK == 0).to(row_WK)
         no_col_WL = (col_WL == 0).to(col_WL)

@@ -65,7 +65,7 @@ def powers_of_two(largest: int) -> list[int]:
 
 
 def estimate_pass_rate(
-    groups: Sequence[Float64[np.ndarray, "P"]], *, seed: int
+    groups: Sequence[Float64[np.ndarray, "_"]], *, seed: int
 ) -> PassRate:
     """Return the mean of the groups' means, with its bootstrap interval.
 
