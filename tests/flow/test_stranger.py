@@ -42,6 +42,14 @@ def test_a_process_without_the_token_is_refused_and_one_with_it_is_not(
     # a stranger has another home, and no token of ours in it
     outside = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     outside["HOME"] = str(tmp_path)
+    mode_at_shutdown = list[str | None]()
+
+    def shutdown() -> None:
+        mode_at_shutdown.append(os.environ.get("RAY_AUTH_MODE"))
+        shut_down()
+
+    shut_down = ray.shutdown
+    monkeypatch.setattr(ray, "shutdown", shutdown)
     small = config(object_store_gib=0.1)
     with connected(small):
         address = ray.get_runtime_context().gcs_address
@@ -54,4 +62,5 @@ def test_a_process_without_the_token_is_refused_and_one_with_it_is_not(
     assert friend.stdout == "joined\n"
     assert stranger.returncode != 0
     assert "InvalidAuthToken" in stranger.stderr
+    assert mode_at_shutdown == ["token"]  # Ray's threads need it until then
     assert "RAY_AUTH_MODE" not in os.environ  # the next cluster gets another token

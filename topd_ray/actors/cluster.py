@@ -6,7 +6,7 @@ import os
 import secrets
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import ray
@@ -39,21 +39,17 @@ def connected(config: Config) -> Iterator[None]:
     for key, value in _QUIET.items():
         os.environ.setdefault(key, value)
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
-    try:
-        if address:
-            _join(address)
-            yield from _checked(config)
-        else:
-            with _own_token():
+    # Ray's threads call the cluster until they are shut down: the token outlives them.
+    with nullcontext() if address else _own_token():
+        try:
+            if address:
+                _join(address)
+            else:
                 _start_local(config)
-                yield from _checked(config)
-    finally:
-        ray.shutdown()
-
-
-def _checked(config: Config) -> Iterator[None]:
-    _refuse_what_does_not_fit(config)
-    yield
+            _refuse_what_does_not_fit(config)
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _join(address: str) -> None:
