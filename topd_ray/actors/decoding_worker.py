@@ -6,10 +6,11 @@ from pathlib import Path
 
 from topd_ray.actors.worker import Worker
 from topd_ray.config import Config
-from topd_ray.contexts import load_forms
+from topd_ray.contexts import load_forms, teacher_chat
 from topd_ray.engines.protocols import GenerationEngine
 from topd_ray.evaluation.answers import extract_boxed, same_answer
 from topd_ray.messages import PAD, CandidateSet, Ints, Prompt, Rollout
+from topd_ray.models.roles import resolve_student
 from topd_ray.probe import continue_from
 from topd_ray.records.receipts import ContinueReceipt, RewriteReceipt, Span
 from topd_ray.rewrite import RewriteActor
@@ -103,7 +104,7 @@ def _rewriter(config: Config, folder: Path, engine: GenerationEngine) -> Rewrite
         config.rewrite,
         context=config.objective.context,
         forms=load_forms(config.prompts.forms),
-        folder=folder,
+        chat=teacher_chat(config, student=resolve_student(config), teacher=folder),
         engine=engine,
         max_prompt_tokens=config.teacher_prompt_tokens,
         max_reference_tokens=config.prompts.max_reference_tokens,

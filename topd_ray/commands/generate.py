@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.progress import Progress
 
 from topd_ray.config import Config
-from topd_ray.contexts import load_tokenizer
+from topd_ray.contexts import load_tokenizer, student_chat
 from topd_ray.engines.open import open_generation
 from topd_ray.engines.protocols import Generation, GenerationEngine, GenerationRequest
 from topd_ray.errors import UserError
 from topd_ray.inputs.models import check_models
 from topd_ray.inputs.paths import with_absolute_paths
+from topd_ray.inputs.prompts import teacher_side
 from topd_ray.messages import Prompt
 from topd_ray.prompts import PromptRecord, read_records, tokenize_records
 from topd_ray.seeds import derive_seed
@@ -66,9 +67,14 @@ def generate(
     if out.resolve() == data.resolve():
         raise UserError(f"--out {out} is prompts.path itself; name another file")
     student, teacher, _ = check_models(config)
-    records = {record.prompt_id: record for record in read_records(data)[:num]}
+    read = read_records(data, columns=config.prompts.columns)
+    records = {record.prompt_id: record for record in read[:num]}
+    chat = student_chat(config, student)
     prompts, dropped = tokenize_records(
-        records.values(), folder=student, max_tokens=config.prompts.max_tokens
+        records.values(),
+        chat=chat,
+        max_tokens=config.prompts.max_tokens,
+        side=teacher_side(config, chat, teacher),
     )
     done = _recover(out, model=model)
     left = [prompt for prompt in prompts if prompt.prompt_id not in done]
@@ -81,7 +87,7 @@ def generate(
         engine = open_engine(
             teacher,
             config.teacher.engine,
-            max_model_len=config.prompts.max_tokens + limit,
+            max_model_len=config.teacher_prompt_tokens + limit,
             seed=config.run.seed,
         )
         requests = [
@@ -114,9 +120,10 @@ def _say(out: Path, counts: Counter[str]) -> None:
 def _request(
     prompt: Prompt, sampling: AnswerSampling, limit: int, *, run_seed: int
 ) -> GenerationRequest:
+    own = prompt.teacher_ids_P
     return GenerationRequest(
         request_id=prompt.prompt_id,
-        prompt_ids=prompt.token_ids_P,
+        prompt_ids=prompt.token_ids_P if own is None else own,
         max_tokens=limit,
         temperature=sampling.temperature,
         top_p=sampling.top_p,

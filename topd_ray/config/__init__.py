@@ -1,6 +1,6 @@
 """The schema of a run. Loads on a laptop: neither torch nor ray is imported here."""
 
-from topd_ray.config.base import EngineConfig
+from topd_ray.config.base import Column, EngineConfig
 from topd_ray.config.load import dump_config, load_config, parse_config
 from topd_ray.config.objective import METHODS, Context, ObjectiveConfig
 from topd_ray.config.operation import (
@@ -26,6 +26,7 @@ __all__ = [
     "METHODS",
     "CandidatesConfig",
     "ClusterConfig",
+    "Column",
     "Config",
     "Context",
     "DivergenceConfig",

@@ -1,6 +1,6 @@
 """The base class of config sections, and the section of an inference engine."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -27,6 +27,9 @@ class Section(BaseModel):
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Name = Annotated[str, Field(min_length=1)]
+Column = Literal["prompt", "system", "answer", "reference", "response", "prompt_id"]
+Columns = dict[Column, Name | None]
+Variables = dict[str, Any]
 Backend = Literal["vllm", "hf", "fake"]
 Dtype = Literal["float32", "bfloat16"]
 

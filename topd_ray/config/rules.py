@@ -19,6 +19,25 @@ from topd_ray.config.stages import (
     TeacherConfig,
 )
 
+_TEMPLATE_ARGUMENTS = frozenset(
+    {
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "max_length",
+        "messages",
+        "padding",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "strftime_now",
+        "tokenize",
+        "tokenizer_kwargs",
+        "truncation",
+    }
+)
+"""Names that transformers' `apply_chat_template` takes for itself."""
 Rule = tuple[bool, str]
 """Whether the rule is broken, and the message that says so."""
 
@@ -46,6 +65,22 @@ def lambda_rules(run: RunConfig, objective: ObjectiveConfig) -> Iterator[Rule]:
         run.method == "topd" and weight == 0,
         "objective.lambda_traj=0 with run.method=topd is opd; set run.method=opd",
     )
+
+
+def template_rules(prompts: PromptsConfig, teacher: TeacherConfig) -> Iterator[Rule]:
+    """Yield the rule about what a template's variables may be called."""
+    for field, variables in (
+        ("prompts", prompts.chat_template_kwargs),
+        ("teacher", teacher.chat_template_kwargs or {}),
+    ):
+        taken = sorted(_TEMPLATE_ARGUMENTS & variables.keys())
+        yield (
+            bool(taken),
+            (
+                f"{field}.chat_template_kwargs sets {', '.join(taken)}: that decides"
+                " what is made of a prompt, and is not for the template; drop it"
+            ),
+        )
 
 
 def teacher_rules(
@@ -77,6 +112,23 @@ def teacher_rules(
             "teacher.source=student with objective.context=plain: the student would be"
             " its own teacher with nothing more to go by; set"
             " objective.context=reference"
+        ),
+    )
+    yield (
+        is_student and teacher.template != "same",
+        (
+            f"teacher.template={teacher.template} with teacher.source=student: the"
+            " teacher is the student, and has its template; drop it"
+        ),
+    )
+    yield (
+        teacher.chat_template_kwargs is not None
+        and objective.context == "plain"
+        and teacher.template != "own",
+        (
+            f"teacher.chat_template_kwargs={teacher.chat_template_kwargs} with"
+            f" objective.context=plain and teacher.template={teacher.template}: the"
+            " teacher reads the student's prompt; set teacher.template=own, or drop it"
         ),
     )
     yield (

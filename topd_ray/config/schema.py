@@ -20,6 +20,7 @@ from topd_ray.config.rules import (
     signal_rules,
     staleness_rules,
     teacher_rules,
+    template_rules,
     trajectory_rules,
     weight_rules,
 )
@@ -109,14 +110,16 @@ class Config(Section):
         """Longest prompt of the teacher, in tokens.
 
         It holds the student's prompt, and by `objective.context` the reference
-        solution, the student's attempt, and the words of the form around them.
+        solution, the student's attempt, and the words of the form around them. Its own
+        template may write more than the student's, for which the form's room is kept.
         """
         context = self.objective.context
+        is_student = context == "plain" and self.teacher.template != "own"
         return (
             self.prompts.max_tokens
             + (self.prompts.max_reference_tokens if "reference" in context else 0)
             + (self.rollout.max_response_tokens if "refine" in context else 0)
-            + (0 if context == "plain" else self.prompts.max_form_tokens)
+            + (0 if is_student else self.prompts.max_form_tokens)
         )
 
     @property
@@ -150,6 +153,7 @@ class Config(Section):
         refuse_broken(
             chain(
                 lambda_rules(self.run, self.objective),
+                template_rules(self.prompts, self.teacher),
                 teacher_rules(self.run, self.objective, self.teacher),
                 trajectory_rules(self.objective, self.rollout),
                 signal_rules(self.objective, self.rollout, self.teacher),

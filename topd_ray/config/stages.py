@@ -1,5 +1,6 @@
 """Config sections of the stages, in the order in which a prompt passes them."""
 
+from datetime import date
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -11,7 +12,15 @@ from pydantic import (
     model_validator,
 )
 
-from topd_ray.config.base import Dtype, EngineConfig, Fraction, Name, Section
+from topd_ray.config.base import (
+    Columns,
+    Dtype,
+    EngineConfig,
+    Fraction,
+    Name,
+    Section,
+    Variables,
+)
 
 Solver = Literal["scaling", "geomloss", "exact"]
 
@@ -42,7 +51,23 @@ class PromptsConfig(Section):
     max_reference_tokens: PositiveInt = 4096
     """A longer reference solution loses its tail (paper of TRD: 4096)."""
     max_form_tokens: PositiveInt = 512
-    """Room for the words of the form itself, beside problem, reference and attempt."""
+    """Room for the words of the form itself, beside problem, reference and attempt; and
+    for what `teacher.template: own` writes beyond the student's prompt.
+    """
+    columns: Columns = Field(default_factory=dict)
+    """Names of the columns that hold what a row brings, where they are not the usual
+    ones: `{prompt: query, answer: meta.gold}`. A dot leads into a column of objects;
+    null leaves out a column that would be read.
+    """
+    chat_template_kwargs: Variables = Field(default_factory=dict)
+    """Variables for the chat template, beside `enable_thinking: false` (paper), which
+    `{enable_thinking: true}` overrides.
+    """
+    today: date | None = None
+    """The date that a chat template writes into each prompt where it asks the clock
+    (Llama 3). None: such a template is refused, since a resumed run would read other
+    prompts.
+    """
 
 
 class RolloutConfig(Section):
@@ -91,6 +116,15 @@ class TeacherConfig(Section):
     follow_every: NonNegativeInt = 0
     """With `source: student`: steps after which the teacher takes the student's new
     weights; 0: it keeps those of the start.
+    """
+    template: Literal["same", "own", "student"] = "same"
+    """Whose chat template makes the teacher's prompts. `same`: both templates must give
+    each prompt the same ids. `own`: the teacher's, so that its prompt may differ from
+    the student's. `student`: the student's, for a teacher without one.
+    """
+    chat_template_kwargs: Variables | None = None
+    """Variables for the template of the teacher's prompts, e.g. `{enable_thinking:
+    true}`; by default those of the student's.
     """
     signal: Literal["hidden", "topk", "sampled"] = "hidden"
     """`hidden`: hidden states, from which the full vocabulary is exact. `topk`:

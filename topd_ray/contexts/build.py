@@ -1,12 +1,11 @@
 """Build a teacher's prompt from problem, reference and attempt, within a budget."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
 from topd_ray.config import Context
-from topd_ray.contexts.chat import chat_ids, load_tokenizer
+from topd_ray.contexts.chat import ChatTemplate
 from topd_ray.contexts.prompt_forms import GAPS, Forms, render
 from topd_ray.errors import UserError
 from topd_ray.messages import Ints, Prompt
@@ -19,19 +18,19 @@ class DoesNotFitError(UserError):
 class TeacherPrompts:
     """Writes the prompts of a teacher that sees more than the student's prompt.
 
-    Prompts are token ids of the teacher's own tokenizer.
+    Prompts are token ids of the template that the teacher reads (`teacher.template`).
     """
 
     def __init__(
         self,
         context: Context,
         forms: Forms,
-        folder: Path,
+        chat: ChatTemplate,
         *,
         max_tokens: int,
         max_reference_tokens: int,
     ) -> None:
-        """Load the tokenizer of the teacher in `folder`; `context` is not plain.
+        """Write prompts under the template `chat`; `context` is not plain.
 
         `max_tokens` is the longest prompt, chat template included.
         `max_reference_tokens` is the longest reference solution inside it.
@@ -43,7 +42,8 @@ class TeacherPrompts:
         self._form: str = getattr(forms, context)
         self._max_tokens = max_tokens
         self._max_reference_tokens = max_reference_tokens
-        self._tokenizer = load_tokenizer(folder)
+        self._chat = chat
+        self._tokenizer = chat.tokenizer
 
     def build(self, prompt: Prompt, *, attempt: str = "") -> Ints:
         """Return the token ids of the teacher's prompt.
@@ -63,7 +63,7 @@ class TeacherPrompts:
 
         def write() -> list[int]:
             turns = (*prompt.earlier_turns, ("user", render(self._form, **texts)))
-            return chat_ids(self._tokenizer, turns, prompt_id=prompt.prompt_id)
+            return self._chat.ids(turns, prompt_id=prompt.prompt_id)
 
         ids = write()
         for name in ("attempt", "reference"):

@@ -1,13 +1,20 @@
 """Turn a conversation into token ids with a model folder's tokenizer and template."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+from topd_ray.config import Config
 from topd_ray.errors import UserError
 
 Turns = Iterable[tuple[str, str]]
 """(role, text), in order."""
+THINKING_OFF = {"enable_thinking": False}
+"""What a template is told unless the config says otherwise, as in the paper."""
+# The filter and the function of jinja2 that draw at random.
+_RANDOM = re.compile(r"\|\s*random\b|\blipsum\b")
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -33,26 +40,141 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def chat_ids(tokenizer: Any, turns: Turns, *, prompt_id: str) -> list[int]:
-    """Return the ids of the turns, up to where the assistant's next turn begins.
+class ChatTemplate:
+    """A model's tokenizer, its chat template, and the variables the template is given.
 
-    The template's thinking mode is off, as in the paper. Raises UserError where the
-    template refuses the turns; `prompt_id` names them in the error.
+    A prompt depends on them and on its turns alone, so that a resumed run and another
+    machine read the same prompts: a template may neither read the clock nor draw.
     """
-    from jinja2 import TemplateError
 
-    try:
-        ids: list[int] = tokenizer.apply_chat_template(
-            [{"role": role, "content": text} for role, text in turns],
-            tokenize=True,
-            # The default of transformers 5 is a mapping, not the ids.
-            return_dict=False,
-            add_generation_prompt=True,
-            enable_thinking=False,
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        variables: Mapping[str, Any] | None = None,
+        today: date | None = None,
+    ) -> None:
+        """Load the tokenizer in `folder`.
+
+        Args:
+            folder: The model's folder.
+            variables: Handed to the template, beside `enable_thinking: false`.
+            today: The date where a template asks for one; None refuses such a template.
+
+        Raises:
+            UserError: The folder has no usable tokenizer, no chat template, or one that
+                draws at random.
+        """
+        self.folder = folder
+        self.tokenizer = load_tokenizer(folder)
+        self.variables = THINKING_OFF | dict(variables or {})
+        self._clock = _clock(folder, today)
+        self._control = _control_pattern(self.tokenizer)
+        if _RANDOM.search(str(self.tokenizer.chat_template)):
+            raise UserError(
+                f"{folder}: its chat template draws at random (`random` or `lipsum`),"
+                " so no prompt would be the same twice; take that out of it"
+            )
+
+    def ids(self, turns: Turns, *, prompt_id: str) -> list[int]:
+        """Return the ids of the turns, up to where the assistant's next turn begins.
+
+        Raises UserError where the template refuses the turns, or asks for a date that
+        is not set; `prompt_id` names them in the error.
+        """
+        ids: list[int] = self._apply(turns, prompt_id=prompt_id, tokenize=True)
+        return ids
+
+    def text(self, turns: Turns, *, prompt_id: str, opens_turn: bool = True) -> str:
+        """Return the text of `ids`; without the opened turn of the assistant if said.
+
+        Raises UserError as `ids` does.
+        """
+        text: str = self._apply(
+            turns, prompt_id=prompt_id, tokenize=False, opens_turn=opens_turn
         )
-    except TemplateError as error:
+        return text
+
+    def control_token(self, text: str) -> str | None:
+        """Return the first control token that a text of the data would become.
+
+        The template's text is tokenised as a whole, so `<|im_end|>` in a question would
+        end the user's turn. None where there is none.
+        """
+        found = self._control.search(text)
+        return None if found is None else found[0]
+
+    def _apply(
+        self, turns: Turns, *, prompt_id: str, tokenize: bool, opens_turn: bool = True
+    ) -> Any:
+        from jinja2 import TemplateError
+
+        try:
+            return self.tokenizer.apply_chat_template(
+                [{"role": role, "content": text} for role, text in turns],
+                tokenize=tokenize,
+                # The default of transformers 5 is a mapping, not the ids.
+                return_dict=False,
+                add_generation_prompt=opens_turn,
+                # A variable hides the function of that name, which reads the clock.
+                strftime_now=self._clock,
+                **self.variables,
+            )
+        except TemplateError as error:
+            raise UserError(
+                f"prompt {prompt_id!r}: the chat template of {self.folder} refuses it:"
+                f" {error}"
+            ) from None
+
+
+def student_chat(config: Config, student: Path) -> ChatTemplate:
+    """Return the template of the student's prompts. Raises UserError."""
+    return ChatTemplate(
+        student,
+        variables=config.prompts.chat_template_kwargs,
+        today=config.prompts.today,
+    )
+
+
+def teacher_chat(config: Config, *, student: Path, teacher: Path) -> ChatTemplate:
+    """Return the template of the prompts that the teacher reads. Raises UserError."""
+    folder = student if config.teacher.template == "student" else teacher
+    variables = config.teacher.chat_template_kwargs
+    if variables is None:
+        variables = config.prompts.chat_template_kwargs
+    return ChatTemplate(folder, variables=variables, today=config.prompts.today)
+
+
+def _control_pattern(tokenizer: Any) -> re.Pattern[str]:
+    """Return what matches the tokenizer's special tokens, and nothing else."""
+    added = tokenizer.added_tokens_decoder.values()
+    tokens = {str(token) for token in added if token.special}
+    tokens |= set(tokenizer.all_special_tokens)
+    # The longest first: one token may begin like another.
+    ordered = sorted(tokens, key=len, reverse=True)
+    # `(?!)` matches nothing, as an empty pattern would everywhere.
+    return re.compile("|".join(map(re.escape, ordered)) or "(?!)")
+
+
+def _clock(folder: Path, today: date | None) -> Callable[[str], str]:
+    """Return the function that a template calls for the date."""
+    if today is not None:
+        return today.strftime
+
+    def refuse(form: str) -> str:
         raise UserError(
-            f"prompt {prompt_id!r}: the chat template of {tokenizer.name_or_path}"
-            f" refuses it: {error}"
-        ) from None
-    return ids
+            f"{folder}: its chat template writes the date of the day into each prompt"
+            f" (strftime_now({form!r})), so a run that is resumed tomorrow would read"
+            " other prompts; set prompts.today to a date such as 2024-07-26"
+        )
+
+    return refuse
+
+
+__all__ = [
+    "ChatTemplate",
+    "Turns",
+    "load_tokenizer",
+    "student_chat",
+    "teacher_chat",
+]

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from topd_ray.engines.checks import check_requests, check_sequences
 from topd_ray.engines.protocols import Generation, GenerationRequest, NamedArray
 from topd_ray.messages import PAD, Floats, Ints
-from topd_ray.models.facts import eos_ids, read_facts
+from topd_ray.models.facts import read_facts
+from topd_ray.models.stop_ids import eos_ids
 from topd_ray.models.vocabulary import num_ids
 
 EOS_PROBABILITY = 0.05

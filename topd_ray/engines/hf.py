@@ -15,7 +15,8 @@ from topd_ray.engines.protocols import Generation, GenerationRequest, NamedArray
 from topd_ray.engines.tensors import view_as_torch
 from topd_ray.errors import TopdError, UserError
 from topd_ray.models.architecture import load_causal_lm, weight_shapes
-from topd_ray.models.facts import Shapes, eos_ids
+from topd_ray.models.facts import Shapes
+from topd_ray.models.stop_ids import eos_ids
 from topd_ray.models.vocabulary import num_ids
 
 

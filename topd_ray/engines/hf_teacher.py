@@ -25,7 +25,7 @@ from topd_ray.engines.protocols import Generation, GenerationRequest, NamedArray
 from topd_ray.errors import TopdError
 from topd_ray.messages import Floats, Ints
 from topd_ray.models.architecture import weight_shapes
-from topd_ray.models.facts import eos_ids
+from topd_ray.models.stop_ids import eos_ids
 from topd_ray.models.vocabulary import num_ids
 
 T = TypeVar("T")

@@ -31,7 +31,8 @@ from topd_ray.engines.vllm import (
 from topd_ray.engines.vllm_worker import SCORING
 from topd_ray.messages import Floats, Ints
 from topd_ray.models.architecture import weight_shapes
-from topd_ray.models.facts import eos_ids, read_facts
+from topd_ray.models.facts import read_facts
+from topd_ray.models.stop_ids import eos_ids
 from topd_ray.models.vocabulary import num_ids
 
 SCORING_PRIORITY = 0

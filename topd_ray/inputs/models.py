@@ -21,6 +21,7 @@ from topd_ray.models.roles import (
     resolve_student,
     resolve_teacher,
 )
+from topd_ray.models.stop_ids import eos_ids
 from topd_ray.models.vocabulary import check_vocabulary
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -121,7 +122,7 @@ def _check_pair(config: Config, student: Path, teacher: Path) -> list[str]:
         check_folder(folder, role=role)
         facts = read_facts(folder)
         check_context(facts, tokens, role=role)
-        check_vocabulary(folder, facts, role=role)
+        check_vocabulary(folder, facts, ends=eos_ids(folder), role=role)
         check_logits(folder, role=role)
         notes += check_tensors(folder, role=role)
     # Last, because it compares two folders that are sound by themselves.

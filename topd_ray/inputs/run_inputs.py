@@ -28,7 +28,5 @@ def load_inputs(config: Config) -> RunInputs:
     # tokenizer with an error that does not say so.
     student, teacher, notes = check_models(config)
     source, dropped = load_source(config, student=student, teacher=teacher)
-    problems = load_problems(
-        config.evaluation, student, max_tokens=config.prompts.max_tokens
-    )
+    problems = load_problems(config, student)
     return RunInputs(source=source, dropped=dropped, problems=problems, notes=notes)

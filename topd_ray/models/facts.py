@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from topd_ray.errors import UserError
-from topd_ray.models.files import read_config, read_json, whole_number
+from topd_ray.models.files import read_config, whole_number
 from topd_ray.models.headers import TensorFact, tensor_facts
 
 HEAD = "lm_head.weight"
@@ -22,11 +22,11 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
-    """Size, limits and special ids of a model folder.
+    """Size and limits of a model folder.
 
     Example: Qwen3-0.6B has num_parameters=596049920, vocab_size=151936,
-    hidden_size=1024, layers=28, max_position_embeddings=40960, eos_ids=(151643,
-    151645), dtype="bfloat16", tied=True.
+    hidden_size=1024, layers=28, max_position_embeddings=40960,
+    dtype="bfloat16", tied=True.
     """
 
     num_parameters: int
@@ -36,8 +36,6 @@ class ModelFacts:
     hidden_size: int
     layers: int
     max_position_embeddings: int
-    eos_ids: tuple[int, ...]
-    """Token ids that end a response, ascending; empty where the folder names none."""
     dtype: str
     """Number format of most parameters, for example "bfloat16"."""
     tied: bool
@@ -45,7 +43,7 @@ class ModelFacts:
 
 
 def read_facts(folder: Path) -> ModelFacts:
-    """Read config.json, generation_config.json and the headers of the weights.
+    """Read config.json and the headers of the weights.
 
     Raises UserError where one of them is broken or lacks a fact.
     """
@@ -60,27 +58,10 @@ def read_facts(folder: Path) -> ModelFacts:
         hidden_size=whole_number(folder, config, "hidden_size"),
         layers=whole_number(folder, config, "num_hidden_layers"),
         max_position_embeddings=whole_number(folder, config, "max_position_embeddings"),
-        eos_ids=_stop_ids(folder, config),
         # Most, not all: some models keep norms or routers in float32.
         dtype=sizes.most_common(1)[0][0],
         tied=_is_tied(config, tensors),
     )
-
-
-def eos_ids(folder: Path) -> tuple[int, ...]:
-    """Return the token ids that end a response, ascending.
-
-    They are those of generation_config.json, as in vLLM and transformers, and those of
-    config.json where generation_config.json has none. Raises UserError where neither
-    has one.
-    """
-    ids = _stop_ids(folder, read_config(folder))
-    if not ids:
-        raise UserError(
-            f"{folder}: neither generation_config.json nor config.json has an"
-            " eos_token_id, so no response could ever end; add one"
-        )
-    return ids
 
 
 def check_context(facts: ModelFacts, needed: int, role: str) -> None:
@@ -108,30 +89,11 @@ def _weights(
     return {name: fact for name, fact in tensors.items() if name != HEAD}
 
 
-def _stop_ids(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
-    generation = folder / "generation_config.json"
-    if generation.is_file():
-        ids = _ids(generation, read_json(generation).get("eos_token_id"))
-        if ids:
-            return ids
-    return _ids(folder / "config.json", config.get("eos_token_id"))
-
-
-def _ids(file: Path, value: object) -> tuple[int, ...]:
-    ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(token_id, int) for token_id in ids):
-        raise UserError(
-            f"{file}: eos_token_id={value!r}: expected a token id or a list"
-        )
-    return tuple(sorted(set(ids)))
-
-
 __all__ = [
     "EMBEDDING_NAMES",
     "HEAD",
     "ModelFacts",
     "Shapes",
     "check_context",
-    "eos_ids",
     "read_facts",
 ]

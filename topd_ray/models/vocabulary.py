@@ -6,6 +6,7 @@ The rows behind the last id were never trained, and no text has their ids. So th
 no part of any distribution here: the ids of a run are those of the tokenizer.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from topd_ray.errors import UserError
@@ -45,11 +46,13 @@ def read_vocabulary(folder: Path) -> dict[int, str]:
     return tokens
 
 
-def check_vocabulary(folder: Path, facts: ModelFacts, *, role: str) -> None:
+def check_vocabulary(
+    folder: Path, facts: ModelFacts, *, ends: Iterable[int], role: str
+) -> None:
     """Raise UserError where the tokenizer has an id that the model cannot take.
 
-    The same for an EOS id that the tokenizer does not have: it is never sampled, so no
-    response would end with it.
+    `ends` are the ids at which a response ends. One that the tokenizer does not have is
+    refused too: it is never sampled, so no response would end with it.
     """
     tokens = read_vocabulary(folder)
     highest = max(tokens)
@@ -60,7 +63,7 @@ def check_vocabulary(folder: Path, facts: ModelFacts, *, role: str) -> None:
             " (vocab_size in config.json); resize the embedding to the tokenizer, or"
             " remove the added tokens"
         )
-    for token_id in facts.eos_ids:
+    for token_id in ends:
         if token_id > highest:
             raise UserError(
                 f"{role}: {folder}: eos_token_id {token_id} is no id of its tokenizer,"

@@ -1,28 +1,41 @@
-"""Read JSONL, Parquet or a `save_to_disk` folder into records.
+"""Read JSONL, a JSON array, Parquet or a `save_to_disk` folder into records.
 
 A malformed row is an error that names its place in the file.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from topd_ray.config import Column
 from topd_ray.errors import UserError
-from topd_ray.prompts.record import FORMS, PromptRecord, RowError, parse_row, shown
+from topd_ray.prompts.columns import FORMS, Columns
+from topd_ray.prompts.record import PromptRecord, parse_row
+from topd_ray.prompts.shown import RowError, shown
 
 PARQUET_BATCH_ROWS = 1024
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-def read_records(path: Path) -> list[PromptRecord]:
+def read_records(
+    path: Path,
+    *,
+    columns: Mapping[Column, str | None] | None = None,
+    field: str = "prompts.columns",
+) -> list[PromptRecord]:
     """Return a record for every row of `path`, in file order.
 
+    `columns` names columns as `prompts.columns` does; `field` names it in errors.
     Raises UserError with the file, the row, what was expected and what was found.
     """
     records: list[PromptRecord] = []
     first_place: dict[str, str] = {}
+    names = Columns(columns or {}, field=field)
     for place, number, row in read_rows(path):
         try:
-            record = parse_row(row, default_id=f"{path.stem}-{number:06d}")
+            record = parse_row(
+                row, default_id=f"{path.stem}-{number:06d}", columns=names
+            )
         except RowError as error:
             raise UserError(f"{path}, {place}: {error}") from None
         # `topd generate` resumes by the id, and a rewrite finds its prompt by it.
@@ -44,10 +57,33 @@ def read_rows(path: Path) -> Iterator[tuple[str, int, object]]:
         return _dataset_rows(path)
     if not path.is_file():
         raise UserError(
-            f"{path}: no such file; expected JSONL, Parquet or a"
+            f"{path}: no such file; expected JSONL, JSON, Parquet or a"
             " `datasets.save_to_disk` folder"
         )
-    return _parquet_rows(path) if path.suffix == ".parquet" else _jsonl_rows(path)
+    if path.suffix == ".parquet":
+        return _parquet_rows(path)
+    return _array_rows(path) if _is_array(path) else _jsonl_rows(path)
+
+
+def _is_array(path: Path) -> bool:
+    """Return whether the file is one JSON array: no line of JSONL begins with `[`."""
+    try:
+        with path.open("rb") as file:
+            return file.read(64).removeprefix(_BYTE_ORDER_MARK).lstrip()[:1] == b"["
+    except OSError:
+        return False  # named where the lines are read
+
+
+def _array_rows(path: Path) -> Iterator[tuple[str, int, object]]:
+    try:
+        rows = json.loads(path.read_bytes().removeprefix(_BYTE_ORDER_MARK).decode())
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path}: begins with `[`, but is no JSON array ({_one_line(error)});"
+            " expected an array of rows, or one JSON object a line"
+        ) from None
+    for number, row in enumerate(rows, start=1):
+        yield f"row {number}", number, row
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, int, object]]:
@@ -55,7 +91,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, int, object]]:
         with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 # Some editors put a byte order mark in front of the first line.
-                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+                line = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
                 if line.strip():
                     yield (
                         f"line {number}",

@@ -1,34 +1,26 @@
 """Parse one row of the data into a record, or say in one line what is wrong.
 
-A row holds `messages` ([{role, content}]), ShareGPT `conversations` ([{from, value}])
-or a plain `prompt`; the first of them that it has counts. It may also hold an
-`answer`, a `reference` (or `solution`), and a given response: `response_ids`,
-`response`, or else the assistant turns at the end, which are never part of the prompt.
-`finish_reason` says whether that response ended ("stop") or was cut ("length").
+A row holds a prompt: turns (`messages`, `conversations`, `prompt`) or the text of one
+turn of a user. It may also hold an answer, a reference, and a given response:
+`response_ids`, `response`, or else the assistant turns at the end, which are never part
+of the prompt. `finish_reason` says whether that response ended ("stop") or was cut
+("length"). columns.py says by which names they go.
 """
 
 import math
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from topd_ray.messages import FinishReason
+from topd_ray.prompts.columns import FORMS, Cell, Columns
+from topd_ray.prompts.shown import RowError, shown
+from topd_ray.prompts.turns import Turn, parse_text, parse_turns
 
-FORMS = "`messages`, `conversations` or `prompt`"
-ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
-SHAREGPT_ROLES = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-}
-SHOWN_CHARS = 80
-
-
-class Turn(NamedTuple):
-    """One message of a conversation."""
-
-    role: str
-    text: str
+# GSM8K ends a worked solution with the answer on a line of its own: #### 1,234
+_WORKED = re.compile(r"(?s)(.*?)^[ \t]*####[ \t]*(\S[^\n]*?)\s*\Z", re.MULTILINE)
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}\b)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,120 +41,139 @@ class PromptRecord:
     """How the response ended; None where the row does not say."""
 
 
-class RowError(Exception):
-    """One row is malformed; `read_records` adds the file and the line."""
-
-
-def parse_row(row: object, *, default_id: str) -> PromptRecord:
+def parse_row(row: object, *, default_id: str, columns: Columns) -> PromptRecord:
     """Return the record of one row. Raises RowError."""
-    if not isinstance(row, dict):
+    if not isinstance(row, Mapping):
         raise RowError(f"expected an object with {FORMS}, found {shown(row)}")
-    turns = _turns(row)
+    if row.get("tools"):
+        raise RowError(
+            f"tools: tools are not rendered, found {shown(row['tools'])}; leave the"
+            " column out if the prompts can do without"
+        )
+    turns = _turns(row, columns)
     response_turns: list[str] = []
     while turns and turns[-1].role == "assistant":
         response_turns.insert(0, turns.pop().text)
     spoken = "\n\n".join(response_turns).strip()
+    answer, worked = _answer(row, columns)
     return PromptRecord(
-        prompt_id=_prompt_id(row, default_id),
+        prompt_id=_prompt_id(columns.present("prompt_id", row), default_id),
         turns=tuple(turns),
-        answer=_answer(row.get("answer")),
-        reference=_optional_text(row, "reference") or _optional_text(row, "solution"),
-        response=_optional_text(row, "response") or spoken or None,
+        answer=answer,
+        reference=_first_text(columns.held("reference", row)) or worked,
+        response=_response(row, columns) or spoken or None,
         response_ids=_token_ids(row.get("response_ids")),
         finish_reason=_finish_reason(row.get("finish_reason")),
     )
 
 
-def _turns(row: dict[str, Any]) -> list[Turn]:
-    if row.get("messages") is not None:
-        return _parse_turns(row["messages"], "messages", "role", "content", ROLES)
-    if row.get("conversations") is not None:
-        return _parse_turns(
-            row["conversations"], "conversations", "from", "value", SHAREGPT_ROLES
-        )
-    if row.get("prompt") is None:
+def _turns(row: Mapping[str, Any], columns: Columns) -> list[Turn]:
+    column, value = columns.prompt(row)
+    if isinstance(value, list) or column in ("messages", "conversations"):
+        turns = parse_turns(value, column)
+    else:
+        turns = [Turn(role="user", text=parse_text(value, column))]
+    system = columns.held("system", row)
+    text = _first_text(system)
+    first = turns[0] if turns else None
+    if text is None or first == Turn("system", text):
+        return turns
+    if first is not None and first.role == "system":
         raise RowError(
-            f"expected {FORMS}, found the keys {shown(sorted(map(str, row)))}"
+            f"{system[0].column}: {shown(text)} beside another system turn,"
+            f" {shown(first.text)}; leave one of them out"
         )
-    if isinstance(row["prompt"], list):
+    return [Turn(role="system", text=text), *turns]
+
+
+def _response(row: Mapping[str, Any], columns: Columns) -> str | None:
+    """Return the given response: text, or turns of the assistant."""
+    cells = columns.held("response", row)
+    texts = [_spoken(cell) for cell in cells]
+    if len(set(texts)) > 1:
+        raise columns.ambiguous("response", cells)
+    return texts[0] if texts else None
+
+
+def _spoken(cell: Cell) -> str | None:
+    if not isinstance(cell.value, list):
+        return _text(cell)
+    turns = parse_turns(cell.value, cell.column)
+    others = [turn.role for turn in turns if turn.role != "assistant"]
+    if others:
         raise RowError(
-            f"prompt: expected text, found {shown(row['prompt'])}; put turns under"
-            " `messages`"
+            f"{cell.column}: expected turns of the assistant alone, found one of"
+            f" {others[0]}"
         )
-    return [Turn(role="user", text=_text(row["prompt"], "prompt"))]
+    return "\n\n".join(turn.text for turn in turns).strip() or None
 
 
-def _parse_turns(
-    values: object, field: str, role_key: str, text_key: str, roles: dict[str, str]
-) -> list[Turn]:
-    if not isinstance(values, list):
-        raise RowError(f"{field}: expected a list of turns, found {shown(values)}")
-    turns = []
-    for index, value in enumerate(values):
-        name = f"{field}[{index}]"
-        if not isinstance(value, dict):
-            raise RowError(
-                f"{name}: expected an object with `{role_key}` and `{text_key}`, "
-                f"found {shown(value)}"
-            )
-        role = value.get(role_key)
-        if not isinstance(role, str) or role not in roles:
-            raise RowError(
-                f"{name}.{role_key}: expected one of {', '.join(roles)}, found"
-                f" {shown(role)}"
-            )
-        text = _text(value.get(text_key), f"{name}.{text_key}")
-        turns.append(Turn(role=roles[role], text=text))
-    return turns
+def _first_text(cells: Sequence[Cell]) -> str | None:
+    """Return the stripped text of the first column; None where there is none."""
+    return _text(cells[0]) if cells else None
 
 
-def _text(value: object, field: str) -> str:
-    if not isinstance(value, str):
-        raise RowError(f"{field}: expected text, found {shown(value)}")
-    try:
-        # Half a surrogate pair would only fail later, inside the tokenizer.
-        value.encode()
-    except UnicodeEncodeError:
-        raise RowError(
-            f"{field}: half a surrogate pair in {shown(value)}; fix its encoding"
-        ) from None
-    return value
+def _text(cell: Cell) -> str | None:
+    return parse_text(cell.value, cell.column).strip() or None
 
 
-def _optional_text(row: dict[str, Any], field: str) -> str | None:
-    """Return the stripped text of a field; None where it is missing or blank."""
-    value = row.get(field)
-    return None if value is None else _text(value, field).strip() or None
-
-
-def _prompt_id(row: dict[str, Any], default_id: str) -> str:
-    value = next(
-        (row[key] for key in ("prompt_id", "id") if row.get(key) is not None),
-        default_id,
-    )
+def _prompt_id(cells: Sequence[Cell], default_id: str) -> str:
+    value = cells[0].value if cells else default_id
     # `true` is an int to Python, but no id.
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or not value or not value.isprintable():
         raise RowError(
             "prompt_id: expected printable text or a whole number, found"
-            f" {shown(value)}"
+            f" {shown(value)}; prompts.columns={{prompt_id: null}} numbers the rows"
         )
     return value
 
 
-def _answer(value: object) -> str | None:
-    """Return an answer as text: 3.0 becomes "3", and blank text becomes None."""
+def _answer(row: Mapping[str, Any], columns: Columns) -> tuple[str | None, str | None]:
+    """Return the answer, and the worked solution in front of it where there is one.
+
+    Columns of one meaning must agree. 3.0 becomes "3", and blank text None.
+    """
+    cells = columns.held("answer", row)
+    read = [_answer_text(cell) for cell in cells]
+    answers = [answer for answer, _ in read if answer is not None]
+    if len(set(answers)) > 1:
+        raise columns.ambiguous("answer", cells)
+    worked = next((solution for _, solution in read if solution is not None), None)
+    return (answers[0] if answers else None), worked
+
+
+def _answer_text(cell: Cell) -> tuple[str | None, str | None]:
+    value = cell.value
+    if isinstance(value, list):
+        if len(value) > 1:
+            raise RowError(
+                f"{cell.column}: expected one answer, found {shown(value)}; keep the"
+                " one to compare with"
+            )
+        return _answer_text(Cell(cell.column, value[0] if value else None))
     if value is None:
-        return None
+        return None, None
     if isinstance(value, str):
-        return _text(value, "answer").strip() or None
+        return _split(parse_text(value, cell.column).strip())
     if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
+        return str(value), None
     # A column of whole numbers with a gap is often stored as floats.
     if isinstance(value, float) and math.isfinite(value):
-        return str(int(value)) if value.is_integer() else str(value)
-    raise RowError(f"answer: expected text or a number, found {shown(value)}")
+        return (str(int(value)) if value.is_integer() else str(value)), None
+    raise RowError(
+        f"{cell.column}: expected text or a number, found {shown(value)};"
+        " prompts.columns.answer names another column, or null for none"
+    )
+
+
+def _split(text: str) -> tuple[str | None, str | None]:
+    """Return the answer behind `####` and the solution before it, as in GSM8K."""
+    found = _WORKED.fullmatch(text)
+    if found is None:
+        return text or None, None
+    return _THOUSANDS.sub("", found[2]), found[1].strip() or None
 
 
 def _token_ids(value: object) -> tuple[int, ...] | None:
@@ -194,14 +205,4 @@ def _finish_reason(value: object) -> FinishReason | None:
     )
 
 
-def shown(value: object) -> str:
-    """Return `value` as Python writes it, shortened; lone surrogates are escaped."""
-    text = repr(value[:SHOWN_CHARS] if isinstance(value, str | bytes) else value)
-    if len(text) > SHOWN_CHARS or (
-        isinstance(value, str | bytes) and len(value) > SHOWN_CHARS
-    ):
-        return f"{text[:SHOWN_CHARS]}..."
-    return text
-
-
-__all__ = ["FORMS", "PromptRecord", "RowError", "Turn", "parse_row", "shown"]
+__all__ = ["PromptRecord", "parse_row"]

@@ -3,23 +3,29 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from topd_ray.contexts import DoesNotFitError, TeacherPrompts, chat_ids, load_tokenizer
+from topd_ray.contexts import ChatTemplate, DoesNotFitError, TeacherPrompts
 from topd_ray.errors import UserError
 from topd_ray.messages import Prompt
 from topd_ray.prompts.given import GivenResponse, ResponseReader
 from topd_ray.prompts.record import PromptRecord
+from topd_ray.prompts.teacher_side import TeacherSide
 
 Truncated = Literal["keep", "drop"]
 DropReason = Literal[
-    "empty", "too_long", "no_response", "truncated_response", "no_reference"
+    "empty",
+    "control_token",
+    "too_long",
+    "no_response",
+    "truncated_response",
+    "no_reference",
 ]
 WAYS_OUT: dict[DropReason, str] = {
     "empty": "check the data",
+    "control_token": "rewrite the text, e.g. with a blank inside the token",
     "too_long": "raise prompts.max_tokens or check the data",
     "no_response": (
         "`topd generate CONFIG --out FILE` writes the teacher's responses to a file for"
@@ -48,31 +54,34 @@ class DroppedPrompt:
 def tokenize_records(
     records: Iterable[PromptRecord],
     *,
-    folder: Path,
+    chat: ChatTemplate,
     max_tokens: int,
     responses: ResponseReader | None = None,
     truncated: Truncated = "drop",
     teacher: TeacherPrompts | None = None,
+    side: TeacherSide | None = None,
 ) -> tuple[list[Prompt], list[DroppedPrompt]]:
-    """Apply the chat template of the student in `folder`; return kept and dropped.
+    """Apply the student's chat template; return kept and dropped.
 
-    A prompt is dropped where it has no text of a user or more than `max_tokens` tokens;
-    with `responses`, where it has no response, or a truncated one and `truncated` is
-    "drop"; with a `teacher`, where it lacks the reference that the teacher's context
-    shows. Positions count the prompts kept. Raises UserError where no prompt is left,
-    or where the folder's template refuses a prompt.
+    A prompt is dropped where it has no text of a user, a control token in its text, or
+    more than `max_tokens` tokens; with `responses`, where it has no response, or a
+    truncated one and `truncated` is "drop"; with a `teacher`, where it lacks the
+    reference that the teacher's context shows. With a `side`, a prompt gets the ids
+    that a teacher reads by a template of its own. Positions count the prompts kept.
+    Raises UserError where no prompt is left, or where a template refuses a prompt.
     """
-    tokenizer = load_tokenizer(folder)
     kept: list[Prompt] = []
     dropped: list[DroppedPrompt] = []
     for record in records:
-        outcome = _tokenize(record, tokenizer, max_tokens=max_tokens)
+        outcome = _tokenize(record, chat, max_tokens=max_tokens)
         if isinstance(outcome, Prompt) and responses is not None:
-            outcome = _with_response(outcome, record, responses, truncated)
+            outcome = _with_response(outcome, record, responses, chat, truncated)
+        if isinstance(outcome, Prompt) and side is not None:
+            outcome = _with_side(outcome, record, side)
         # Last, because a teacher's prompt costs the most, and a dropped prompt needs
         # none.
         if isinstance(outcome, Prompt) and teacher is not None:
-            outcome = _with_context(outcome, teacher)
+            outcome = _with_context(outcome, teacher, chat)
         if isinstance(outcome, DroppedPrompt):
             dropped.append(outcome)
         else:
@@ -83,12 +92,18 @@ def tokenize_records(
 
 
 def _tokenize(
-    record: PromptRecord, tokenizer: Any, *, max_tokens: int
+    record: PromptRecord, chat: ChatTemplate, *, max_tokens: int
 ) -> Prompt | DroppedPrompt:
     user_turns = [turn for turn in record.turns if turn.role == "user"]
     if not any(turn.text.strip() for turn in user_turns):
         return _dropped(record.prompt_id, "empty", "no text of a user in it")
-    token_ids = chat_ids(tokenizer, record.turns, prompt_id=record.prompt_id)
+    for turn in record.turns:
+        token = chat.control_token(turn.text)
+        if token is not None:
+            return _dropped(
+                record.prompt_id, "control_token", _in_the(turn.role, token)
+            )
+    token_ids = chat.ids(record.turns, prompt_id=record.prompt_id)
     if len(token_ids) > max_tokens:
         return _dropped(
             record.prompt_id,
@@ -114,8 +129,15 @@ def _with_response(
     prompt: Prompt,
     record: PromptRecord,
     responses: ResponseReader,
+    chat: ChatTemplate,
     truncated: Truncated,
 ) -> Prompt | DroppedPrompt:
+    # Ids are what a decoder wrote; text would become control tokens by accident.
+    if record.response is not None and record.response_ids is None:
+        token = chat.control_token(responses.body(record.response))
+        if token is not None:
+            detail = _in_the("response", token)
+            return _dropped(prompt.prompt_id, "control_token", detail)
     response = responses.read(record)
     if response is None:
         return _dropped(
@@ -140,7 +162,23 @@ def _why_truncated(response: GivenResponse, max_tokens: int) -> str:
     return f"its {response.num_whole} tokens break off before an end (EOS)"
 
 
-def _with_context(prompt: Prompt, teacher: TeacherPrompts) -> Prompt | DroppedPrompt:
+def _with_side(
+    prompt: Prompt, record: PromptRecord, side: TeacherSide
+) -> Prompt | DroppedPrompt:
+    prompt = side.read(prompt, record.turns)
+    ids = prompt.teacher_ids_P
+    if ids is not None and len(ids) > side.max_tokens:
+        detail = (
+            f"{len(ids)} tokens by the teacher's own template, prompts.max_tokens +"
+            f" prompts.max_form_tokens={side.max_tokens}"
+        )
+        return _dropped(prompt.prompt_id, "too_long", detail)
+    return prompt
+
+
+def _with_context(
+    prompt: Prompt, teacher: TeacherPrompts, chat: ChatTemplate
+) -> Prompt | DroppedPrompt:
     """Return the prompt with the teacher's own prompt, or drop it.
 
     A refinement prompt is written when the attempt exists; here it is only checked that
@@ -150,6 +188,10 @@ def _with_context(prompt: Prompt, teacher: TeacherPrompts) -> Prompt | DroppedPr
         return _dropped(
             prompt.prompt_id, "no_reference", f"context {teacher.context} needs one"
         )
+    token = chat.control_token(prompt.reference or "")
+    if teacher.needs_reference and token is not None:
+        detail = _in_the("reference", token)
+        return _dropped(prompt.prompt_id, "control_token", detail)
     try:
         token_ids_P = teacher.build(prompt)
     except DoesNotFitError as error:
@@ -157,6 +199,10 @@ def _with_context(prompt: Prompt, teacher: TeacherPrompts) -> Prompt | DroppedPr
     return (
         prompt if teacher.needs_attempt else replace(prompt, teacher_ids_P=token_ids_P)
     )
+
+
+def _in_the(part: str, token: str) -> str:
+    return f"{token!r} in the text of the {part} would become a control token"
 
 
 def _dropped(prompt_id: str, reason: DropReason, detail: str) -> DroppedPrompt:

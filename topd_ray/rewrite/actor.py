@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
 from topd_ray.config import Context, RewriteConfig
-from topd_ray.contexts import Forms, TeacherPrompts
+from topd_ray.contexts import ChatTemplate, Forms, TeacherPrompts
 from topd_ray.engines.protocols import Generation, GenerationEngine, GenerationRequest
 from topd_ray.messages import Ints, Prompt, Rollout
 from topd_ray.seeds import derive_seed
@@ -22,14 +21,14 @@ class RewriteActor:
         *,
         context: Context,
         forms: Forms,
-        folder: Path,
+        chat: ChatTemplate,
         engine: GenerationEngine,
         max_prompt_tokens: int,
         max_reference_tokens: int,
         max_response_tokens: int,
         run_seed: int,
     ) -> None:
-        """Take the teacher's `folder` and `engine`; `context` is one of refinement.
+        """Take the teacher's template and engine; `context` is one of refinement.
 
         `max_prompt_tokens` bounds the refinement prompt, `max_reference_tokens` the
         reference solution inside it, `max_response_tokens` the rewrite.
@@ -41,7 +40,7 @@ class RewriteActor:
         self._prompts = TeacherPrompts(
             context,
             forms,
-            folder,
+            chat,
             max_tokens=max_prompt_tokens,
             max_reference_tokens=max_reference_tokens,
         )

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from topd_ray.contexts import student_chat
 from topd_ray.engines.protocols import Generation, GenerationEngine, GenerationRequest
 from topd_ray.errors import UserError
+from topd_ray.inputs.prompts import teacher_side
 from topd_ray.messages import CandidateSet, Ints, ProbeSet, Prompt, Rollout, TopkSignal
 from topd_ray.prompts import PromptRecord, Turn, tokenize_records
 from topd_ray.reports.case_tables import describe
@@ -103,14 +105,14 @@ def _given_prompt(stages: LocalStages, text: str) -> Prompt:
             " objective.context=plain"
         )
     record = PromptRecord(prompt_id="given", turns=(Turn("user", text),), answer=None)
+    chat = student_chat(stages.config, stages.student_folder)
     (kept, *_), _ = tokenize_records(
         [record],
-        folder=stages.student_folder,
+        chat=chat,
         max_tokens=stages.config.prompts.max_tokens,
+        side=teacher_side(stages.config, chat, stages.teacher_folder),
     )
-    return Prompt(
-        prompt_id="given", position=0, token_ids_P=kept.token_ids_P, answer=None
-    )
+    return kept
 
 
 def _follow(stages: LocalStages, study: StudyConfig, fork: Prefix) -> Case:

@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import make
-from topd_ray.contexts import DoesNotFitError, Forms, TeacherPrompts, load_tokenizer
+from topd_ray.contexts import (
+    ChatTemplate,
+    DoesNotFitError,
+    Forms,
+    TeacherPrompts,
+    load_tokenizer,
+)
 from topd_ray.messages import Prompt
 
 WORDS = st.lists(st.sampled_from([*"0123456789", "+", "?"]), max_size=12)
@@ -59,7 +65,7 @@ def prompts(
     folder: Path, context: Any = "refine_reference", **limits: int
 ) -> TeacherPrompts:
     limits = {"max_tokens": 1000, "max_reference_tokens": 1000} | limits
-    return TeacherPrompts(context, FORMS, folder, **limits)
+    return TeacherPrompts(context, FORMS, ChatTemplate(folder), **limits)
 
 
 def problem(

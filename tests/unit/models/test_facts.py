@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from tests.tiny import EOS_ID, PAD_ID, VOCAB
+from tests.tiny import VOCAB
 from tests.unit.models.edits import Edit, edit_json, shard
 from topd_ray.errors import UserError
 from topd_ray.models.architecture import weight_shapes
-from topd_ray.models.facts import check_context, eos_ids, read_facts
+from topd_ray.models.facts import check_context, read_facts
 from topd_ray.models.headers import weight_files
 
 
@@ -28,7 +28,6 @@ def test_facts_agree_with_the_model(teacher_folder: Path, student_folder: Path) 
         assert facts.vocab_size == len(VOCAB)
         assert (facts.hidden_size, facts.layers, facts.tied) == (hidden_size, 2, tied)
         assert (facts.max_position_embeddings, facts.dtype) == (512, "float32")
-        assert facts.eos_ids == (EOS_ID,)
 
 
 def test_a_tied_head_that_was_saved_anyway_counts_once(folder: Path) -> None:
@@ -44,32 +43,6 @@ def test_the_dtype_is_that_of_most_parameters(folder: Path) -> None:
     mixed = {n: t if "norm" in n else t.to(torch.bfloat16) for n, t in tensors.items()}
     save_file(mixed, folder / "model.safetensors")
     assert read_facts(folder).dtype == "bfloat16"
-
-
-def test_eos_ids_are_those_of_the_generation_config_alone(folder: Path) -> None:
-    edit_json("config.json", eos_token_id=[EOS_ID, 5])(folder)
-    edit_json("generation_config.json", eos_token_id=[EOS_ID, PAD_ID])(folder)
-    assert eos_ids(folder) == (PAD_ID, EOS_ID)
-    assert read_facts(folder).eos_ids == (PAD_ID, EOS_ID)
-
-
-@pytest.mark.parametrize("empty", [None, []])
-def test_eos_ids_are_those_of_the_config_where_generation_names_none(
-    empty: list[int] | None, folder: Path
-) -> None:
-    edit_json("config.json", eos_token_id=[5, EOS_ID, 5])(folder)
-    edit_json("generation_config.json", eos_token_id=empty)(folder)
-    assert eos_ids(folder) == (EOS_ID, 5)
-    (folder / "generation_config.json").unlink()
-    assert eos_ids(folder) == (EOS_ID, 5)
-
-
-def test_a_folder_without_eos_ids_is_refused_where_one_must_end(folder: Path) -> None:
-    edit_json("config.json", eos_token_id=None)(folder)
-    (folder / "generation_config.json").unlink()
-    assert read_facts(folder).eos_ids == ()
-    with pytest.raises(UserError, match="no response could ever end"):
-        eos_ids(folder)
 
 
 def test_the_weights_of_an_engine_are_those_of_the_index(folder: Path) -> None:
@@ -118,10 +91,6 @@ def test_a_tied_head_that_was_saved_anyway_is_no_weight(folder: Path) -> None:
         (
             edit_json("config.json", hidden_size=None),
             "hidden_size=None: expected a whole number",
-        ),
-        (
-            edit_json("generation_config.json", eos_token_id="</s>"),
-            "eos_token_id='</s>': expected a token id",
         ),
     ],
 )

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.tiny import CHAT_TEMPLATE, VOCAB
-from tests.unit.models.edits import Edit, edit_json, remove, write
+from tests.tiny import VOCAB
+from tests.unit.models.edits import Edit, edit_json, write
 from topd_ray.errors import UserError
 from topd_ray.models.pair import compare_models
 
@@ -46,7 +46,6 @@ def test_a_unigram_vocabulary_compares_by_place(
     compare_models(folder, teacher_folder)
 
 
-LATER = CHAT_TEMPLATE.replace("assistant", "helper")
 DIFFERENT: list[tuple[Edit, str]] = [
     (edit_vocabulary(swap_two_words), "vocabulary: id 17 is 'w2' in the student's"),
     (
@@ -59,21 +58,8 @@ DIFFERENT: list[tuple[Edit, str]] = [
     ),
     (
         edit_json("generation_config.json", eos_token_id=[2, 3]),
-        "EOS token ids: [2, 3] for the student, [2]",
+        "ends at the ids [2, 3] of the student and [2] of the teacher",
     ),
-    (
-        edit_json("generation_config.json", eos_token_id=0),
-        "EOS token ids: [0] for the student, [2]",
-    ),
-    (
-        write("chat_template.jinja", LATER.encode()),
-        "student 'ompt %}<|im_start|> helper{% endif %}'",
-    ),
-    (
-        write("chat_template.jinja", CHAT_TEMPLATE.encode() + b"\n"),
-        "{% endif %}\\n', teacher",
-    ),
-    (remove("chat_template.jinja"), "chat template: the student has none"),
 ]
 
 
@@ -88,16 +74,23 @@ def test_the_first_difference_between_two_models_is_named(
     assert str(folder) in str(caught.value)
 
 
+def test_templates_are_no_matter_of_the_folders_alone(
+    folder: Path, teacher_folder: Path
+) -> None:
+    write("chat_template.jinja", b"{{ messages[0].content }}<|im_end|>")(folder)
+    compare_models(folder, teacher_folder)
+
+
 def test_a_teacher_that_stops_at_more_ids_is_refused_though_a_config_names_all(
     student_folder: Path, tmp_path: Path
 ) -> None:
-    """The engines stop at the ids of generation_config.json and at no others."""
+    """config.json counts only where generation_config.json names none."""
     student = shutil.copytree(student_folder, tmp_path / "student")
     teacher = shutil.copytree(student_folder, tmp_path / "teacher")
     for folder, ids in ((student, [2]), (teacher, [2, 3])):
         edit_json("config.json", eos_token_id=[2, 3])(folder)
         edit_json("generation_config.json", eos_token_id=ids)(folder)
-    with pytest.raises(UserError, match=r"\[2\] for the student, \[2, 3\] for the"):
+    with pytest.raises(UserError, match=r"\[2\] of the student and \[2, 3\] of the"):
         compare_models(student, teacher)
     edit_json("config.json", eos_token_id=7)(student)
     edit_json("generation_config.json", eos_token_id=[3, 2])(student)
@@ -110,23 +103,3 @@ def test_embeddings_of_different_lengths_fit(
     edit_json("config.json", vocab_size=128)(folder)
     compare_models(folder, teacher_folder)
     compare_models(teacher_folder, folder)
-
-
-def test_the_place_of_a_template_difference_is_its_first_character(
-    folder: Path, teacher_folder: Path
-) -> None:
-    write("chat_template.jinja", LATER.encode())(folder)
-    place = CHAT_TEMPLATE.index("assistant")
-    with pytest.raises(UserError, match=f"differs from character {place} on"):
-        compare_models(folder, teacher_folder)
-
-
-@pytest.mark.parametrize(
-    "template", [CHAT_TEMPLATE, [{"name": "default", "template": CHAT_TEMPLATE}]]
-)
-def test_a_template_inside_tokenizer_config_counts(
-    template: object, folder: Path, teacher_folder: Path
-) -> None:
-    (folder / "chat_template.jinja").unlink()
-    edit_json("tokenizer_config.json", chat_template=template)(folder)
-    compare_models(folder, teacher_folder)

@@ -10,6 +10,7 @@ from tests.unit.models.edits import edit_json
 from topd_ray.errors import UserError
 from topd_ray.models.architecture import check_tensors
 from topd_ray.models.facts import read_facts
+from topd_ray.models.stop_ids import eos_ids
 from topd_ray.models.vocabulary import check_vocabulary, num_ids
 
 
@@ -21,7 +22,7 @@ def add_token(folder: Path, token_id: int) -> None:
 
 
 def check(folder: Path) -> None:
-    check_vocabulary(folder, read_facts(folder), role="teacher")
+    check_vocabulary(folder, read_facts(folder), ends=eos_ids(folder), role="teacher")
 
 
 def test_the_ids_are_those_of_the_tokenizer_however_long_the_embedding_is(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.tiny import EOS_ID, VOCAB
+from topd_ray.contexts import ChatTemplate
 from topd_ray.errors import UserError
 from topd_ray.prompts import PromptRecord, ResponseReader, Turn
 from topd_ray.prompts.given import GivenResponse
@@ -22,7 +23,7 @@ def record(**fields: Any) -> PromptRecord:
 
 @pytest.fixture(scope="module")
 def reader(student_folder: Path) -> ResponseReader:
-    return ResponseReader(student_folder, max_tokens=4)
+    return ResponseReader(ChatTemplate(student_folder), max_tokens=4)
 
 
 def read(reader: ResponseReader, **fields: Any) -> GivenResponse:
@@ -92,14 +93,62 @@ def test_ids_of_another_vocabulary_are_refused_by_name(
         reader.read(record(response_ids=(1, size)))
 
 
-def test_text_needs_a_tokenizer_that_can_end_it(
+def test_text_ends_with_any_token_that_the_folder_names_and_needs_one(
     student_folder: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(student_folder, tmp_path / "student")
     values = json.loads((folder / "tokenizer_config.json").read_text())
     values.pop("eos_token")
     (folder / "tokenizer_config.json").write_text(json.dumps(values))
-    reader = ResponseReader(folder, max_tokens=4)
-    assert ids(reader, response_ids=(7,)) == [7]
-    with pytest.raises(UserError, match="no eos_token"):
-        reader.read(record(response="w1"))
+    reader = ResponseReader(ChatTemplate(folder), max_tokens=4)
+    assert ids(reader, response="w1") == [VOCAB.index("w1"), EOS_ID]
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    for name in ("config.json", "generation_config.json"):
+        values = json.loads((folder / name).read_text()) | {"eos_token_id": None}
+        (folder / name).write_text(json.dumps(values))
+    with pytest.raises(UserError, match="names a token that ends a response"):
+        ResponseReader(ChatTemplate(folder), max_tokens=4)
+
+
+THINK = "{% if enable_thinking %}<think>\n{% else %}<think>\n\n</think>\n\n{% endif %}"
+
+
+def reader_behind(opened: str, folder: Path, **variables: object) -> ResponseReader:
+    """Return a reader of responses to a template that opens a turn with `opened`."""
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.content }} <|im_end|> {% endfor %}{% if"
+        " add_generation_prompt %}assistant " + opened + "{% endif %}"
+    )
+    return ResponseReader(ChatTemplate(folder, variables=variables), max_tokens=9)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"response": "<think>w1</think> 2"},
+        {"response": "\n<think>\nw1\n</think> 2"},
+    ],
+)
+def test_a_think_block_does_not_follow_the_one_that_the_prompt_has_closed(
+    given: dict[str, Any], student_folder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(student_folder, tmp_path / "student")
+    closed = reader_behind(THINK, folder)
+    with pytest.raises(
+        UserError, match=r"'a': its response begins with <think>.*enable_thinking: true"
+    ):
+        closed.read(record(**given))
+    assert ids(closed, response="w1 2") == [VOCAB.index("w1"), VOCAB.index("2"), EOS_ID]
+
+
+def test_a_think_block_that_the_prompt_has_opened_is_not_opened_again(
+    student_folder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(student_folder, tmp_path / "student")
+    opened = reader_behind(THINK, folder, enable_thinking=True)
+    expected = ids(opened, response="w1 </think> 2")
+    assert ids(opened, response="<think>\nw1 </think> 2") == expected
+    # A prompt without a block leaves the response its own.
+    plain = reader_behind("", folder)
+    own = ids(plain, response="<think> w1 </think> 2")
+    assert own == [VOCAB.index("<unk>"), *expected]

@@ -191,22 +191,23 @@ def test_how_a_given_response_ended_is_read_from_every_kind_of_file(
 ROW_MISTAKES: list[tuple[object, str]] = [
     (
         [1, 2],
-        "expected an object with `messages`, `conversations` or `prompt`, found [1, 2]",
+        "expected an object with `messages`, `conversations`, `prompt`, `question` or"
+        " `problem`, found [1, 2]",
     ),
     ("text", "expected an object"),
     (
-        {"question": "?"},
-        "expected `messages`, `conversations` or `prompt`, found the keys",
+        {"text": "?"},
+        "found the keys ['text']; set prompts.columns.prompt to the column that holds",
     ),
     ({}, "found the keys []"),
     ({"prompt": 5}, "prompt: expected text, found 5"),
-    ({"prompt": [{"role": "user"}]}, "put turns under `messages`"),
+    ({"prompt": [{"role": "user"}]}, "prompt[0].content: expected text, found None"),
     ({"prompt": "\ud800"}, "prompt: half a surrogate pair"),
     ({"messages": "hi"}, "messages: expected a list of turns, found 'hi'"),
     ({"messages": ["hi"]}, "messages[0]: expected an object with `role` and `content`"),
     (
         {"messages": [{"content": "hi"}]},
-        "messages[0].role: expected one of system, user",
+        "messages[0].role: expected one of system, developer, user",
     ),
     ({"messages": [{"role": "tool", "content": "hi"}]}, "found 'tool'"),
     ({"messages": [{"role": ["user"], "content": "hi"}]}, "found ['user']"),
@@ -216,18 +217,21 @@ ROW_MISTAKES: list[tuple[object, str]] = [
     ),
     (
         {"messages": [{"role": "user", "content": [{"text": "hi"}]}]},
-        "content: expected text",
+        'content[0]: expected {"type": "text"',
     ),
     ({"conversations": {"from": "human"}}, "conversations: expected a list of turns"),
     (
         {"conversations": [{"from": "bot", "value": "hi"}]},
         "conversations[0].from: expected one of",
     ),
-    ({"conversations": [{"role": "user", "content": "hi"}]}, "conversations[0].from"),
+    (
+        {"messages": [{"role": "user", "content": "hi", "from": "human"}]},
+        "messages[0]: holds both `role` and `from`",
+    ),
     ({"prompt": "?", "answer": True}, "answer: expected text or a number, found True"),
     (
-        {"prompt": "?", "answer": ["4"]},
-        "answer: expected text or a number, found ['4']",
+        {"prompt": "?", "answer": ["4", "four"]},
+        "answer: expected one answer, found ['4', 'four']",
     ),
     (
         {"prompt": "?", "answer": float("nan")},
@@ -310,7 +314,7 @@ def test_a_line_that_is_no_json_is_named_and_shortened(
 
 def test_a_missing_file_and_an_empty_one_say_so(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"none\.jsonl: no such file; expected JSONL, Parquet"
+        UserError, match=r"none\.jsonl: no such file; expected JSONL, JSON, Parquet"
     ):
         read_records(tmp_path / "none.jsonl")
     for name in ("empty.jsonl", "empty.parquet"):

@@ -12,7 +12,7 @@ import pytest
 from tests import make
 from tests.tiny import EOS_ID, VOCAB
 from topd_ray.config import EngineConfig, RewriteConfig
-from topd_ray.contexts import Forms
+from topd_ray.contexts import ChatTemplate, Forms
 from topd_ray.engines.open import open_generation
 from topd_ray.engines.protocols import Generation, GenerationEngine, GenerationRequest
 from topd_ray.messages import Ints, Prompt, Rollout
@@ -84,7 +84,7 @@ def open_actor(teacher_folder: Path) -> OpenActor:
             RewriteConfig(**fields),
             context=context,
             forms=FORMS,
-            folder=teacher_folder,
+            chat=ChatTemplate(teacher_folder),
             engine=recording,
             max_prompt_tokens=MAX_PROMPT,
             max_reference_tokens=1,
