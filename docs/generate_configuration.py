@@ -5,6 +5,7 @@
 
 import types
 from collections.abc import Iterator, Sequence
+from datetime import date
 from pathlib import Path
 from textwrap import fill
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -38,7 +39,13 @@ teacher) have no default. With nothing else in it, a config is TOPD with the num
 the paper. The files in `configs/` are the place to start from. "Paper" is arXiv
 2606.00305; D1 to D9 are the [decisions](decisions.md).
 """
-_KINDS = {int: "integer", float: "number", str: "text", bool: "true or false"}
+_KINDS = {
+    int: "integer",
+    float: "number",
+    str: "text",
+    bool: "true or false",
+    date: "date",
+}
 
 
 def page() -> str:
@@ -138,6 +145,8 @@ def _type(annotation: Any, bounds: Sequence[Any] = ()) -> str:
         return " or ".join(_type(part, bounds) for part in parts)
     if origin is tuple:
         return f"list of {len(get_args(annotation))} numbers"
+    if origin is dict:
+        return "mapping"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "section"
     return _KINDS[annotation] + _range(bounds)

@@ -282,7 +282,7 @@ def test_a_mistake_is_named_before_anything_is_loaded(
         ),
         ("aime24", [], "holds no prompts"),
         ("aime25", [{"prompt": "q"}], "has no `answer` to compare with"),
-        ("problems", [{"problem": "q", "answer": "1"}], "line 1: expected `messages`"),
+        ("problems", [{"text": "q", "answer": "1"}], "line 1: expected `messages`"),
         ("problems", [{"messages": [], "answer": "1"}], "has no text of a user in it"),
     ],
 )
