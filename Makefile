@@ -143,7 +143,7 @@ docs: setup
 	@echo "open build/docs/index.html"
 
 reproduce: setup
-	$(BIN)/python benchmarks/reproduce.py
+	$(BIN)/python benchmarks/reproduce.py toy
 
 bench: setup
 	$(BIN)/python benchmarks/results.py --run all

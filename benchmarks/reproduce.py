@@ -1,10 +1,11 @@
-"""All four studies on the toy world, and what came out in benchmarks/RESULTS.md.
+"""The studies of a study file, and what came out in benchmarks/RESULTS.md.
 
-    make reproduce      or      .venv/bin/python benchmarks/reproduce.py [STUDY …]
+    make reproduce      or      .venv/bin/python benchmarks/reproduce.py FILE [STUDY …]
 
-What a study has done before is not done again (`runs/studies/toy`). Pages, figures,
-tables and numbers are copied to `benchmarks/reproduction/`, the pages' text goes
-between two marks of RESULTS.md.
+FILE is `toy` or `language`, a file of `configs/studies/`. What a study has done before
+is not done again (`runs/studies/FILE`). Pages, figures, tables and numbers are copied
+to `benchmarks/reproduction/FILE/`, the pages' text goes between two marks of
+RESULTS.md.
 """
 
 import re
@@ -15,47 +16,62 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TOPD = Path(sys.executable).parent / "topd"
-STUDY_FILE = ROOT / "configs" / "studies" / "toy.yaml"
-OUT = ROOT / "runs" / "studies" / "toy"
-KEPT = ROOT / "benchmarks" / "reproduction"
+STUDIES = {
+    "toy": ("probing", "correction", "case", "ablation"),
+    "language": ("probing", "correction"),
+}
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
-STUDIES = ("probing", "correction", "case", "ablation")
 LONGEST_LISTING = 44
-BEGIN, END = "<!-- make reproduce: begin -->", "<!-- make reproduce: end -->"
+NOT_SHOWN = "Windows to read"
+"""A table that is as long as a page: RESULTS.md says where it is."""
 
 
-def main() -> None:
+def main(name: str, studies: list[str]) -> None:
     """Run, copy, write."""
-    for study in sys.argv[1:] or STUDIES:
-        subprocess.run(
-            [TOPD, "study", study, STUDY_FILE, "--out", OUT], cwd=ROOT, check=True
-        )
-    KEPT.mkdir(exist_ok=True)
-    for file in sorted(OUT.glob("*.*")):
+    out = ROOT / "runs" / "studies" / name
+    kept = ROOT / "benchmarks" / "reproduction" / name
+    for study in studies or STUDIES[name]:
+        file = ROOT / "configs" / "studies" / f"{name}.yaml"
+        subprocess.run([TOPD, "study", study, file, "--out", out], cwd=ROOT, check=True)
+    kept.mkdir(parents=True, exist_ok=True)
+    for file in sorted(out.glob("*.*")):
         if file.is_file():
-            shutil.copy(file, KEPT / file.name)
-    pages = [
-        KEPT / f"{study}.md" for study in STUDIES if (KEPT / f"{study}.md").is_file()
-    ]
+            shutil.copy(file, kept / file.name)
+    write_page(name, kept)
+
+
+def write_page(name: str, kept: Path) -> None:
+    """Put the pages of a study file between its marks of RESULTS.md."""
+    pages = [kept / f"{study}.md" for study in STUDIES[name]]
     section = "\n\n".join(
-        as_section(page.read_text(encoding="utf-8")) for page in pages
+        as_section(page.read_text(encoding="utf-8"), folder=f"reproduction/{name}")
+        for page in pages
+        if page.is_file()
     )
+    begin, end = (f"<!-- reproduce {name}: {edge} -->" for edge in ("begin", "end"))
     old = RESULTS.read_text(encoding="utf-8")
-    before, _, rest = old.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    RESULTS.write_text(
-        f"{before}{BEGIN}\n\n{section}\n\n{END}{after}", encoding="utf-8"
-    )
+    before, found, rest = old.partition(begin)
+    if not found:
+        sys.exit(f"{RESULTS.name} has no line {begin}")
+    _, _, after = rest.partition(end)
+    new = f"{before}{begin}\n\n{section}\n\n{end}{after}"
+    RESULTS.write_text(new, encoding="utf-8")
     print(f"wrote {RESULTS.relative_to(ROOT)}")
 
 
-def as_section(page: str) -> str:
-    """A study's page, a heading lower, long listings cut, figures where they were
-    copied to.
+def as_section(page: str, *, folder: str) -> str:
+    """A study's page, a heading lower, long parts cut, figures where they were copied
+    to.
     """
     page = re.sub(r"```text\n(.*?)```", shortened, page, flags=re.DOTALL)
+    page = re.sub(
+        rf"(## {NOT_SHOWN}\n\n).*?(?=\n## |\n!\[)",
+        rf"\1Read them in `benchmarks/{folder}/`.\n",
+        page,
+        flags=re.DOTALL,
+    )
     lower = re.sub(r"^(#+ )", r"#\1", page.strip(), flags=re.MULTILINE)
-    return re.sub(r"(!\[[^\]]*\]\()", r"\1reproduction/", lower)
+    return re.sub(r"(!\[[^\]]*\]\()", rf"\1{folder}/", lower)
 
 
 def shortened(block: re.Match[str]) -> str:
@@ -67,4 +83,6 @@ def shortened(block: re.Match[str]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) < 2 or sys.argv[1] not in STUDIES:
+        sys.exit(f"reproduce.py: name one of {', '.join(STUDIES)}")
+    main(sys.argv[1], sys.argv[2:])

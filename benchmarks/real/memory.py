@@ -1,6 +1,6 @@
 """Memory that `topd check` promises for each actor, beside what the actors took.
 
-    python benchmarks/bench_memory.py CONFIG [section.key=value ...]
+    python -m benchmarks.real.memory CONFIG [section.key=value ...]
 
 Trains as `topd train` does and reads the peak resident memory (VmHWM) of each actor's
 process while it runs. Prints a Markdown row a role, and the share of the machine.
