@@ -26,11 +26,14 @@ TORCH_SIZE := with CUDA, several GB on disk
 REST_SIZE := about 250 packages and vLLM, several GB on disk
 endif
 ADVISORIES := api.osv.dev
-UNIT := --numprocesses=2 --dist=worksteal
-RUNS := tests/flow tests/chaos -m "not chaos"
+# worksteal: each process has half of the tests, and takes over what the other has left.
+UNIT := tests/unit tests/fuzz --numprocesses=2 --dist=worksteal
+# loadfile: a file's tests share its engines, so one process runs all of them. Both take the
+# next file when they are through with one, and the longest ones come first.
+ENGINES := tests/chaos tests/flow tests/contract -m "not chaos" --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 STAMP := $(VENV)/.installed-$(HARDWARE)-$(shell cat Makefile pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: help setup demo real real-small test check static unit audit integration runs contract durations chaos chaos-faults chaos-soak fuzz format flow shape docs reproduce bench bench-gpu
+.PHONY: help setup demo real real-small test check static unit audit integration durations chaos chaos-faults chaos-soak fuzz format flow shape docs reproduce bench bench-gpu
 help:
 	@echo "make demo    train a toy student on the real engines and show that it got better"
 	@echo "make real    train a pretrained 0.5B under its 1.5B on two CPU cores (20 minutes; 1.6 GB to download once)"
@@ -100,9 +103,8 @@ static: setup
 	-@$(MAKE) --no-print-directory audit
 	$(BIN)/mypy
 
-# worksteal: each process has half of the tests, and takes over what the other has left.
 unit: setup
-	$(BIN)/pytest tests/unit tests/fuzz $(UNIT)
+	$(BIN)/pytest $(UNIT)
 
 # A vulnerability that was published tonight is no fault of this commit: `check` shows it and goes on.
 audit: setup
@@ -110,24 +112,16 @@ audit: setup
 	  $(BIN)/pip-audit --vulnerability-service osv --skip-editable; \
 	else echo "pip-audit skipped: $(ADVISORIES) cannot be reached from here"; fi
 
-# Side by side: contract tests compute on one core, and runs often wait for their actors.
 integration: setup
-	@$(MAKE) --no-print-directory --jobs=2 runs contract
-
-runs: setup
-	$(BIN)/pytest $(RUNS)
-
-contract: setup
-	$(BIN)/pytest tests/contract
+	$(BIN)/pytest $(ENGINES)
 
 test: check integration
 
 # Where the time of `make test` goes, into docs/tests.md.
 durations: setup
-	$(BIN)/pytest tests/unit tests/fuzz $(UNIT) -p tests.durations --costs $(VENV)/costs-unit.json
-	$(BIN)/pytest tests/contract -p tests.durations --costs $(VENV)/costs-contract.json
-	$(BIN)/pytest $(RUNS) -p tests.durations --costs $(VENV)/costs-runs.json
-	$(BIN)/python tests/durations.py $(VENV)/costs-*.json
+	$(BIN)/pytest $(UNIT) -p tests.durations --costs $(VENV)/costs-unit.json
+	$(BIN)/pytest $(ENGINES) -p tests.durations --costs $(VENV)/costs-engines.json
+	$(BIN)/python tests/durations.py $(VENV)/costs-unit.json $(VENV)/costs-engines.json
 
 format: setup
 	$(BIN)/ruff check --fix .

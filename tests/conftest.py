@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 from tests.runs import Run, Setting
@@ -68,6 +69,24 @@ def joined(setting: Setting, cluster_address: str) -> Setting:
 
 
 @pytest.fixture(scope="session")
-def whole(setting: Setting) -> Run:
-    """The run that others are compared with: 4 steps of TOPD on vLLM and DeepSpeed."""
-    return setting.train_alone("whole")
+def whole(
+    tmp_path_factory: pytest.TempPathFactory, student_folder: Path, teacher_folder: Path
+) -> Run:
+    """The run that others are compared with: 4 steps of TOPD on vLLM and DeepSpeed.
+
+    The processes of pytest-xdist share it: the first that needs it trains it, and
+    another one waits meanwhile.
+    """
+    folder = _shared(tmp_path_factory) / "whole"
+    run = Run(folder / "runs" / "whole")
+    with FileLock(f"{folder}.lock"):
+        if not (run.path / "summary.json").is_file():
+            folder.mkdir(exist_ok=True)
+            Setting(folder, student_folder, teacher_folder).train_alone("whole")
+    return run
+
+
+def _shared(factory: pytest.TempPathFactory) -> Path:
+    """Return the folder that all processes of pytest-xdist have in common."""
+    own = factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.request import urlopen
 
 import pytest
@@ -19,7 +19,14 @@ DEADLINE_S = 180
 
 
 @pytest.fixture(scope="module")
-def job_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def short_folder() -> Iterator[str]:
+    """Ray's sockets lie below it, and a socket's path has at most 107 characters."""
+    with TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def job_server(short_folder: str) -> Iterator[str]:
     """A head node with a job server; its address."""
     dashboard, agent, gcs = _free_port(), _free_port(), _free_port()
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PATH": _path()}
@@ -34,9 +41,9 @@ def job_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         f"--port={gcs}",
         # The default port may be taken by another Ray on this machine.
         f"--dashboard-agent-listen-port={agent}",
-        "--num-cpus=4",
+        "--num-cpus=2",  # Ray starts a process for each before it is asked to
         "--object-store-memory=100000000",
-        f"--temp-dir={_short_folder(tmp_path_factory)}",
+        f"--temp-dir={short_folder}",
     ]
     head = subprocess.Popen(
         start, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -101,13 +108,6 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _short_folder(factory: pytest.TempPathFactory) -> Path:
-    """Ray's sockets lie below it, and a socket's path may have 107 characters at
-    most.
-    """
-    return factory.mktemp("r")
 
 
 def _wait_for(server: str, process: "subprocess.Popen[bytes]") -> None:

@@ -100,10 +100,8 @@ def test_every_probed_window_is_on_record(whole: Run) -> None:
 def test_a_finished_run_is_not_resumed_and_its_name_not_taken(
     setting: Setting, whole: Run
 ) -> None:
-    for done in (
-        topd("resume", whole.path),
-        topd("train", setting.file, "run.name=whole"),
-    ):
+    again = ("run.name=whole", f"run.root={whole.path.parent}")
+    for done in (topd("resume", whole.path), topd("train", setting.file, *again)):
         assert done.code == 2
         assert str(whole.path) in done.output.replace("\n", "")
         assert "Traceback" not in done.output
