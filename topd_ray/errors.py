@@ -37,7 +37,10 @@ class UserError(TopdError):
 
 
 class WeightsError(TopdError):
-    """Weights that an engine cannot take: a resumed run would fail in the same way."""
+    """Weights that an engine cannot take, or computes with otherwise than the learner.
+
+    A resumed run would fail in the same way.
+    """
 
 
 class DeadlineError(TopdError):

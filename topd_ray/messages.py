@@ -13,6 +13,7 @@ micro-batch, S its segments, T trained positions, U positions of resampled windo
 behind them, Q window positions.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -379,6 +380,32 @@ class TrainBatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TokenGap:
+    """A sampled token whose log-probability differs between rollout engine and learner.
+
+    Example: TokenGap(rollout_id="00000012.0", index=41, token_id=9, engine_logp=-0.31,
+    learner_logp=-2.84).
+    """
+
+    rollout_id: str
+    """The rollout that the token is of."""
+    index: int
+    """Place of the token in prompt and response, from 0."""
+    token_id: int
+    """The token."""
+    engine_logp: float
+    """Its log-probability when the rollout engine sampled it, in nats."""
+    learner_logp: float
+    """Its log-probability by the learner's weights, in nats."""
+
+    @property
+    def nats(self) -> float:
+        """Size of the difference; infinite where one of the two is not a number."""
+        difference = abs(self.learner_logp - self.engine_logp)
+        return math.inf if math.isnan(difference) else difference
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LossSums:
     """Sums (not means) of the micro-batches that a rank has accumulated in a step.
 
@@ -398,6 +425,8 @@ class LossSums:
     """Number of response tokens of any weight."""
     num_window_positions: int = 0
     """Number of positions of divergent windows."""
+    worst_gap: TokenGap | None = None
+    """The sampled token with the largest gap; None where the student sampled none."""
 
     def __add__(self, other: "LossSums") -> "LossSums":
         return LossSums(
@@ -406,6 +435,11 @@ class LossSums:
             rollout_kl=self.rollout_kl + other.rollout_kl,
             num_tokens=self.num_tokens + other.num_tokens,
             num_window_positions=self.num_window_positions + other.num_window_positions,
+            worst_gap=max(
+                self.worst_gap,
+                other.worst_gap,
+                key=lambda gap: -1.0 if gap is None else gap.nats,
+            ),
         )
 
 

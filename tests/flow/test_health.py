@@ -2,6 +2,7 @@
 stops.
 """
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from tests.make import rollout
 from tests.runs import INLINE, Run, Setting, topd
 from tests.tiny import EOS_ID, VOCAB
 from topd_ray.commands.replay import replay
+from topd_ray.config.base import EngineConfig
+from topd_ray.engines import hf
 from topd_ray.engines.hf import HfGeneration
 from topd_ray.errors import TopdError, WeightsError
 from topd_ray.records.bad_step import BadStep, write_rollouts, write_step
@@ -136,3 +139,24 @@ def test_a_failed_weight_update_is_reported_as_itself(
     assert f"policy_version 1 failed: {type(error).__name__}: {error}" in message
     assert "publish the weights first" not in message
     assert way_on in message
+
+
+def test_an_engine_that_computes_another_model_ends_the_run_before_any_update(
+    setting: Setting,
+) -> None:
+    def off(folder: Path, engine: EngineConfig) -> Any:
+        model = load_model(folder, engine)
+        model.model.norm.weight.data *= 1.2
+        return model
+
+    load_model = hf.load_model
+    with mock.patch.object(hf, "load_model", off):  # the teacher's is another name
+        done = topd("train", setting.file, "run.name=other_model", *INLINE)
+    assert done.code == 1, done.output
+    message = " ".join(done.output.split())
+    assert "rollout engine and learner do not compute the same model" in message
+    assert re.search(
+        r"rollout \d+\.\d, token \d+ at \d+: log p -\d+\.\d{4} in the engine", message
+    )
+    assert "a resumed run would fail in the same way" in message
+    assert not setting.run("other_model").metrics

@@ -63,9 +63,14 @@ class HealthConfig(Section):
 
     max_bad_steps: PositiveInt = 3
     """The run stops after this many bad steps in a row."""
-    max_rollout_kl: PositiveFloat = 1.0
-    """Nats a token between the policy that sampled and the policy that is trained.
-    On-policy this is rounding; more says that an engine holds the wrong weights.
+    max_rollout_kl: PositiveFloat | None = None
+    """Nats a token between the policy that sampled and the policy that is trained. More
+    says that the rollout engine computes with other weights, or otherwise, than the
+    learner; in the first step after a start that ends the run before any update. On
+    policy it is rounding, so the default goes by the number format: 0.001 where engine
+    and learner compute in float32 (measured: 1e-12), 0.05 where one of them computes in
+    bfloat16 (measured: 3e-4). With `rollout.max_staleness` the default is 1 after the
+    first step, because the weights have moved since the rollout.
     """
     min_entropy: NonNegativeFloat = 1e-4
     """Mean -log p of the sampled tokens, in nats, below which the student has

@@ -76,6 +76,21 @@ class Config(Section):
         return self.objective.trajectory != "given" or self.evaluation.path is not None
 
     @property
+    def on_policy_kl(self) -> float:
+        """`health.max_rollout_kl` for rollouts of the very weights that are trained."""
+        if self.health.max_rollout_kl is not None:
+            return self.health.max_rollout_kl
+        dtypes = {self.learner.dtype, self.rollout.engine.dtype}
+        return 1e-3 if dtypes == {"float32"} else 0.05
+
+    @property
+    def max_rollout_kl(self) -> float:
+        """`health.max_rollout_kl` for any step."""
+        if self.health.max_rollout_kl is None and self.rollout.max_staleness > 0:
+            return 1.0
+        return self.on_policy_kl
+
+    @property
     def probe_engine(self) -> EngineConfig | None:
         """Engine of each probe worker; None where it has none, or nothing to decode."""
         decodes = self.uses_probes or self.uses_rewrites

@@ -5,8 +5,12 @@ optimizer.
 import math
 
 from topd_ray.config import Config
+from topd_ray.errors import WeightsError
 from topd_ray.messages import LossSums
 from topd_ray.records.receipts import LearnReceipt, StepReceipts
+
+_NAMED_GAPS = 3
+"""Tokens that an error names: one a share, the worst first."""
 
 
 def complaints(config: Config, receipts: StepReceipts) -> list[str]:
@@ -22,6 +26,39 @@ def complaints(config: Config, receipts: StepReceipts) -> list[str]:
     if config.objective.trajectory != "given":
         problems += _of_rollouts(config, receipts, sums)
     return problems
+
+
+def refuse_mismatch(config: Config, receipts: StepReceipts) -> None:
+    """Raise WeightsError where rollout engine and learner compute different models.
+
+    To be called for a step whose rollouts are of the very weights that it trains, and
+    before its update. The error names the tokens that differ most.
+    """
+    sums = sum((receipt.sums for receipt in receipts.learned), LossSums())
+    kl = _rollout_kl(config, sums)
+    if not kl > config.on_policy_kl:  # nan is a complaint of its own
+        return
+    gaps = [r.sums.worst_gap for r in receipts.learned if r.sums.worst_gap is not None]
+    gaps.sort(key=lambda gap: gap.nats, reverse=True)
+    rows = "; ".join(
+        f"rollout {gap.rollout_id}, token {gap.token_id} at {gap.index}: log p"
+        f" {gap.engine_logp:.4f} in the engine, {gap.learner_logp:.4f} in the learner"
+        for gap in gaps[:_NAMED_GAPS]
+    )
+    raise WeightsError(
+        f"rollout engine and learner do not compute the same model: rollout_kl {kl:.3g}"
+        f" nats a token exceeds {config.on_policy_kl:g} (health.max_rollout_kl) in the"
+        f" first step, whose rollouts are of the learner's own weights; {rows}. Nothing"
+        " was updated. Try rollout.engine.backend=hf, or another dtype of the engine;"
+        " raise the limit only if this is rounding"
+    )
+
+
+def _rollout_kl(config: Config, sums: LossSums) -> float:
+    # A rewrite is the teacher's: the student that is trained on it sampled nothing.
+    if config.uses_rewrites or config.objective.trajectory == "given":
+        return 0.0
+    return sums.rollout_kl / max(1, sums.num_tokens)
 
 
 def suspects(receipts: StepReceipts) -> list[str]:
@@ -47,13 +84,12 @@ def _of_rollouts(config: Config, receipts: StepReceipts, sums: LossSums) -> list
     problems = []
     num_tokens = sum(receipt.num_tokens for receipt in receipts.rollouts)
     num_rollouts = sum(len(receipt.rollout_ids) for receipt in receipts.rollouts)
-    # A rewrite is the teacher's: the student that is trained on it sampled nothing.
-    kl = 0.0 if config.uses_rewrites else sums.rollout_kl / max(1, sums.num_tokens)
     # Comparisons are written so that nan is a complaint.
-    if not kl <= health.max_rollout_kl:
+    kl = _rollout_kl(config, sums)
+    if not kl <= config.max_rollout_kl:
         problems.append(
             f"rollout_kl {kl:.3g} nats a token exceeds"
-            f" health.max_rollout_kl={health.max_rollout_kl:g}: the policy that sampled"
+            f" health.max_rollout_kl={config.max_rollout_kl:g}: the policy that sampled"
             " is not the one that is trained"
         )
     entropy_sum = sum(receipt.entropy_sum for receipt in receipts.rollouts)

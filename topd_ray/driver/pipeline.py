@@ -32,7 +32,7 @@ from contextlib import asynccontextmanager
 from topd_ray.actors.protocols import Fleet, RolloutChunk
 from topd_ray.config import Config
 from topd_ray.driver.dealing import deal_to_engines
-from topd_ray.driver.health import complaints
+from topd_ray.driver.health import complaints, refuse_mismatch
 from topd_ray.driver.ledger import Ledger, Stage
 from topd_ray.driver.stages import Stages, rank_shares
 from topd_ray.driver.step import Chunk, Round, StepInFlight
@@ -53,6 +53,7 @@ class Pipeline:
         self._ledger = ledger
         self._recent = recent
         self._stages = Stages(config, fleet)
+        self._is_first_update = True
 
     def begin(
         self, prompts: Sequence[Prompt], *, step: int, policy_version: int
@@ -117,9 +118,14 @@ class Pipeline:
     async def update(self, step: StepInFlight) -> tuple[StepReport, StepReceipts]:
         """Update the student with a learned step.
 
-        A step whose receipts give reason for complaint updates nothing (`health`).
+        A step whose receipts give reason for complaint updates nothing (`health`). The
+        first step of a session is on-policy, so a difference between engine and learner
+        cannot be staleness there: it ends the run.
         """
         receipts = step.receipts()
+        if self._is_first_update:
+            refuse_mismatch(self._config, receipts)
+        self._is_first_update = False
         receipts.complaints = complaints(self._config, receipts)
         report = await self._fleet.learners.step(
             skip=bool(receipts.complaints), log=step.log

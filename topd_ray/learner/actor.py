@@ -12,6 +12,7 @@ from torch import Tensor
 from topd_ray.config import LearnerConfig, ObjectiveConfig, TeacherConfig
 from topd_ray.errors import TopdError
 from topd_ray.learner.divergence import TokenLoss
+from topd_ray.learner.gaps import token_gap
 from topd_ray.learner.inputs import empty_batch, forward_inputs
 from topd_ray.learner.model import DistillationModel, load_student, student_head
 from topd_ray.learner.schedule import lr_factor
@@ -174,7 +175,7 @@ class LearnerActor:
             )
         )
         inputs = forward_inputs(batch, num_ids=self._model.num_ids)
-        _, opd, traj, rollout_kl = self._engine.accumulate(*inputs)
+        _, opd, traj, rollout_kl, gap_at, gap_logp = self._engine.accumulate(*inputs)
         self._num_batches += 1
         return LossSums(
             opd=opd,
@@ -182,6 +183,7 @@ class LearnerActor:
             rollout_kl=rollout_kl,
             num_tokens=len(batch.response_ids_T),
             num_window_positions=len(batch.window_Q),
+            worst_gap=token_gap(batch, int(gap_at), gap_logp),
         )
 
     def step(self, *, skip: bool = False) -> StepReport:

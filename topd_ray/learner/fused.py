@@ -20,7 +20,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from topd_ray.learner.loss import Positions, Recipe, block_sums, target_entropy
+from topd_ray.learner.loss import (
+    Positions,
+    Recipe,
+    block_sums,
+    target_entropy,
+    worst_gap,
+)
 from topd_ray.learner.teacher import Teacher, WholeTeacher
 
 _CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**30}
@@ -57,7 +63,10 @@ def tiles(num_rows: int, device: torch.device) -> Tiles:
 
 
 class Losses(NamedTuple):
-    """Sums over a micro-batch in nats, float64 scalars; only `total` has a gradient."""
+    """Sums over a micro-batch in nats, and its worst gap; float64 scalars.
+
+    Only `total` has a gradient.
+    """
 
     total: Float[Tensor, ""]
     """token + lambda_traj x traj."""
@@ -67,6 +76,10 @@ class Losses(NamedTuple):
     """Sum of KL(target || student) over the window positions."""
     rollout_kl: Float[Tensor, ""]
     """See `loss.rollout_kl`."""
+    gap_at: Float[Tensor, ""]
+    """Index into T of the worst gap, see `loss.worst_gap`."""
+    gap_logp: Float[Tensor, ""]
+    """The student's log-probability there."""
 
 
 def distillation_losses(
@@ -91,9 +104,9 @@ def distillation_losses(
         num_ids: V; rows of either head behind it are padding. Their gradient is 0.
 
     Returns:
-        Sums over the positions; the caller divides them.
+        Sums over the positions, which the caller divides, and their worst gap.
     """
-    total, sums_3 = _Fused.apply(  # type: ignore[no-untyped-call]
+    total, sums_5 = _Fused.apply(  # type: ignore[no-untyped-call]
         student_hidden_TUD,
         student_head_RD,
         positions,
@@ -102,7 +115,7 @@ def distillation_losses(
         num_ids,
         torch.is_grad_enabled(),
     )
-    return Losses(total, *sums_3.unbind())
+    return Losses(total, *sums_5.unbind())
 
 
 class _Fused(torch.autograd.Function):
@@ -118,15 +131,15 @@ class _Fused(torch.autograd.Function):
         with_slopes: bool,
     ) -> tuple[Tensor, Tensor]:
         wanted = [with_slopes and needed for needed in ctx.needs_input_grad[:2]]
-        sums_3, slopes = _sums_and_slopes(
+        sums_5, slopes = _sums_and_slopes(
             hidden_TUD, head_RD, positions, recipe, cut, num_ids, wanted
         )
-        sums_3[1] -= target_entropy(
+        sums_5[1] -= target_entropy(
             positions.target_ids_QK, positions.target_weights_QK
         )
         ctx.save_for_backward(*slopes)
-        ctx.mark_non_differentiable(sums_3)
-        return sums_3[0] + recipe.lambda_traj * sums_3[1], sums_3
+        ctx.mark_non_differentiable(sums_5)
+        return sums_5[0] + recipe.lambda_traj * sums_5[1], sums_5
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -149,13 +162,15 @@ def _sums_and_slopes(
     num_ids: int,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Return the sums of `block_sums` over all positions, and two slopes.
+    """Return the sums of `block_sums` over all positions, their worst gap, and two
+    slopes.
 
     The slopes are by the hidden states and by the head, None where not `wanted`.
     """
     positions = positions.by_window()
     window_at: list[int] = positions.window_Q.tolist()
     sums_3 = torch.zeros(3, dtype=torch.float64, device=hidden_TUD.device)
+    logp_parts = [positions.weight_T[:0]]
     slope_TUD = torch.empty_like(hidden_TUD) if wanted[0] else None
     # many chunks add up in it: bfloat16 would lose the small ones
     precise = torch.promote_types(head_RD.dtype, torch.float32)
@@ -176,7 +191,7 @@ def _sums_and_slopes(
         for start, stop in _cuts(first, last, cut.block):
             windows = slice(bisect_left(window_at, start), bisect_left(window_at, stop))
             rows = slice(start - first, stop - first)
-            sums, slope_BV = block_sums(
+            sums, slope_BV, logp_T = block_sums(
                 logits_CV[rows],
                 None
                 if teacher_logits_TR is None
@@ -186,6 +201,7 @@ def _sums_and_slopes(
                 with_slope=any(wanted),
             )
             sums_3 += sums
+            logp_parts.append(logp_T)
             if slope_BV is not None:
                 logits_CV[rows] = slope_BV
         logits_CR[:, num_ids:] = 0.0
@@ -193,7 +209,9 @@ def _sums_and_slopes(
             torch.mm(logits_CR, head_RD, out=slope_TUD[first:last])
         if slope_RD is not None:
             _add_product(slope_RD, logits_CR.T, hidden_CD)
-    return sums_3, [slope_TUD, None if slope_RD is None else slope_RD.to(head_RD.dtype)]
+    gap_2 = worst_gap(torch.cat(logp_parts), positions.sampled_logp_T)
+    sums_5 = torch.cat([sums_3, gap_2])
+    return sums_5, [slope_TUD, None if slope_RD is None else slope_RD.to(head_RD.dtype)]
 
 
 def _cuts(first: int, last: int, size: int) -> Iterator[tuple[int, int]]:

@@ -5,6 +5,7 @@ vocabulary, Q window positions, K ids of a soft target.
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -86,6 +87,19 @@ class Recipe:
     lambda_traj: float
 
 
+class BlockSums(NamedTuple):
+    """What a block of positions adds to a micro-batch."""
+
+    sums_3: Float[Tensor, "3"]
+    """Weighted token losses, cross entropy of the soft targets, `rollout_kl`; nats,
+    float64.
+    """
+    slope_BV: Float[Tensor, "B V"] | None
+    """d (first sum + lambda_traj x second) / d logits, where it was asked for."""
+    logp_T: Float[Tensor, "T"]
+    """The student's log-probabilities of the response tokens."""
+
+
 def block_sums(
     logits_BV: Float[Tensor, "B V"],
     teacher_logits_TV: Float[Tensor, "T V"] | None,
@@ -93,7 +107,7 @@ def block_sums(
     recipe: Recipe,
     *,
     with_slope: bool,
-) -> tuple[Float[Tensor, "3"], Float[Tensor, "B V"] | None]:
+) -> BlockSums:
     """Return the sums of a block of positions, and their slope by its logits.
 
     Args:
@@ -102,10 +116,6 @@ def block_sums(
         here: The block's positions, as `by_window` orders them.
         recipe: How the losses are composed.
         with_slope: Whether the slope is needed.
-
-    Returns:
-        Three sums in nats, float64: weighted token losses, cross entropy of the soft
-        targets, `rollout_kl`. And d (first + lambda_traj x second) / d logits, or None.
     """
     kd_ratio = recipe.token_loss.kd_ratio
     logp_BV = _log_softmax(logits_BV)
@@ -121,8 +131,11 @@ def block_sums(
         -(here.target_weights_QK * logp_QK).sum(dtype=torch.float64),
         rollout_kl(logp_T, here.sampled_logp_T),
     ]
-    return torch.stack(sums), (
-        _slope(known, logp_BV, here, recipe) if with_slope else None
+    # The slope comes last, because it overwrites the log-probabilities.
+    return BlockSums(
+        torch.stack(sums),
+        _slope(known, logp_BV, here, recipe) if with_slope else None,
+        logp_T,
     )
 
 
@@ -146,6 +159,26 @@ def rollout_kl(
     # d may be 1e-7, and exp(d) - 1 - d is of order d^2: float32 would give noise
     moved_T = logp_T.double() - sampled_logp_T.double()
     return (moved_T.expm1() - moved_T).sum()
+
+
+def worst_gap(
+    logp_T: Float[Tensor, "T"], sampled_logp_T: Float[Tensor, "S"]
+) -> Float[Tensor, "2"]:
+    """Return where the log-probability moved most since it was sampled.
+
+    Args:
+        logp_T: The student's log-probabilities of the response tokens.
+        sampled_logp_T: The same when it sampled them; S = 0 where it did not.
+
+    Returns:
+        The index into T and the log-probability there, float64; index -1 where S = 0.
+    """
+    if not len(sampled_logp_T):
+        return torch.tensor([-1.0, 0.0], dtype=torch.float64, device=logp_T.device)
+    # A gap that is not a number is the worst.
+    moved_T = (logp_T - sampled_logp_T).abs().nan_to_num(nan=torch.inf)
+    at = moved_T.argmax()
+    return torch.stack([at.double(), logp_T[at].double()])
 
 
 def target_entropy(
@@ -251,10 +284,12 @@ def _log_softmax(logits_BV: Tensor) -> Tensor:
 
 
 __all__ = [
+    "BlockSums",
     "Positions",
     "Recipe",
     "aggregate_targets",
     "block_sums",
     "rollout_kl",
     "target_entropy",
+    "worst_gap",
 ]

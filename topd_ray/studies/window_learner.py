@@ -74,7 +74,7 @@ class WindowLearner:
     def differentiate(self, batch: TrainBatch) -> LossSums:
         """Compute the gradients of the batch's loss per token, and return its sums."""
         inputs = forward_inputs(batch, num_ids=self._model.num_ids)
-        loss, token, traj, rollout_kl = self._model(
+        loss, token, traj, rollout_kl, *_ = self._model(
             *(tensor.to(self._device) for tensor in inputs)
         )
         num_tokens = len(batch.response_ids_T)

@@ -1,6 +1,7 @@
 """A step's receipts, and what gives reason for complaint."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ import pytest
 
 from tests.make import rollout
 from topd_ray.config import Config
-from topd_ray.driver.health import complaints, suspects
-from topd_ray.errors import UserError
-from topd_ray.messages import LossSums
+from topd_ray.driver.health import complaints, refuse_mismatch, suspects
+from topd_ray.errors import UserError, WeightsError
+from topd_ray.messages import LossSums, TokenGap
 from topd_ray.records.bad_step import BadStep, read_dump, write_rollouts, write_step
 from topd_ray.records.receipts import (
     LearnedRound,
@@ -72,9 +73,9 @@ def receipts(
         ({}, {}, None),
         ({"opd": math.nan}, {}, "not finite"),
         ({"opd": math.inf}, {}, "not finite"),
-        ({"kl": 1.5}, {}, "health.max_rollout_kl=1"),
+        ({"kl": 0.06}, {}, "health.max_rollout_kl=0.05"),
         ({"kl": 1.5}, {"max_rollout_kl": 2.0}, None),
-        ({"kl": math.nan}, {}, "health.max_rollout_kl=1"),
+        ({"kl": math.nan}, {}, "health.max_rollout_kl=0.05"),
         ({"entropy": 1e-6}, {}, "health.min_entropy=0.0001"),
         ({"entropy": 1e-6}, {"min_entropy": 0.0}, None),
         ({"entropy": math.nan}, {}, "health.min_entropy"),
@@ -90,6 +91,66 @@ def test_each_limit_is_drawn_by_its_field(
     found = complaints(config(health=limits), receipts(**case))
     assert bool(found) == (words is not None)
     assert words is None or words in found[0]
+
+
+FLOAT32 = {"dtype": "float32"}
+BFLOAT16 = {"dtype": "bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("learner", "engine", "stale", "on_policy", "any_step"),
+    [
+        (FLOAT32, FLOAT32, 0, 1e-3, 1e-3),
+        (FLOAT32, BFLOAT16, 0, 0.05, 0.05),
+        (BFLOAT16, FLOAT32, 0, 0.05, 0.05),
+        (BFLOAT16, BFLOAT16, 0, 0.05, 0.05),
+        (FLOAT32, FLOAT32, 1, 1e-3, 1.0),
+    ],
+)
+def test_the_limit_of_rollout_kl_goes_by_number_format_and_staleness(
+    learner: dict[str, Any],
+    engine: dict[str, Any],
+    stale: int,
+    on_policy: float,
+    any_step: float,
+) -> None:
+    def limits(**health: float) -> tuple[float, float]:
+        made = config(
+            learner={"model": "s"} | learner,
+            rollout={"engine": engine, "max_staleness": stale},
+            health=health,
+        )
+        return made.on_policy_kl, made.max_rollout_kl
+
+    assert limits() == (on_policy, any_step)
+    assert limits(max_rollout_kl=0.3) == (0.3, 0.3)
+
+
+def test_an_engine_that_computes_another_model_is_refused_with_the_worst_tokens() -> (
+    None
+):
+    found = receipts(kl=0.06)
+    for place, receipt in enumerate(found.learned):
+        gap = TokenGap(
+            rollout_id=f"r{place}",
+            index=7,
+            token_id=30 + place,
+            engine_logp=-0.25,
+            learner_logp=-1.25 - place,
+        )
+        found.rounds[place].receipts[0] = replace(
+            receipt, sums=replace(receipt.sums, worst_gap=gap)
+        )
+    with pytest.raises(WeightsError) as caught:
+        refuse_mismatch(config(), found)
+    message = str(caught.value)
+    assert "rollout_kl 0.06 nats a token exceeds 0.05" in message
+    worst = "rollout r1, token 31 at 7: log p -0.2500 in the engine, -2.2500 in the"
+    assert worst in message
+    assert message.index("rollout r1") < message.index("rollout r0")
+    refuse_mismatch(config(), receipts(kl=0.04))
+    refuse_mismatch(config(run={"method": "kd"}), found)
+    refuse_mismatch(config(health={"max_rollout_kl": 0.1}), found)
 
 
 def test_given_responses_say_nothing_of_the_policy() -> None:

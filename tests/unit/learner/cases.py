@@ -48,7 +48,7 @@ class Case:
             x.detach().clone().requires_grad_() for x in (self.hidden_TUD, self.head_VD)
         ]
         losses = replace(self, hidden_TUD=leaves[0], head_VD=leaves[1]).losses(cut)
-        return [*losses, *torch.autograd.grad(losses.total, leaves)]
+        return [*losses[:4], *torch.autograd.grad(losses.total, leaves)]
 
     def want(self) -> list[Tensor]:
         """Total, token, traj and both gradients by autograd on the whole vocabulary."""

@@ -127,8 +127,8 @@ def with_padding(head_VD: Tensor, num_rows: int) -> Tensor:
 def test_losses_of_micro_batches_add_up_to_those_of_one_batch(signal):
     case = make_case(signal=signal, token_loss=TokenLoss(kd_ratio=0.7))
     two = [part(case, slice(0, 2), slice(6, 6)), part(case, slice(2, 6), slice(6, 9))]
-    added = [a + b for a, b in zip(*(one.losses() for one in two), strict=True)]
-    assert_close(added, list(case.losses()))
+    added = [a + b for a, b in zip(*(one.losses()[:4] for one in two), strict=True)]
+    assert_close(added, list(case.losses()[:4]))
 
 
 def part(case: Case, trained: slice, behind: slice) -> Case:
@@ -174,7 +174,7 @@ def test_without_positions_the_losses_are_zero_and_so_is_the_gradient_of_the_hea
     recipe = Recipe(token_loss=TokenLoss(kd_ratio=0.5), lambda_traj=0.3)
     losses = distillation_losses(hidden_TUD, head_VD, positions, recipe, Tiles(3, 2), V)
     losses.total.backward()
-    assert [one.item() for one in losses] == [0.0] * 4
+    assert [one.item() for one in losses] == [0.0] * 4 + [-1.0, 0.0]
     assert hidden_TUD.grad is not None
     assert head_VD.grad is not None
     assert not head_VD.grad.any()

@@ -14,6 +14,7 @@ from topd_ray.learner.loss import (
     block_sums,
     rollout_kl,
     target_entropy,
+    worst_gap,
 )
 from topd_ray.learner.teacher import SampledTeacher, TopkTeacher, WholeTeacher
 from topd_ray.messages import PAD
@@ -23,13 +24,14 @@ def block(case: Case, *, with_slope: bool = True) -> tuple[Tensor, Tensor | None
     """All positions of the case at once, from their logits."""
     teacher = case.positions.teacher
     whole = isinstance(teacher, WholeTeacher)
-    return block_sums(
+    sums_3, slope_BV, _ = block_sums(
         case.hidden_TUD @ case.head_VD.T,
         teacher.hidden_TE @ teacher.head_VE.T if whole else None,
         case.positions.by_window(),
         case.recipe,
         with_slope=with_slope,
     )
+    return sums_3, slope_BV
 
 
 def brute_force(case: Case) -> tuple[float, float]:
@@ -203,3 +205,10 @@ def test_a_mismatch_of_two_engines_rounding_is_not_lost_in_rounding():
     moved = 2.0**-20
     got = rollout_kl(sampled_T + moved, sampled_T)
     assert got.item() == pytest.approx(4 * moved**2 / 2, rel=1e-5)
+
+
+def test_the_worst_gap_is_the_token_that_moved_most() -> None:
+    logp_T = torch.tensor([-1.0, -2.0, -3.0])
+    assert worst_gap(logp_T, torch.tensor([-1.1, -0.5, -3.2])).tolist() == [1.0, -2.0]
+    assert worst_gap(logp_T, torch.tensor([-9.0, torch.nan, -3.0]))[0] == 1
+    assert worst_gap(logp_T, torch.zeros(0)).tolist() == [-1.0, 0.0]

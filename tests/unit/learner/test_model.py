@@ -83,7 +83,7 @@ def test_rollouts_beside_each_other_have_the_sums_of_each_alone(student_folder, 
 
 @pytest.mark.parametrize("signal", ["hidden", "topk", "sampled"])
 def test_the_loss_is_the_token_loss_plus_lambda_l_traj(student_folder, signal):
-    loss, token, traj, _ = make(student_folder, signal=signal)(
+    loss, token, traj, *_ = make(student_folder, signal=signal)(
         *inputs(ROWS, signal=signal)
     )
     torch.testing.assert_close(loss, token + 0.5 * traj)
