@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from topd_ray.config import METHODS, Config
+from topd_ray.config.changes import may_change
 
 PAGE = Path(__file__).with_name("configuration.md")
 WIDTH = 100
@@ -122,8 +123,9 @@ def _entry(name: str, field: FieldInfo, path: str) -> str:
     if not what:
         what = f"See `{path}.{name}` below."
     kind = _type(field.annotation, tuple(field.metadata))
+    mark = " *May change on resume.*" if may_change(f"{path}.{name}") else ""
     return fill(
-        f"- **`{name}`** ({kind}; {_default(field)}). {what}",
+        f"- **`{name}`** ({kind}; {_default(field)}). {what}{mark}",
         WIDTH,
         subsequent_indent="  ",
         break_long_words=False,

@@ -94,11 +94,21 @@ def resume(
     checkpoint: Annotated[
         str | None, typer.Option(help="E.g. step_20; by default the newest")
     ] = None,
+    accept: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=(
+                "A file that may be another than before, by its field, e.g."
+                " prompts.path; may be repeated"
+            )
+        ),
+    ] = None,
+    overrides: Overrides = None,
 ) -> None:
-    """Continue a run from a checkpoint."""
+    """Continue a run from a checkpoint; `run.steps=N` extends a finished one."""
     from topd_ray.driver import session as run
 
-    run.resume(folder, checkpoint)
+    run.resume(folder, checkpoint, overrides=overrides or [], accept=accept or [])
 
 
 @app.command()

@@ -8,6 +8,7 @@ train / resume ──> Run.go ──> session: start the fleet, train (training.
 import asyncio
 import math
 import time
+from collections.abc import Collection, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -16,7 +17,15 @@ from topd_ray.actors.cluster import connected
 from topd_ray.actors.fleet import open_fleet
 from topd_ray.actors.replacement import LOST, FailureBudget, Replacement
 from topd_ray.config import Config
+from topd_ray.config.changes import Change, changes, refuse_unchangeable
 from topd_ray.driver.checkpoint import Checkpoint, make_latest, open_checkpoint
+from topd_ray.driver.resuming import (
+    changed_config,
+    changed_inputs,
+    is_extended,
+    refuse_fewer_steps,
+    refuse_finished,
+)
 from topd_ray.driver.sigterm import Stop
 from topd_ray.driver.state import RunState
 from topd_ray.driver.summary import Summary, summarize
@@ -43,11 +52,15 @@ def train(config: Config, *, resume_if_there: bool = False) -> Summary | None:
     path = RunFolder.of(config).path
     if resume_if_there and RunFolder(path).config.is_file():
         folder, old = RunFolder.existing(path)
-        if old != with_revisions_of(config, old):
-            raise UserError(
-                f"{path}: holds a run of another config; choose another run.name"
-            )
-        return None if folder.summary.is_file() else resume(path)
+        config = with_revisions_of(config, old)
+        changed = changes(old, config)
+        refuse_unchangeable(
+            changed,
+            way_out=f"{path} holds that run; choose another run.name",
+        )
+        if folder.summary.is_file() and not is_extended(changed):
+            return None
+        return _resume(folder, config, changed, None, (), started_s)
     inputs = load_inputs(config)
     config = with_pinned_revisions(config)
     # A config that its cluster refuses leaves no folder, so that its name stays free.
@@ -57,29 +70,76 @@ def train(config: Config, *, resume_if_there: bool = False) -> Summary | None:
             return _Run(config, folder, inputs, None, started_s).go()
 
 
-def resume(path: Path | str, checkpoint: str | None = None) -> Summary | None:
+def resume(
+    path: Path | str,
+    checkpoint: str | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    accept: Collection[str] = (),
+) -> Summary | None:
     """Continue a run from a checkpoint, by default its newest, or from its start.
 
-    Returns what summary.json says; None where SIGTERM ended the run before that. Raises
-    UserError where the run is finished, is under way elsewhere, or has no such
-    checkpoint.
+    Args:
+        path: The run's folder.
+        checkpoint: Name of a checkpoint, such as `step_20`.
+        overrides: `section.key=value`, for fields that may change in a run in progress;
+            the folder's config.yaml takes them. `run.steps` extends a finished run.
+        accept: Fields of files (`prompts.path`, `teacher.model`) that may be others
+            than those the checkpoint was made with.
+
+    Returns:
+        What summary.json says; None where SIGTERM ended the run before that.
+
+    Raises:
+        UserError: The run is finished, is under way elsewhere, has no such checkpoint,
+            may not change a field, or its files have changed.
     """
     started_s = time.monotonic()
     folder, config = RunFolder.existing(Path(path))
-    config = with_absolute_paths(config)
-    if folder.summary.is_file():
-        raise UserError(
-            f"{folder.path}: this run is finished (summary.json); nothing to resume"
-        )
+    config, changed = changed_config(folder, config, overrides)
+    refuse_finished(folder, changed)
+    return _resume(folder, config, changed, checkpoint, accept, started_s)
+
+
+def _resume(
+    folder: RunFolder,
+    config: Config,
+    changed: Sequence[Change],
+    checkpoint: str | None,
+    accept: Collection[str],
+    started_s: float,
+) -> Summary | None:
     # The lock first: what is read here must not change, and `latest` must not move
     # under a process that works on this run.
     with folder.locked():
         opened = open_checkpoint(folder, checkpoint)
         inputs = load_inputs(config)
-        if opened is not None:
-            make_latest(folder, opened.path.name)
+        accepted = changed_inputs(opened, inputs.fingerprints, accept=accept)
+        refuse_fewer_steps(
+            folder,
+            done=RunState.of(config, opened).step,
+            total=_total_steps(config, inputs),
+        )
         with connected(config):
-            return _Run(config, folder, inputs, opened, started_s).go()
+            # Nothing of the run is touched before this line.
+            if opened is not None:
+                make_latest(folder, opened.path.name)
+            if changed:
+                folder.rewrite(config)
+            run = _Run(config, folder, inputs, opened, started_s)
+            run.note_changes(changed, accepted)
+            return run.go()
+
+
+def _num_items(config: Config, inputs: RunInputs) -> int:
+    """Return the prompts of all epochs."""
+    return len(inputs.source) * config.prompts.epochs
+
+
+def _total_steps(config: Config, inputs: RunInputs) -> int:
+    """Return the optimizer steps of the whole run."""
+    num_steps = math.ceil(_num_items(config, inputs) / config.prompts.per_step)
+    return config.run.steps or num_steps
 
 
 class _Run:
@@ -94,8 +154,7 @@ class _Run:
         started_s: float,
     ) -> None:
         state = RunState.of(config, checkpoint)
-        num_items = len(inputs.source) * config.prompts.epochs
-        total_steps = config.run.steps or math.ceil(num_items / config.prompts.per_step)
+        total_steps = _total_steps(config, inputs)
         log = RunLog(
             config,
             folder,
@@ -119,10 +178,20 @@ class _Run:
                 window_steps=config.cluster.failure_window_steps,
             ),
             total_steps=total_steps,
-            num_items=num_items,
+            num_items=_num_items(config, inputs),
             started_s=started_s,
             earlier_s=state.totals.wall_s,
         )
+
+    def note_changes(self, changed: Sequence[Change], accepted: Sequence[str]) -> None:
+        """Write into events.jsonl what is not as it was before."""
+        log = self._context.log
+        for change in changed:
+            log.event("config_changed", **change._asdict())
+            log.say(f"changed: {change}")
+        for name in accepted:
+            log.event("input_accepted", name=name)
+            log.say(f"accepted: {name} is another than before")
 
     def go(self) -> Summary | None:
         """Run sessions until one ends the run, and write its summary."""

@@ -180,7 +180,10 @@ class Training(LoopHooks):
             run.folder,
             self._write_learner,
             step=run.state.step,
-            driver=replace(run.state, totals=totals).plain(),
+            driver={
+                **replace(run.state, totals=totals).plain(),
+                "inputs": run.inputs.fingerprints,
+            },
             keep=run.config.run.keep_checkpoints,
             keep_every=run.config.run.keep_every,
         )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from topd_ray.config import Config
+from topd_ray.inputs.fingerprints import Fingerprints, take_fingerprints
 from topd_ray.inputs.models import check_models
 from topd_ray.inputs.prompts import load_problems, load_source
 from topd_ray.messages import Prompt
@@ -20,6 +21,8 @@ class RunInputs:
     """Held-out problems; none where the config names no file of them."""
     notes: list[str]
     """What the user should know of the models before the run begins."""
+    fingerprints: Fingerprints
+    """Of the files of data and models that the run has read."""
 
 
 def load_inputs(config: Config) -> RunInputs:
@@ -29,4 +32,10 @@ def load_inputs(config: Config) -> RunInputs:
     student, teacher, notes = check_models(config)
     source, dropped = load_source(config, student=student, teacher=teacher)
     problems = load_problems(config, student)
-    return RunInputs(source=source, dropped=dropped, problems=problems, notes=notes)
+    return RunInputs(
+        source=source,
+        dropped=dropped,
+        problems=problems,
+        notes=notes,
+        fingerprints=take_fingerprints(config, student=student, teacher=teacher),
+    )

@@ -56,6 +56,14 @@ class RunFolder:
             raise UserError(f"{path}: no run folder (no config.yaml in it)")
         return folder, load_config(folder.config)
 
+    def rewrite(self, config: Config) -> None:
+        """Write a config that was changed; a finished run is finished no longer.
+
+        Only a process that holds the run's lock may.
+        """
+        write_whole(self.config, dump_config(config))
+        self.summary.unlink(missing_ok=True)
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run's lock. Raises UserError where another process holds it."""

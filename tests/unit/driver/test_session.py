@@ -58,5 +58,5 @@ def test_a_name_that_is_taken_by_another_config_is_refused(tmp_path: Path) -> No
     folder = run_folder(tmp_path)
     other = RunFolder.existing(folder.path)[1]
     other = other.model_copy(update={"run": other.run.model_copy(update={"seed": 7})})
-    with pytest.raises(UserError, match="holds a run of another config"):
+    with pytest.raises(UserError, match=r"may not change run\.seed 0 -> 7: every draw"):
         train(other, resume_if_there=True)
