@@ -15,7 +15,7 @@ import yaml
 from pyarrow import parquet
 
 from topd_ray.commands.evaluate import TOY_PROBLEMS, evaluate_folder
-from topd_ray.config import EngineConfig, EvaluationConfig
+from topd_ray.config import EngineConfig, parse_config
 from topd_ray.engines.open import open_generation
 from topd_ray.errors import UserError
 from topd_ray.evaluation import greedy_accuracy
@@ -143,9 +143,15 @@ def test_the_same_seed_gives_the_same_samples_and_another_does_not(
 
 def test_greedy_answers_are_those_of_the_evaluation_in_training(tmp_path: Path) -> None:
     engine = EngineConfig(backend="hf", dtype="float32")
-    config = EvaluationConfig(path=str(TOY_PROBLEMS), num_problems=24)
+    values = {
+        "prompts": {"path": str(TOY_PROBLEMS), "max_tokens": 100},
+        "teacher": {"model": str(STUDENT)},
+        "learner": {"model": str(STUDENT)},
+        "evaluation": {"path": str(TOY_PROBLEMS), "num_problems": 24},
+    }
+    config = parse_config(values, source="test")
     opened = open_generation(STUDENT, engine, max_model_len=512)
-    problems = load_problems(config, STUDENT, max_tokens=100)
+    problems = load_problems(config, STUDENT)
     expected = greedy_accuracy(opened, problems, folder=STUDENT, max_tokens=120)
     out = tmp_path / "figures.json"
     report = evaluate_folder(
