@@ -7,13 +7,14 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from tests.contract import oracle
 from tests.contract.backends import engine_config
 from tests.contract.oracle import MAX_MODEL_LEN
+from tests.tiny import VOCAB, make_tokenizer
 from topd_ray.engines.open import open_generation, open_teacher
 from topd_ray.errors import UserError
 
 
 def test_a_model_that_forgets_is_refused_by_its_kind_of_layer(tmp_path):
     config = Qwen3Config(
-        vocab_size=8,
+        vocab_size=len(VOCAB),
         hidden_size=8,
         intermediate_size=8,
         num_hidden_layers=2,
@@ -26,6 +27,7 @@ def test_a_model_that_forgets_is_refused_by_its_kind_of_layer(tmp_path):
         eos_token_id=1,
     )
     Qwen3ForCausalLM(config).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(
         UserError, match="layers of sliding_attention, which backend hf cannot"
     ):

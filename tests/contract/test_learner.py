@@ -265,7 +265,7 @@ def test_an_id_that_the_student_does_not_have_is_refused(learner):
     ids_NM[2, 1] = len(VOCAB)
     odd = replace(batch, signal=replace(batch.signal, ids_NM=ids_NM))
     with pytest.raises(
-        UserError, match=f"names id {len(VOCAB)}, .* has {len(VOCAB)} rows"
+        UserError, match=f"names id {len(VOCAB)}, .* has {len(VOCAB)} ids"
     ):
         learner.accumulate([odd])
 
