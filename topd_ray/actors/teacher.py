@@ -46,6 +46,7 @@ class TeacherWorker(DecodingWorker):
         self._actor = TeacherActor(
             config.teacher, config.candidates, folder, lambda: self._engine
         )
+        self._refuse_mismatch()
         group = threshold_group(config.windows.divergence)
         # D7 low_loss_q75 judges by as many low-loss windows, so they are probed too.
         self._controls = [LOW] if group == LOW else []
@@ -83,11 +84,17 @@ class TeacherWorker(DecodingWorker):
         """Load the student's weights of `policy_version` (self-distillation)."""
         began_s = time.monotonic()
         self._actor.update(policy_version, buckets)
+        self._refuse_mismatch()
         return Span.since(began_s)
 
     def close(self) -> None:
         """Free the engine."""
         self._engine.close()
+
+    def _refuse_mismatch(self) -> None:
+        # The states of the fake engine are noise, which no head turns into its tokens.
+        if self._config.teacher.engine.backend != "fake":
+            self._actor.refuse_mismatch(self._engine)
 
     def _candidates(self, scored: ScoredRollout) -> CandidateSet:
         return find_candidates(

@@ -1,6 +1,6 @@
 """The teacher scores under its own prompt, and its head follows new weights."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from tests.make import rollout
 from topd_ray.config import CandidatesConfig, TeacherConfig
-from topd_ray.engines.protocols import NamedArray
-from topd_ray.errors import TopdError
+from topd_ray.engines.protocols import Generation, GenerationRequest, NamedArray
+from topd_ray.errors import TopdError, WeightsError
 from topd_ray.messages import Floats, HiddenSignal, Ints, SampledSignal, TopkSignal
 from topd_ray.teacher import TeacherActor
 from topd_ray.weights.buckets import in_buckets
@@ -251,3 +251,57 @@ def test_weights_without_a_head_or_of_another_version_change_nothing(
     np.testing.assert_array_equal(
         teacher.score([sampled_rollout])[0].token_loss_N, before
     )
+
+
+class Decoder:
+    """Decodes tokens whose log-probabilities are `scale` times the reader's logits."""
+
+    def __init__(self, reader: Reader, head_VD: torch.Tensor, *, scale: float) -> None:
+        self.reader = reader
+        self.head_VD = head_VD
+        self.scale = scale
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Generation]:
+        (request,) = requests
+        ids = request.prompt_ids.tolist()
+        logp: list[float] = []
+        for _ in range(request.max_tokens):
+            state_D = torch.from_numpy(self.reader.states(np.array(ids))[-1]).double()
+            logp_V = (self.scale * (self.head_VD @ state_D)).log_softmax(0)
+            ids.append(int(logp_V.argmax()))
+            logp.append(float(logp_V.max()))
+        num_tokens = len(logp)
+        yield Generation(
+            request_id=request.request_id,
+            token_ids_N=np.array(ids[-num_tokens:], np.int32),
+            logp_N=np.array(logp, np.float32),
+            top_ids_NM=np.zeros((num_tokens, 1), np.int32),
+            top_logp_NM=np.zeros((num_tokens, 1), np.float32),
+            finish_reason="length",
+        )
+
+    def load_weights(self, weights: Iterable[NamedArray]) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass
+
+
+def test_an_engine_whose_logits_are_more_than_head_times_state_is_refused(
+    teacher_folder: Path, reader: Reader, head_VD: torch.Tensor
+) -> None:
+    teacher = actor(teacher_folder, reader)
+    teacher.refuse_mismatch(Decoder(reader, head_VD, scale=1.0))
+    message = (
+        r"log p of 8 tokens differs by .* worst: token \d+ at \d, -\d+\.\d{4} where"
+    )
+    with pytest.raises(WeightsError, match=message):
+        teacher.refuse_mismatch(Decoder(reader, head_VD, scale=1 / 8))
+
+
+def test_a_head_of_other_weights_than_the_engines_is_refused(
+    teacher_folder: Path, reader: Reader, head_VD: torch.Tensor
+) -> None:
+    moved = head_VD + torch.randn(head_VD.shape, generator=torch.Generator())
+    with pytest.raises(WeightsError, match="or its head is of other weights"):
+        actor(teacher_folder, reader).refuse_mismatch(Decoder(reader, moved, scale=1.0))
