@@ -28,7 +28,7 @@ def packed_attention(
     query: Float[Tensor, "1 HG L D"],
     key: Float[Tensor, "1 H L D"],
     value: Float[Tensor, "1 H L D"],
-    attention_mask: None,  # noqa: ARG001  transformers makes none for a name it does not know
+    attention_mask: None,  # noqa: ARG001  transformers makes none for a foreign name
     *,
     scaling: float,
     dropout: float = 0.0,

@@ -19,8 +19,8 @@ OTHER = "other"
 _TOKENS_BEFORE = 24
 """Tokens of the response that are shown before a window."""
 
-Decode = Callable[[Sequence[int]], str]
-"""Token ids -> text, special tokens included."""
+Spell = Callable[[Sequence[int]], str]
+"""Writes token ids as text, special tokens included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Kinds:
         return Kinds(self.names, self.of_W[mine_W])
 
 
-def find_kinds(student_W: Ints, patterns: Mapping[str, str], decode: Decode) -> Kinds:
+def find_kinds(student_W: Ints, patterns: Mapping[str, str], spell: Spell) -> Kinds:
     """Return the kind of each token id of `student_W`.
 
     A token is of the first kind whose regular expression matches all of it, without the
@@ -45,7 +45,7 @@ def find_kinds(student_W: Ints, patterns: Mapping[str, str], decode: Decode) -> 
     names = (*patterns, OTHER)
     kinds: dict[int, str] = {}
     for token in {int(token) for token in student_W}:
-        text = decode([token]).strip()
+        text = spell([token]).strip()
         matching = (
             name for name, pattern in patterns.items() if re.fullmatch(pattern, text)
         )
@@ -57,7 +57,7 @@ def readings_table(
     candidate_sets: Sequence[CandidateSet],
     probe_sets: Sequence[ProbeSet],
     patterns: Mapping[str, str],
-    decode: Decode,
+    spell: Spell,
     *,
     count: int,
     seed: int,
@@ -68,7 +68,7 @@ def readings_table(
     """
     rows = list(_high_rows(candidate_sets, probe_sets))
     first_W = np.array([probe.student_ids_WK[row, 0] for _, probe, row in rows])
-    kinds = find_kinds(first_W, patterns, decode)
+    kinds = find_kinds(first_W, patterns, spell)
     random = np.random.default_rng(seed)
     cells = []
     for kind in kinds.names:
@@ -77,7 +77,7 @@ def readings_table(
         by_distance = sorted(drawn, key=lambda i: float(rows[i][1].d_ot_W[rows[i][2]]))
         for i in by_distance:
             candidates, probe_set, row = rows[i]
-            cells.append((kind, *_reading(candidates, probe_set, row, decode)))
+            cells.append((kind, *_reading(candidates, probe_set, row, spell)))
     return Table(
         name="readings",
         title="Windows to read",
@@ -107,14 +107,14 @@ def _high_rows(
 
 
 def _reading(
-    candidates: CandidateSet, probe_set: ProbeSet, row: int, decode: Decode
+    candidates: CandidateSet, probe_set: ProbeSet, row: int, spell: Spell
 ) -> tuple[float, float, str, str, str]:
     position = int(probe_set.positions_W[row])
     before = candidates.response_ids_N[max(0, position - _TOKENS_BEFORE) : position]
     student = probe_set.student_ids_WK[row, : probe_set.num_student_W[row]]
     teacher = probe_set.teacher_ids_WK[row, : probe_set.num_teacher_W[row]]
     texts = [
-        decode(ids.tolist()).replace("\n", "\u23ce")
+        spell(ids.tolist()).replace("\n", "\u23ce")
         for ids in (before, student, teacher)
     ]
     return (
@@ -126,4 +126,4 @@ def _reading(
     )
 
 
-__all__ = ["OTHER", "Decode", "Kinds", "find_kinds", "readings_table"]
+__all__ = ["OTHER", "Kinds", "Spell", "find_kinds", "readings_table"]
