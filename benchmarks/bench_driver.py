@@ -174,6 +174,7 @@ class FakeProber(Worker):
         receipt = ProbeReceipt(
             distances=distances,
             threshold_distances=distances,
+            num_windows=len(distances),
             num_unconverged=0,
             span=NO_TIME,
         )

@@ -31,11 +31,11 @@ def check(config: ConfigFile, overrides: Overrides = None) -> None:
     """Validate a config and print its plan; start nothing, need no GPU."""
     from topd_ray.commands.check import print_plan
     from topd_ray.config import load_config
-    from topd_ray.inputs.models import check_what_is_here
     from topd_ray.inputs.resources import make_plan
+    from topd_ray.inputs.run_inputs import check_inputs
 
     loaded = load_config(config, overrides)
-    notes = check_what_is_here(loaded)
+    notes = check_inputs(loaded)
     print_plan(loaded, make_plan(loaded), notes)
 
 
@@ -215,6 +215,15 @@ def evaluate(
     backend: Annotated[
         str | None, typer.Option(help="vllm or hf; by default that of the run")
     ] = None,
+    chat_template_kwargs: Annotated[
+        str | None,
+        typer.Option(
+            help=(
+                'Variables of the chat template as JSON, e.g. \'{"enable_thinking":'
+                " true}'; by default those of the run"
+            )
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="JSON file of the figures; the samples go beside it"),
@@ -230,7 +239,7 @@ def evaluate(
 
     Prompts and scores are those of lm-evaluation-harness.
     """
-    from topd_ray.commands.evaluate import evaluate_folder
+    from topd_ray.commands.evaluate import evaluate_folder, parse_variables
     from topd_ray.evaluation.harness.task_names import TaskSampling
 
     evaluate_folder(
@@ -247,6 +256,7 @@ def evaluate(
             seed=seed,
         ),
         backend=backend,
+        variables=parse_variables(chat_template_kwargs),
         out=out,
         unsafe_code=confirm_run_unsafe_code,
     )

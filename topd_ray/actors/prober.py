@@ -17,7 +17,7 @@ from topd_ray.records.receipts import (
     Span,
 )
 from topd_ray.weights.buckets import WeightBucket, open_buckets
-from topd_ray.windows import threshold_group
+from topd_ray.windows import solved_distances, threshold_group
 
 
 class ProbeWorker(DecodingWorker):
@@ -58,8 +58,9 @@ class ProbeWorker(DecodingWorker):
             candidate_sets, teacher_windows, student_windows
         )
         receipt = ProbeReceipt(
-            distances=_distances(probe_sets, HIGH),
-            threshold_distances=_distances(probe_sets, self._threshold_group),
+            distances=solved_distances(probe_sets, HIGH),
+            threshold_distances=solved_distances(probe_sets, self._threshold_group),
+            num_windows=sum(len(probe_set.converged_W) for probe_set in probe_sets),
             num_unconverged=sum(
                 int((~probe_set.converged_W).sum()) for probe_set in probe_sets
             ),
@@ -82,11 +83,3 @@ class ProbeWorker(DecodingWorker):
         """Free the engine."""
         if self._engine is not None:
             self._engine.close()
-
-
-def _distances(probe_sets: Sequence[ProbeSet], group: int) -> tuple[float, ...]:
-    distances: list[float] = []
-    for probe_set in probe_sets:
-        in_group_W = probe_set.groups_W == group
-        distances += map(float, probe_set.d_ot_W[in_group_W])
-    return tuple(distances)

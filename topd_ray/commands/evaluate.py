@@ -1,9 +1,10 @@
 """`topd eval`: evaluate a model or a run on tasks of lm-evaluation-harness."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import date
 from importlib.resources import files
 from itertools import chain
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 
 from rich.console import Console
 
-from topd_ray.config import EngineConfig
+from topd_ray.config import Column, EngineConfig, PromptsConfig
+from topd_ray.contexts import ChatTemplate
 from topd_ray.errors import UserError
 from topd_ray.evaluation.harness.report import (
     EvaluationReport,
@@ -45,6 +47,15 @@ class _Subject:
     problems: Path | None = None
     num_problems: int | None = None
     max_tokens: int | None = None
+    variables: Mapping[str, Any] | None = None
+    """Of the chat template."""
+    today: date | None = None
+    columns: Mapping[Column, str | None] = field(default_factory=dict)
+    """Of the run's own problems."""
+
+    def chat(self) -> ChatTemplate:
+        """Return the template of the prompts. Raises UserError where there is none."""
+        return ChatTemplate(self.model, variables=self.variables, today=self.today)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,14 +76,17 @@ def evaluate_folder(
     num_problems: int | None = None,
     sampling: TaskSampling,
     backend: str | None = None,
+    variables: Mapping[str, Any] | None = None,
     out: Path | None = None,
     unsafe_code: bool = False,
 ) -> EvaluationReport:
     """Evaluate the model in `path`, print the report, and write it to `out`.
 
     `path` is a model folder or a run folder; a run's config supplies the problems and
-    the limits that are not given. With `out`, every response is written beside it, to
-    `<out>.samples.jsonl`. Raises UserError for a request that cannot be met.
+    the limits that are not given. `variables` are those of the chat template, by
+    default those that the model of a run was trained with. With `out`, every response
+    is written beside it, to `<out>.samples.jsonl`. Raises UserError for a request that
+    cannot be met.
     """
     # Before the evaluation, which may take hours, not when its report is written.
     if out is not None and not out.absolute().parent.is_dir():
@@ -82,11 +96,15 @@ def evaluate_folder(
     if backend not in (None, "vllm", "hf"):
         raise UserError(f"--backend {backend}: expected vllm or hf")
     subject = _subject(path, backend)
+    if variables is not None:
+        subject = replace(subject, variables=variables)
     if num_problems is None and not (tasks or problems or data):
         num_problems = subject.num_problems
     task_names, data = _tasks(subject, tasks, problems, data)
     check_request(task_names, sampling, unsafe_code=unsafe_code)
-    sources = [_source(task, data) for task in task_names]
+    own = data is not None and data == subject.problems
+    columns = subject.columns if own else {}
+    sources = [_source(task, data, columns) for task in task_names]
     report, samples = _run_tasks(subject, sources, sampling, num_problems)
     Console().print(report_table(report))
     if out is not None:
@@ -94,6 +112,22 @@ def evaluate_folder(
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in samples]
         write_whole(out.with_suffix(".samples.jsonl"), "".join(lines))
     return report
+
+
+def parse_variables(text: str | None) -> dict[str, Any] | None:
+    """Return the JSON object of --chat-template-kwargs. Raises UserError."""
+    if text is None:
+        return None
+    try:
+        values = json.loads(text)
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise UserError(
+            f"--chat-template-kwargs {text}: expected a JSON object such as"
+            ' {"enable_thinking": true}'
+        )
+    return values
 
 
 def _run_tasks(
@@ -129,7 +163,7 @@ def _run_tasks(
                     seed=sampling.seed,
                     # The harness's code tasks are texts to go on with, not questions in
                     # a chat.
-                    chat=source.task not in CODE,
+                    chat=None if source.task in CODE else subject.chat(),
                     # A limit that the user gave is refused where it does not fit, never
                     # lowered.
                     may_shorten=sampling.max_tokens is None,
@@ -152,10 +186,13 @@ def _subject(path: Path, backend: str | None) -> _Subject:
         check_folder(path, role="model")
         check_tensors(path, role="model")
         engine = _default_engine(path)
+        trained = _run_of(path)
         return _Subject(
             name=str(path),
             model=path.absolute(),
             engine=engine.model_copy(update={"backend": backend or engine.backend}),
+            variables=trained.chat_template_kwargs if trained else None,
+            today=trained.today if trained else None,
         )
     folder, config = RunFolder.existing(path)
     config = with_absolute_paths(config)
@@ -172,7 +209,18 @@ def _subject(path: Path, backend: str | None) -> _Subject:
         problems=Path(held_out.path) if held_out.path else None,
         num_problems=held_out.num_problems,
         max_tokens=held_out.max_response_tokens or config.rollout.max_response_tokens,
+        variables=config.prompts.chat_template_kwargs,
+        today=config.prompts.today,
+        columns=held_out.columns,
     )
+
+
+def _run_of(model: Path) -> PromptsConfig | None:
+    """Return how the run that exported a model wrote its prompts; None: no such run."""
+    run = RunFolder(model.absolute().parent)
+    if model.absolute() != run.export or not run.config.is_file():
+        return None
+    return RunFolder.existing(run.path)[1].prompts
 
 
 def _default_engine(folder: Path) -> EngineConfig:
@@ -211,11 +259,13 @@ def _tasks(
     return tuple(tasks), data
 
 
-def _source(task: str, data: Path | None) -> _Source:
+def _source(
+    task: str, data: Path | None, columns: Mapping[Column, str | None]
+) -> _Source:
     if task == "toy":
         data = data or TOY_PROBLEMS
     if data is not None:
-        return _Source(task=task, name=str(data), rows=_local_rows(task, data))
+        return _Source(task=task, name=str(data), rows=_local_rows(task, data, columns))
     if task == "problems":
         raise UserError(
             "--task problems: --data is missing (a prompt file with an `answer` a row)"
@@ -223,7 +273,9 @@ def _source(task: str, data: Path | None) -> _Source:
     return _Source(task=task, name="hub", rows=None)
 
 
-def _local_rows(task: str, path: Path) -> list[dict[str, Any]]:
+def _local_rows(
+    task: str, path: Path, columns: Mapping[Column, str | None]
+) -> list[dict[str, Any]]:
     """Return the problems of a file in our prompt format, or a benchmark's columns."""
     # Imported here, because it imports the harness.
     from topd_ray.evaluation.harness.problems import as_problem
@@ -232,7 +284,9 @@ def _local_rows(task: str, path: Path) -> list[dict[str, Any]]:
     if task in CODE:
         return [dict(row) for _, _, row in rows if isinstance(row, dict)]
     if task in PROMPT_FILES or not rows or _is_prompt(rows[0][2]):
-        return [_problem(record, path) for record in read_records(path)]
+        return [
+            _problem(record, path) for record in read_records(path, columns=columns)
+        ]
     return [
         as_problem(
             row, default_id=f"{path.stem}-{number:06d}", where=f"{path}, {place}"

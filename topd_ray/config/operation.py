@@ -82,6 +82,10 @@ class HealthConfig(Section):
     usual length are common (paper: a limit of 8000, and rollouts of 9688 tokens on
     average).
     """
+    max_unconverged: Fraction = 0.5
+    """Share of a step's windows whose transport did not converge above which the step
+    is bad. Such a window gets no verdict: the run would quietly turn into plain OPD.
+    """
 
 
 class ClusterConfig(Section):

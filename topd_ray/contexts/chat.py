@@ -85,13 +85,25 @@ class ChatTemplate:
         ids: list[int] = self._apply(turns, prompt_id=prompt_id, tokenize=True)
         return ids
 
-    def text(self, turns: Turns, *, prompt_id: str, opens_turn: bool = True) -> str:
+    def text(
+        self,
+        turns: Turns,
+        *,
+        prompt_id: str,
+        opens_turn: bool = True,
+        continues: bool = False,
+    ) -> str:
         """Return the text of `ids`; without the opened turn of the assistant if said.
 
-        Raises UserError as `ids` does.
+        With `continues` the last turn is left open, to be gone on with. Raises
+        UserError as `ids` does.
         """
         text: str = self._apply(
-            turns, prompt_id=prompt_id, tokenize=False, opens_turn=opens_turn
+            turns,
+            prompt_id=prompt_id,
+            tokenize=False,
+            opens_turn=opens_turn,
+            continues=continues,
         )
         return text
 
@@ -105,7 +117,13 @@ class ChatTemplate:
         return None if found is None else found[0]
 
     def _apply(
-        self, turns: Turns, *, prompt_id: str, tokenize: bool, opens_turn: bool = True
+        self,
+        turns: Turns,
+        *,
+        prompt_id: str,
+        tokenize: bool,
+        opens_turn: bool = True,
+        continues: bool = False,
     ) -> Any:
         from jinja2 import TemplateError
 
@@ -116,6 +134,7 @@ class ChatTemplate:
                 # The default of transformers 5 is a mapping, not the ids.
                 return_dict=False,
                 add_generation_prompt=opens_turn,
+                continue_final_message=continues,
                 # A variable hides the function of that name, which reads the clock.
                 strftime_now=self._clock,
                 **self.variables,
@@ -165,7 +184,8 @@ def _clock(folder: Path, today: date | None) -> Callable[[str], str]:
         raise UserError(
             f"{folder}: its chat template writes the date of the day into each prompt"
             f" (strftime_now({form!r})), so a run that is resumed tomorrow would read"
-            " other prompts; set prompts.today to a date such as 2024-07-26"
+            " other prompts; set prompts.today to a date such as 2024-07-26, or the"
+            " template's own variable for it in chat_template_kwargs"
         )
 
     return refuse

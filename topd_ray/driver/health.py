@@ -9,6 +9,12 @@ from topd_ray.errors import WeightsError
 from topd_ray.messages import LossSums
 from topd_ray.records.receipts import LearnReceipt, StepReceipts
 
+_NEARLY_ALL = 0.9
+"""Share of cut rollouts that is worth a warning: half of them is usual (paper)."""
+_LONGER = (
+    "raise rollout.max_response_tokens, or, if the student should have ended, see"
+    " whether it was trained to end with a token that `topd check` prints"
+)
 _NAMED_GAPS = 3
 """Tokens that an error names: one a share, the worst first."""
 
@@ -25,7 +31,7 @@ def complaints(config: Config, receipts: StepReceipts) -> list[str]:
         problems.append("loss is not finite")
     if config.objective.trajectory != "given":
         problems += _of_rollouts(config, receipts, sums)
-    return problems
+    return problems + _of_probes(config, receipts)
 
 
 def refuse_mismatch(config: Config, receipts: StepReceipts) -> None:
@@ -104,7 +110,31 @@ def _of_rollouts(config: Config, receipts: StepReceipts, sums: LossSums) -> list
     if health.max_truncated is not None and truncated >= health.max_truncated:
         problems.append(
             f"{truncated:.0%} of the rollouts were cut at the token limit"
-            f" (health.max_truncated={health.max_truncated:g}): raise"
-            " rollout.max_response_tokens"
+            f" (health.max_truncated={health.max_truncated:g}): {_LONGER}"
         )
     return problems
+
+
+def _of_probes(config: Config, receipts: StepReceipts) -> list[str]:
+    num_windows = sum(receipt.num_windows for receipt in receipts.probes)
+    num_unconverged = sum(receipt.num_unconverged for receipt in receipts.probes)
+    share = num_unconverged / max(1, num_windows)
+    if share <= config.health.max_unconverged:
+        return []
+    return [
+        f"transport of {num_unconverged} of {num_windows} windows did not converge"
+        f" (health.max_unconverged={config.health.max_unconverged:g}): raise"
+        " probe.epsilon, or set probe.solver=exact"
+    ]
+
+
+def truncation_notice(receipts: StepReceipts) -> str | None:
+    """Return a warning where nearly all rollouts of a step were cut; else None."""
+    num_rollouts = sum(len(receipt.rollout_ids) for receipt in receipts.rollouts)
+    num_truncated = sum(receipt.num_truncated for receipt in receipts.rollouts)
+    if num_truncated < _NEARLY_ALL * num_rollouts:
+        return None
+    return (
+        f"{num_truncated} of {num_rollouts} rollouts were cut at the token limit:"
+        f" {_LONGER}"
+    )

@@ -11,6 +11,7 @@ from topd_ray.config import Config
 from topd_ray.driver.bad_steps import BadSteps
 from topd_ray.driver.checkpoint import Checkpoint, save_checkpoint
 from topd_ray.driver.evaluation import evaluate
+from topd_ray.driver.health import truncation_notice
 from topd_ray.driver.loop import FinishedStep, LoopHooks, Schedule, StepLoop
 from topd_ray.driver.pipeline import Pipeline
 from topd_ray.driver.sigterm import Stop
@@ -72,6 +73,7 @@ class Training(LoopHooks):
         self._checkpoint = checkpoint
         self._weight_sync = WeightSync(fleet)
         self._bad_steps = BadSteps(run.config, run.folder, fleet.learners, run.log)
+        self._has_warned = False
         self._last_ended_s = 0.0
         self._earlier_works: Sequence[Work] = []
 
@@ -142,7 +144,18 @@ class Training(LoopHooks):
         metrics = self._metrics(finished, works)
         run.state.totals.add_step(metrics)
         run.log.step(metrics, works)
+        self._warn_of_truncation(finished)
         await self._bad_steps.watch(finished)
+
+    def _warn_of_truncation(self, finished: FinishedStep) -> None:
+        """Say once a session that the rollouts do not end."""
+        if self._has_warned or self._run.config.objective.trajectory == "given":
+            return
+        notice = truncation_notice(finished.receipts)
+        if notice is not None:
+            self._has_warned = True
+            self._run.log.event("truncated", step=finished.report.step, notice=notice)
+            self._run.log.say(f"step {finished.report.step}: {notice}")
 
     def _metrics(self, finished: FinishedStep, works: Sequence[Work]) -> Metrics:
         """Return a step's metrics, with what each kind of actor waited for."""

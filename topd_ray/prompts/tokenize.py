@@ -1,7 +1,7 @@
 """Turn records into prompts of token ids, once; drop by name what a run cannot use."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -209,6 +209,18 @@ def _dropped(prompt_id: str, reason: DropReason, detail: str) -> DroppedPrompt:
     return DroppedPrompt(prompt_id=prompt_id, reason=reason, detail=detail)
 
 
+def count_dropped(dropped: Sequence[DroppedPrompt]) -> str:
+    """Return how many prompts were dropped for which reason, and one of them."""
+    if not dropped:
+        return "0 dropped"
+    counts = Counter(drop.reason for drop in dropped)
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
+    first = dropped[0]
+    return (
+        f"{len(dropped):,} dropped: {reasons}, e.g. {first.prompt_id!r}, {first.detail}"
+    )
+
+
 def _nothing_left(dropped: list[DroppedPrompt]) -> str:
     if not dropped:
         return "no prompts to tokenise"
@@ -222,4 +234,4 @@ def _nothing_left(dropped: list[DroppedPrompt]) -> str:
     )
 
 
-__all__ = ["DroppedPrompt", "tokenize_records"]
+__all__ = ["DroppedPrompt", "count_dropped", "tokenize_records"]

@@ -95,10 +95,13 @@ class ProbeReceipt(Receipt):
     """Transport between the windows of one chunk."""
 
     distances: tuple[float, ...]
-    """D_OT of every candidate, in order; nan where a cost was not finite."""
+    """D_OT of every candidate whose transport converged, in order."""
     threshold_distances: tuple[float, ...]
-    """D_OT of the group that the threshold is a quantile of (D7); nan as above."""
+    """The same for the group that the threshold is a quantile of (D7)."""
+    num_windows: int
+    """Windows of all groups."""
     num_unconverged: int
+    """Windows whose transport did not converge: no verdict, no distance."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -268,6 +268,7 @@ class SimulatedProber(SimulatedDecoder):
         receipt = ProbeReceipt(
             distances=(0.5,) * num_windows,
             threshold_distances=(0.5,) * num_windows,
+            num_windows=num_windows,
             num_unconverged=0,
             span=span,
         )

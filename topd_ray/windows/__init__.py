@@ -10,6 +10,7 @@ from topd_ray.windows.verdict import (
     RecentDistances,
     distance_quantile,
     divergent,
+    solved_distances,
     threshold_group,
 )
 
@@ -18,6 +19,7 @@ __all__ = [
     "distance_quantile",
     "divergent",
     "pack",
+    "solved_distances",
     "threshold_group",
     "token_weights",
 ]

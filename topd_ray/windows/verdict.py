@@ -88,6 +88,26 @@ def threshold_group(config: DivergenceConfig) -> int:
     return LOW if config.rule == "low_loss_q75" else HIGH
 
 
+def solved_distances(probe_sets: Iterable[ProbeSet], group: int) -> tuple[float, ...]:
+    """Return D_OT of the windows of a group that the solver finished.
+
+    The verdict ignores the others, so they set no threshold and enter no mean either:
+    the distance of an unfinished plan is finite, and says nothing.
+
+    Args:
+        probe_sets: The windows of some rollouts.
+        group: HIGH, RANDOM or LOW.
+
+    Returns:
+        Distances in the order of the windows.
+    """
+    distances: list[float] = []
+    for probes in probe_sets:
+        is_solved_W = probes.converged_W & (probes.groups_W == group)
+        distances += map(float, probes.d_ot_W[is_solved_W])
+    return tuple(distances)
+
+
 def divergent(probes: ProbeSet, threshold: float) -> Flags:
     """Return which windows of a rollout are real divergences.
 

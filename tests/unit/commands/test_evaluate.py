@@ -14,7 +14,7 @@ import pytest
 import yaml
 from pyarrow import parquet
 
-from topd_ray.commands.evaluate import TOY_PROBLEMS, evaluate_folder
+from topd_ray.commands.evaluate import TOY_PROBLEMS, evaluate_folder, parse_variables
 from topd_ray.config import EngineConfig, parse_config
 from topd_ray.engines.open import open_generation
 from topd_ray.errors import UserError
@@ -230,6 +230,44 @@ def test_a_run_folder_brings_its_problems_its_limits_and_its_engine(
     )
     assert (one.num_problems, one.sampling.max_tokens) == (3, 30)
     assert (one.sampling.temperature, one.sampling.samples) == (0, 1)
+
+
+def test_a_student_is_asked_under_the_template_that_it_was_trained_with(
+    run_folder: Path, tmp_path: Path
+) -> None:
+    """By the run's folder or by its export; an option says otherwise."""
+    (run_folder / "export" / "chat_template.jinja").write_text(
+        "{{ messages[0].content }} {{ 'yes' if enable_thinking else 'no' }}"
+    )
+    config = yaml.safe_load((run_folder / "config.yaml").read_text())
+    config["prompts"]["chat_template_kwargs"] = {"enable_thinking": True}
+    (run_folder / "config.yaml").write_text(yaml.safe_dump(config))
+    out = tmp_path / "figures.json"
+    ends = []
+    for path, variables in (
+        (run_folder, None),
+        (run_folder / "export", None),
+        (run_folder, {"enable_thinking": False}),
+    ):
+        evaluate_folder(
+            path,
+            problems=TOY_PROBLEMS,
+            num_problems=1,
+            sampling=TaskSampling(max_tokens=2),
+            backend="hf",
+            variables=variables,
+            out=out,
+        )
+        ends.append(samples_beside(out)[0]["prompt"].split()[-1])
+    assert ends == ["yes", "yes", "no"]
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "true"])
+def test_variables_of_the_template_are_a_json_object(text: str) -> None:
+    assert parse_variables(None) is None
+    assert parse_variables('{"a": 1}') == {"a": 1}
+    with pytest.raises(UserError, match=r"--chat-template-kwargs .*: expected a JSON"):
+        parse_variables(text)
 
 
 def test_several_samples_of_a_run_s_own_problems_are_drawn_not_copied(

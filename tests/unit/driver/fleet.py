@@ -296,6 +296,7 @@ class FakeProber(FakeDecoder):
         receipt = ProbeReceipt(
             distances=distances,
             threshold_distances=distances,
+            num_windows=len(distances),
             num_unconverged=0,
             span=NO_TIME,
         )

@@ -10,13 +10,19 @@ import pytest
 
 from tests.make import rollout
 from topd_ray.config import Config
-from topd_ray.driver.health import complaints, refuse_mismatch, suspects
+from topd_ray.driver.health import (
+    complaints,
+    refuse_mismatch,
+    suspects,
+    truncation_notice,
+)
 from topd_ray.errors import UserError, WeightsError
 from topd_ray.messages import LossSums, TokenGap
 from topd_ray.records.bad_step import BadStep, read_dump, write_rollouts, write_step
 from topd_ray.records.receipts import (
     LearnedRound,
     LearnReceipt,
+    ProbeReceipt,
     RolloutReceipt,
     Span,
     StepReceipts,
@@ -182,3 +188,33 @@ def test_a_dump_reads_back_to_what_was_written(tmp_path: Path) -> None:
         np.testing.assert_array_equal(one.response_ids_N, other.response_ids_N)
         np.testing.assert_array_equal(one.top_logp_NM, other.top_logp_NM)
         assert one.logp_N.shape == other.logp_N.shape
+
+
+def probed(num_windows: int, num_unconverged: int) -> ProbeReceipt:
+    return ProbeReceipt(
+        distances=(),
+        threshold_distances=(),
+        num_windows=num_windows,
+        num_unconverged=num_unconverged,
+        span=NO_TIME,
+    )
+
+
+def test_a_solver_that_gives_up_on_most_windows_makes_the_step_bad() -> None:
+    """Without verdicts there are no divergent windows, and topd would be opd."""
+    step = replace(receipts(), probes=[probed(3, 3), probed(5, 1)])
+    assert complaints(config(), step) == []
+    step = replace(receipts(), probes=[probed(3, 3), probed(5, 2)])
+    (complaint,) = complaints(config(), step)
+    assert "5 of 8 windows did not converge (health.max_unconverged=0.5)" in complaint
+    assert "probe.solver=exact" in complaint
+    assert complaints(config(health={"max_unconverged": 1.0}), step) == []
+    assert complaints(config(), replace(receipts(), probes=[probed(0, 0)])) == []
+
+
+def test_rollouts_that_nearly_all_run_to_the_limit_are_worth_a_warning() -> None:
+    assert truncation_notice(receipts(truncated=1)) is None
+    notice = truncation_notice(receipts(truncated=2))
+    assert notice is not None
+    assert "4 of 4 rollouts were cut at the token limit" in notice
+    assert "`topd check` prints" in notice

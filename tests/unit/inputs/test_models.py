@@ -14,6 +14,7 @@ from tests.unit.models.edits import add_tensors, drop_tensors
 from topd_ray.config import Config, parse_config
 from topd_ray.errors import UserError
 from topd_ray.inputs.models import check_models, check_what_is_here
+from topd_ray.inputs.run_inputs import check_inputs
 
 
 @pytest.fixture
@@ -146,3 +147,28 @@ def test_a_revision_of_a_local_folder_is_refused(
         teacher={"model": str(teacher)},
     )
     refused(config, r"revision=v1 has no effect on a folder of this machine")
+
+
+def test_check_prints_where_a_response_ends_and_judges_the_prompts(
+    student: Path, teacher: Path, tmp_path: Path
+) -> None:
+    for folder in (student, teacher):
+        for name in ("config.json", "generation_config.json"):
+            values = json.loads((folder / name).read_text()) | {"eos_token_id": 0}
+            (folder / name).write_text(json.dumps(values))
+    config = config_of(
+        tmp_path, learner={"model": str(student)}, teacher={"model": str(teacher)}
+    )
+    rows = [{"prompt": "w1"}, {"prompt": "<|im_end|>", "prompt_id": "bad"}]
+    data = tmp_path / "prompts.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    notes = check_inputs(config)
+    assert (
+        "a response ends at <|im_end|> (2: the chat template, tokenizer_config.json);"
+        " <|endoftext|> (0: generation_config.json)"
+    ) in notes
+    (counted,) = [note for note in notes if "prompts (" in note]
+    assert counted.startswith("1 prompts (1 dropped: 1 control_token, e.g. 'bad', ")
+    data.write_text('{"text": "w1"}\n')
+    with pytest.raises(UserError, match=r"prompts\.jsonl, line 1: expected"):
+        check_inputs(config)

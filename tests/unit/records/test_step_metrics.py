@@ -82,8 +82,9 @@ def metrics(step: int, **changes: float) -> Metrics:
         ],
         probes=[
             ProbeReceipt(
-                distances=(0.2, 0.4, math.nan, 0.6),
-                threshold_distances=(0.2, 0.4, math.nan, 0.6),
+                distances=(0.2, 0.4, 0.6),
+                threshold_distances=(0.2, 0.4, 0.6),
+                num_windows=4,
                 num_unconverged=1,
                 span=SECOND,
             )

@@ -6,7 +6,12 @@ import pytest
 from tests.make import probes
 from topd_ray.config import DivergenceConfig
 from topd_ray.messages import HIGH, LOW, RANDOM
-from topd_ray.windows import RecentDistances, divergent, threshold_group
+from topd_ray.windows import (
+    RecentDistances,
+    divergent,
+    solved_distances,
+    threshold_group,
+)
 
 
 def test_the_threshold_is_the_quantile_of_what_was_seen() -> None:
@@ -66,6 +71,20 @@ def test_a_window_diverges_strictly_above_the_threshold_and_only_when_solved() -
         converged_W=np.array([True, True, False, False]),
     )
     assert divergent(windows, 0.3).tolist() == [False, True, False, False]
+
+
+def test_distances_are_those_of_the_windows_that_the_verdict_judges() -> None:
+    """A plan that did not converge has a finite distance, and sets no threshold."""
+    windows = probes(
+        positions=(0, 1, 2, 3),
+        distances=(0.3, 0.5, 9.0, 0.1),
+        num_student=(4, 4, 4, 4),
+        converged_W=np.array([True, True, False, True]),
+        groups_W=np.array([HIGH, HIGH, HIGH, LOW], np.int32),
+    )
+    found = solved_distances([windows, windows], HIGH)
+    assert found == pytest.approx((0.3, 0.5, 0.3, 0.5))
+    assert solved_distances([windows], LOW) == pytest.approx((0.1,))
 
 
 def test_a_control_never_diverges() -> None:

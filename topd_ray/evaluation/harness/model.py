@@ -18,6 +18,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.models.utils import normalize_gen_kwargs
 
+from topd_ray.contexts import ChatTemplate
 from topd_ray.engines.protocols import Generation, GenerationEngine, GenerationRequest
 from topd_ray.errors import TopdError, UserError
 from topd_ray.seeds import derive_seed
@@ -91,10 +92,10 @@ class EngineModel(LM):  # type: ignore[misc]  # the harness has no types
         folder: Path,
         *,
         seed: int,
-        chat: bool,
+        chat: ChatTemplate | None,
         may_shorten: bool,
     ) -> None:
-        """Load the tokenizer in `folder`, which needs a chat template with `chat`.
+        """Take the chat template, or load the tokenizer in `folder` where it is None.
 
         Without `chat`, a prompt is plain text to continue, not turns of a conversation.
         With `may_shorten`, a response limit that exceeds the context is lowered.
@@ -106,13 +107,13 @@ class EngineModel(LM):  # type: ignore[misc]  # the harness has no types
         self._seed = seed
         self._chat = chat
         self._may_shorten = may_shorten
-        self._tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-        if chat and not self._tokenizer.chat_template:
-            raise UserError(
-                f"{folder}: its tokenizer has no chat template; give a chat model"
+        self._tokenizer = (
+            AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
             )
+            if chat is None
+            else chat.tokenizer
+        )
         self.responses: dict[int, list[Response]] = {}
         """Responses of each document id, in the order of the samples."""
 
@@ -124,23 +125,14 @@ class EngineModel(LM):  # type: ignore[misc]  # the harness has no types
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """Return the prompt's text, with thinking mode off, as in training."""
-        from jinja2 import TemplateError
-
-        try:
-            text: str = self._tokenizer.apply_chat_template(
-                chat_history,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-                enable_thinking=False,
-            )
-        except TemplateError as error:
-            raise UserError(
-                f"problem {chat_history[-1]['content']!r:.80}: the model's chat"
-                f" template refuses it: {error}"
-            ) from None
-        return text
+        """Return the prompt's text, under the template and its variables."""
+        assert self._chat is not None, "a task of plain text has no turns"
+        return self._chat.text(
+            [(turn["role"], turn["content"]) for turn in chat_history],
+            prompt_id=f"{chat_history[-1]['content']:.60}",
+            opens_turn=add_generation_prompt,
+            continues=not add_generation_prompt,
+        )
 
     def generate_until(
         self, requests: list[Instance], disable_tqdm: bool = False
@@ -193,7 +185,7 @@ class EngineModel(LM):  # type: ignore[misc]  # the harness has no types
 
     def _tokens(self, text: str) -> list[int]:
         # A chat template writes the special tokens itself.
-        ids: list[int] = self._tokenizer(text, add_special_tokens=not self._chat)[
+        ids: list[int] = self._tokenizer(text, add_special_tokens=self._chat is None)[
             "input_ids"
         ]
         return ids

@@ -12,6 +12,7 @@ import pytest
 from lm_eval.api.instance import Instance
 
 from tests.tiny import VOCAB
+from topd_ray.contexts import ChatTemplate
 from topd_ray.engines.protocols import Generation, GenerationRequest
 from topd_ray.errors import UserError
 from topd_ray.evaluation.harness.model import EngineModel, LastingEngine, Response
@@ -69,7 +70,9 @@ def instances(*texts: str, repeats: int = 1, **options: Any) -> list[Instance]:
 
 
 def model(folder: Path, parrot: Parrot, **options: Any) -> EngineModel:
-    options = {"seed": 0, "chat": True, "may_shorten": False} | options
+    options = {"seed": 0, "may_shorten": False} | options
+    if "chat" not in options:
+        options["chat"] = ChatTemplate(folder)
     return EngineModel(
         LastingEngine(lambda _: parrot, context=CONTEXT), folder, **options
     )
@@ -145,6 +148,11 @@ def test_the_chat_template_is_rendered_with_thinking_off(
         [{"role": "user", "content": "w1"}]
     )
     assert rendered == "w1 False"
+    thinking = ChatTemplate(tmp_path, variables={"enable_thinking": True})
+    rendered = model(tmp_path, Parrot(), chat=thinking).apply_chat_template(
+        [{"role": "user", "content": "w1"}]
+    )
+    assert rendered == "w1 True"
 
 
 def test_a_model_without_a_chat_template_cannot_be_asked(
@@ -158,7 +166,7 @@ def test_a_model_without_a_chat_template_cannot_be_asked(
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="no chat template"):
         model(tmp_path, Parrot())
-    model(tmp_path, Parrot(), chat=False)
+    model(tmp_path, Parrot(), chat=None)
 
 
 def test_one_engine_serves_all_tasks_until_a_longer_context_is_needed() -> None:
