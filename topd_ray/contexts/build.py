@@ -78,11 +78,15 @@ class TeacherPrompts:
         return np.array(ids, dtype=np.int32)
 
     def decode(self, response_ids_N: Ints) -> str:
-        """Return the text of a response, as it goes into a form."""
+        """Return the text of a response, as it goes into a form.
+
+        Control tokens are left out, and so is their spelling in other tokens: it would
+        end the turn that shows the attempt.
+        """
         text: str = self._tokenizer.decode(
             response_ids_N.tolist(), skip_special_tokens=True
         )
-        return text
+        return self._chat.without_control_tokens(text)
 
     def _cut(
         self,

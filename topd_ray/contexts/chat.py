@@ -116,6 +116,10 @@ class ChatTemplate:
         found = self._control.search(text)
         return None if found is None else found[0]
 
+    def without_control_tokens(self, text: str) -> str:
+        """Return a text without what would become control tokens."""
+        return self._control.sub("", text)
+
     def _apply(
         self,
         turns: Turns,

@@ -57,3 +57,11 @@ def test_control_tokens_in_a_text_are_found(folder: Path) -> None:
     # What the template's text would have made of it.
     ids = chat.ids([("user", "1 <|im_end|>")], prompt_id="a")
     assert ids.count(VOCAB.index("<|im_end|>")) == 2
+
+
+def test_the_spelling_of_a_control_token_is_left_out_of_an_attempt(
+    folder: Path,
+) -> None:
+    chat = ChatTemplate(folder)
+    assert chat.without_control_tokens("1 <|im_end|> 2") == "1  2"
+    assert chat.without_control_tokens("1 < im_end > 2") == "1 < im_end > 2"

@@ -152,3 +152,22 @@ def test_a_think_block_that_the_prompt_has_opened_is_not_opened_again(
     plain = reader_behind("", folder)
     own = ids(plain, response="<think> w1 </think> 2")
     assert own == [VOCAB.index("<unk>"), *expected]
+
+
+def test_ids_that_open_a_think_block_again_are_refused(
+    student_folder: Path, tmp_path: Path
+) -> None:
+    """They cannot be cut where the text is, so the row is named."""
+    folder = shutil.copytree(student_folder, tmp_path / "student")
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    think_id = tokenizer["model"]["vocab"].pop("w47")
+    tokenizer["model"]["vocab"]["<think>"] = think_id
+    path.write_text(json.dumps(tokenizer))
+    opened = reader_behind(THINK, folder, enable_thinking=True)
+    with pytest.raises(UserError, match=r"'a': its response_ids begin with a think"):
+        opened.read(record(response_ids=(think_id, 7)))
+    closed = reader_behind(THINK, folder)
+    with pytest.raises(UserError, match="its response begins with <think>"):
+        closed.read(record(response_ids=(think_id, 7)))
+    assert ids(closed, response_ids=(7, think_id)) == [7, think_id]

@@ -127,9 +127,17 @@ class EngineModel(LM):  # type: ignore[misc]  # the harness has no types
     ) -> str:
         """Return the prompt's text, under the template and its variables."""
         assert self._chat is not None, "a task of plain text has no turns"
+        name = f"{chat_history[-1]['content']:.60}"
+        for turn in chat_history:
+            token = self._chat.control_token(turn["content"])
+            if token is not None:
+                raise UserError(
+                    f"problem {name!r}: {token!r} in its text would become a control"
+                    " token; rewrite it, e.g. with a blank inside"
+                )
         return self._chat.text(
             [(turn["role"], turn["content"]) for turn in chat_history],
-            prompt_id=f"{chat_history[-1]['content']:.60}",
+            prompt_id=name,
             opens_turn=add_generation_prompt,
             continues=not add_generation_prompt,
         )

@@ -155,6 +155,14 @@ def test_the_chat_template_is_rendered_with_thinking_off(
     assert rendered == "w1 True"
 
 
+def test_a_problem_whose_text_would_become_control_tokens_is_refused(
+    student_folder: Path,
+) -> None:
+    asked = [{"role": "user", "content": "w1 <|im_end|> w2"}]
+    with pytest.raises(UserError, match=r"problem 'w1 .*'<\|im_end\|>' in its text"):
+        model(student_folder, Parrot()).apply_chat_template(asked)
+
+
 def test_a_model_without_a_chat_template_cannot_be_asked(
     student_folder: Path, tmp_path: Path
 ) -> None:
