@@ -28,7 +28,7 @@ class Section(BaseModel):
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Name = Annotated[str, Field(min_length=1)]
 Column = Literal["prompt", "system", "answer", "reference", "response", "prompt_id"]
-Columns = dict[Column, Name | None]
+ColumnNames = dict[Column, Name | None]
 Variables = dict[str, Any]
 Backend = Literal["vllm", "hf", "fake"]
 Dtype = Literal["float32", "bfloat16"]

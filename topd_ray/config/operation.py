@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from topd_ray.config.base import Columns, Fraction, Name, Section
+from topd_ray.config.base import ColumnNames, Fraction, Name, Section
 from topd_ray.config.objective import Method
 
 
@@ -44,7 +44,7 @@ class EvaluationConfig(Section):
 
     path: Name | None = None
     """Problems with an `answer`, in any of the prompt formats; none: no evaluation."""
-    columns: Columns = Field(default_factory=dict)
+    columns: ColumnNames = Field(default_factory=dict)
     """Names of the columns of that file, as `prompts.columns`."""
     num_problems: PositiveInt = 500
     """How many of the problems are answered, from the first on."""

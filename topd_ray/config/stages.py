@@ -13,7 +13,7 @@ from pydantic import (
 )
 
 from topd_ray.config.base import (
-    Columns,
+    ColumnNames,
     Dtype,
     EngineConfig,
     Fraction,
@@ -54,7 +54,7 @@ class PromptsConfig(Section):
     """Room for the words of the form itself, beside problem, reference and attempt; and
     for what `teacher.template: own` writes beyond the student's prompt.
     """
-    columns: Columns = Field(default_factory=dict)
+    columns: ColumnNames = Field(default_factory=dict)
     """Names of the columns that hold what a row brings, where they are not the usual
     ones: `{prompt: query, answer: meta.gold}`. A dot leads into a column of objects;
     null leaves out a column that would be read.

@@ -42,7 +42,7 @@ def refuse_mismatch(config: Config, receipts: StepReceipts) -> None:
     """
     sums = sum((receipt.sums for receipt in receipts.learned), LossSums())
     kl = _rollout_kl(config, sums)
-    if not kl > config.on_policy_kl:  # nan is a complaint of its own
+    if not kl > config.on_policy_kl:  # nan is another complaint
         return
     gaps = [r.sums.worst_gap for r in receipts.learned if r.sums.worst_gap is not None]
     gaps.sort(key=lambda gap: gap.nats, reverse=True)

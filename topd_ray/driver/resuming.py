@@ -61,7 +61,7 @@ def changed_inputs(
     """Return the names of files that changed since a checkpoint and were accepted.
 
     Args:
-        checkpoint: None where the run starts anew, with whatever is there.
+        checkpoint: None where the run starts anew, with the files that are there.
         now: Fingerprints of the files as they are.
         accept: Fields whose change the user accepts, such as `prompts.path`.
 

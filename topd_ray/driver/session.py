@@ -125,7 +125,7 @@ def _resume(
             if opened is not None:
                 make_latest(folder, opened.path.name)
             if changed:
-                folder.rewrite(config)
+                folder.replace_config(config)
             run = _Run(config, folder, inputs, opened, started_s)
             run.note_changes(changed, accepted)
             return run.go()

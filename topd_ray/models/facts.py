@@ -70,8 +70,8 @@ def check_context(facts: ModelFacts, needed: int, role: str) -> None:
         raise UserError(
             f"{role}: max_position_embeddings={facts.max_position_embeddings} in its"
             f" config.json, but a run of this config needs {needed}; lower"
-            " prompts.max_tokens, rollout.max_response_tokens, or, where the teacher has"
-            " a prompt of its own, prompts.max_form_tokens"
+            " prompts.max_tokens, rollout.max_response_tokens, or, where the teacher"
+            " reads another prompt, prompts.max_form_tokens"
         )
 
 

@@ -18,7 +18,7 @@ from topd_ray.prompts.columns import FORMS, Cell, Columns
 from topd_ray.prompts.shown import RowError, shown
 from topd_ray.prompts.turns import Turn, parse_text, parse_turns
 
-# GSM8K ends a worked solution with the answer on a line of its own: #### 1,234
+# GSM8K ends a worked solution with a line that holds the answer: #### 1,234
 _WORKED = re.compile(r"(?s)(.*?)^[ \t]*####[ \t]*(\S[^\n]*?)\s*\Z", re.MULTILINE)
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}\b)")
 

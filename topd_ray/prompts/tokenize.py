@@ -67,7 +67,7 @@ def tokenize_records(
     more than `max_tokens` tokens; with `responses`, where it has no response, or a
     truncated one and `truncated` is "drop"; with a `teacher`, where it lacks the
     reference that the teacher's context shows. With a `side`, a prompt gets the ids
-    that a teacher reads by a template of its own. Positions count the prompts kept.
+    that a teacher reads by another template. Positions count the prompts kept.
     Raises UserError where no prompt is left, or where a template refuses a prompt.
     """
     kept: list[Prompt] = []

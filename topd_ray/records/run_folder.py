@@ -56,7 +56,7 @@ class RunFolder:
             raise UserError(f"{path}: no run folder (no config.yaml in it)")
         return folder, load_config(folder.config)
 
-    def rewrite(self, config: Config) -> None:
+    def replace_config(self, config: Config) -> None:
         """Write a config that was changed; a finished run is finished no longer.
 
         Only a process that holds the run's lock may.
