@@ -41,6 +41,21 @@ def test_a_finished_run_goes_on_to_more_steps(setting: Setting) -> None:
     assert "is finished" in again.output
 
 
+def test_a_job_submitted_again_with_more_steps_extends_its_run(
+    setting: Setting,
+) -> None:
+    run = setting.train("job", *SHORT)
+    again = ("train", "--resume", setting.file, "run.name=job", *SHORT)
+    assert topd(*again).code == 0
+    assert len(run.metrics) == 2
+    refused = topd(*again, "learner.lr=0.5")
+    assert refused.code == 2
+    assert "may not change learner.lr 0.001 -> 0.5" in refused.output
+    longer = topd(*again, "run.steps=3")
+    assert longer.code == 0, longer.output
+    assert len(run.metrics) == 3
+
+
 def test_data_that_changed_are_refused_by_name_or_accepted_by_name(
     setting: Setting, tmp_path: Path
 ) -> None:
