@@ -324,6 +324,29 @@ def test_bfloat16_learns_from_float32_moments_and_publishes_its_bits(learner):
     }
 
 
+@pytest.mark.parametrize(
+    "learner", [{"zero_stage": 2, "dtype": "bfloat16"}], indirect=True
+)
+def test_one_rank_adds_the_gradient_that_deepspeed_would_reduce(learner):
+    optimizer = learner._engine._engine.optimizer
+    added = _gradient(learner)
+    learner.abandon_step()
+    del optimizer.average_tensor  # uncovers DeepSpeed's reduction
+    reduced = _gradient(learner)
+    assert torch.equal(added, reduced)
+    own_norm = optimizer.scaled_global_norm()
+    del optimizer.scaled_global_norm  # uncovers DeepSpeed's norm
+    assert own_norm == optimizer.scaled_global_norm() > 0
+
+
+def _gradient(learner: LearnerActor) -> Tensor:
+    """Return the accumulated gradient of two micro-batches."""
+    learner.accumulate([make_batch([20, 12], seed=5), make_batch([9], seed=6)])
+    [held] = learner._engine._engine.optimizer.averaged_gradients.values()
+    gradient: Tensor = held.flat_partition.clone()
+    return gradient
+
+
 class Root(nn.Module):
     """A loss of w . x or its root, of which the derivative at 0 is infinite."""
 

@@ -10,7 +10,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 import deepspeed  # reads DS_ACCELERATOR
 import deepspeed.comm as dist
 
+from topd_ray.engines.deepspeed_gradient import GlobalNorm, keep_to_one_rank
 from topd_ray.engines.deepspeed_state import AdamState
 
 _BUCKET_ELEMENTS = 2**26
@@ -113,6 +114,10 @@ class DeepSpeedTraining:
         )
         # With ZeRO 0 the step reduces, once, not every backward pass: see _step_whole.
         self._engine.enable_backward_allreduce = self._zero_stage > 0
+        if self._zero_stage > 0:
+            self._norm = GlobalNorm(self._engine.optimizer, zero_stage=self._zero_stage)
+        if self._zero_stage == 2 and dtype == torch.bfloat16 and world_size == 1:
+            keep_to_one_rank(self._engine.optimizer)
         self._state = AdamState(
             self._engine,
             {n: p for n, p in trained.named_parameters() if p.requires_grad},
@@ -208,38 +213,23 @@ class DeepSpeedTraining:
         optimizer = self._engine.optimizer
         # The step divides by the loss scale before it clips.
         optimizer.override_loss_scale(divisor)
-        with self._no_norm() if skip else nullcontext():
-            self._engine.step()
+        self._norm.drops = skip
+        self._engine.step()
+        self._norm.drops = False
         # Otherwise the next backward pass would multiply the loss by the scale.
         optimizer.custom_loss_scaler = False
         # infinite where DeepSpeed has dropped the gradient
         return float(self._engine.get_global_grad_norm())
-
-    @contextmanager
-    def _no_norm(self) -> Iterator[None]:
-        """Make DeepSpeed drop the gradient of a step.
-
-        It drops a gradient only where the norm is not finite, so the norm is NaN.
-        """
-        optimizer = self._engine.optimizer
-        nan = torch.tensor(math.nan)
-        value: Any
-        if self._zero_stage == 3:
-            name = "_get_norm_groups"
-            value = [nan]
-        else:
-            name = "scaled_global_norm"
-            value = nan
-        setattr(optimizer, name, lambda: value)
-        yield
-        delattr(optimizer, name)  # uncovers the method of the class
 
     def _step_whole(self, divisor: float, skip: bool) -> float:
         """ZeRO 0: DeepSpeed reduces and updates; this method divides, clips and skips.
 
         DeepSpeed would take a gradient that is not finite.
         """
-        self._engine.buffered_allreduce_fallback()
+        if self._world_size > 1:
+            self._engine.buffered_allreduce_fallback(
+                elements_per_buffer=_BUCKET_ELEMENTS
+            )
         weights = [p for p in self._engine.module.parameters() if p.grad is not None]
         for weight in weights:
             weight.grad.div_(divisor)

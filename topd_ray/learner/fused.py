@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from topd_ray.engines.tensors import add_blocks
 from topd_ray.learner.loss import (
     Positions,
     Recipe,
@@ -39,6 +40,12 @@ _BLOCK_BYTES = {"cpu": 2**22, "cuda": 2**27}
 """Bytes of a block's logits in float32, by device.
 
 On a CPU a share of the cache; on a GPU so many that the start of a kernel is cheap.
+"""
+
+_PRODUCT_ROWS = {"cpu": 2**12}
+"""Rows of the head whose gradient is computed at a time, by device; else all.
+
+On a CPU so few that the product of a chunk is still in the cache when it is added.
 """
 
 
@@ -208,7 +215,7 @@ def _sums_and_slopes(
         if slope_TUD is not None:
             torch.mm(logits_CR, head_RD, out=slope_TUD[first:last])
         if slope_RD is not None:
-            _add_product(slope_RD, logits_CR.T, hidden_CD)
+            _add_product(slope_RD, logits_CR, hidden_CD)
     gap_2 = worst_gap(torch.cat(logp_parts), positions.sampled_logp_T)
     sums_5 = torch.cat([sums_3, gap_2])
     return sums_5, [slope_TUD, None if slope_RD is None else slope_RD.to(head_RD.dtype)]
@@ -236,11 +243,15 @@ def _teacher_logits(
     return torch.mm(hidden_TE, teacher.head_VE.T, out=buffer_CR[: len(hidden_TE)])
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
-    else:
-        total += left @ right
+def _add_product(total_RD: Tensor, left_CR: Tensor, right_CD: Tensor) -> None:
+    """Add left^T right; where its number format is another, some rows at a time."""
+    if total_RD.dtype == left_CR.dtype:
+        total_RD.addmm_(left_CR.T, right_CD)
+        return
+    size = _PRODUCT_ROWS.get(total_RD.device.type, len(total_RD))
+    for first, last in _cuts(0, len(total_RD), size):
+        product = left_CR[:, first:last].T @ right_CD
+        add_blocks(total_RD[first:last].view(-1), product.view(-1))
 
 
 __all__ = ["Losses", "Tiles", "distillation_losses", "tiles"]
