@@ -119,8 +119,9 @@ class RolloutActor:
             weights = open_buckets(buckets, policy_version=policy_version)
             try:
                 self._engine.load_weights(weights)
-            # Any exception of the engine is kept: the calls that were submitted behind this one
-            # fail too, and one of those may be the first that the driver hears of.
+            # Any exception of the engine is kept: the calls that were submitted behind
+            # this one fail too, and one of those may be the first that the driver hears
+            # of.
             except Exception as error:
                 kind = type(error) if isinstance(error, TopdError) else TopdError
                 self._failed_load = kind(

@@ -232,6 +232,28 @@ def test_a_dumped_config_reads_back_equal_whatever_its_numbers(
     assert load_config(path) == config
 
 
+def test_mappings_and_dates_of_the_command_line_are_read_and_written_back(
+    file: Path, tmp_path: Path
+) -> None:
+    config = load_config(
+        file,
+        [
+            "prompts.today=2024-07-26",
+            "prompts.columns.answer=null",
+            "prompts.columns.prompt=task.text",
+            "prompts.chat_template_kwargs.enable_thinking=true",
+        ],
+    )
+    assert str(config.prompts.today) == "2024-07-26"
+    assert config.prompts.columns == {"answer": None, "prompt": "task.text"}
+    assert config.prompts.chat_template_kwargs == {"enable_thinking": True}
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_config(config))
+    assert load_config(again) == config
+    with pytest.raises(UserError, match=r"prompts\.columns\.question"):
+        load_config(file, ["prompts.columns.question=q"])
+
+
 def test_the_longest_sequences_follow_from_the_stages() -> None:
     config = parse(
         prompts={"max_tokens": 100},
