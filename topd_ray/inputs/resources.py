@@ -1,17 +1,22 @@
 """Config -> plan of a run: actors, CPUs, GPUs, memory of each role, tokens of a step.
 
-Memory is arithmetic, not a measurement: weights, gradients and optimizer states of the
-learner; weights of an engine, to which vLLM adds its cache.
+Memory is arithmetic, see `estimates.py`.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from topd_ray.config import Config, EngineConfig
-from topd_ray.models.facts import read_facts
+from topd_ray.inputs.estimates import (
+    ModelSizes,
+    engine_gib,
+    learner_gib,
+    prober_gib,
+    sizes_of,
+    teacher_gib,
+    zero_stage,
+)
 from topd_ray.models.roles import find_student, find_teacher
 
-_BYTES = {"float32": 4, "bfloat16": 2}
 _ACTORS = {
     "rollout": "rollout engine",
     "teacher": "teacher engine",
@@ -37,7 +42,7 @@ class Role:
     gpus: float
     """GPUs of one actor."""
     gib: float | None
-    """Model memory of one actor in GiB; None where the model's size is unknown."""
+    """Peak memory of one actor in GiB; None where the model's size is unknown."""
     what: str
     """What the memory holds."""
 
@@ -65,8 +70,8 @@ class Plan:
 
 def make_plan(config: Config) -> Plan:
     """Return the plan of a config; reads model folders that are on this machine."""
-    student = _num_parameters(find_student(config), config.learner.size_b)
-    teacher = _num_parameters(find_teacher(config), config.teacher.size_b)
+    student = sizes_of(find_student(config), config.learner.size_b)
+    teacher = sizes_of(find_teacher(config), config.teacher.size_b)
     rollouts = config.prompts.per_step * config.rollout.samples_per_prompt
     tokens = rollouts * config.rollout.max_response_tokens
     # An upper bound: a rollout that ends early has fewer candidates.
@@ -77,9 +82,12 @@ def make_plan(config: Config) -> Plan:
     roles = [
         _rollout_role(config, student),
         _engine_role(
-            "teacher", config.teacher.num_engines, config.teacher.engine, teacher
+            "teacher",
+            config.teacher.num_engines,
+            config.teacher.engine,
+            None if teacher is None else teacher_gib(config, teacher),
         ),
-        _learner_role(config, student),
+        _learner_role(config, student, teacher),
     ]
     if config.num_probe_workers:
         # Behind the teacher, whose losses choose what is probed.
@@ -115,29 +123,25 @@ def memory_line(config: Config, role: str) -> str | None:
     return None
 
 
-def _num_parameters(folder: Path | None, size_b: float | None) -> float | None:
-    if folder is not None:
-        return float(read_facts(folder).num_parameters)
-    return None if size_b is None else size_b * 1e9
-
-
 def _engine_role(
-    name: str, count: int, engine: EngineConfig, parameters: float | None
+    name: str, count: int, engine: EngineConfig, gib: float | None
 ) -> Role:
+    held = "weights" if engine.gpus else "weights, cache, libraries"
     return Role(
         name=name,
         count=count,
         cpus=engine.cpus,
         gpus=engine.gpus,
-        gib=None if parameters is None else parameters * _BYTES[engine.dtype] / 2**30,
-        what=f"{engine.backend}, {engine.dtype} weights",
+        gib=gib,
+        what=f"{engine.backend}, {engine.dtype}: {held}",
     )
 
 
-def _rollout_role(config: Config, parameters: float | None) -> Role:
+def _rollout_role(config: Config, student: ModelSizes | None) -> Role:
     engine = config.rollout.engine
     if config.decodes_rollouts:
-        return _engine_role("rollout", config.rollout.num_engines, engine, parameters)
+        gib = None if student is None else engine_gib(student, engine)
+        return _engine_role("rollout", config.rollout.num_engines, engine, gib)
     return Role(
         name="rollout",
         count=config.rollout.num_engines,
@@ -148,43 +152,35 @@ def _rollout_role(config: Config, parameters: float | None) -> Role:
     )
 
 
-def _probe_role(config: Config, parameters: float | None) -> Role:
+def _probe_role(config: Config, teacher: ModelSizes | None) -> Role:
+    gib = None if teacher is None else prober_gib(config, teacher)
     if config.probe_engine:
-        return _engine_role(
-            "probe", config.num_probe_workers, config.probe_engine, parameters
-        )
+        return _engine_role("probe", config.num_probe_workers, config.probe_engine, gib)
     return Role(
         name="probe",
         count=config.num_probe_workers,
         cpus=config.probe.cpus,
         gpus=0.0,
-        gib=0.0,
-        what="transport alone; the teacher's engine continues",
+        gib=gib,
+        what="embedding, libraries; the teacher's engine continues",
     )
 
 
-def _learner_role(config: Config, parameters: float | None) -> Role:
-    """Return the learner's role.
-
-    DeepSpeed's mixed precision holds weights, float32 gradients, a float32 master copy
-    of the weights, and AdamW's two moments.
-    """
+def _learner_role(
+    config: Config, student: ModelSizes | None, teacher: ModelSizes | None
+) -> Role:
     learner = config.learner
-    ranks = learner.num_ranks
-    is_float32 = learner.dtype == "float32"
-    # DeepSpeed's bfloat16 optimizer shards gradients even at stage 0 or 1.
-    stage = learner.zero_stage if is_float32 else max(learner.zero_stage, 2)
-    weights = _BYTES[learner.dtype] / (ranks if stage >= 3 else 1)
-    gradients = 4.0 / (ranks if stage >= 2 else 1)
-    # float32 weights are their own master copy.
-    master = 0.0 if is_float32 else 4.0
-    states = (8.0 + master) / (ranks if stage >= 1 else 1)
-    total = weights + gradients + states
+    known = None
+    if student is not None:
+        known = learner_gib(config, student, teacher or ModelSizes(parameters=0.0))
     return Role(
         name="learner",
-        count=ranks,
+        count=learner.num_ranks,
         cpus=learner.cpus,
         gpus=learner.gpus,
-        gib=None if parameters is None else parameters * total / 2**30,
-        what=f"ZeRO {stage}, {learner.dtype}: weights, gradients, optimizer",
+        gib=known,
+        what=(
+            f"ZeRO {zero_stage(config)}, {learner.dtype}: weights, gradients,"
+            " optimizer, activations, loss"
+        ),
     )

@@ -25,14 +25,14 @@ def test_the_memory_of_a_role_is_a_line_with_its_number() -> None:
     config = config_of(
         learner={"num_ranks": 2, "zero_stage": 3}, rollout={"num_engines": 2}
     )
-    # bytes a parameter: (2 weights + 4 gradients + 12 states) / 2 ranks
+    gib = {role.name: role.gib for role in make_plan(config).roles}
     assert memory_line(config, "learner") == (
-        f"topd check estimates {4e9 * 9 / 2**30:.3g} GiB for one learner rank: ZeRO 3,"
-        " bfloat16: weights, gradients, optimizer"
+        f"topd check estimates {gib['learner']:.3g} GiB for one learner rank: ZeRO 3,"
+        " bfloat16: weights, gradients, optimizer, activations, loss"
     )
     assert memory_line(config, "teacher") == (
-        f"topd check estimates {30.5e9 * 2 / 2**30:.3g} GiB for one teacher engine:"
-        " vllm, bfloat16 weights"
+        f"topd check estimates {gib['teacher']:.3g} GiB for one teacher engine: vllm,"
+        " bfloat16: weights, cache, libraries"
     )
 
 
