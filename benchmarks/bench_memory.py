@@ -90,7 +90,9 @@ def row(models: Path, case: str, role: str, estimate_gib: float) -> dict[str, An
 
 
 def leave(table: Sequence[dict[str, Any]]) -> None:
-    """Save the claim."""
+    """Save the claim, where a model was found."""
+    if not table:
+        return
     ratios = [r["estimate / peak"] for r in table if r["estimate / peak"]]
     worst = max(ratios, key=lambda ratio: abs(ratio - 1), default=None)
     save(

@@ -150,6 +150,20 @@ ROWS = (
         "starts one by one",
         "in parallel",
     ),
+    Row(
+        "memory_estimate",
+        "bench_memory",
+        "`topd check`, memory of an actor",
+        "its peak, on a CPU",
+        "within 15 %",
+    ),
+    Row(
+        "real_roofline",
+        "bench_real",
+        "a step of real models, share of the CPU's roofline",
+        "products and bandwidth of the same process",
+        ">= 50 %",
+    ),
 )
 ORDER = {row.name: place for place, row in enumerate(ROWS)}
 

@@ -2,7 +2,7 @@
 
 On a CPU the peak is that of the process, libraries included; on a GPU it is what the
 actor allocates there, and vLLM adds its cache. `benchmarks/bench_memory.py` compares
-the sums for a CPU with what actors take. Nobody has measured those for a GPU.
+the sums for a CPU with what actors take; those for a GPU were not measured.
 """
 
 from dataclasses import dataclass
@@ -74,9 +74,9 @@ def engine_gib(model: ModelSizes, engine: EngineConfig) -> float:
         return weights / GIB
     if engine.backend != "vllm":
         return _LIBRARIES_GIB[engine.backend] + weights / GIB
-    # vLLM packs the layers in place of the weights, and the head beside them.
+    # vLLM packs a layer's weights in their place, and the head into two more copies.
     profile = width * _PROFILED_TOKENS * (3 * model.inner + 4 * model.width)
-    total = weights + width * model.head + profile
+    total = weights + 2 * width * model.head + profile
     return _LIBRARIES_GIB["vllm"] + engine.kv_cache_gib + total / GIB
 
 
@@ -88,10 +88,10 @@ def teacher_gib(config: Config, model: ModelSizes) -> float:
 
 
 def prober_gib(config: Config, teacher: ModelSizes) -> float:
-    """Return the memory of a probe worker without the pages of its files."""
+    """Return the memory of a probe worker; the embedding stays in pages of its file."""
     if config.probe_engine:
         return engine_gib(teacher, config.probe_engine)
-    return _LIBRARIES_GIB["probe"] + 2 * teacher.head / GIB
+    return _LIBRARIES_GIB["probe"]
 
 
 def learner_gib(config: Config, student: ModelSizes, teacher: ModelSizes) -> float:

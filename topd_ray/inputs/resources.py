@@ -162,7 +162,7 @@ def _probe_role(config: Config, teacher: ModelSizes | None) -> Role:
         cpus=config.probe.cpus,
         gpus=0.0,
         gib=gib,
-        what="embedding, libraries; the teacher's engine continues",
+        what="libraries; the teacher's engine continues",
     )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from topd_ray.config import CandidatesConfig, TeacherConfig
 from topd_ray.engines.protocols import (
@@ -58,9 +59,7 @@ class TeacherActor:
         self._loss = candidates.loss
         self._head_names = EMBEDDING_NAMES if read_facts(folder).tied else HEAD_NAMES
         self._num_ids = num_ids(folder)
-        # In float32 for every engine dtype: a log-probability in bfloat16 has two
-        # digits.
-        self._head_RD = output_head(folder).float().to(_device())
+        self._take_head(output_head(folder))
         self._engine = open_engine()
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
@@ -98,7 +97,7 @@ class TeacherActor:
                 f"{' or '.join(self._head_names)}; a teacher takes all weights or none"
             )
         self._engine.load_weights(weights)
-        self._head_RD = to_torch(heads[0]).float().to(self._head_RD.device)
+        self._take_head(to_torch(heads[0]))
 
     def refuse_mismatch(self, engine: GenerationEngine) -> None:
         """Compare the log-probabilities of a few tokens as the engine gives them with
@@ -120,6 +119,7 @@ class TeacherActor:
         reading = read_response(
             hidden_ND=np.ascontiguousarray(states_LD[len(prompt_ids_P) - 1 :]),
             head_RD=self._head_RD,
+            head_is_bfloat16=self._head_is_bfloat16,
             num_ids=self._num_ids,
             response_ids_N=answer.token_ids_N,
             top_k=0,
@@ -141,6 +141,12 @@ class TeacherActor:
             " teacher.engine.backend=hf, or another teacher"
         )
 
+    def _take_head(self, head_RD: Tensor) -> None:
+        # In float32 for every engine dtype: a log-probability in bfloat16 has two
+        # digits.
+        self._head_is_bfloat16 = head_RD.dtype == torch.bfloat16
+        self._head_RD = head_RD.float().to(_device())
+
     def _scored(
         self, rollout: Rollout, sequence: Ints, states_LD: Floats
     ) -> ScoredRollout:
@@ -158,6 +164,7 @@ class TeacherActor:
         reading = read_response(
             hidden_ND=hidden_ND,
             head_RD=self._head_RD,
+            head_is_bfloat16=self._head_is_bfloat16,
             num_ids=self._num_ids,
             response_ids_N=rollout.response_ids_N,
             top_k=self._config.top_k if self._config.signal == "topk" else 0,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from topd_ray.messages import Floats, Ints
 from topd_ray.teacher.divergence import reverse_kl_on_top_ids
+from topd_ray.teacher.product import head_product
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,7 @@ def read_response(
     *,
     hidden_ND: Floats,
     head_RD: Tensor,
+    head_is_bfloat16: bool,
     num_ids: int,
     response_ids_N: Ints,
     top_k: int,
@@ -53,6 +55,7 @@ def read_response(
         hidden_ND: The teacher's states after its final norm, at the positions that
             predict the response tokens.
         head_RD: The teacher's output head in float32; its device does the work.
+        head_is_bfloat16: Whether bfloat16 holds every number of the head.
         num_ids: V; rows of the head behind it are padding.
         response_ids_N: The response, at least one token.
         top_k: K, how many of the teacher's likeliest ids to return; 0 for none.
@@ -72,7 +75,10 @@ def read_response(
     for start in range(0, len(response_ids_N), chunk):
         part = slice(start, start + chunk)
         # The whole head, then a view: a product of an odd width is slower on a GPU.
-        logits_CV = (_tensor(hidden_ND[part], head_RD) @ head_RD.T)[:, :num_ids]
+        states_CD = _tensor(hidden_ND[part], head_RD)
+        logits_CV = head_product(states_CD, head_RD, head_is_bfloat16=head_is_bfloat16)[
+            :, :num_ids
+        ]
         lse_C1 = logits_CV.logsumexp(1, keepdim=True)
         ids_C1 = _tensor(response_ids_N[part], head_RD).long()[:, None]
         logq_C = (logits_CV.gather(1, ids_C1) - lse_C1)[:, 0]

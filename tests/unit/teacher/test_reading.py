@@ -44,6 +44,7 @@ class Case:
         return {
             "hidden_ND": self.hidden_ND,
             "head_RD": torch.from_numpy(self.head_VD),
+            "head_is_bfloat16": False,
             "num_ids": V,
             "response_ids_N": self.response_N,
             "top_k": 4,
@@ -258,6 +259,7 @@ def test_no_positions_are_refused() -> None:
         read_response(
             hidden_ND=np.zeros((0, D), np.float32),
             head_RD=torch.zeros(V, D),
+            head_is_bfloat16=False,
             num_ids=V,
             response_ids_N=np.zeros(0, np.int32),
             top_k=1,
