@@ -85,7 +85,8 @@ def leave(rows: list[dict[str, Any]], names: tuple[str, str]) -> None:
             met=floor / seconds >= GOAL,
             setting=(
                 f"{names[1]} teaches {names[0]}, bfloat16, {NUM_ROLLOUTS} rollouts of"
-                f" {PROMPT_TOKENS} + {RESPONSE_TOKENS} tokens, each role alone with one thread; the second of two steps."
+                f" {PROMPT_TOKENS} + {RESPONSE_TOKENS} tokens, each role"
+                " alone with one thread; the second of two steps."
                 " Roofline: products at the rate, or weights at the bandwidth, that"
                 " the same process reaches, whichever takes longer."
             ),
