@@ -93,7 +93,6 @@ class DeepSpeedTraining:
         # Below ZeRO 2, DeepSpeed's bfloat16 optimizer with float32 gradients takes no
         # divisor.
         self._zero_stage = max(zero_stage, 2) if dtype == torch.bfloat16 else zero_stage
-        self._has_copies = dtype == torch.bfloat16 and self._zero_stage == 2
         self._num_updates = 0
         _join(rank, world_size, master_addr, master_port)
         self._engine: Any
@@ -131,10 +130,6 @@ class DeepSpeedTraining:
             *(x.to(device) if isinstance(x, Tensor) else x for x in inputs)
         )
         self._engine.backward(outputs[0], scale_wrt_gas=False)
-        if self._has_copies:
-            # The gradient is in the optimizer's buffers now; DeepSpeed would keep a
-            # float32 copy beside them until the next forward pass, through the step.
-            self._engine.optimizer.zero_grad()
         return tuple(torch.stack([x.detach().double() for x in outputs]).tolist())
 
     def all_sum(self, values: Sequence[float]) -> tuple[float, ...]:

@@ -14,7 +14,7 @@ from topd_ray.models.files import read_config
 
 BYTES = {"float32": 4, "bfloat16": 2}
 GIB = 2**30
-_LIBRARIES_GIB = {"vllm": 0.9, "hf": 0.7, "fake": 0.2, "learner": 0.75, "probe": 0.4}
+_LIBRARIES_GIB = {"vllm": 0.9, "hf": 0.7, "fake": 0.2, "learner": 0.75, "probe": 0.38}
 """What a process holds before it loads a model."""
 _PROFILED_TOKENS = 2**13
 """Tokens of the forward pass by which vLLM measures its memory at the start."""
