@@ -36,7 +36,8 @@ from topd_ray.models.roles import resolve_student, resolve_teacher
 
 PAIR = ("qwen05", "qwen15")
 SMALL = ("smollm2", "smollm2")
-GOAL = 0.5
+GOAL = 0.6
+"""Share of its roofline that each stage should reach."""
 DEADLINE_S = 1800.0
 PRODUCT = (320, 896, 4864)
 """Rows, inner and outer width of the timed product: a layer of the student."""
@@ -75,14 +76,18 @@ def leave(rows: list[dict[str, Any]], names: tuple[str, str]) -> None:
     """Save the claim."""
     seconds = sum(row["CPU s"] for row in rows)
     floor = sum(row["roofline s"] for row in rows)
+    worst = min(rows, key=lambda row: row["share"])
     save(
         Claim(
             name="real_roofline",
             claim="a step of real models, share of the CPU's roofline",
             against="products and bandwidth of the same process",
-            goal=f">= {GOAL:.0%}",
-            figure=f"{floor / seconds:.0%} of {seconds:.0f} CPU s",
-            met=floor / seconds >= GOAL,
+            goal=f"every stage >= {GOAL:.0%}",
+            figure=(
+                f"worst stage {worst['share']:.0%} ({worst['stage']}); the step"
+                f" {floor / seconds:.0%} of {seconds:.0f} CPU s"
+            ),
+            met=worst["share"] >= GOAL,
             setting=(
                 f"{names[1]} teaches {names[0]}, bfloat16, {NUM_ROLLOUTS} rollouts of"
                 f" {PROMPT_TOKENS} + {RESPONSE_TOKENS} tokens, each role"

@@ -155,7 +155,7 @@ ROWS = (
         "bench_real",
         "a step of real models, share of the CPU's roofline",
         "products and bandwidth of the same process",
-        ">= 50 %",
+        "every stage >= 60 %",
     ),
     Row(
         "start",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray  # noqa: F401  an actor has it in memory too
+import ray  # noqa: F401  an actor holds its libraries, which count as memory
 
 from topd_ray.config import Config, parse_config
 

@@ -1,4 +1,4 @@
-"""Embeddings longer than the tokenizer: a run is the same, whatever their padding."""
+"""Embeddings with more rows than the tokenizer has ids change nothing in a run."""
 
 from pathlib import Path
 

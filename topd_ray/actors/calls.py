@@ -28,6 +28,7 @@ from topd_ray.errors import (
     DeadlineError,
     LostObjectError,
     TopdError,
+    first_line,
 )
 
 T = TypeVar("T")
@@ -137,7 +138,7 @@ class Calls:
         if isinstance(cause, ObjectLostError):  # the result, or an argument of the call
             return LostObjectError(
                 f"{actor} needed for {what} what was lost with its node:"
-                f" {str(cause).splitlines()[0]}"
+                f" {first_line(cause)}"
             )
         died = isinstance(cause, RayActorError)
         if isinstance(cause, OutOfMemoryError) or (died and _names_memory(report)):

@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 
 from topd_ray.actors.resources import total_resources
 from topd_ray.config import ClusterConfig, Config
-from topd_ray.errors import UserError
+from topd_ray.errors import UserError, first_line
 
 _CONNECT_S = 10.0
 _QUIET = {
@@ -59,7 +59,7 @@ def _join(address: str) -> None:
     except (OSError, ValueError, RayError) as error:
         raise UserError(
             f"cluster.address={address}: no Ray cluster there, or none that lets this"
-            f" process in ({str(error).splitlines()[0]}); `ray start --head` starts"
+            f" process in ({first_line(error)}); `ray start --head` starts"
             " one, a cluster with RAY_AUTH_MODE=token needs its RAY_AUTH_TOKEN here"
             " too, and without an address a local cluster is started"
         ) from None

@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from topd_ray.errors import UserError
+from topd_ray.errors import UserError, first_line
 from topd_ray.models.facts import EMBEDDING_NAMES, HEAD
 
 _MAGIC = b"GGUF"
@@ -66,7 +66,7 @@ def _read(file: Path) -> Any:
         )
     except (ValueError, LookupError, OSError, RuntimeError, struct.error) as error:
         raise UserError(
-            f"{file}: transformers cannot read it: {str(error).splitlines()[0]}"
+            f"{file}: transformers cannot read it: {first_line(error)}"
         ) from None
     return model.to(torch.bfloat16)
 

@@ -30,7 +30,13 @@ from topd_ray.driver.sigterm import Stop
 from topd_ray.driver.state import RunState
 from topd_ray.driver.summary import Summary, summarize
 from topd_ray.driver.training import Accuracies, RunContext, Training
-from topd_ray.errors import LostObjectError, TopdError, UserError, WeightsError
+from topd_ray.errors import (
+    LostObjectError,
+    TopdError,
+    UserError,
+    WeightsError,
+    first_line,
+)
 from topd_ray.inputs.memory import memory_hint
 from topd_ray.inputs.paths import with_absolute_paths
 from topd_ray.inputs.run_inputs import RunInputs, load_inputs
@@ -231,7 +237,7 @@ class _Run:
                     return None
                 await run.budget.spend(error)
                 self._go_to(open_checkpoint(run.folder))
-                reason = str(error).splitlines()[0]
+                reason = first_line(error)
                 num_ranks = run.config.learner.num_ranks
                 ranks = [f"learner[{rank}]" for rank in range(num_ranks)]
                 last_calls = {rank: self._calls.last(rank) for rank in ranks}
@@ -267,7 +273,7 @@ class _Run:
         self._context.log.event(
             "replaced",
             actor=actor,
-            error=str(error).splitlines()[0],
+            error=first_line(error),
             last_calls=self._calls.last(actor),
         )
 

@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from topd_ray.errors import UserError
+from topd_ray.errors import UserError, first_line
 from topd_ray.models.facts import EMBEDDING_NAMES, HEAD, Shapes, read_facts
 from topd_ray.models.files import CONFIG, read_config
 from topd_ray.models.headers import TensorFact, stray_files, tensor_facts
@@ -210,7 +210,7 @@ def _as_user_error(folder: Path) -> Iterator[None]:
     except Exception as error:
         raise UserError(
             f"{folder / CONFIG}: transformers makes no causal language model of it"
-            f" ({type(error).__name__}: {str(error).splitlines()[0]}); take another"
+            f" ({type(error).__name__}: {first_line(error)}); take another"
             " model"
         ) from None
 

@@ -33,7 +33,7 @@ from topd_ray.simulate.clock import run_in_virtual_time
 
 NUM_PROMPTS = 5
 HISTORIES, PARTS = 1000, 4
-"""Each part is a test of its own, so that two processes share the histories."""
+"""Each part is one test, so that two processes share the histories."""
 SAMPLES = 2
 
 

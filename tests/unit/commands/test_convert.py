@@ -42,7 +42,7 @@ Arrays = dict[str, np.ndarray]
 
 @pytest.fixture
 def write_gguf(tmp_path: Path) -> Callable[[bool], tuple[Path, Arrays]]:
-    """Writes a Qwen2 of two layers, with an output head of its own or without."""
+    """Writes a Qwen2 of two layers. `own_head`: whether it has an output head."""
 
     def write(own_head: bool) -> tuple[Path, Arrays]:
         draw = np.random.default_rng(0)
@@ -178,4 +178,16 @@ def test_what_is_missing_is_named(
     file, _ = write_gguf(False)
     monkeypatch.setattr(command.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"gguf and accelerate.*topd_ray\[real\]"):
+        command.convert(file, tmp_path / "model")
+
+
+def test_an_exception_without_a_message_is_named_by_its_class(
+    write_gguf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise KeyError  # str(KeyError()) is empty
+
+    file, _ = write_gguf(False)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(UserError, match="cannot read it: KeyError"):
         command.convert(file, tmp_path / "model")

@@ -3,6 +3,7 @@
 import shutil
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,8 +19,8 @@ def folder(student_folder: Path, tmp_path: Path) -> Path:
     return shutil.copytree(student_folder, tmp_path / "model")
 
 
-def text(folder: Path, **options: object) -> str:
-    return ChatTemplate(folder, **options).text(TURNS, prompt_id="a")  # type: ignore[arg-type]
+def text(folder: Path, **options: Any) -> str:
+    return ChatTemplate(folder, **options).text(TURNS, prompt_id="a")
 
 
 def test_variables_reach_the_template_and_thinking_is_off_unless_they_say_so(

@@ -38,7 +38,7 @@ from topd_ray.simulate.clock import VirtualLoop, run_in_virtual_time
 
 STEPS, PROMPTS = 3, 2
 HISTORIES, PARTS = 10_000, 8
-"""Each part is a test of its own, so that two processes share the histories."""
+"""Each part is one test, so that two processes share the histories."""
 ROLLOUTS = [rollout_id(prompt(position), 0) for position in range(STEPS * PROMPTS)]
 LONG_S = 3600.0
 """Of virtual time; a session that takes longer waits for an answer that never comes."""

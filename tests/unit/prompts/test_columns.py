@@ -16,7 +16,8 @@ USER = {"role": "user", "content": QUESTION}
 def records(tmp_path: Path, *rows: object, **columns: str | None) -> list[PromptRecord]:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return read_records(path, columns=columns)  # type: ignore[arg-type]
+    named: Any = columns
+    return read_records(path, columns=named)
 
 
 FOREIGN: dict[str, tuple[dict[str, Any], dict[str, str | None]]] = {

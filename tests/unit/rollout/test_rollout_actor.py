@@ -140,7 +140,7 @@ def test_an_update_moves_the_version_and_only_a_whole_one_does(
 
 
 def test_a_failed_load_is_the_error_of_every_later_call_until_one_succeeds(
-    engine: Echo, actor: RolloutActor
+    engine: Echo, actor: RolloutActor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     buckets = list(
         in_buckets([("w", np.ones(2, np.float32))], policy_version=1, max_bytes=8)
@@ -149,9 +149,10 @@ def test_a_failed_load_is_the_error_of_every_later_call_until_one_succeeds(
     def refuse(_: Iterable[NamedArray]) -> None:
         raise WeightsError("weight w is unknown to the model")
 
-    load, engine.load_weights = engine.load_weights, refuse  # type: ignore[method-assign]
-    with pytest.raises(WeightsError, match=r"^weight w is unknown"):
-        actor.update(1, buckets)
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "load_weights", refuse)
+        with pytest.raises(WeightsError, match=r"^weight w is unknown"):
+            actor.update(1, buckets)
     cause = r"policy_version 1 failed: WeightsError: weight w is unknown"
     for version in (0, 1):
         with pytest.raises(WeightsError, match=cause):
@@ -160,7 +161,6 @@ def test_a_failed_load_is_the_error_of_every_later_call_until_one_succeeds(
         actor.resample([], window=2, policy_version=1)
     with pytest.raises(WeightsError, match=cause):
         _ = actor.engine
-    engine.load_weights = load  # type: ignore[method-assign]
     actor.update(1, buckets)
     assert list(actor.roll_out(alone([prompt()]), policy_version=1))
 
