@@ -10,6 +10,7 @@ products and sums that are timed in the same process.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -65,7 +66,12 @@ def main() -> None:
     for role in ROLES:
         command = [sys.executable, __file__, "--models", asked.models, "--role", role]
         ended = subprocess.run(
-            command, stdout=subprocess.PIPE, text=True, timeout=DEADLINE_S, check=True
+            command,
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=DEADLINE_S,
+            check=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
         rows += json.loads(ended.stdout.splitlines()[-1])
         print(rows[-1], flush=True)
