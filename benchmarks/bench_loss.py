@@ -74,6 +74,8 @@ def make_inputs(num_positions: int, width: int) -> Inputs:
         response_ids_T=ids(V, num_positions),
         sampled_logp_T=-normal(num_positions).float().abs(),
         weight_T=torch.ones(num_positions, device=DEVICE),
+        reverse_T=torch.zeros(0, dtype=torch.bool, device=DEVICE),
+        forward_T=torch.zeros(0, dtype=torch.bool, device=DEVICE),
         window_Q=ids(num_positions, num_targets),
         target_ids_QK=ids(V, num_targets, WINDOW),
         target_weights_QK=normal(num_targets, WINDOW).float().softmax(1),

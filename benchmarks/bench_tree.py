@@ -249,13 +249,15 @@ def scored(name: str, length: int) -> ScoredRollout:
             prompt_ids_P=prompt_P,
             teacher_prompt_ids_P=prompt_P,
             response_ids_N=response_N,
-            logp_N=logp_N,
-            top_ids_NM=response_N[:, None],
-            top_logp_NM=logp_N[:, None],
+            logp_O=logp_N,
+            top_ids_OM=response_N[:, None],
+            top_logp_OM=logp_N[:, None],
             finish_reason="stop",
         ),
         signal=SampledSignal(logq_N=logp_N),
         token_loss_N=logp_N,
+        logq_N=logp_N,
+        entropy_N=logp_N[:0],
     )
 
 

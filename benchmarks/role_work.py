@@ -163,9 +163,9 @@ def rollout(index: int, version: int) -> Any:
         prompt_ids_P=prompt_ids_P,
         teacher_prompt_ids_P=prompt_ids_P,
         response_ids_N=ids(RESPONSE_TOKENS),
-        logp_N=np.full(RESPONSE_TOKENS, -5.0, np.float32),
-        top_ids_NM=top_ids_NM.astype(np.int32),
-        top_logp_NM=np.full(top_ids_NM.shape, -4.0, np.float32),
+        logp_O=np.full(RESPONSE_TOKENS, -5.0, np.float32),
+        top_ids_OM=top_ids_NM.astype(np.int32),
+        top_logp_OM=np.full(top_ids_NM.shape, -4.0, np.float32),
         finish_reason="length",
     )
 
@@ -179,6 +179,8 @@ def scored(index: int, version: int, width: int) -> Any:
         rollout=rollout(index, version),
         signal=HiddenSignal(hidden_ND=states_ND),
         token_loss_N=RNG.random(RESPONSE_TOKENS, np.float32),
+        logq_N=-RNG.random(RESPONSE_TOKENS, np.float32),
+        entropy_N=np.zeros(0, np.float32),
     )
 
 

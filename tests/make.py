@@ -37,9 +37,9 @@ def rollout(
         "prompt_ids_P": np.arange(20, 20 + prompt_length, dtype=np.int32),
         "teacher_prompt_ids_P": np.arange(20, 20 + prompt_length, dtype=np.int32),
         "response_ids_N": response_N,
-        "logp_N": np.full(length, -1.0, np.float32),
-        "top_ids_NM": response_N[:, None],
-        "top_logp_NM": np.full((length, 1), -1.0, np.float32),
+        "logp_O": np.full(length, -1.0, np.float32),
+        "top_ids_OM": response_N[:, None],
+        "top_logp_OM": np.full((length, 1), -1.0, np.float32),
         "finish_reason": "stop",
     }
     return Rollout(**values | fields)
@@ -57,6 +57,8 @@ def scored(
             hidden_ND=rng.standard_normal((length, width), dtype=np.float32)
         ),
         token_loss_N=rng.random(length, dtype=np.float32),
+        logq_N=-rng.random(length, dtype=np.float32),
+        entropy_N=rng.random(length, dtype=np.float32),
     )
 
 

@@ -1,16 +1,17 @@
 """The messages that actors exchange, in the order in which they are made.
 
     Prompt -> RolloutRequest -> Rollout (-> rewritten Rollout) -> ScoredRollout
-           -> CandidateSet -> ProbeSet -> TrainBatch -> StepReport
+           -> CandidateSet -> ProbeSet (-> Takeover) -> TrainBatch -> StepReport
 
 Messages are frozen and hold ids, numpy arrays and plain values only. Arrays that come
 out of the object store are read-only: copy before you write. Log-probabilities and
 losses are in nats; logp is the student, logq the teacher.
 
-Axes: P prompt tokens, N response tokens, M most likely ids kept a position, D width of
-the teacher, W windows, K tokens of a continuation (padded with -1), L tokens of a
-micro-batch, S its segments, T trained positions, U positions of resampled windows
-behind them, Q window positions.
+Axes: P prompt tokens, N response tokens, O those of them that the student sampled, M
+most likely ids kept a position, D width of the teacher, W windows, K tokens of a
+continuation (padded with -1), L tokens of a takeover or of a micro-batch, S its
+segments, T trained positions, U positions of resampled windows behind them, Q window
+positions.
 """
 
 import math
@@ -108,11 +109,11 @@ def rollout_requests(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """One response to a prompt.
+    """One response to a prompt, whose first O tokens the student sampled.
 
-    The student sampled it, or it came with the data, or the teacher rewrote a sample.
-    In the last two cases the student's probabilities are unknown, and `logp_N`,
-    `top_ids_NM` and `top_logp_NM` are empty.
+    O = N for a sample of the student. A response of the data or a rewrite by the
+    teacher has O = 0. Where the teacher took over at position t, O = t. The student's
+    probabilities are known for its own tokens alone.
     """
 
     rollout_id: str
@@ -129,17 +130,22 @@ class Rollout:
     """The teacher's prompt, whose length may differ; often equal to the student's."""
     response_ids_N: Ints
     """At least one token; ends with EOS when `finish_reason` is "stop"."""
-    logp_N: Floats
-    """The student's log-probability of each response token; (0,) where unknown."""
-    top_ids_NM: Ints
-    """The student's most likely ids at each position, best first.
+    logp_O: Floats
+    """The student's log-probability of each of its own tokens."""
+    top_ids_OM: Ints
+    """The student's most likely ids where it sampled, best first.
 
-    PAD where there are fewer than M; (0, 0) where unknown.
+    PAD where there are fewer than M.
     """
-    top_logp_NM: Floats
-    """Log-probabilities of `top_ids_NM`; -inf where the id is PAD."""
+    top_logp_OM: Floats
+    """Log-probabilities of `top_ids_OM`; -inf where the id is PAD."""
     finish_reason: FinishReason
     """"stop" when the response ended with EOS, "length" at the token limit."""
+
+    @property
+    def num_own(self) -> int:
+        """O: how many of the response tokens the student sampled, the first ones."""
+        return len(self.logp_O)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +190,8 @@ class ScoredRollout:
             rollout=rollout,  # N = 5
             signal=HiddenSignal(hidden_ND=states),  # (5, 64)
             token_loss_N=[0.1, 2.3, 0.0, 0.4, 0.2],
+            logq_N=[-0.2, -5.1, -0.1, -0.9, -0.3],
+            entropy_N=[0.3, 0.2, 0.1, 0.8, 0.4],
         )
     """
 
@@ -196,6 +204,10 @@ class ScoredRollout:
 
     -logq of the token where the student's probabilities are unknown.
     """
+    logq_N: Floats
+    """The teacher's log-probability of each response token."""
+    entropy_N: Floats
+    """The teacher's entropy at each position, nats; (0,) where nothing asks for it."""
 
 
 HIGH = 0
@@ -304,6 +316,39 @@ class ProbeSet:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Takeover:
+    """The teacher's continuation of one rollout from its fork on.
+
+    Example: the rollout above with a fork at t = 1, where the student said 7::
+
+        Takeover(
+            rollout_id="00000012.0",
+            policy_version=3,
+            position=1,
+            response_ids_L=[11, 8, 9, 2],
+            finish_reason="stop",
+            signal=HiddenSignal(hidden_ND=states),  # (4, 64)
+            logq_L=[-0.1, -0.4, 0.0, -0.2],
+        )
+    """
+
+    rollout_id: str
+    """The rollout that is continued."""
+    policy_version: int
+    """Version of the weights that sampled the rollout."""
+    position: int
+    """t: tokens before it are the student's; N where there is no fork."""
+    response_ids_L: Ints
+    """The teacher's tokens from t on; none where there is no fork."""
+    finish_reason: FinishReason
+    """How the trained response ends."""
+    signal: TeacherSignal
+    """The teacher's signal at the L positions."""
+    logq_L: Floats
+    """The teacher's log-probability of each of its tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainBatch:
     """One micro-batch of one learner rank: tokens as one sequence, and targets.
 
@@ -326,6 +371,8 @@ class TrainBatch:
             response_ids_T=[6, 7, 8, 9, 2],
             logp_T=logp,  # (5,)
             weight_T=[1, 1, 1, 1, 1],
+            reverse_T=[],  # the objective's divergence at every position
+            forward_T=[],
             signal=HiddenSignal(hidden_ND=states),  # (5, 64)
             window_Q=[1, 5, 6],  # Q = 3
             target_ids_QK=[[11, 8, 9, 2]] * 3,
@@ -357,12 +404,18 @@ class TrainBatch:
     response_ids_T: Ints
     """The response tokens, rollout by rollout."""
     logp_T: Floats
-    """The student's log-probability when it sampled the token; (0,) where unknown."""
+    """The student's log-probability when it sampled the token; inf where it did not."""
     weight_T: Floats
     """Weight of each token's loss.
 
     1, or less where the token is down-weighted, or 0 where it is not selected.
     """
+    reverse_T: Flags
+    """Where KL(student || teacher) counts; (0,) with `forward_T` where every position
+    has the objective's divergence.
+    """
+    forward_T: Flags
+    """Where KL(teacher || student) counts."""
     signal: TeacherSignal
     """The teacher's signal at the T positions."""
     window_Q: Ints
@@ -417,12 +470,13 @@ class LossSums:
     traj: float = 0.0
     """Sum of KL(target || student) over window positions."""
     rollout_kl: float = 0.0
-    """Sum over tokens of an estimate of KL(sampling policy || trained policy).
-
-    0 for responses that the student did not sample.
+    """Sum over sampled tokens of an estimate of KL(sampling policy || trained
+    policy).
     """
     num_tokens: int = 0
     """Number of response tokens of any weight."""
+    num_sampled: int = 0
+    """How many of them the student sampled."""
     num_window_positions: int = 0
     """Number of positions of divergent windows."""
     worst_gap: TokenGap | None = None
@@ -434,6 +488,7 @@ class LossSums:
             traj=self.traj + other.traj,
             rollout_kl=self.rollout_kl + other.rollout_kl,
             num_tokens=self.num_tokens + other.num_tokens,
+            num_sampled=self.num_sampled + other.num_sampled,
             num_window_positions=self.num_window_positions + other.num_window_positions,
             worst_gap=max(
                 self.worst_gap,
@@ -458,7 +513,8 @@ class StepReport:
     loss_traj: float
     """Sum of L_traj, divided by the step's response tokens like `loss_opd`."""
     rollout_kl: float
-    """Nats a token between the log-probabilities of rollout engine and learner.
+    """Nats a sampled token between the log-probabilities of rollout engine and
+    learner.
 
     The rounding of two engines when on-policy, more with every step of staleness.
     """

@@ -78,6 +78,8 @@ def make_batch(
         weight_T=rng.choice([0.0, 0.5, 1.0], len(trained), p=[0.1, 0.2, 0.7]).astype(
             np.float32
         ),
+        reverse_T=np.zeros(0, np.bool_),
+        forward_T=np.zeros(0, np.bool_),
         signal=_signal(signal, len(trained), rng),
         window_Q=np.array(windows, np.int32),
         target_ids_QK=target_ids_QK,
@@ -257,6 +259,8 @@ class Oracle:
             _ids(batch.response_ids_T),
             torch.from_numpy(batch.logp_T),
             torch.from_numpy(batch.weight_T),
+            torch.from_numpy(batch.reverse_T),
+            torch.from_numpy(batch.forward_T),
             _ids(batch.window_Q),
             _ids(batch.target_ids_QK),
             torch.from_numpy(batch.target_weights_QK),

@@ -211,3 +211,30 @@ def test_closing_ends_a_call_under_way(backend, teacher_folder):
         next(begun)
     with pytest.raises(TopdError, match="closed"):
         own.hidden_states(oracle.prompts(16, [5]))
+
+
+def test_a_generation_hands_over_the_states_that_predicted_its_tokens(engine):
+    """The states of a second pass, without it; with and without a cached prefix."""
+    sequence = oracle.prompts(12, [120])[0]
+    asked = probes(sequence, every=20, states=True)
+    cold = {one.request_id: one for one in engine.generate(asked)}
+    engine.hidden_states([sequence])
+    mixed = [*asked, request(sequence[:50], request_id="plain")]
+    for one in engine.generate(mixed):
+        if one.request_id == "plain":
+            assert one.states_ND is None
+            continue
+        end = int(one.request_id)
+        read = np.concatenate([sequence[:end], one.token_ids_N[:-1]])
+        (whole_LD,) = engine.hidden_states([read])
+        assert one.states_ND is not None
+        assert one.states_ND.dtype == np.float32
+        np.testing.assert_allclose(
+            one.states_ND, whole_LD[end - 1 :], rtol=1e-4, atol=1e-5
+        )
+        before = cold[one.request_id]
+        assert before.token_ids_N.tolist() == one.token_ids_N.tolist()
+        assert before.states_ND is not None
+        np.testing.assert_allclose(
+            before.states_ND, one.states_ND, rtol=1e-4, atol=1e-5
+        )

@@ -102,9 +102,9 @@ def test_odd_rollouts_go_through_teacher_probe_and_learner(
             f"{position:08d}.0",
             position=position,
             response_ids_N=np.array(ids, np.int32),
-            logp_N=np.full(len(ids), -2.0, np.float32),
-            top_ids_NM=np.tile(np.arange(8, dtype=np.int32), (len(ids), 1)),
-            top_logp_NM=np.full((len(ids), 8), np.log(1 / 16), np.float32),
+            logp_O=np.full(len(ids), -2.0, np.float32),
+            top_ids_OM=np.tile(np.arange(8, dtype=np.int32), (len(ids), 1)),
+            top_logp_OM=np.full((len(ids), 8), np.log(1 / 16), np.float32),
             finish_reason=reason,
         )
         for position, (ids, reason) in enumerate(ODD.values())

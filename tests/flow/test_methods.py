@@ -14,6 +14,7 @@ import yaml
 
 from tests.runs import Run, Setting, losses, topd
 from topd_ray.actors import decoding_worker
+from topd_ray.commands.generate import AnswerSampling, generate
 from topd_ray.config import parse_config
 from topd_ray.driver import session as driver
 from topd_ray.records.run_folder import RunFolder
@@ -92,6 +93,11 @@ def bench(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 
 OWN_TEACHER = {"source": "student", "model": None}
+TAKEOVER: dict[str, dict[str, Any]] = {
+    "run": {"method": "takeover"},
+    # Random models: nothing is as sure as a trained one.
+    "takeover": {"max_teacher_prob": 0.3, "max_teacher_entropy": 10.0},
+}
 METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "opd": {"run": {"method": "opd"}},
     "topd": {},
@@ -130,6 +136,20 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
         "objective": {"divergence": "reverse_kl", "lambda_traj": 0.3},
     },
     "trd": {"run": {"method": "trd"}},
+    "takeover": TAKEOVER,
+    "takeover-d-ot": TAKEOVER
+    | {"takeover": {"max_teacher_prob": 0.3, "verdict": "d_ot"}},
+    "takeover-never": TAKEOVER
+    | {"takeover": {"verdict": "never"}, "objective": {"mix": False}},
+    "takeover-always": TAKEOVER
+    | {
+        "takeover": {"verdict": "always", "temperature": 0.0},
+        "objective": {"mix": False},
+    },
+    "takeover-opsd": TAKEOVER
+    | {"teacher": OWN_TEACHER, "objective": {"context": "reference"}},
+    "takeover-stale": TAKEOVER | {"rollout": {"max_staleness": 1}},
+    "takeover-topk": TAKEOVER | {"teacher": {"signal": "topk", "top_k": 8}},
     "trd-opsd": {
         "run": {"method": "trd"},
         "teacher": OWN_TEACHER,
@@ -148,7 +168,53 @@ def test_every_objective_trains(bench: Bench, name: str) -> None:
     assert (run.path / "export" / "model.safetensors").is_file()
     topd_like = name.startswith("topd")
     assert all((line["loss/traj"] > 0) == topd_like for line in run.metrics)
+    takes_over = name.startswith("takeover") and name != "takeover-never"
     assert (run.summary["num_candidates"] > 0) == (topd_like or "-ot" in name)
+    assert (run.summary["num_taken_over"] > 0) == takes_over
+
+
+def test_a_teacher_that_never_takes_over_is_opd_bit_for_bit(bench: Bench) -> None:
+    assert losses(bench.method("takeover-never")) == losses(bench.method("opd"))
+    weights = [
+        (bench.method(name).path / "export" / "model.safetensors").read_bytes()
+        for name in ("takeover-never", "opd")
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_a_teacher_that_always_takes_over_is_distillation_on_its_answers(
+    bench: Bench,
+) -> None:
+    """`topd generate` writes the same greedy answers, and kd trains on them."""
+    always = bench.run(
+        "always",
+        run={"method": "takeover", "steps": 2},
+        objective={"mix": False},
+        takeover={"verdict": "always", "temperature": 0.0},
+        rollout={"samples_per_prompt": 1},
+        prompts={"per_step": 8},
+    )
+    answers = bench.folder / "answers.jsonl"
+    config = parse_config(bench.config("answers"), source="test")
+    greedy = AnswerSampling(temperature=0.0, top_p=1.0, max_tokens=999)
+    generate(config, answers, greedy)
+    # In the order of the prompts, which decides what a step is made of.
+    rows = sorted(
+        answers.read_text().splitlines(),
+        key=lambda line: int(json.loads(line)["prompt_id"][1:]),
+    )
+    answers.write_text("\n".join(rows))
+    kd = bench.run(
+        "kd-on-answers",
+        run={"method": "kd", "steps": 2},
+        objective={"kd_ratio": 1.0},
+        prompts={"per_step": 8, "path": str(answers), "truncated": "keep"},
+        rollout={"samples_per_prompt": 1},
+    )
+    # States of a decoding and of a reading differ by rounding.
+    assert np.allclose(losses(always), losses(kd), rtol=1e-4)
+    assert all(line["takeover/frac"] == 1 for line in always.metrics)
+    assert all(line["takeover/mean_fork"] == 0 for line in always.metrics)
 
 
 def test_opd_is_the_same_run_without_probes(bench: Bench) -> None:

@@ -4,11 +4,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from topd_ray.actors.outcomes import unwanted
 from topd_ray.actors.worker import Worker
 from topd_ray.config import Config
 from topd_ray.contexts import load_forms, teacher_chat
 from topd_ray.engines.protocols import GenerationEngine
-from topd_ray.evaluation.answers import extract_boxed, same_answer
 from topd_ray.messages import PAD, CandidateSet, Ints, Prompt, Rollout
 from topd_ray.models.roles import resolve_student
 from topd_ray.probe import continue_from
@@ -64,7 +64,13 @@ class DecodingWorker(Worker):
         dropped: dict[str, str] = {}
         for attempt, rewrite in zip(rollouts, rewritten, strict=True):
             answer = by_id[attempt.prompt_id].answer
-            reason = self._unwanted(attempt, rewrite, answer)
+            reason = unwanted(
+                self._config.rewrite.keep,
+                what="rewrite",
+                before=self._rewriter.decode(attempt.response_ids_N),
+                after=self._rewriter.decode(rewrite.response_ids_N),
+                answer=answer,
+            )
             if reason is not None:
                 dropped[attempt.rollout_id] = reason
         return (
@@ -74,28 +80,6 @@ class DecodingWorker(Worker):
                 num_tokens=sum(len(rewrite.response_ids_N) for rewrite in rewritten),
                 span=Span.since(began_s),
             ),
-        )
-
-    def _unwanted(
-        self, attempt: Rollout, rewrite: Rollout, answer: str | None
-    ) -> str | None:
-        """Return why `rewrite.keep` leaves a rewrite out; None where it is kept."""
-        keep = self._config.rewrite.keep
-        if keep == "all":
-            return None
-        # Dropped and counted rather than kept: an unjudged rewrite may be wrong.
-        if answer is None:
-            return "no answer to judge the rewrite by"
-        if not self._is_right(rewrite, answer):
-            return "rewrite is wrong"
-        if keep == "fail_to_pass" and self._is_right(attempt, answer):
-            return "attempt was right"
-        return None
-
-    def _is_right(self, rollout: Rollout, answer: str) -> bool:
-        assert self._rewriter is not None
-        return same_answer(
-            extract_boxed(self._rewriter.decode(rollout.response_ids_N)), answer
         )
 
 

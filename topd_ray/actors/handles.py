@@ -7,7 +7,7 @@ an untyped object appear here and nowhere else.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from topd_ray.actors.protocols import (
     Rewritten,
     RolloutChunk,
     Scored,
+    TakenOver,
     WorkLog,
 )
 from topd_ray.actors.replacement import LOST, Replacement
@@ -30,6 +31,7 @@ from topd_ray.evaluation import Accuracy
 from topd_ray.messages import (
     CandidateSet,
     Ints,
+    ProbeSet,
     Prompt,
     Rollout,
     RolloutRequest,
@@ -324,6 +326,27 @@ class TeacherActorHandle(DecoderActorHandle):
             "score", rollouts, num_returns=num_rollouts + 2
         )
         return Scored(tuple(scored), candidates, self._noted("score", receipt, log))
+
+    async def take_over(
+        self,
+        candidates: Ref[list[CandidateSet]],
+        probe_sets: Sequence[Ref[ProbeSet]],
+        answers: Mapping[str, str],
+        threshold: float,
+        num_rollouts: int,
+        log: WorkLog,
+    ) -> TakenOver:
+        """See `TeacherHandle`."""
+        # Ray resolves references among the arguments themselves, not inside a list.
+        *takeovers, receipt = await self._call(
+            "take_over",
+            candidates,
+            answers,
+            threshold,
+            *probe_sets,
+            num_returns=num_rollouts + 1,
+        )
+        return TakenOver(tuple(takeovers), self._noted("take_over", receipt, log))
 
 
 class ProberActorHandle(DecoderActorHandle):

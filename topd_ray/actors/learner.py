@@ -11,12 +11,19 @@ import ray
 from topd_ray.actors.worker import Worker
 from topd_ray.config import Config
 from topd_ray.learner import LearnerActor
-from topd_ray.messages import ProbeSet, Rollout, ScoredRollout, StepReport
+from topd_ray.messages import (
+    ProbeSet,
+    Rollout,
+    ScoredRollout,
+    StepReport,
+    Takeover,
+)
 from topd_ray.models.roles import resolve_student, resolve_teacher
 from topd_ray.models.tensors import output_head, read_weights
 from topd_ray.records.bad_step import write_rollouts
 from topd_ray.records.receipts import LearnReceipt, Span
 from topd_ray.records.window_file import WindowRecorder
+from topd_ray.takeover import taken_over
 from topd_ray.weights.buckets import (
     BUCKET_BYTES,
     WeightBucket,
@@ -80,17 +87,25 @@ class LearnerWorker(Worker):
         )
 
     def accumulate(
-        self, threshold: float, *items: ScoredRollout | ProbeSet
+        self, threshold: float, *items: ScoredRollout | ProbeSet | Takeover | None
     ) -> LearnReceipt:
         """Add the gradient of this rank's share; every rank must be called.
 
         The share may be empty. Its probed windows are recorded.
 
         `items` are the scored rollouts and then, where the method looks ahead, their
-        probed windows: Ray resolves references among the arguments of a call only.
+        probed windows and takeovers: Ray resolves references among the arguments of a
+        call only. A rollout without a fork has None for a takeover.
         """
         began_s = time.monotonic()
-        scored = [item for item in items if isinstance(item, ScoredRollout)]
+        takeovers = {
+            item.rollout_id: item for item in items if isinstance(item, Takeover)
+        }
+        scored = [
+            taken_over(item, takeovers.get(item.rollout.rollout_id))
+            for item in items
+            if isinstance(item, ScoredRollout)
+        ]
         probe_sets = [item for item in items if isinstance(item, ProbeSet)]
         batches = pack(
             scored,

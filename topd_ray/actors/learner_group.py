@@ -50,7 +50,13 @@ class LearnerActorGroup:
         """See `LearnerGroup`."""
         # Ray resolves references among the arguments themselves, not inside a list.
         references = [
-            process.call("accumulate", threshold, *share.scored, *share.probe_sets)[0]
+            process.call(
+                "accumulate",
+                threshold,
+                *share.scored,
+                *share.probe_sets,
+                *share.takeovers,
+            )[0]
             for process, share in zip(self._processes, shares, strict=True)
         ]
         receipts: list[LearnReceipt] = await self._answers("accumulate", references)

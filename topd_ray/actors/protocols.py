@@ -6,7 +6,7 @@ A method that only submits a call is a plain function that returns an awaitable:
 actor serves its calls in the order of submission, and the caller decides when to wait.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Generator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -21,6 +21,7 @@ from topd_ray.messages import (
     RolloutRequest,
     ScoredRollout,
     StepReport,
+    Takeover,
 )
 from topd_ray.records.receipts import (
     ContinueReceipt,
@@ -31,6 +32,7 @@ from topd_ray.records.receipts import (
     RolloutReceipt,
     ScoreReceipt,
     Span,
+    TakeoverReceipt,
 )
 from topd_ray.weights.buckets import WeightBucket
 
@@ -105,6 +107,17 @@ class Probed:
 
 
 @dataclass(frozen=True, slots=True)
+class TakenOver:
+    """The teacher's takeovers of a chunk: one reference a rollout.
+
+    The receipt names the rollouts left out.
+    """
+
+    takeovers: tuple[Ref[Takeover | None], ...]
+    receipt: TakeoverReceipt
+
+
+@dataclass(frozen=True, slots=True)
 class RankShare:
     """What one learner rank trains on in one call."""
 
@@ -112,6 +125,8 @@ class RankShare:
     scored: tuple[Ref[ScoredRollout], ...]
     probe_sets: tuple[Ref[ProbeSet], ...]
     """One a rollout, in the same order; empty where nothing is probed."""
+    takeovers: tuple[Ref[Takeover | None], ...] = ()
+    """Likewise; empty where the teacher takes nothing over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +206,22 @@ class TeacherHandle(DecoderHandle, Protocol):
         self, rollouts: Ref[list[Rollout]], num_rollouts: int, log: WorkLog
     ) -> Scored:
         """Score a chunk of `num_rollouts` rollouts and pick its candidates."""
+        ...
+
+    async def take_over(
+        self,
+        candidates: Ref[list[CandidateSet]],
+        probe_sets: Sequence[Ref[ProbeSet]],
+        answers: Mapping[str, str],
+        threshold: float,
+        num_rollouts: int,
+        log: WorkLog,
+    ) -> TakenOver:
+        """Find the fork of each rollout and go on from there as the teacher.
+
+        `probe_sets`: one a rollout, or none where the verdict asks for none. `answers`:
+        the right answer by rollout id, where it is known.
+        """
         ...
 
 

@@ -61,7 +61,7 @@ class RolloutWorker(Worker):
                 num_truncated=sum(
                     rollout.finish_reason == "length" for rollout in chunk
                 ),
-                entropy_sum=-sum(float(rollout.logp_N.sum()) for rollout in chunk),
+                entropy_sum=-sum(float(rollout.logp_O.sum()) for rollout in chunk),
                 span=span,
             )
             began_s = time.monotonic()

@@ -1,27 +1,34 @@
 """The worker that holds one teacher engine."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from topd_ray.actors.decoding_worker import DecodingWorker
+from topd_ray.actors.outcomes import Outcome, is_right, takeover_receipt, unwanted
 from topd_ray.candidates import find_candidates
 from topd_ray.config import Config
+from topd_ray.contexts.chat import load_tokenizer
 from topd_ray.engines.open import open_teacher
 from topd_ray.messages import (
     HIGH,
     LOW,
     CandidateSet,
+    Ints,
+    ProbeSet,
     Rollout,
     ScoredRollout,
+    Takeover,
 )
 from topd_ray.models.roles import resolve_teacher
 from topd_ray.records.receipts import (
     ScoreReceipt,
     Span,
+    TakeoverReceipt,
 )
+from topd_ray.takeover import TakeoverActor, fork_candidates, fork_of
 from topd_ray.teacher import TeacherActor
 from topd_ray.weights.buckets import WeightBucket
 from topd_ray.windows import threshold_group
@@ -44,9 +51,24 @@ class TeacherWorker(DecodingWorker):
         )
         self._decode_with(self._engine, folder)
         self._actor = TeacherActor(
-            config.teacher, config.candidates, folder, lambda: self._engine
+            config.teacher,
+            config.candidates,
+            folder,
+            lambda: self._engine,
+            with_entropy=(
+                config.uses_takeovers
+                and config.takeover.verdict in ("confident", "both")
+            ),
         )
         self._refuse_mismatch()
+        self._taker = TakeoverActor(
+            config.takeover,
+            engine=self._engine,
+            read=self._actor.read,
+            max_response_tokens=config.rollout.max_response_tokens,
+            run_seed=config.run.seed,
+        )
+        self._tokenizer = load_tokenizer(folder) if config.uses_takeovers else None
         group = threshold_group(config.windows.divergence)
         # D7 low_loss_q75 judges by as many low-loss windows, so they are probed too.
         self._controls = [LOW] if group == LOW else []
@@ -61,7 +83,7 @@ class TeacherWorker(DecodingWorker):
         began_s = time.monotonic()
         scored = self._actor.score(rollouts)
         candidate_sets = []
-        if self._config.uses_probes:
+        if self._config.uses_probes or self._config.uses_takeovers:
             candidate_sets = [self._candidates(rollout) for rollout in scored]
         receipt = ScoreReceipt(
             num_tokens=sum(len(rollout.token_loss_N) for rollout in scored),
@@ -72,6 +94,7 @@ class TeacherWorker(DecodingWorker):
             num_candidates=sum(
                 int((candidates.groups_W == HIGH).sum())
                 for candidates in candidate_sets
+                if self._config.uses_probes
             ),
             loss_sum=float(
                 sum(rollout.token_loss_N.sum(dtype=np.float64) for rollout in scored)
@@ -79,6 +102,64 @@ class TeacherWorker(DecodingWorker):
             span=Span.since(began_s),
         )
         return (*scored, candidate_sets, receipt)
+
+    def take_over(
+        self,
+        candidates: Sequence[CandidateSet],
+        answers: Mapping[str, str],
+        threshold: float,
+        *probe_sets: ProbeSet,
+    ) -> tuple[*tuple[Takeover | None, ...], TakeoverReceipt]:
+        """Return the takeover of each rollout for itself, and the receipt.
+
+        Args:
+            candidates: One set a rollout, of `score`.
+            answers: The right answer by rollout id, where it is known.
+            threshold: D_OT above which a position is a real divergence.
+            probe_sets: One a rollout; none where the verdict asks for none.
+        """
+        began_s = time.monotonic()
+        probes = {probe_set.rollout_id: probe_set for probe_set in probe_sets}
+        forks = [
+            fork_of(rollout, probes.get(rollout.rollout_id), threshold)
+            for rollout in candidates
+        ]
+        continued = self._taker.take_over(candidates, forks)
+        outcomes = [
+            self._outcome(rollout, takeover, answers.get(rollout.rollout_id))
+            for rollout, takeover in zip(candidates, continued.takeovers, strict=True)
+        ]
+        receipt = takeover_receipt(candidates, continued, outcomes, Span.since(began_s))
+        return (*continued.takeovers, receipt)
+
+    def _outcome(
+        self, rollout: CandidateSet, takeover: Takeover | None, answer: str | None
+    ) -> Outcome:
+        if takeover is None:
+            return Outcome()
+        t = takeover.position
+        before = self._text(rollout.response_ids_N)
+        after = self._text(
+            np.concatenate([rollout.response_ids_N[:t], takeover.response_ids_L])
+        )
+        return Outcome(
+            unwanted=unwanted(
+                self._config.takeover.keep,
+                what="takeover",
+                before=before,
+                after=after,
+                answer=answer,
+            ),
+            right_before=None if answer is None else is_right(before, answer),
+            right_after=None if answer is None else is_right(after, answer),
+        )
+
+    def _text(self, response_ids_N: Ints) -> str:
+        assert self._tokenizer is not None, "the config has no takeovers"
+        text: str = self._tokenizer.decode(
+            response_ids_N.tolist(), skip_special_tokens=True
+        )
+        return text
 
     def update(self, policy_version: int, *buckets: WeightBucket) -> Span:
         """Load the student's weights of `policy_version` (self-distillation)."""
@@ -97,6 +178,10 @@ class TeacherWorker(DecodingWorker):
             self._actor.refuse_mismatch(self._engine)
 
     def _candidates(self, scored: ScoredRollout) -> CandidateSet:
+        if self._config.uses_takeovers:
+            return fork_candidates(
+                scored, self._config.takeover, self._config.candidates
+            )
         return find_candidates(
             scored,
             self._config.candidates,

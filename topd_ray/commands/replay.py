@@ -85,11 +85,14 @@ def _for_replay(config: Config, folder: Path) -> Config:
         "source": "model",
     }
     rollout = {"num_engines": 1, "max_staleness": 0}
+    # The rollout that is asked about must not be left out.
+    takeover = {"keep": "all"}
     return config.model_copy(
         update={
             "learner": config.learner.model_copy(update=learner),
             "teacher": config.teacher.model_copy(update=teacher),
             "rollout": config.rollout.model_copy(update=rollout),
+            "takeover": config.takeover.model_copy(update=takeover),
         }
     )
 
@@ -134,6 +137,8 @@ async def _replay_one(
         await stages.probe(chunk, teacher, candidates, fleet.rollouts[0])
     # a step that was to take its threshold from its own probes has none to judge by
     threshold = math.inf if step.threshold is None else step.threshold
+    if config.uses_takeovers:
+        await stages.take_over(chunk, teacher, candidates, (), threshold)
     shares = rank_shares([chunk], num_ranks=1)
     await fleet.learners.accumulate(shares, threshold, log)
     return await fleet.learners.step(skip=False, log=log)

@@ -18,6 +18,7 @@ from topd_ray.config.stages import (
     PromptsConfig,
     RewriteConfig,
     RolloutConfig,
+    TakeoverConfig,
     TeacherConfig,
     WindowsConfig,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "RewriteConfig",
     "RolloutConfig",
     "RunConfig",
+    "TakeoverConfig",
     "TeacherConfig",
     "WindowsConfig",
     "dump_config",

@@ -69,6 +69,7 @@ REASONS: dict[str, str] = {
     "probe": "it decides what is a divergence",
     "windows": "it decides what is a divergence",
     "rewrite": "it decides what the student is taught",
+    "takeover": "it decides what the student is taught",
     "learner": "the optimizer's state is of this value",
     "evaluation": "accuracies before and after could not be compared",
 }

@@ -7,6 +7,8 @@
 | topd   | rollout    | the prompt             | reverse KL  | lambda L_traj        |
 | opsd   | rollout    | + reference solution   | JSD         | teacher = student    |
 | trd    | rewrite    | + the student's attempt| forward KL  | filter by outcome    |
+| takeover | takeover | the prompt             | reverse and | filter by outcome    |
+|        |            |                        | forward KL  |                      |
 """
 
 from collections.abc import Mapping
@@ -16,7 +18,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from topd_ray.config.base import Section
 
-Method = Literal["topd", "opd", "kd", "opsd", "trd"]
+Method = Literal["topd", "opd", "kd", "opsd", "trd", "takeover"]
 Context = Literal["plain", "reference", "refine", "refine_reference"]
 
 METHODS: dict[str, dict[str, dict[str, Any]]] = {
@@ -42,16 +44,24 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
             "divergence": "forward_kl",
         },
     },
+    "takeover": {
+        "objective": {
+            "trajectory": "takeover",
+            "divergence": "reverse_kl",
+            "mix": True,
+        },
+    },
 }
 
 
 class ObjectiveConfig(Section):
     """Which loss is minimised, on whose responses, against which teacher."""
 
-    trajectory: Literal["rollout", "given", "rewrite"] = "rollout"
+    trajectory: Literal["rollout", "given", "rewrite", "takeover"] = "rollout"
     """Whose responses are learned from. `rollout`: the student's samples. `given`: the
     responses of the data (`topd generate` writes those of the teacher). `rewrite`: the
-    teacher's rewrite of each rollout (TRD).
+    teacher's rewrite of each rollout (TRD). `takeover`: the student's samples up to
+    their fork, and the teacher's continuation from there.
     """
     context: Context = "plain"
     """What the teacher's prompt holds. `plain`: the student's prompt alone.
@@ -61,6 +71,11 @@ class ObjectiveConfig(Section):
     divergence: Literal["reverse_kl", "forward_kl", "jsd"] = "reverse_kl"
     """Loss of each token. `reverse_kl`: KL(student || teacher). `forward_kl`:
     KL(teacher || student). `jsd`: Jensen-Shannon, between both (GKD).
+    """
+    mix: bool = False
+    """With `trajectory: takeover`. true: reverse and forward KL at every token. false:
+    reverse KL on the student's own tokens, forward KL on the teacher's, both at the
+    fork.
     """
     jsd_beta: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     """Weight of the teacher in the mixture of `jsd`; 0 is forward KL, 1 reverse KL."""

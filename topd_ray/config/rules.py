@@ -16,6 +16,7 @@ from topd_ray.config.stages import (
     ProbeConfig,
     PromptsConfig,
     RolloutConfig,
+    TakeoverConfig,
     TeacherConfig,
 )
 
@@ -192,6 +193,63 @@ def trajectory_rules(
             f"objective.kd_ratio={objective.kd_ratio:g} with"
             " objective.trajectory=rollout: cross entropy on its own samples teaches"
             " the student nothing; set kd_ratio=1"
+        ),
+    )
+
+
+def takeover_rules(
+    run: RunConfig,
+    objective: ObjectiveConfig,
+    takeover: TakeoverConfig,
+    divergence: DivergenceConfig,
+) -> Iterator[Rule]:
+    """Yield the rules about responses that the teacher takes over."""
+    takes_over = objective.trajectory == "takeover"
+    yield (
+        takes_over != (run.method == "takeover"),
+        (
+            f"run.method={run.method} with objective.trajectory={objective.trajectory}:"
+            " reports name a run by its method; set run.method=takeover with"
+            " objective.trajectory=takeover, or neither"
+        ),
+    )
+    yield (
+        objective.mix and not takes_over,
+        (
+            f"objective.mix with objective.trajectory={objective.trajectory}: it is"
+            " about whose token it is; set trajectory=takeover, or drop it"
+        ),
+    )
+    yield (
+        takes_over and objective.divergence != "reverse_kl",
+        (
+            f"objective.divergence={objective.divergence} with trajectory=takeover: the"
+            " student's own tokens have reverse KL, the teacher's forward KL; set"
+            " divergence=reverse_kl"
+        ),
+    )
+    yield (
+        takes_over and objective.forward_above_entropy is not None,
+        (
+            "objective.forward_above_entropy with trajectory=takeover: the fork decides"
+            " where forward KL is added; drop it"
+        ),
+    )
+    yield (
+        takes_over and objective.kd_ratio < 1,
+        (
+            f"objective.kd_ratio={objective.kd_ratio:g} with trajectory=takeover: cross"
+            " entropy on its own samples teaches the student nothing; set kd_ratio=1"
+        ),
+    )
+    yield (
+        takes_over
+        and takeover.verdict in ("d_ot", "both")
+        and divergence.rule == "low_loss_q75",
+        (
+            f"windows.divergence.rule=low_loss_q75 with takeover.verdict="
+            f"{takeover.verdict}: a takeover probes unlikely tokens alone; set"
+            " rule=quantile or absolute"
         ),
     )
 

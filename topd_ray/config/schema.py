@@ -19,6 +19,7 @@ from topd_ray.config.rules import (
     refuse_broken,
     signal_rules,
     staleness_rules,
+    takeover_rules,
     teacher_rules,
     template_rules,
     trajectory_rules,
@@ -31,6 +32,7 @@ from topd_ray.config.stages import (
     PromptsConfig,
     RewriteConfig,
     RolloutConfig,
+    TakeoverConfig,
     TeacherConfig,
     WindowsConfig,
 )
@@ -52,6 +54,7 @@ class Config(Section):
     probe: ProbeConfig = ProbeConfig()
     windows: WindowsConfig = WindowsConfig()
     rewrite: RewriteConfig = RewriteConfig()
+    takeover: TakeoverConfig = TakeoverConfig()
     learner: LearnerConfig
     evaluation: EvaluationConfig = EvaluationConfig()
     health: HealthConfig = HealthConfig()
@@ -59,13 +62,22 @@ class Config(Section):
 
     @property
     def uses_probes(self) -> bool:
-        """Whether candidates are probed, for L_traj or to weigh tokens."""
-        return self.objective.lambda_traj > 0 or self.objective.downweight != "none"
+        """Whether candidates are probed, for L_traj, to weigh tokens, or for a fork."""
+        return (
+            self.objective.lambda_traj > 0
+            or self.objective.downweight != "none"
+            or (self.uses_takeovers and self.takeover.verdict in ("d_ot", "both"))
+        )
 
     @property
     def uses_rewrites(self) -> bool:
         """Whether the teacher rewrites each rollout before it is learned from."""
         return self.objective.trajectory == "rewrite"
+
+    @property
+    def uses_takeovers(self) -> bool:
+        """Whether the teacher continues each rollout from its fork on."""
+        return self.objective.trajectory == "takeover"
 
     @property
     def decodes_rollouts(self) -> bool:
@@ -171,6 +183,9 @@ class Config(Section):
                 template_rules(self.prompts, self.teacher),
                 teacher_rules(self.run, self.objective, self.teacher),
                 trajectory_rules(self.objective, self.rollout),
+                takeover_rules(
+                    self.run, self.objective, self.takeover, self.windows.divergence
+                ),
                 signal_rules(self.objective, self.rollout, self.teacher),
                 weight_rules(
                     self.objective,

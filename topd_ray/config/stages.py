@@ -268,6 +268,39 @@ class RewriteConfig(Section):
     """
 
 
+class TakeoverConfig(Section):
+    """Where the teacher takes a rollout over, and how it goes on.
+
+    From the fork on, its continuation stands in the place of the student's tokens.
+    """
+
+    verdict: Literal["confident", "d_ot", "both", "never", "always"] = "confident"
+    """What makes a position the fork. `confident`: the first at which the teacher is
+    sure and the student's token is not what it is sure of. `d_ot`: the first of the
+    `candidates` earliest unlikely tokens whose D_OT is above the threshold of D7.
+    `both`: the same among the positions of `confident`. `never`: none, so that the run
+    is OPD. `always`: the first token, so that it is distillation on the teacher's
+    answers.
+    """
+    max_teacher_prob: Fraction = 0.02
+    """A token of the student is unlikely where the teacher gives it less than this."""
+    max_teacher_entropy: PositiveFloat = 0.5
+    """The teacher is sure where its entropy is below this many nats."""
+    candidates: PositiveInt = 3
+    """Earliest positions that are probed, with `d_ot` and `both`."""
+    tokens: PositiveInt | None = None
+    """Most tokens of the teacher's continuation; by default it goes on to the end, or
+    to `rollout.max_response_tokens`.
+    """
+    temperature: NonNegativeFloat = 1.0
+    """Sampling temperature of the continuation; 0 is greedy."""
+    keep: Literal["all", "pass", "fail_to_pass"] = "all"
+    """Which taken-over responses are trained on: all of them, those with the right
+    answer, or those that turn a wrong answer into the right one. The others are dropped
+    and counted. A response without a fork is always kept.
+    """
+
+
 class LearnerConfig(Section):
     """The student and its optimizer."""
 

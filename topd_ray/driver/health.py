@@ -41,7 +41,7 @@ def refuse_mismatch(config: Config, receipts: StepReceipts) -> None:
     before its update. The error names the tokens that differ most.
     """
     sums = sum((receipt.sums for receipt in receipts.learned), LossSums())
-    kl = _rollout_kl(config, sums)
+    kl = _rollout_kl(sums)
     if not kl > config.on_policy_kl:  # nan is another complaint
         return
     gaps = [r.sums.worst_gap for r in receipts.learned if r.sums.worst_gap is not None]
@@ -60,11 +60,8 @@ def refuse_mismatch(config: Config, receipts: StepReceipts) -> None:
     )
 
 
-def _rollout_kl(config: Config, sums: LossSums) -> float:
-    # A rewrite is the teacher's: the student that is trained on it sampled nothing.
-    if config.uses_rewrites or config.objective.trajectory == "given":
-        return 0.0
-    return sums.rollout_kl / max(1, sums.num_tokens)
+def _rollout_kl(sums: LossSums) -> float:
+    return sums.rollout_kl / max(1, sums.num_sampled)
 
 
 def suspects(receipts: StepReceipts) -> list[str]:
@@ -91,7 +88,7 @@ def _of_rollouts(config: Config, receipts: StepReceipts, sums: LossSums) -> list
     num_tokens = sum(receipt.num_tokens for receipt in receipts.rollouts)
     num_rollouts = sum(len(receipt.rollout_ids) for receipt in receipts.rollouts)
     # Comparisons are written so that nan is a complaint.
-    kl = _rollout_kl(config, sums)
+    kl = _rollout_kl(sums)
     if not kl <= config.max_rollout_kl:
         problems.append(
             f"rollout_kl {kl:.3g} nats a token exceeds"

@@ -1,8 +1,7 @@
 """Where every rollout is. A pure state machine: no Ray, no clock.
 
-    dispatched -> rolled_out -> (rewritten ->) scored -> (probed ->) consumed
-         \\____________\\_____________\\___________\\_________\\____> dropped, with a
-         reason
+    dispatched -> rolled_out (-> rewritten) -> scored (-> probed) (-> taken_over)
+        -> consumed; or, from any of them, dropped for a reason
 
 Each rollout is consumed exactly once or dropped for a named reason; `close_step` proves
 it. The rollouts of a step that is abandoned are taken back as if never dispatched.
@@ -24,7 +23,8 @@ class Stage(IntEnum):
     REWRITTEN = 2
     SCORED = 3
     PROBED = 4
-    CONSUMED = 5
+    TAKEN_OVER = 5
+    CONSUMED = 6
 
 
 class LedgerState(TypedDict):

@@ -16,6 +16,8 @@
 The teacher scores a chunk and, where probe workers have no engine, continues from its
 candidates too: the same actor, which has the prefixes in its cache. With `trajectory:
 rewrite` the chunk is rewritten before the teacher reads it, and the probe is left out.
+With `trajectory: takeover` the teacher that scored it goes on from each fork, which is
+known when the chunk is scored, or, by D_OT, when the threshold of the step is.
 With `probe.student: resample` the chunk goes back to its rollout engine between teacher
 and prober; an engine answers when all its rollouts are out, so all chunks have room
 then.
@@ -29,7 +31,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from topd_ray.actors.protocols import Fleet, RolloutChunk
+from topd_ray.actors.protocols import Fleet, Ref, RolloutChunk, TeacherHandle
 from topd_ray.config import Config
 from topd_ray.driver.dealing import deal_to_engines
 from topd_ray.driver.health import complaints, refuse_mismatch
@@ -37,7 +39,7 @@ from topd_ray.driver.ledger import Ledger, Stage
 from topd_ray.driver.stages import Stages, rank_shares
 from topd_ray.driver.step import Chunk, Round, StepInFlight
 from topd_ray.errors import TopdError
-from topd_ray.messages import Prompt, RolloutRequest, StepReport
+from topd_ray.messages import CandidateSet, Prompt, RolloutRequest, StepReport
 from topd_ray.records.receipts import LearnedRound, StepReceipts
 from topd_ray.windows import RecentDistances
 
@@ -172,19 +174,43 @@ class Pipeline:
             for name, reason in dropped.items():
                 self._ledger.drop([name], reason=reason)
         if chunk.rollout_ids:
-            await self._score_and_probe(chunk, engine)
+            teacher, candidates = await self._score_and_probe(chunk, engine)
+            if self._config.uses_takeovers:
+                await self._take_over(step, chunk, teacher, candidates, prompts)
         threshold = await step.judged(chunk)
+        await step.its_turn(chunk)
         learned = step.join_round(chunk)
         if learned is not None:
             await self._accumulate(step, learned, threshold)
 
-    async def _score_and_probe(self, chunk: Chunk, engine: int) -> None:
+    async def _score_and_probe(
+        self, chunk: Chunk, engine: int
+    ) -> tuple[TeacherHandle, Ref[list[CandidateSet]]]:
         teacher, candidates = await self._stages.score(chunk)
         self._ledger.advance(chunk.rollout_ids, Stage.SCORED)
         if self._config.uses_probes:
             rollouts = self._fleet.rollouts[engine]
             await self._stages.probe(chunk, teacher, candidates, rollouts)
             self._ledger.advance(chunk.rollout_ids, Stage.PROBED)
+        return teacher, candidates
+
+    async def _take_over(
+        self,
+        step: StepInFlight,
+        chunk: Chunk,
+        teacher: TeacherHandle,
+        candidates: Ref[list[CandidateSet]],
+        prompts: Sequence[Prompt],
+    ) -> None:
+        # A fork that no D_OT decides needs no threshold, and waits for no step.
+        uses_probes = self._config.uses_probes
+        threshold = await step.judged(chunk) if uses_probes else 0.0
+        dropped = await self._stages.take_over(
+            chunk, teacher, candidates, prompts, threshold
+        )
+        self._ledger.advance([*chunk.rollout_ids, *dropped], Stage.TAKEN_OVER)
+        for name, reason in dropped.items():
+            self._ledger.drop([name], reason=reason)
 
     async def _accumulate(
         self, step: StepInFlight, learned: Round, threshold: float

@@ -1,6 +1,7 @@
 """What happens to one chunk between the rollout engine and the learner.
 
-    rewrite (TRD) -> score -> (resample, D3) -> continue -> probe -> shares of the ranks
+    rewrite (TRD) -> score -> (resample, D3) -> continue -> probe -> (take over)
+            -> shares of the ranks
 
 The pipeline of a run and `topd replay` drive the same stages.
 """
@@ -19,7 +20,15 @@ from topd_ray.actors.protocols import (
 from topd_ray.config import Config
 from topd_ray.driver.dealing import deal_to_ranks
 from topd_ray.driver.step import Chunk
-from topd_ray.messages import CandidateSet, Ints, ProbeSet, Prompt, ScoredRollout
+from topd_ray.messages import (
+    CandidateSet,
+    Ints,
+    ProbeSet,
+    Prompt,
+    ScoredRollout,
+    Takeover,
+    rollout_id,
+)
 
 
 class Stages:
@@ -94,6 +103,40 @@ class Stages:
         chunk.probe_sets = probed.probe_sets
         chunk.probe = probed.receipt
 
+    async def take_over(
+        self,
+        chunk: Chunk,
+        teacher: TeacherHandle,
+        candidates: Ref[list[CandidateSet]],
+        prompts: Sequence[Prompt],
+        threshold: float,
+    ) -> dict[str, str]:
+        """Let the teacher, which has the prefixes, go on from each rollout's fork.
+
+        Returns the rollouts whose takeovers are not wanted, each with the reason; they
+        leave the chunk.
+        """
+        samples = range(self._config.rollout.samples_per_prompt)
+        answers = {
+            rollout_id(prompt, sample): prompt.answer
+            for prompt in prompts
+            for sample in samples
+            if prompt.answer is not None
+        }
+        taken = await teacher.take_over(
+            candidates,
+            chunk.probe_sets,
+            {name: answers[name] for name in chunk.rollout_ids if name in answers},
+            threshold,
+            len(chunk.rollout_ids),
+            chunk.log,
+        )
+        chunk.takeover = taken.receipt
+        chunk.takeovers = taken.takeovers
+        dropped = dict(taken.receipt.dropped)
+        chunk.leave_out(dropped)
+        return dropped
+
     @staticmethod
     async def _continue(
         chunk: Chunk, decoder: DecoderHandle, candidates: Ref[list[CandidateSet]]
@@ -108,18 +151,22 @@ def rank_shares(chunks: Sequence[Chunk], num_ranks: int) -> list[RankShare]:
     rollout_ids: list[str] = []
     scored: list[Ref[ScoredRollout]] = []
     probe_sets: list[Ref[ProbeSet]] = []
+    takeovers: list[Ref[Takeover | None]] = []
     num_tokens: list[int] = []
     for chunk in chunks:
-        assert chunk.score is not None
+        lengths = chunk.takeover or chunk.score
+        assert lengths is not None
         rollout_ids += chunk.rollout_ids
         scored += chunk.scored
         probe_sets += chunk.probe_sets
-        num_tokens += chunk.score.num_sequence_tokens
+        takeovers += chunk.takeovers
+        num_tokens += lengths.num_sequence_tokens
     return [
         RankShare(
             rollout_ids=tuple(rollout_ids[i] for i in indices),
             scored=tuple(scored[i] for i in indices),
             probe_sets=tuple(probe_sets[i] for i in indices if probe_sets),
+            takeovers=tuple(takeovers[i] for i in indices if takeovers),
         )
         for indices in deal_to_ranks(num_tokens, num_ranks)
     ]

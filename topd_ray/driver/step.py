@@ -1,7 +1,8 @@
 """One optimizer step under way: its chunks, their order, and the threshold they share.
 
-    chunk done ──> judged(chunk): waits for its turn and for the threshold
-                     └─> the chunks that complete a round are dealt to the ranks
+    chunk probed ──> judged(chunk): waits for the threshold
+                       └─> its_turn(chunk): waits for the chunks before it
+                             └─> those that complete a round are dealt to the ranks
 
 The turns are fixed when the step begins, so floating-point sums keep their order and a
 run repeats, whichever chunk is probed first.
@@ -9,14 +10,14 @@ run repeats, whichever chunk is probed first.
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
 from topd_ray.actors.protocols import Ref
 from topd_ray.config import Config
 from topd_ray.errors import TopdError
-from topd_ray.messages import ProbeSet, Rollout, ScoredRollout
+from topd_ray.messages import ProbeSet, Rollout, ScoredRollout, Takeover
 from topd_ray.records.receipts import (
     ContinueReceipt,
     LearnedRound,
@@ -26,6 +27,7 @@ from topd_ray.records.receipts import (
     ScoreReceipt,
     Span,
     StepReceipts,
+    TakeoverReceipt,
 )
 from topd_ray.records.timeline import Work
 from topd_ray.windows import distance_quantile
@@ -70,10 +72,21 @@ class Chunk:
     score: ScoreReceipt | None = None
     continued: ContinueReceipt | None = None
     probe: ProbeReceipt | None = None
+    takeover: TakeoverReceipt | None = None
     scored: tuple[Ref[ScoredRollout], ...] = ()
     """One a rollout, in the order of `rollout_ids`."""
     probe_sets: tuple[Ref[ProbeSet], ...] = ()
     """Likewise; empty where nothing is probed."""
+    takeovers: tuple[Ref[Takeover | None], ...] = ()
+    """Likewise; empty where the teacher takes nothing over."""
+
+    def leave_out(self, names: Container[str]) -> None:
+        """Take scored rollouts out of the chunk."""
+        kept = [i for i, name in enumerate(self.rollout_ids) if name not in names]
+        self.rollout_ids = tuple(self.rollout_ids[i] for i in kept)
+        self.scored = tuple(self.scored[i] for i in kept)
+        self.probe_sets = tuple(self.probe_sets[i] for i in kept if self.probe_sets)
+        self.takeovers = tuple(self.takeovers[i] for i in kept if self.takeovers)
 
 
 @dataclass(slots=True)
@@ -181,15 +194,18 @@ class StepInFlight:
             self._turn_open[0].set()
 
     async def judged(self, chunk: Chunk) -> float:
-        """File a chunk that is ready, wait for its turn, and return the threshold."""
+        """File a chunk that is probed, and return the threshold when it is known."""
         self._judged[chunk.turn] = chunk
         self._settle_threshold()
         await self._threshold_known.wait()
+        assert self._threshold is not None
+        return self._threshold
+
+    async def its_turn(self, chunk: Chunk) -> None:
+        """Wait until the learner has every chunk before this one."""
         await self._turn_open[chunk.turn].wait()
         if chunk.turn + 1 < len(self._turn_open):
             self._turn_open[chunk.turn + 1].set()
-        assert self._threshold is not None
-        return self._threshold
 
     def join_round(self, chunk: Chunk) -> Round | None:
         """Add a chunk, in its turn, to the round that is gathered.
@@ -224,6 +240,7 @@ class StepInFlight:
             scores=[c.score for c in chunks if c.score is not None],
             continued=[c.continued for c in chunks if c.continued is not None],
             probes=[c.probe for c in chunks if c.probe is not None],
+            takeovers=[c.takeover for c in chunks if c.takeover is not None],
             rounds=self.rounds,
             works=self.works,
         )

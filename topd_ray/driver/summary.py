@@ -28,11 +28,13 @@ def summarize(run: RunContext, accuracies: Accuracies) -> Summary:
         "peak_rss_gb": round(run.log.peak_memory_gb, 3),
         "student_tokens": totals.student_tokens,
         "trained_tokens": totals.trained_tokens,
+        "teacher_tokens": totals.teacher_tokens,
         "num_rollouts": run.state.ledger.num_dispatched,
         "num_dropped_prompts": len(run.inputs.dropped),
         "num_dropped_rollouts": dict(run.state.ledger.dropped),
         "num_candidates": totals.num_candidates,
         "num_divergent": totals.num_divergent,
+        "num_taken_over": totals.num_taken_over,
         "num_skipped_steps": totals.skipped_steps,
         "num_failures": run.budget.num_failures,
         "stage_s": {

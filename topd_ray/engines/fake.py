@@ -7,6 +7,7 @@ greedy or sampled, together with any other requests; new weights give another mo
 
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,10 +83,26 @@ class FakeTeacher(FakeGeneration):
         super().__init__(folder, max_model_len=max_model_len)
         self._width = read_facts(folder).hidden_size
 
+    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Generation]:
+        """Yield the generations, the shortest first."""
+        by_id = {request.request_id: request for request in requests}
+        for answer in super().generate(requests):
+            yield self._with_states(by_id[answer.request_id], answer)
+
     def hidden_states(self, sequences: Sequence[Ints]) -> list[Floats]:
         """Return one (len, D) array for each sequence."""
         check_sequences(sequences, self._max_model_len)
         return [self._states(sequence) for sequence in sequences]
+
+    def _with_states(
+        self, request: GenerationRequest, answer: Generation
+    ) -> Generation:
+        if not request.states:
+            return answer
+        read = np.concatenate([request.prompt_ids, answer.token_ids_N[:-1]])
+        return replace(
+            answer, states_ND=self._states(read)[len(request.prompt_ids) - 1 :]
+        )
 
     def _states(self, sequence: Ints) -> Floats:
         state = self._salt

@@ -41,16 +41,19 @@ class Decoding:
         self._eos = np.asarray(eos)
         self._limit_R = np.asarray([request.max_tokens for request in requests])
         self._sampler = Sampler(requests, model.device)
-        self._answers = _Answers(requests)
+        self._answers = _Answers(requests, model.config.hidden_size)
         self._live_B = np.arange(len(requests))
 
     def run(self) -> Iterator[Generation]:
         """Yield each finished generation; those of one step in the requests' order."""
-        logits_BV, cache = self._read_prompts()
+        hidden_BD, cache = self._read_prompts()
         for step in range(int(self._limit_R.max())):
+            logits_BV = self._logits(hidden_BD)
             live_B = torch.from_numpy(self._live_B).to(self._device)
             ids_B = self._sampler.draw(logits_BV, live_B, step)
-            tokens_B = self._answers.extend(step, self._live_B, ids_B, logits_BV)
+            tokens_B = self._answers.extend(
+                step, self._live_B, ids_B, logits_BV, hidden_BD
+            )
             done_B = np.isin(tokens_B, self._eos) | (
                 self._limit_R[self._live_B] == step + 1
             )
@@ -62,11 +65,11 @@ class Decoding:
                 kept = cache.keep(np.flatnonzero(~done_B))
                 self._live_B = self._live_B[kept]
                 ids_B = ids_B[torch.from_numpy(kept)]
-            logits_BV = self._add(ids_B, cache)
+            hidden_BD = self._add(ids_B, cache)
 
     @torch.inference_mode()
     def _read_prompts(self) -> tuple[Tensor, SlotCache]:
-        """Return the logits after every prompt, and the cache with the prompts."""
+        """Return the state after every prompt, and the cache with the prompts."""
         prompts = [request.prompt_ids for request in self._requests]
         extension_R = longest_extensions(prompts)
         distinct, row_R = np.unique(extension_R, return_inverse=True)
@@ -84,11 +87,13 @@ class Decoding:
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        return self._logits(hidden_RLD[row, length - 1]), cache
+        return hidden_RLD[row, length - 1], cache
 
     @torch.inference_mode()
     def _add(self, ids_B: Tensor, cache: SlotCache) -> Tensor:
-        """Append `ids_B` to the live requests; return the logits of the next token."""
+        """Append `ids_B` to the live requests; return the states that predict the next
+        tokens.
+        """
         hidden_B1D = self._body(
             input_ids=ids_B[:, None],
             attention_mask=cache.make_room(self._dtype),
@@ -97,8 +102,10 @@ class Decoding:
             use_cache=True,
         ).last_hidden_state
         cache.advance()
-        return self._logits(hidden_B1D[:, 0])
+        states_BD: Tensor = hidden_B1D[:, 0]
+        return states_BD
 
+    @torch.inference_mode()
     def _logits(self, hidden_BD: Tensor) -> Tensor:
         logits_BV: Tensor = self._head(hidden_BD)[:, : self._num_ids].float()
         return logits_BV
@@ -107,8 +114,10 @@ class Decoding:
 class _Answers:
     """The tokens decoded so far, in arrays of the largest size."""
 
-    def __init__(self, requests: Sequence[GenerationRequest]) -> None:
+    def __init__(self, requests: Sequence[GenerationRequest], width: int) -> None:
+        """`width`: D of the model."""
         self._requests = requests
+        self._wants_states_R = np.asarray([request.states for request in requests])
         self._num_top = max(request.num_top for request in requests)
         # Pages beyond the decoded tokens are never written, so they take no memory.
         shape = (len(requests), max(request.max_tokens for request in requests))
@@ -116,17 +125,26 @@ class _Answers:
         self._logp_RT = np.empty(shape, np.float32)
         self._top_ids_RTM = np.empty((*shape, self._num_top), np.int32)
         self._top_logp_RTM = np.empty((*shape, self._num_top), np.float32)
+        wanted = width if self._wants_states_R.any() else 0
+        self._states_RTD = np.empty((*shape, wanted), np.float32)
 
     @torch.inference_mode()
     def extend(
-        self, step: int, live_B: Places, ids_B: Tensor, logits_BV: Tensor
+        self,
+        step: int,
+        live_B: Places,
+        ids_B: Tensor,
+        logits_BV: Tensor,
+        hidden_BD: Tensor,
     ) -> NDArray[np.int64]:
-        """Store each live request's token, and log-probabilities where requested.
+        """Store each live request's token, and what else it asks for.
 
         Returns the tokens (B,) as numpy array.
         """
         tokens_B: NDArray[np.int64] = ids_B.cpu().numpy()
         self._tokens_RT[live_B, step] = tokens_B
+        if self._states_RTD.shape[2]:
+            self._states_RTD[live_B, step] = hidden_BD.float().cpu().numpy()
         if self._num_top == 0:
             return tokens_B
         logp_BV = logits_BV.log_softmax(-1)
@@ -154,6 +172,11 @@ class _Answers:
             top_ids_NM=self._top_ids_RTM[row, :num_tokens, : request.num_top].copy(),
             top_logp_NM=self._top_logp_RTM[row, :num_tokens, : request.num_top].copy(),
             finish_reason="stop" if tokens_N[-1] in eos else "length",
+            states_ND=(
+                self._states_RTD[row, :num_tokens].copy()
+                if self._wants_states_R[row]
+                else None
+            ),
         )
 
 

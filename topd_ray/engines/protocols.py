@@ -56,6 +56,8 @@ class GenerationRequest:
     """
     top_k: int = 0
     """Number of most likely tokens to sample from, before top_p; 0 for all."""
+    states: bool = False
+    """Whether to return hidden states; only a `TeacherEngine` does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +81,11 @@ class Generation:
     """Whether the model stopped, or the limit."""
     num_cached_tokens: int = 0
     """Prompt tokens found in the prefix cache; 0 for a back end without a cache."""
+    states_ND: Floats | None = None
+    """The hidden state that predicts each token, after the final norm, float32.
+
+    None where the request asks for none.
+    """
 
 
 class GenerationEngine(Protocol):
@@ -125,8 +132,9 @@ class TeacherEngine(ScoringEngine, GenerationEngine, Protocol):
 
     Calls share the running batch, scoring first. No call ends another, and other calls
     change no result, only the order in which generations finish. A prefix that was
-    scored is in the cache for the generations that continue it. New weights and `close`
-    end all calls, which then raise TopdError.
+    scored is in the cache for the generations that continue it. The states of a
+    generation come from its decoding, and equal those of `hidden_states` up to
+    rounding. New weights and `close` end all calls, which then raise TopdError.
     """
 
 

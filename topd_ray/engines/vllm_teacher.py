@@ -6,6 +6,7 @@ the continuations that follow find their prefixes there.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from topd_ray.engines.vllm import (
     stop_engine,
     tokens_prompt,
 )
-from topd_ray.engines.vllm_worker import SCORING
+from topd_ray.engines.vllm_worker import DECODING, SCORING
 from topd_ray.messages import Floats, Ints
 from topd_ray.models.architecture import weight_shapes
 from topd_ray.models.facts import read_facts
@@ -71,7 +72,11 @@ class VllmTeacher:
             adds.append(_adding(name, sequence, scoring_params, SCORING_PRIORITY))
         lengths = {name: len(sequences[index]) for name, index in place.items()}
         call = self._stepper.begin(
-            adds, lambda vllm, output: vllm.states(output, lengths)
+            adds,
+            lambda vllm, output: (
+                output.request_id,
+                vllm.states(output, 0, lengths[output.request_id]),
+            ),
         )
         states: dict[int, Floats] = {}
         try:
@@ -102,13 +107,28 @@ class VllmTeacher:
         self._stepper.close()
 
     def _run(self, requests: Sequence[GenerationRequest]) -> Iterator[Generation]:
-        named = {str(next(self._names)): request for request in requests}
+        named = {
+            f"{DECODING if request.states else ''}{next(self._names)}": request
+            for request in requests
+        }
         adds = [self._continuing(name, request) for name, request in named.items()]
-        call = self._stepper.begin(adds, lambda _, output: output)
+
+        def finish(vllm: "_Vllm", output: Any) -> tuple[str, Generation]:
+            request = named[output.request_id]
+            answer = as_generation(output, request)
+            if request.states:
+                first = len(request.prompt_ids) - 1
+                states_ND = vllm.states(output, first, first + len(answer.token_ids_N))
+                answer = replace(answer, states_ND=states_ND)
+            return output.request_id, answer
+
+        call = self._stepper.begin(adds, finish)
+        left = set(named)
         try:
-            while named:
-                output = call.next()
-                yield as_generation(output, named.pop(output.request_id))
+            while left:
+                name, answer = call.next()
+                left.remove(name)
+                yield answer
         finally:
             self._stepper.finish(call)
 
@@ -134,8 +154,8 @@ class _Vllm:
             **GENERATION_OPTIONS,
         )
         self.engine.collective_rpc("keep_states")
-        # vLLM's id of each scoring request: the name with a random suffix
-        self._scoring: dict[str, str] = {}
+        # vLLM's id of each request whose states are kept: the name, a random suffix
+        self._kept: dict[str, str] = {}
         # not the clock: equal readings would make the order random
         self._arrivals = count()
 
@@ -147,32 +167,29 @@ class _Vllm:
             arrival_time=float(next(self._arrivals)),
             priority=priority,
         )
-        if name.startswith(SCORING):
-            self._scoring[name] = internal
+        if name.startswith((SCORING, DECODING)):
+            self._kept[name] = internal
 
     def step(self) -> Sequence[Any]:
         return [output for output in self.engine.step() if output.finished]
 
-    def states(self, output: Any, lengths: dict[str, int]) -> tuple[str, Floats]:
-        """Take the states of a finished scoring request from the worker.
+    def states(self, output: Any, first: int, last: int) -> Floats:
+        """Take the states of a finished request's tokens, `first` to `last`.
 
-        Returns the request's name and its (length, D) states in float32.
+        Returns (last - first, D), in float32.
         """
-        name: str = output.request_id
-        arguments = (self._scoring.pop(name), lengths[name])
+        arguments = (self._kept.pop(output.request_id), first, last)
         taken: NDArray[Any] = self.engine.collective_rpc("take_states", args=arguments)[
             0
         ]
         if taken.dtype == np.uint16:
             taken = to_torch(taken).float().numpy()
-        return name, taken
+        return taken
 
     def abort(self, request_ids: Sequence[str]) -> None:
         self.engine.abort_request(list(request_ids))
-        scored = [
-            self._scoring.pop(name) for name in request_ids if name in self._scoring
-        ]
-        self.engine.collective_rpc("drop_states", args=(scored,))
+        kept = [self._kept.pop(name) for name in request_ids if name in self._kept]
+        self.engine.collective_rpc("drop_states", args=(kept,))
 
     def close(self) -> None:
         engine = self.engine

@@ -16,7 +16,9 @@ from topd_ray.engines.tensors import view_as_torch
 from topd_ray.errors import TopdError
 
 SCORING = "score:"
-"""Prefix of the ids of requests whose hidden states are kept.
+DECODING = "states:"
+"""Prefixes of the ids of requests whose hidden states are kept: of all tokens, and of
+those that predict a decoded one.
 
 vLLM appends to a request's id and leaves its beginning.
 """
@@ -63,12 +65,17 @@ class WorkerExtension:
             self.kept_states = KeptStates()
             self.model_runner.execute_model = self.kept_states.behind(self.model_runner)
 
-    def take_states(self, request_id: str, length: int) -> NDArray[Any] | None:
-        """Return the states (length, D) of a finished request, on rank 0.
+    def take_states(
+        self, request_id: str, first: int, last: int
+    ) -> NDArray[Any] | None:
+        """Return the states of the tokens `first` to `last` of a finished request.
 
-        They are float32, or the bits of bfloat16 in uint16.
+        They are (last - first, D), on rank 0 alone, float32 or the bits of bfloat16 in
+        uint16.
         """
-        return self.kept_states.take(request_id, length) if self.rank == 0 else None
+        if self.rank != 0:
+            return None
+        return self.kept_states.take(request_id, first, last)
 
     def drop_states(self, request_ids: Sequence[str]) -> None:
         """Drop the states of requests that were aborted."""
@@ -77,7 +84,7 @@ class WorkerExtension:
 
 
 class KeptStates:
-    """Hidden states of scoring requests, in the pieces in which they were computed."""
+    """Hidden states of some requests, in the pieces in which they were computed."""
 
     def __init__(self) -> None:
         self._pieces: dict[str, list[tuple[int, torch.Tensor]]] = {}
@@ -104,7 +111,7 @@ class KeptStates:
     def keep(
         self, scheduled: Any, request_ids: Sequence[str], states_TD: torch.Tensor
     ) -> None:
-        """Copy the rows of scoring requests.
+        """Copy the rows of the requests whose states are kept.
 
         Args:
             scheduled: vLLM's scheduler output of the step.
@@ -116,7 +123,7 @@ class KeptStates:
         for request_id in request_ids:
             start = end
             end = end + scheduled.num_scheduled_tokens[request_id]
-            if request_id.startswith(SCORING):
+            if request_id.startswith((SCORING, DECODING)):
                 # Copied in the order of the stream: the next step may overwrite the
                 # buffer of a CUDA graph.
                 rows_LD = torch.empty_like(
@@ -126,26 +133,28 @@ class KeptStates:
                     (computed[request_id], rows_LD)
                 )
 
-    def take(self, request_id: str, length: int) -> NDArray[Any]:
-        """Return the states (length, D) of one request and drop them.
+    def take(self, request_id: str, first: int, last: int) -> NDArray[Any]:
+        """Return the states of the tokens `first` to `last` of a request; drop all.
 
         After a preemption vLLM computes tokens again; the later states are taken.
         """
         if torch.cuda.is_available():
             torch.cuda.current_stream().synchronize()
         pieces = self._pieces.pop(request_id, [])
-        covered_L = np.zeros(length, bool)
+        covered_L = np.zeros(last, bool)
+        covered_L[:first] = True
         for start, rows_LD in pieces:
             covered_L[start : start + len(rows_LD)] = True
         if not covered_L.all():
             raise TopdError(
-                f"request {request_id}: vLLM computed {int(covered_L.sum())} of"
-                f" {length} hidden states; this model runner does not hand over the"
-                " others"
+                f"request {request_id}: vLLM computed {int(covered_L[first:].sum())} of"
+                f" {last - first} hidden states; this model runner does not hand over"
+                " the others"
             )
-        states_LD = pieces[0][1].new_empty(length, pieces[0][1].shape[1])
+        states_LD = pieces[0][1].new_empty(last, pieces[0][1].shape[1])
         for start, rows_LD in pieces:
-            states_LD[start : start + len(rows_LD)] = rows_LD[: length - start]
+            states_LD[start : start + len(rows_LD)] = rows_LD[: max(0, last - start)]
+        states_LD = states_LD[first:]
         if states_LD.dtype == torch.bfloat16:
             return states_LD.view(torch.int16).numpy().view(np.uint16)
         return states_LD.float().numpy()

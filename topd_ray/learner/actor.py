@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -182,6 +183,7 @@ class LearnerActor:
             traj=traj,
             rollout_kl=rollout_kl,
             num_tokens=len(batch.response_ids_T),
+            num_sampled=int((~np.isposinf(batch.logp_T)).sum()),
             num_window_positions=len(batch.window_Q),
             worst_gap=token_gap(batch, int(gap_at), gap_logp),
         )
@@ -201,10 +203,11 @@ class LearnerActor:
                 self._sums.traj,
                 self._sums.rollout_kl,
                 self._sums.num_tokens,
+                self._sums.num_sampled,
                 self._sums.num_window_positions,
             ]
         )
-        num_tokens, num_window_positions = (int(count) for count in counts)
+        num_tokens, num_sampled, num_window_positions = map(int, counts)
         if num_tokens == 0:
             raise TopdError(
                 f"step {self._step + 1}: no response token on any rank; accumulate a"
@@ -221,7 +224,7 @@ class LearnerActor:
             loss=(opd + self._lambda_traj * traj) / num_tokens,
             loss_opd=opd / num_tokens,
             loss_traj=traj / num_tokens,
-            rollout_kl=rollout_kl / num_tokens,
+            rollout_kl=rollout_kl / max(1, num_sampled),
             grad_norm=outcome.grad_norm,
             lr=outcome.lr,
             num_tokens=num_tokens,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -54,8 +54,21 @@ class TokenDivergence:
     """
 
 
+@dataclass(frozen=True, slots=True)
+class WhichKl:
+    """Which of the two KL divergences counts at each position; both may."""
+
+    reverse_T: Bool[Tensor, "T"]
+    """KL(student || teacher)."""
+    forward_T: Bool[Tensor, "T"]
+    """KL(teacher || student)."""
+
+
 def divergence(
-    logp_TC: Float[Tensor, "T C"], logq_TC: Float[Tensor, "T C"], token_loss: TokenLoss
+    logp_TC: Float[Tensor, "T C"],
+    logq_TC: Float[Tensor, "T C"],
+    token_loss: TokenLoss,
+    where: WhichKl | None = None,
 ) -> TokenDivergence:
     """Return the divergence that `token_loss` composes, without cross entropy.
 
@@ -63,11 +76,14 @@ def divergence(
         logp_TC: The student's log-probabilities.
         logq_TC: The teacher's log-probabilities.
         token_loss: The kind of divergence, the added forward KL and the clip.
+        where: Which KL counts where; None: the kind of `token_loss` everywhere.
 
     Returns:
         The divergence of each position, in nats, with its slope; not weighed.
     """
-    if token_loss.divergence == "jsd":
+    if where is not None:
+        plain = _by_position(logp_TC, logq_TC, where)
+    elif token_loss.divergence == "jsd":
         plain = jsd(logp_TC, logq_TC, beta=token_loss.jsd_beta)
     else:
         plain = (reverse_kl if token_loss.divergence == "reverse_kl" else forward_kl)(
@@ -189,6 +205,39 @@ def _with_forward_where(
     )
 
 
+def _by_position(logp_TC: Tensor, logq_TC: Tensor, where: WhichKl) -> TokenDivergence:
+    """Return the sum of the KL divergences that count at each position."""
+    # A block of one kind alone is the usual case, and needs that one alone.
+    first, *others = [
+        _where(flags_T, kl(logp_TC, logq_TC))
+        for flags_T, kl in (
+            (where.reverse_T, reverse_kl),
+            (where.forward_T, forward_kl),
+        )
+        if flags_T.any()
+    ]
+
+    def slope() -> Tensor:
+        slope_TC = first.slope()
+        for other in others:
+            slope_TC.add_(other.slope())
+        return slope_TC
+
+    nats_T = first.nats_T
+    for other in others:
+        nats_T = nats_T + other.nats_T
+    return TokenDivergence(nats_T, slope)
+
+
+def _where(flags_T: Tensor, plain: TokenDivergence) -> TokenDivergence:
+    if flags_T.all():
+        return plain
+    return TokenDivergence(
+        plain.nats_T.where(flags_T, 0.0),
+        lambda: plain.slope().masked_fill_(~flags_T[:, None], 0.0),
+    )
+
+
 def _clipped(plain: TokenDivergence, most: float) -> TokenDivergence:
     return TokenDivergence(
         plain.nats_T.clamp(max=most),
@@ -207,6 +256,7 @@ def _mean(log_weight_TC: Tensor, value_TC: Tensor) -> Tensor:
 __all__ = [
     "TokenDivergence",
     "TokenLoss",
+    "WhichKl",
     "divergence",
     "entropy",
     "forward_kl",

@@ -8,10 +8,15 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from topd_ray.learner.divergence import TokenDivergence, TokenLoss, divergence
+from topd_ray.learner.divergence import (
+    TokenDivergence,
+    TokenLoss,
+    WhichKl,
+    divergence,
+)
 from topd_ray.learner.teacher import (
     SampledTeacher,
     Teacher,
@@ -32,13 +37,16 @@ class Positions:
     """The teacher's signal at the T positions."""
     response_ids_T: Int[Tensor, "T"]
     """The response tokens."""
-    sampled_logp_T: Float[Tensor, "S"]
-    """The student's log-probability of the token when it sampled it.
-
-    S = T, or 0 where the student did not sample the response.
+    sampled_logp_T: Float[Tensor, "T"]
+    """The student's log-probability of the token when it sampled it; inf where it did
+    not.
     """
     weight_T: Float[Tensor, "T"]
     """Weight of each token's loss."""
+    reverse_T: Bool[Tensor, "T_or_0"]
+    """Where reverse KL counts; empty where all have the divergence of the recipe."""
+    forward_T: Bool[Tensor, "T_or_0"]
+    """Where forward KL counts."""
     window_Q: Int[Tensor, "Q"]
     """Index into B of each window position; may repeat."""
     target_ids_QK: Int[Tensor, "Q K"]
@@ -70,6 +78,8 @@ class Positions:
             response_ids_T=self.response_ids_T[trained],
             sampled_logp_T=self.sampled_logp_T[trained],
             weight_T=self.weight_T[trained],
+            reverse_T=self.reverse_T[trained],
+            forward_T=self.forward_T[trained],
             window_Q=self.window_Q[windows] - first,
             target_ids_QK=self.target_ids_QK[windows],
             target_weights_QK=self.target_weights_QK[windows],
@@ -140,7 +150,7 @@ def block_sums(
 
 
 def rollout_kl(
-    logp_T: Float[Tensor, "T"], sampled_logp_T: Float[Tensor, "S"]
+    logp_T: Float[Tensor, "T"], sampled_logp_T: Float[Tensor, "T"]
 ) -> Float[Tensor, ""]:
     """Return the sum over tokens of exp(d) - 1 - d, d = logp now - logp when sampled.
 
@@ -149,36 +159,38 @@ def rollout_kl(
 
     Args:
         logp_T: The student's log-probabilities of the response tokens.
-        sampled_logp_T: The same when it sampled them; S = 0 where it did not.
+        sampled_logp_T: The same when it sampled them; inf where it did not.
 
     Returns:
-        The sum in nats, float64; 0 where S = 0.
+        The sum in nats over the sampled tokens, float64.
     """
-    if not len(sampled_logp_T):
-        return torch.zeros((), dtype=torch.float64, device=logp_T.device)
     # d may be 1e-7, and exp(d) - 1 - d is of order d^2: float32 would give noise
     moved_T = logp_T.double() - sampled_logp_T.double()
-    return (moved_T.expm1() - moved_T).sum()
+    terms_T = moved_T.expm1() - moved_T
+    return terms_T.masked_fill_(sampled_logp_T.isposinf(), 0.0).sum()
 
 
 def worst_gap(
-    logp_T: Float[Tensor, "T"], sampled_logp_T: Float[Tensor, "S"]
+    logp_T: Float[Tensor, "T"], sampled_logp_T: Float[Tensor, "T"]
 ) -> Float[Tensor, "2"]:
     """Return where the log-probability moved most since it was sampled.
 
     Args:
         logp_T: The student's log-probabilities of the response tokens.
-        sampled_logp_T: The same when it sampled them; S = 0 where it did not.
+        sampled_logp_T: The same when it sampled them; inf where it did not.
 
     Returns:
-        The index into T and the log-probability there, float64; index -1 where S = 0.
+        The index into T and the log-probability there, float64; index -1 where the
+        student sampled nothing.
     """
-    if not len(sampled_logp_T):
+    if not len(logp_T):
         return torch.tensor([-1.0, 0.0], dtype=torch.float64, device=logp_T.device)
     # A gap that is not a number is the worst.
     moved_T = (logp_T - sampled_logp_T).abs().nan_to_num(nan=torch.inf)
+    moved_T = moved_T.masked_fill(sampled_logp_T.isposinf(), -1.0)
     at = moved_T.argmax()
-    return torch.stack([at.double(), logp_T[at].double()])
+    place = torch.where(moved_T[at] < 0, -1, at)
+    return torch.stack([place.double(), logp_T[at].double()])
 
 
 def target_entropy(
@@ -233,16 +245,19 @@ def _divergence(
     here: Positions,
     token_loss: TokenLoss,
 ) -> TokenDivergence:
+    where = WhichKl(here.reverse_T, here.forward_T) if len(here.reverse_T) else None
     match here.teacher:
         case TopkTeacher():
-            return topk_divergence(logp_TV, here.teacher, token_loss)
+            return topk_divergence(logp_TV, here.teacher, token_loss, where)
         case SampledTeacher():
             return sampled_divergence(
                 logp_TV, here.teacher, here.response_ids_T, here.sampled_logp_T
             )
         case _:
             assert teacher_logits_TV is not None
-            return divergence(logp_TV, _log_softmax(teacher_logits_TV), token_loss)
+            return divergence(
+                logp_TV, _log_softmax(teacher_logits_TV), token_loss, where
+            )
 
 
 def _slope(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from topd_ray.errors import UserError
@@ -99,8 +99,10 @@ class DistillationModel(nn.Module):
         branch_S: Int[Tensor, "S"],
         position_TU: Int[Tensor, "TU"],
         response_ids_T: Int[Tensor, "T"],
-        sampled_logp_T: Float[Tensor, "T_or_0"],
+        sampled_logp_T: Float[Tensor, "T"],
         weight_T: Float[Tensor, "T"],
+        reverse_T: Bool[Tensor, "T_or_0"],
+        forward_T: Bool[Tensor, "T_or_0"],
         window_Q: Int[Tensor, "Q"],
         target_ids_QK: Int[Tensor, "Q K"],
         target_weights_QK: Float[Tensor, "Q K"],
@@ -120,8 +122,10 @@ class DistillationModel(nn.Module):
             branch_S: Tokens of it that each sees.
             position_TU: The hidden states that predict trained tokens.
             response_ids_T: The response tokens.
-            sampled_logp_T: Empty where the student did not sample.
+            sampled_logp_T: inf where the student did not sample.
             weight_T: Weights of the token losses.
+            reverse_T: Where reverse KL counts.
+            forward_T: Where forward KL counts.
             window_Q: Places of the soft targets in T + U.
             target_ids_QK: Ids of the soft targets.
             target_weights_QK: The soft targets.
@@ -143,6 +147,8 @@ class DistillationModel(nn.Module):
             response_ids_T=response_ids_T,
             sampled_logp_T=sampled_logp_T,
             weight_T=weight_T,
+            reverse_T=reverse_T,
+            forward_T=forward_T,
             window_Q=window_Q,
             target_ids_QK=target_ids_QK,
             target_weights_QK=target_weights_QK,

@@ -11,7 +11,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from topd_ray.learner.divergence import TokenDivergence, TokenLoss, divergence
+from topd_ray.learner.divergence import (
+    TokenDivergence,
+    TokenLoss,
+    WhichKl,
+    divergence,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +64,10 @@ def teacher_at(teacher: Teacher, where: slice) -> Teacher:
 
 
 def topk_divergence(
-    logp_TV: Float[Tensor, "T V"], teacher: TopkTeacher, token_loss: TokenLoss
+    logp_TV: Float[Tensor, "T V"],
+    teacher: TopkTeacher,
+    token_loss: TokenLoss,
+    where: WhichKl | None = None,
 ) -> TokenDivergence:
     """Return the divergence over the M ids that the teacher kept.
 
@@ -72,6 +80,7 @@ def topk_divergence(
         logp_TV: The student's log-probabilities.
         teacher: The teacher's M ids and their log-probabilities.
         token_loss: The kind of divergence, and `tail`.
+        where: Which KL counts where; None: the divergence of `token_loss` everywhere.
 
     Returns:
         The divergence of each position, in nats; its slope has shape (T, V).
@@ -80,11 +89,14 @@ def topk_divergence(
     logq_TM = teacher.logq_TM
     logp_TM = logp_TV.gather(1, ids_TM)
     if token_loss.tail == "renormalise":
-        few = divergence(logp_TM.log_softmax(1), logq_TM.log_softmax(1), token_loss)
+        few = divergence(
+            logp_TM.log_softmax(1), logq_TM.log_softmax(1), token_loss, where
+        )
     elif ids_TM.shape[1] == logp_TV.shape[1]:
-        few = divergence(logp_TM, logq_TM, token_loss)  # nothing is left for a bucket
+        # nothing is left for a bucket
+        few = divergence(logp_TM, logq_TM, token_loss, where)
     else:
-        return _bucket_divergence(logp_TV, ids_TM, logp_TM, logq_TM, token_loss)
+        return _bucket_divergence(logp_TV, ids_TM, logp_TM, logq_TM, token_loss, where)
     return TokenDivergence(
         few.nats_T, lambda: torch.zeros_like(logp_TV).scatter_(1, ids_TM, few.slope())
     )
@@ -96,6 +108,7 @@ def _bucket_divergence(
     logp_TM: Tensor,
     logq_TM: Tensor,
     token_loss: TokenLoss,
+    where: WhichKl | None,
 ) -> TokenDivergence:
     # From the other ids themselves: 1 - sum, in float32, cannot tell 1e-9 from 0.
     rest_TV = logp_TV.scatter(1, ids_TM, -math.inf)
@@ -104,6 +117,7 @@ def _bucket_divergence(
         torch.cat([logp_TM, log_rest_T], 1),
         torch.cat([logq_TM, _log_rest(logq_TM)], 1).log_softmax(1),
         token_loss,
+        where,
     )
 
     def slope() -> Tensor:

@@ -20,7 +20,7 @@ from topd_ray.records.run_folder import write_json
 STUDENT = "student"
 _STEP = "step.json"
 _ROLLOUTS = "rollouts.safetensors"
-# Names of arrays end in their axes (`logp_N`), which tells them from plain fields.
+# Names of arrays end in their axes (`logp_O`), which tells them from plain fields.
 _ARRAYS = tuple(
     field.name for field in fields(Rollout) if field.name.split("_")[-1].isupper()
 )

@@ -23,6 +23,7 @@ _STAGES = {  # stage: (what it handles, count in the metrics)
     "rollout": ("tokens sampled", "rollout/num_tokens"),
     "teacher": ("tokens scored", "teacher/num_tokens"),
     "probe": ("tokens continued", "probe/num_tokens"),
+    "takeover": ("tokens taken over", "takeover/num_tokens"),
     "learner": ("tokens trained", "learner/num_tokens"),
 }
 
@@ -118,6 +119,11 @@ def _state_line(metrics: Metrics) -> str:
             f"  divergent {metrics['windows/divergent_frac']:.0%} of"
             f" {metrics['candidates/num']}  D_OT {metrics['probe/mean_d_ot']:.3f}"
         )
+    if metrics["takeover/num"]:
+        line += (
+            f"  taken over {metrics['takeover/frac']:.0%}"
+            f" at {metrics['takeover/mean_fork']:.0%}"
+        )
     return (
         f"{line}  staleness {metrics['rollout/staleness']}  "
         f"grad {metrics['learner/grad_norm']:.2f}  {metrics['step/wall_s']:.1f} s"
@@ -139,6 +145,11 @@ def _summary_table(summary: Mapping[str, Any]) -> Table:
             )
     table.add_row("optimizer steps", f"{summary['steps']}")
     table.add_row("student tokens", f"{summary['student_tokens']:,}")
+    if summary["teacher_tokens"]:
+        table.add_row("decoded by the teacher", f"{summary['teacher_tokens']:,}")
+    if summary["num_taken_over"]:
+        share = summary["num_taken_over"] / summary["num_rollouts"]
+        table.add_row("taken over", f"{summary['num_taken_over']:,} ({share:.0%})")
     if summary["num_candidates"]:
         share = summary["num_divergent"] / summary["num_candidates"]
         table.add_row("candidates probed", f"{summary['num_candidates']:,}")

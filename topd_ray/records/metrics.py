@@ -41,6 +41,7 @@ def step_metrics(
         "rewrite/busy_s": _busy_s(receipts.rewrites),
         **_teacher_metrics(receipts),
         **_probe_metrics(receipts),
+        **_takeover_metrics(receipts),
         "weights/update_s": sync_s,
     }
 
@@ -104,6 +105,34 @@ def _probe_metrics(receipts: StepReceipts) -> Metrics:
         "probe/transport_s": _busy_s(receipts.probes),
         "windows/num_divergent": num_divergent,
         "windows/divergent_frac": _share(num_divergent, num_candidates),
+    }
+
+
+def _takeover_metrics(receipts: StepReceipts) -> Metrics:
+    takeovers = receipts.takeovers
+    num = sum(receipt.num_taken_over for receipt in takeovers)
+    num_rollouts = sum(len(receipt.rollout_ids) for receipt in receipts.rollouts)
+    num_own = sum(receipt.num_own for receipt in takeovers)
+    num_cut = sum(receipt.num_cut for receipt in takeovers)
+    num_judged = sum(receipt.num_judged for receipt in takeovers)
+    return {
+        "takeover/num": num,
+        "takeover/frac": _share(num, num_rollouts),
+        # where the fork lies in a taken-over rollout, as a share of its tokens
+        "takeover/mean_fork": _share(num_own, num_own + num_cut),
+        "takeover/num_tokens": _tokens(takeovers),
+        "takeover/num_dropped": sum(len(receipt.dropped) for receipt in takeovers),
+        "takeover/right_before_frac": _share(
+            sum(receipt.num_right_before for receipt in takeovers), num_judged
+        ),
+        "takeover/right_frac": _share(
+            sum(receipt.num_right for receipt in takeovers), num_judged
+        ),
+        "takeover/cached_frac": _share(
+            sum(receipt.num_cached_tokens for receipt in takeovers),
+            sum(receipt.num_prefix_tokens for receipt in takeovers),
+        ),
+        "takeover/busy_s": _busy_s(takeovers),
     }
 
 

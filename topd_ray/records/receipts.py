@@ -86,6 +86,31 @@ class ContinueReceipt(Receipt):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TakeoverReceipt(Receipt):
+    """The teacher's takeovers of one chunk; `num_tokens` counts decoded tokens."""
+
+    dropped: tuple[tuple[str, str], ...]
+    """Rollouts that are not trained on, each with the reason."""
+    num_sequence_tokens: tuple[int, ...]
+    """Prompt and trained response tokens of each rollout that is kept."""
+    num_taken_over: int
+    """Rollouts with a fork, dropped ones too."""
+    num_own: int
+    """Tokens before the forks of these rollouts."""
+    num_cut: int
+    """Tokens of the student behind them, which are not trained on."""
+    num_judged: int
+    """Taken-over rollouts with a known answer."""
+    num_right_before: int
+    """How many of these the student had answered right."""
+    num_right: int
+    """How many are right with the teacher's continuation."""
+    num_prefix_tokens: int
+    num_cached_tokens: int
+    """Prefix tokens that the engine had in its cache."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ResampleReceipt(Receipt):
     """The student's fresh windows of one chunk (D3)."""
 
@@ -132,6 +157,7 @@ class StepReceipts:
     scores: list[ScoreReceipt] = field(default_factory=list)
     continued: list[ContinueReceipt] = field(default_factory=list)
     probes: list[ProbeReceipt] = field(default_factory=list)
+    takeovers: list[TakeoverReceipt] = field(default_factory=list)
     rounds: list[LearnedRound] = field(default_factory=list)
     works: list[Work] = field(default_factory=list)
     """Every call of every actor."""

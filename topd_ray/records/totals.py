@@ -12,6 +12,9 @@ class RunTotals:
 
     student_tokens: int = 0
     trained_tokens: int = 0
+    teacher_tokens: int = 0
+    """Tokens that the teacher decoded: windows, rewrites, takeovers."""
+    num_taken_over: int = 0
     num_candidates: int = 0
     num_divergent: int = 0
     skipped_steps: int = 0
@@ -23,10 +26,22 @@ class RunTotals:
         """Count a finished step."""
         self.student_tokens += int(metrics["rollout/num_tokens"])
         self.trained_tokens += int(metrics["learner/num_tokens"])
+        self.teacher_tokens += sum(
+            int(metrics[f"{stage}/num_tokens"])
+            for stage in ("probe", "rewrite", "takeover")
+        )
+        self.num_taken_over += int(metrics["takeover/num"])
         self.num_candidates += int(metrics["candidates/num"])
         self.num_divergent += int(metrics["windows/num_divergent"])
         self.skipped_steps += int(metrics["learner/skipped"])
-        for stage in ("rollout", "rewrite", "teacher", "probe", "learner"):
+        for stage in (
+            "rollout",
+            "rewrite",
+            "teacher",
+            "probe",
+            "takeover",
+            "learner",
+        ):
             # a stage that the method leaves out gets no row in the summary
             if seconds := float(metrics[f"{stage}/busy_s"]):
                 self.add_seconds(stage, seconds)

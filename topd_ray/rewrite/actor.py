@@ -52,7 +52,7 @@ class RewriteActor:
 
         `prompts` is keyed by prompt_id. The teacher's prompt of a rewrite is the
         refinement prompt; the student's prompt stays. The student sampled no token of
-        it, so `logp_N` and the top ids are empty. A rollout's rewrite does not depend
+        it, so `logp_O` and the top ids are empty. A rollout's rewrite does not depend
         on the other rollouts of the call.
         """
         requests = [
@@ -93,9 +93,9 @@ def _rewritten(
         rollout,
         teacher_prompt_ids_P=teacher_prompt_ids_P,
         response_ids_N=answer.token_ids_N,
-        logp_N=np.zeros(0, np.float32),
-        top_ids_NM=np.zeros((0, 0), np.int32),
-        top_logp_NM=np.zeros((0, 0), np.float32),
+        logp_O=np.zeros(0, np.float32),
+        top_ids_OM=np.zeros((0, 0), np.int32),
+        top_logp_OM=np.zeros((0, 0), np.float32),
         finish_reason=answer.finish_reason,
     )
 

@@ -227,9 +227,9 @@ def _rollout(
             prompt.token_ids_P if teacher_ids_P is None else teacher_ids_P
         ),
         response_ids_N=answer.token_ids_N,
-        logp_N=answer.logp_N,
-        top_ids_NM=answer.top_ids_NM,
-        top_logp_NM=answer.top_logp_NM,
+        logp_O=answer.logp_N,
+        top_ids_OM=answer.top_ids_NM,
+        top_logp_OM=answer.top_logp_NM,
         finish_reason=answer.finish_reason,
     )
 

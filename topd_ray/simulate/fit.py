@@ -147,6 +147,8 @@ def _workload(
         quantiles=tuple(float(q) for q in np.quantile(lengths, np.linspace(0, 1, 65))),
         prompt_tokens=prompt_tokens,
         window_tokens=min(config.probe.window, max(1.0, written / windows)),
+        taken_over=sum(work.num_tokens for work, _ in calls["take_over"])
+        / sum(lengths),
     )
 
 
@@ -164,11 +166,12 @@ def _rates(
     size = config.rollout.chunk_size
     prompt = workload.prompt_tokens
     score = _forward(calls["score"], extra=size * prompt)
-    continue_from = (
-        _rewrite(config, calls, score, rollouts)
-        if calls["rewrite"]
-        else _continue(config, calls, score, workload)
-    )
+    if calls["rewrite"]:
+        continue_from = _rewrite(config, calls, score, rollouts)
+    elif calls["take_over"]:
+        continue_from = _take_over(config, calls["take_over"], rollouts)
+    else:
+        continue_from = _continue(config, calls, score, workload)
     transport = calls["probe"] if _decoding(calls) == "continue_from" else []
     transport_call_s, transport_s = _line(
         [float(work.num_tokens) for work, _ in transport], [s for _, s in transport]
@@ -230,19 +233,41 @@ def _rewrite(
     seconds = list[float]()
     for work, spent_s in calls["rewrite"]:
         attempts = rollouts.by_chunk[work.step, work.chunk]
-        # Only the sum of a chunk's rewrites is known; each is taken to be as long as
-        # its attempt, up to one factor.
-        factor = work.num_tokens / sum(attempts)
-        lengths = [max(1, round(factor * length)) for length in attempts]
-        contexts = [0] * len(lengths)
-        steps = continuous_batching(Decode(step_s=1.0), lengths, contexts, slots=slots)
-        rows.append([sum(count for count, _ in steps), float(sum(lengths))])
+        rows.append(_decoded(work, attempts, slots))
         # The teacher first reads the prompts with the attempts in them.
         prompt = rollouts.prompt_tokens
         read_s = score.seconds([prompt + length for length in attempts])
         seconds.append(max(0.0, spent_s - read_s))
     step_s, seq_s = least_squares(rows, seconds)
     return Decode(step_s=step_s, seq_s=seq_s)
+
+
+def _take_over(
+    config: Config, calls: Sequence[Call], rollouts: FittedRollouts
+) -> Decode:
+    """Return the cost of the teacher's decoding, from its takeovers: the prefixes are
+    in its cache.
+    """
+    slots = config.teacher.engine.max_num_seqs
+    rows = [
+        _decoded(work, rollouts.by_chunk[work.step, work.chunk], slots)
+        for work, _ in calls
+    ]
+    step_s, seq_s = least_squares(rows, [spent_s for _, spent_s in calls])
+    return Decode(step_s=step_s, seq_s=seq_s)
+
+
+def _decoded(work: Work, attempts: Sequence[int], slots: int) -> list[float]:
+    """Return the decode steps and tokens of a chunk that the teacher wrote.
+
+    Only their sum is known; each is taken to be as long as its attempt, up to one
+    factor.
+    """
+    factor = work.num_tokens / sum(attempts)
+    lengths = [max(1, round(factor * length)) for length in attempts]
+    contexts = [0] * len(lengths)
+    steps = continuous_batching(Decode(step_s=1.0), lengths, contexts, slots=slots)
+    return [sum(count for count, _ in steps), float(sum(lengths))]
 
 
 def _forward(calls: Sequence[Call], *, extra: float) -> Forward:

@@ -5,7 +5,7 @@ receipt has the counts of a real one.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from topd_ray.actors.protocols import (
     Rewritten,
     RolloutChunk,
     Scored,
+    TakenOver,
     WorkLog,
 )
 from topd_ray.evaluation import Accuracy
@@ -26,6 +27,7 @@ from topd_ray.messages import (
     CandidateSet,
     Ints,
     LossSums,
+    ProbeSet,
     Prompt,
     Rollout,
     RolloutRequest,
@@ -40,6 +42,7 @@ from topd_ray.records.receipts import (
     RolloutReceipt,
     ScoreReceipt,
     Span,
+    TakeoverReceipt,
 )
 from topd_ray.simulate.lane import Lane
 from topd_ray.simulate.machine import Device, Engine
@@ -242,6 +245,41 @@ class SimulatedTeacher(SimulatedDecoder):
             PieceRef[list[CandidateSet]](pieces),
             receipt,
         )
+
+    async def take_over(
+        self,
+        candidates: Ref[list[CandidateSet]],
+        probe_sets: Sequence[Ref[ProbeSet]],
+        answers: Mapping[str, str],
+        threshold: float,
+        num_rollouts: int,
+        log: WorkLog,
+    ) -> TakenOver:
+        """See `TeacherHandle`. A response keeps its length."""
+        del probe_sets, answers, threshold
+        pieces = pieces_of(candidates)
+        rates = self._world.rates
+        decode_s = self._world.takeovers_s(rates.continue_from, pieces, self._slots)
+        seconds = rates.continue_call_s + decode_s
+        span = await self._lane.submit(lambda: self._decoded(seconds))
+        written = [self._world.taken_over_tokens(piece) for piece in pieces]
+        num_tokens = sum(piece.num_tokens for piece in pieces)
+        receipt = TakeoverReceipt(
+            dropped=(),
+            num_sequence_tokens=tuple(piece.length for piece in pieces),
+            num_taken_over=num_rollouts,
+            num_own=num_tokens - sum(written),
+            num_cut=sum(written),
+            num_judged=0,
+            num_right_before=0,
+            num_right=0,
+            num_prefix_tokens=0,
+            num_cached_tokens=0,
+            num_tokens=sum(written),
+            span=span,
+        )
+        log.worked(self.name, "take_over", span, receipt.num_tokens)
+        return TakenOver(tuple(PieceRef([piece]) for piece in pieces), receipt)
 
 
 class SimulatedProber(SimulatedDecoder):

@@ -117,6 +117,10 @@ class Workload:
     prompt_tokens: int
     window_tokens: float
     """Tokens that the teacher writes a window: at most `probe.window`."""
+    taken_over: float = 0.45
+    """Share of the tokens of the student's responses that the teacher writes instead,
+    with `trajectory: takeover`. The default is what the toy world showed.
+    """
 
     def length(self, rollout_id: str) -> int:
         """Return the length of this rollout, always the same."""

@@ -104,6 +104,21 @@ class World:
         contexts = [piece.length for piece in pieces]
         return _batched_s(decode, lengths, contexts, slots)
 
+    def takeovers_s(self, decode: Decode, pieces: Sequence[Piece], slots: int) -> float:
+        """Return the seconds to go on from the forks, as the teacher."""
+        lengths = [self.taken_over_tokens(piece) for piece in pieces]
+        contexts = [
+            piece.length - length for piece, length in zip(pieces, lengths, strict=True)
+        ]
+        return _batched_s(decode, lengths, contexts, slots)
+
+    def taken_over_tokens(self, piece: Piece) -> int:
+        """Return the tokens of a rollout that the teacher writes.
+
+        Every rollout has the mean share: some have no fork, and some an early one.
+        """
+        return max(1, round(self.workload.taken_over * piece.num_tokens))
+
 
 def num_micro_batches(lengths: Sequence[int], budget: int) -> int:
     """Return the micro-batches of `budget` tokens; a longer row has one to itself."""

@@ -197,9 +197,9 @@ def _as_rollout(fork: Prefix, generation: Generation) -> Rollout:
         prompt_ids_P=window.prompt_ids_P,
         teacher_prompt_ids_P=window.teacher_prompt_ids_P,
         response_ids_N=generation.token_ids_N,
-        logp_N=generation.logp_N,
-        top_ids_NM=generation.top_ids_NM,
-        top_logp_NM=generation.top_logp_NM,
+        logp_O=generation.logp_N,
+        top_ids_OM=generation.top_ids_NM,
+        top_logp_OM=generation.top_logp_NM,
         finish_reason=generation.finish_reason,
     )
 

@@ -267,9 +267,9 @@ def _window_rollout(candidate: CandidateSet, ids_K: Ints) -> Rollout:
         # The teacher reads y_<t behind its own prompt, which may be longer.
         teacher_prompt_ids_P=np.concatenate([candidate.teacher_prompt_ids_P, before_N]),
         response_ids_N=ids_K,
-        logp_N=np.zeros(0, np.float32),
-        top_ids_NM=np.zeros((0, 0), np.int32),
-        top_logp_NM=np.zeros((0, 0), np.float32),
+        logp_O=np.zeros(0, np.float32),
+        top_ids_OM=np.zeros((0, 0), np.int32),
+        top_logp_OM=np.zeros((0, 0), np.float32),
         # A window is cut out of a response: its last token ends nothing.
         finish_reason="length",
     )

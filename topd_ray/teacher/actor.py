@@ -54,7 +54,11 @@ class TeacherActor:
         candidates: CandidatesConfig,
         folder: Path,
         open_engine: Callable[[], ScoringEngine],
+        *,
+        with_entropy: bool = False,
     ) -> None:
+        """`with_entropy`: whether scored rollouts carry the teacher's entropy."""
+        self._with_entropy = with_entropy
         self._config = config
         self._loss = candidates.loss
         self._head_names = EMBEDDING_NAMES if read_facts(folder).tied else HEAD_NAMES
@@ -167,15 +171,43 @@ class TeacherActor:
             head_is_bfloat16=self._head_is_bfloat16,
             num_ids=self._num_ids,
             response_ids_N=rollout.response_ids_N,
-            top_k=self._config.top_k if self._config.signal == "topk" else 0,
-            student_top=(rollout.top_ids_NM, rollout.top_logp_NM) if compares else None,
+            top_k=self._top_k,
+            student_top=(rollout.top_ids_OM, rollout.top_logp_OM) if compares else None,
             chunk=_HEAD_CHUNK,
+            with_entropy=self._with_entropy,
         )
         return ScoredRollout(
             rollout=rollout,
             signal=self._signal(hidden_ND, reading),
             token_loss_N=self._token_loss(rollout, reading),
+            logq_N=reading.logq_N,
+            entropy_N=reading.entropy_N,
         )
+
+    def read(
+        self, response_ids_N: Ints, hidden_ND: Floats
+    ) -> tuple[TeacherSignal, Floats]:
+        """Return the signal of tokens that the teacher decoded, and their log q.
+
+        Args:
+            response_ids_N: The tokens.
+            hidden_ND: The states that predicted them.
+        """
+        reading = read_response(
+            hidden_ND=hidden_ND,
+            head_RD=self._head_RD,
+            head_is_bfloat16=self._head_is_bfloat16,
+            num_ids=self._num_ids,
+            response_ids_N=response_ids_N,
+            top_k=self._top_k,
+            student_top=None,
+            chunk=_HEAD_CHUNK,
+        )
+        return self._signal(hidden_ND, reading), reading.logq_N
+
+    @property
+    def _top_k(self) -> int:
+        return self._config.top_k if self._config.signal == "topk" else 0
 
     def _signal(self, hidden_ND: Floats, reading: Reading) -> TeacherSignal:
         if self._config.signal == "topk":
@@ -199,7 +231,7 @@ class TeacherActor:
             return -reading.logq_N
         if self._loss == "reverse_kl":
             return reading.reverse_kl_N
-        return rollout.logp_N - reading.logq_N
+        return rollout.logp_O - reading.logq_N
 
 
 def _check_request(prompt_ids_P: Ints) -> GenerationRequest:
@@ -219,7 +251,7 @@ def _sampled(rollout: Rollout) -> bool:
 
     Otherwise it came with the data, or the teacher rewrote it.
     """
-    return len(rollout.logp_N) > 0
+    return rollout.num_own > 0
 
 
 def _device() -> str:

@@ -1,4 +1,5 @@
-"""KL(student || teacher) when only the student's likeliest ids are known.
+"""The teacher's entropy, and KL(student || teacher) when only the student's likeliest
+ids are known.
 
 Axes: C positions of one chunk, M student ids kept a position (PAD = -1 with
 log-probability -inf where there are fewer), V vocabulary. logp is the student, logq the
@@ -14,6 +15,19 @@ SMALLEST_TAIL = 1e-6
 
 The tail is one minus a sum of float32 probabilities; below this it is rounding.
 """
+
+
+def entropy(logq_CV: Float[Tensor, "C V"]) -> Float[Tensor, "C"]:
+    """Return the entropy of each distribution, -sum q log q, in nats.
+
+    Args:
+        logq_CV: Log-probabilities; -inf is probability 0.
+
+    Returns:
+        One number a position.
+    """
+    finite_CV = logq_CV.masked_fill(logq_CV.isneginf(), 0.0)
+    return -finite_CV.mul_(logq_CV.exp()).sum(1)
 
 
 def reverse_kl_on_top_ids(
@@ -64,4 +78,4 @@ def _tail_term(tail_p_C: Tensor, log_tail_q_C: Tensor) -> Tensor:
     return term_C.masked_fill(log_tail_q_C.isneginf(), 0.0)
 
 
-__all__ = ["reverse_kl_on_top_ids"]
+__all__ = ["entropy", "reverse_kl_on_top_ids"]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from topd_ray.messages import Floats, Ints
-from topd_ray.teacher.divergence import reverse_kl_on_top_ids
+from topd_ray.teacher.divergence import entropy, reverse_kl_on_top_ids
 from topd_ray.teacher.product import head_product
 
 
@@ -23,6 +23,8 @@ class Reading:
 
     logq_N: Floats
     """Log-probability of each response token."""
+    entropy_N: Floats
+    """Entropy of each distribution, nats; (0,) where it was not asked for."""
     top_ids_NK: Ints
     """The teacher's likeliest ids, best first; K is at most the vocabulary's size."""
     top_logq_NK: Floats
@@ -45,6 +47,7 @@ def read_response(
     top_k: int,
     student_top: tuple[Ints, Floats] | None,
     chunk: int,
+    with_entropy: bool = False,
 ) -> Reading:
     """Return the teacher's log-probabilities of every response position.
 
@@ -62,6 +65,7 @@ def read_response(
         student_top: The student's likeliest ids and their log-probabilities, both
             (N, M); None when no KL is wanted.
         chunk: How many positions have logits in memory at a time.
+        with_entropy: Whether the entropies are wanted.
 
     Returns:
         The reading, in float32 and int32 on the CPU.
@@ -84,16 +88,21 @@ def read_response(
         logq_C = (logits_CV.gather(1, ids_C1) - lse_C1)[:, 0]
         top = logits_CV.topk(min(top_k, logits_CV.shape[1]))
         fields = [logq_C, top.indices, top.values - lse_C1]
+        entropy_C = logq_C[:0]
+        if with_entropy:
+            entropy_C = entropy(logits_CV - lse_C1)
+        fields.append(entropy_C)
         # The KL comes last, because it overwrites the logits.
         if student_top is not None:
             student_CM = [_tensor(array[part], head_RD) for array in student_top]
             fields.append(reverse_kl_on_top_ids(logits_CV, lse_C1, *student_CM))
         parts.append([field.cpu().numpy() for field in fields])
-    logq_N, ids_NK, logq_NK, *kl_N = (
+    logq_N, ids_NK, logq_NK, entropy_N, *kl_N = (
         np.concatenate(chunks) for chunks in zip(*parts, strict=True)
     )
     return Reading(
         logq_N=logq_N,
+        entropy_N=entropy_N,
         top_ids_NK=ids_NK.astype(np.int32),
         top_logq_NK=logq_NK,
         reverse_kl_N=kl_N[0].astype(np.float32) if kl_N else logq_N[:0],

@@ -13,9 +13,11 @@ import numpy as np
 
 from topd_ray.config import ObjectiveConfig
 from topd_ray.messages import (
+    Flags,
     Floats,
     Ints,
     ProbeSet,
+    Rollout,
     ScoredRollout,
     TrainBatch,
 )
@@ -69,7 +71,9 @@ def pack(
         )
         for rollout in scored
     ]
-    return [_batch(bin_rows, weights) for bin_rows in _fill(rows, token_budget)]
+    return [
+        _batch(bin_rows, weights, objective) for bin_rows in _fill(rows, token_budget)
+    ]
 
 
 def _by_rollout(
@@ -123,7 +127,9 @@ def _spread(
     ]
 
 
-def _batch(rows: Sequence[Row], weights: Mapping[str, Floats]) -> TrainBatch:
+def _batch(
+    rows: Sequence[Row], weights: Mapping[str, Floats], objective: ObjectiveConfig
+) -> TrainBatch:
     signal = join_signals([row.scored.signal for row in rows])
     window_Q, ids_QK, weights_QK = _joined_targets(rows)
     first_S = accumulate((len(row.length_S) for row in rows[:-1]), initial=0)
@@ -143,13 +149,52 @@ def _batch(rows: Sequence[Row], weights: Mapping[str, Floats]) -> TrainBatch:
         response_ids_T=np.concatenate(
             [row.scored.rollout.response_ids_N for row in rows]
         ),
-        logp_T=np.concatenate([row.scored.rollout.logp_N for row in rows]),
+        logp_T=np.concatenate([_logp(row.scored.rollout) for row in rows]),
         weight_T=np.concatenate([weights[row.name] for row in rows]),
+        reverse_T=np.concatenate(
+            [which_kl(row.scored.rollout, objective)[0] for row in rows]
+        ),
+        forward_T=np.concatenate(
+            [which_kl(row.scored.rollout, objective)[1] for row in rows]
+        ),
         signal=signal,
         window_Q=window_Q,
         target_ids_QK=ids_QK,
         target_weights_QK=weights_QK,
     )
+
+
+def which_kl(rollout: Rollout, objective: ObjectiveConfig) -> tuple[Flags, Flags]:
+    """Return at which response positions reverse and forward KL count.
+
+    With t own tokens of the student: reverse KL before t, forward KL behind it, both at
+    t, whose context is still the student's own; with `mix` both everywhere. A response
+    without an own token has no fork: it is the teacher's answer from the first token.
+
+    Args:
+        rollout: The trained response.
+        objective: `trajectory` and `mix`.
+
+    Returns:
+        Two arrays (N,), reverse and forward; both (0,) where every position has the
+        objective's divergence.
+    """
+    if objective.trajectory != "takeover":
+        return np.zeros(0, np.bool_), np.zeros(0, np.bool_)
+    place_N = np.arange(len(rollout.response_ids_N))
+    t = rollout.num_own
+    is_fork_N = (place_N == t) & (t > 0)
+    return (
+        (place_N < t) | is_fork_N | objective.mix,
+        (place_N >= t) | objective.mix,
+    )
+
+
+def _logp(rollout: Rollout) -> Floats:
+    """Return the student's log-probabilities when it sampled, inf elsewhere, (N,)."""
+    logp_N = np.full(len(rollout.response_ids_N), np.inf, np.float32)
+    logp_N[: rollout.num_own] = rollout.logp_O
+    return logp_N
 
 
 def _positions(rows: Sequence[Row]) -> Ints:

@@ -1,4 +1,4 @@
-"""Join the teacher's signals of several rollouts. Axes as in messages.py."""
+"""Join and cut the teacher's signals. Axes as in messages.py."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -33,3 +33,9 @@ def join_signals(signals: Sequence[TeacherSignal]) -> TeacherSignal:
         for field in fields(kind)
     }
     return kind(**joined)
+
+
+def rows_of(signal: TeacherSignal, count: int) -> TeacherSignal:
+    """Return the signal at the first `count` positions."""
+    cut = {field.name: getattr(signal, field.name)[:count] for field in fields(signal)}
+    return type(signal)(**cut)

@@ -110,7 +110,7 @@ def _selection(scored: ScoredRollout, objective: ObjectiveConfig) -> Floats:
     loss_N = scored.token_loss_N
     if objective.select == "all":
         return np.ones(len(loss_N), np.float32)
-    score_N = student_entropy(scored.rollout.top_logp_NM) * loss_N
+    score_N = student_entropy(scored.rollout.top_logp_OM) * loss_N
     count = max(1, round(objective.select_fraction * len(loss_N)))
     weight_N = np.zeros(len(loss_N), np.float32)
     weight_N[np.argsort(-score_N, kind="stable")[:count]] = 1

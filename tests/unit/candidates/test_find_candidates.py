@@ -1,6 +1,7 @@
 """The candidates and controls of a scored rollout."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,8 +24,8 @@ def scored(losses: Sequence[float], name: str = "p0/3") -> ScoredRollout:
         teacher_prompt_ids_P=np.array([1, 2], np.int32),
         finish_reason="length",
     )
-    signal = make.scored(length=len(losses)).signal
-    return ScoredRollout(rollout=rollout, signal=signal, token_loss_N=loss_N)
+    plain = make.scored(length=len(losses))
+    return replace(plain, rollout=rollout, token_loss_N=loss_N)
 
 
 def in_group(candidates: CandidateSet, group: int) -> list[int]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from topd_ray.engines.vllm_worker import SCORING, KeptStates
+from topd_ray.engines.vllm_worker import DECODING, SCORING, KeptStates
 from topd_ray.errors import TopdError
 
 MINE, OTHER, PROBE = f"{SCORING}1-abc", f"{SCORING}2-def", "3-ghi"
@@ -63,8 +63,8 @@ def test_pieces_among_other_requests_come_back_whole():
     kept = KeptStates()
     step(kept, (PROBE, 9, 10), (MINE, 0, 3), (OTHER, 0, 5), new=(MINE, OTHER))
     step(kept, (MINE, 3, 8), (PROBE, 10, 11))
-    np.testing.assert_array_equal(kept.take(OTHER, 5), states(OTHER, 0, 5))
-    np.testing.assert_array_equal(kept.take(MINE, 8), states(MINE, 0, 8))
+    np.testing.assert_array_equal(kept.take(OTHER, 0, 5), states(OTHER, 0, 5))
+    np.testing.assert_array_equal(kept.take(MINE, 0, 8), states(MINE, 0, 8))
 
 
 def test_a_request_computed_again_counts_as_it_was_last():
@@ -73,7 +73,7 @@ def test_a_request_computed_again_counts_as_it_was_last():
     step(kept, (MINE, 0, 2))  # after a preemption
     step(kept, (MINE, 2, 8))
     step(kept, (MINE, 8, 9))  # a token beyond the prefix
-    np.testing.assert_array_equal(kept.take(MINE, 8), states(MINE, 0, 8))
+    np.testing.assert_array_equal(kept.take(MINE, 0, 8), states(MINE, 0, 8))
 
 
 @pytest.mark.parametrize("parts", [[], [(0, 3)], [(0, 3), (4, 8)]])
@@ -82,7 +82,7 @@ def test_states_that_were_not_seen_are_an_error(parts):
     for start, end in parts:
         step(kept, (MINE, start, end))
     with pytest.raises(TopdError, match="of 8 hidden states"):
-        kept.take(MINE, 8)
+        kept.take(MINE, 0, 8)
 
 
 def test_what_was_dropped_or_taken_is_gone():
@@ -90,10 +90,10 @@ def test_what_was_dropped_or_taken_is_gone():
     for request_id in (MINE, OTHER):
         step(kept, (request_id, 0, 4))
     kept.drop([OTHER, "unknown"])
-    kept.take(MINE, 4)
+    kept.take(MINE, 0, 4)
     for request_id in (MINE, OTHER):
         with pytest.raises(TopdError, match="computed 0 of 4"):
-            kept.take(request_id, 4)
+            kept.take(request_id, 0, 4)
 
 
 def test_a_runner_that_carries_its_batch_with_the_step_is_read_there():
@@ -108,7 +108,7 @@ def test_a_runner_that_carries_its_batch_with_the_step_is_read_there():
         scheduled_cached_reqs=SimpleNamespace(req_ids=[], num_computed_tokens=[]),
     )
     kept.behind(runner)(scheduled)
-    np.testing.assert_array_equal(kept.take(MINE, 3), states(MINE, 0, 3))
+    np.testing.assert_array_equal(kept.take(MINE, 0, 3), states(MINE, 0, 3))
 
 
 def test_bfloat16_comes_as_bits():
@@ -119,7 +119,30 @@ def test_bfloat16_comes_as_bits():
         scheduled_cached_reqs=SimpleNamespace(req_ids=[], num_computed_tokens=[]),
     )
     kept.keep(scheduled, [MINE], states(MINE, 0, 3).bfloat16())
-    taken = kept.take(MINE, 3)
+    taken = kept.take(MINE, 0, 3)
     assert taken.dtype == np.uint16
     whole = torch.from_numpy(taken.view(np.int16)).view(torch.bfloat16).float()
     np.testing.assert_array_equal(whole, states(MINE, 0, 3))
+
+
+def test_of_a_generation_only_what_predicts_its_tokens_need_be_computed():
+    """The prefix of 6 came from the cache but for its last two tokens."""
+    kept = KeptStates()
+    name = DECODING + "1-abc"
+    rows = torch.arange(4 * WIDTH).reshape(4, WIDTH).float()
+    runner = SimpleNamespace(execute_model=lambda *_: None)
+    runner.input_batch = SimpleNamespace(req_ids=[name])
+    for start, end in ((4, 6), (6, 7), (7, 8)):
+        runner.execute_model_state = SimpleNamespace(
+            hidden_states=rows[start - 4 : end - 4].clone()
+        )
+        kept.behind(runner)(
+            SimpleNamespace(
+                num_scheduled_tokens={name: end - start},
+                scheduled_new_reqs=[],
+                scheduled_cached_reqs=SimpleNamespace(
+                    req_ids=[name], num_computed_tokens=[start]
+                ),
+            )
+        )
+    np.testing.assert_array_equal(kept.take(name, 5, 8), rows[1:])

@@ -106,6 +106,8 @@ def make_case(
             sampled_logp_T=-torch.rand(TRAINED, generator=rng, dtype=torch.float64)
             - 1.0,
             weight_T=torch.tensor([1.0, 0.5, 0.0, 1.0, 0.25, 1.0], dtype=torch.float64),
+            reverse_T=torch.zeros(0, dtype=torch.bool),
+            forward_T=torch.zeros(0, dtype=torch.bool),
             window_Q=torch.tensor([7, 2, 7, 1]),
             target_ids_QK=ids_QK,
             target_weights_QK=weights_QK / weights_QK.sum(1, keepdim=True),

@@ -147,6 +147,8 @@ def part(case: Case, trained: slice, behind: slice) -> Case:
         response_ids_T=here.response_ids_T[trained],
         sampled_logp_T=here.sampled_logp_T[trained],
         weight_T=here.weight_T[trained],
+        reverse_T=here.reverse_T[trained],
+        forward_T=here.forward_T[trained],
         window_Q=torch.tensor(
             [kept.index(q) for q in here.window_Q[inside_Q].tolist()]
         ).long(),
@@ -167,6 +169,8 @@ def test_without_positions_the_losses_are_zero_and_so_is_the_gradient_of_the_hea
         response_ids_T=torch.zeros(0).long(),
         sampled_logp_T=torch.zeros(0),
         weight_T=torch.zeros(0),
+        reverse_T=torch.zeros(0, dtype=torch.bool),
+        forward_T=torch.zeros(0, dtype=torch.bool),
         window_Q=torch.zeros(0).long(),
         target_ids_QK=torch.zeros(0, 1).long(),
         target_weights_QK=torch.zeros(0, 1),
@@ -195,8 +199,10 @@ def random_case(dtype: torch.dtype, *, same: bool = False) -> Case:
     positions = Positions(
         teacher=teacher,
         response_ids_T=torch.zeros(50).long(),
-        sampled_logp_T=torch.zeros(0),
+        sampled_logp_T=torch.full((50,), torch.inf),
         weight_T=torch.ones(50),
+        reverse_T=torch.zeros(0, dtype=torch.bool),
+        forward_T=torch.zeros(0, dtype=torch.bool),
         window_Q=torch.zeros(0).long(),
         target_ids_QK=torch.zeros(0, 1).long(),
         target_weights_QK=torch.zeros(0, 1),

@@ -19,6 +19,8 @@ def test_a_position_leads_to_rollout_and_place_also_behind_windows() -> None:
         response_ids_T=np.array([6, 7, 2, 8, 2], np.int32),
         logp_T=np.array([-1, -2, -3, -4, -5], np.float32),
         weight_T=np.ones(5, np.float32),
+        reverse_T=np.zeros(0, np.bool_),
+        forward_T=np.zeros(0, np.bool_),
         signal=SampledSignal(logq_N=np.zeros(5, np.float32)),
         window_Q=np.zeros(0, np.int32),
         target_ids_QK=np.zeros((0, 1), np.int32),

@@ -196,8 +196,16 @@ def test_rollout_kl_counts_each_sampled_token_once_at_any_weight():
     moved_T = case.logp[range(TRAINED), here.response_ids_T] - here.sampled_logp_T
     want = sum(math.exp(moved) - 1 - moved for moved in moved_T.tolist())
     assert case.losses().rollout_kl.item() == pytest.approx(want, rel=1e-12)
-    none = case.with_positions(sampled_logp_T=torch.zeros(0))
+    # a token that the student did not sample has inf
+    own = here.sampled_logp_T.clone()
+    own[2:] = torch.inf
+    first = case.with_positions(sampled_logp_T=own)
+    want = sum(math.exp(moved) - 1 - moved for moved in moved_T[:2].tolist())
+    assert first.losses().rollout_kl.item() == pytest.approx(want, rel=1e-12)
+    none = case.with_positions(sampled_logp_T=torch.full_like(own, torch.inf))
     assert none.losses().rollout_kl.item() == 0.0
+    broken = case.with_positions(sampled_logp_T=torch.full_like(own, torch.nan))
+    assert math.isnan(broken.losses().rollout_kl.item())
 
 
 def test_a_mismatch_of_two_engines_rounding_is_not_lost_in_rounding():
@@ -211,4 +219,6 @@ def test_the_worst_gap_is_the_token_that_moved_most() -> None:
     logp_T = torch.tensor([-1.0, -2.0, -3.0])
     assert worst_gap(logp_T, torch.tensor([-1.1, -0.5, -3.2])).tolist() == [1.0, -2.0]
     assert worst_gap(logp_T, torch.tensor([-9.0, torch.nan, -3.0]))[0] == 1
-    assert worst_gap(logp_T, torch.zeros(0)).tolist() == [-1.0, 0.0]
+    assert worst_gap(logp_T, torch.tensor([torch.inf, -2.1, torch.inf]))[0] == 1
+    assert worst_gap(logp_T, torch.full((3,), torch.inf))[0] == -1
+    assert worst_gap(logp_T[:0], torch.zeros(0)).tolist() == [-1.0, 0.0]

@@ -119,10 +119,10 @@ def test_a_rewrite_keeps_name_version_and_the_students_prompt(
         assert after.finish_reason == answer.finish_reason
         assert (after.finish_reason == "stop") == (after.response_ids_N[-1] == EOS_ID)
         assert 1 <= len(after.response_ids_N) <= MAX_RESPONSE
-        assert after.logp_N.shape == (0,)
-        assert after.top_ids_NM.shape == after.top_logp_NM.shape == (0, 0)
-        assert after.logp_N.dtype == after.top_logp_NM.dtype == np.float32
-        assert after.top_ids_NM.dtype == np.int32
+        assert after.logp_O.shape == (0,)
+        assert after.top_ids_OM.shape == after.top_logp_OM.shape == (0, 0)
+        assert after.logp_O.dtype == after.top_logp_OM.dtype == np.float32
+        assert after.top_ids_OM.dtype == np.int32
 
 
 def test_a_rewrite_is_scored_under_the_refinement_prompt_it_was_written_under(

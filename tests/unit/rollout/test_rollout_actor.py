@@ -206,10 +206,10 @@ def test_a_given_response_is_handed_on_without_decoding(engine: Echo) -> None:
     assert by_position[2].response_ids_N.tolist() == [8, 9, 10]
     assert [by_position[i].finish_reason for i in (0, 2)] == ["stop", "length"]
     for i in (0, 2):
-        assert by_position[i].logp_N.shape == (0,)
+        assert by_position[i].logp_O.shape == (0,)
         assert (
-            by_position[i].top_ids_NM.shape
-            == by_position[i].top_logp_NM.shape
+            by_position[i].top_ids_OM.shape
+            == by_position[i].top_logp_OM.shape
             == (0, 0)
         )
 

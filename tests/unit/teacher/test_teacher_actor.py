@@ -144,9 +144,9 @@ def test_the_candidate_loss_is_the_configured_one(teacher_folder, reader, head_V
     length = 6
     sampled_rollout = rollout(
         length=length,
-        top_ids_NM=np.tile(np.arange(VOCAB, dtype=np.int32), (length, 1)),
-        top_logp_NM=np.full((length, VOCAB), -np.log(VOCAB), np.float32),
-        logp_N=np.full(length, -np.log(VOCAB), np.float32),
+        top_ids_OM=np.tile(np.arange(VOCAB, dtype=np.int32), (length, 1)),
+        top_logp_OM=np.full((length, VOCAB), -np.log(VOCAB), np.float32),
+        logp_O=np.full(length, -np.log(VOCAB), np.float32),
     )
     logq_NV = expected_logq(
         reader,
@@ -175,9 +175,9 @@ def test_what_the_student_did_not_sample_is_measured_by_the_teacher_alone(
     sampled = rollout(length=6)
     given = rollout(
         length=6,
-        logp_N=np.zeros(0, np.float32),
-        top_ids_NM=np.zeros((0, 0), np.int32),
-        top_logp_NM=np.zeros((0, 0), np.float32),
+        logp_O=np.zeros(0, np.float32),
+        top_ids_OM=np.zeros((0, 0), np.int32),
+        top_logp_OM=np.zeros((0, 0), np.float32),
     )
     nll = (
         actor(teacher_folder, reader, loss="teacher_nll")

@@ -115,15 +115,14 @@ def test_a_sampled_signal_is_that_of_the_sampled_tokens_alone() -> None:
 def test_the_samplers_log_probabilities_come_along_where_the_student_sampled() -> None:
     logp = {"a": [-1.0, -2.0, -3.0], "b": [-4.0, -5.0]}
     rollouts = [
-        scored(name, length=len(values), logp_N=np.array(values, np.float32))
+        scored(name, length=len(values), logp_O=np.array(values, np.float32))
         for name, values in logp.items()
     ]
     (batch,) = packed(rollouts)
     assert batch.logp_T.tolist() == [-1, -2, -3, -4, -5]
-    given = [scored(name, logp_N=np.zeros(0, np.float32)) for name in logp]
+    given = [scored(name, logp_O=np.zeros(0, np.float32)) for name in logp]
     (batch,) = packed(given)
-    assert batch.logp_T.shape == (0,)
-    assert len(batch.response_ids_T) == 10
+    assert batch.logp_T.tolist() == [np.inf] * 10
 
 
 def test_signals_of_two_kinds_are_refused() -> None:

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,7 @@ from topd_ray.windows.token_weights import student_entropy
 
 def scored(name: str, losses: Sequence[float], **fields: Any) -> ScoredRollout:
     template = make.scored(name, length=len(losses), **fields)
-    return ScoredRollout(
-        rollout=template.rollout,
-        signal=template.signal,
-        token_loss_N=np.array(losses, np.float32),
-    )
+    return replace(template, token_loss_N=np.array(losses, np.float32))
 
 
 def probed(
@@ -251,8 +248,8 @@ def test_the_selection_keeps_the_tokens_highest_in_entropy_times_loss() -> None:
     scored_rollout = scored(
         "a",
         [9.0, 2.0, 1.0, 3.0, 8.0],
-        top_ids_NM=np.tile(np.array([7, PAD], np.int32), (5, 1)),
-        top_logp_NM=np.array([sure, even, even, even, sure], np.float32),
+        top_ids_OM=np.tile(np.array([7, PAD], np.int32), (5, 1)),
+        top_logp_OM=np.array([sure, even, even, even, sure], np.float32),
     )
     select = {"select": "entropy_divergence"}
     assert weights([scored_rollout], select_fraction=0.4, **select) == {
@@ -273,8 +270,8 @@ def test_a_selected_false_alarm_is_down_weighted_and_an_unselected_one_is_0() ->
     scored_rollout = scored(
         "a",
         [1.0, 4.0, 8.0, 1.0, 1.0],
-        top_ids_NM=np.zeros((5, 2), np.int32),
-        top_logp_NM=np.array([even, even, sure, even, even], np.float32),
+        top_ids_OM=np.zeros((5, 2), np.int32),
+        top_logp_OM=np.array([even, even, sure, even, even], np.float32),
     )
     weights_by_id = weights(
         [scored_rollout],

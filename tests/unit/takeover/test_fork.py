@@ -1,0 +1,88 @@
+"""The fork of a rollout: hand-computed cases of every verdict."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests import make
+from topd_ray.config import CandidatesConfig, TakeoverConfig
+from topd_ray.messages import HIGH, CandidateSet, ScoredRollout
+from topd_ray.takeover import fork_candidates, fork_of
+
+LOGQ = np.log(np.array([0.9, 0.01, 0.5, 0.001, 0.01, 0.9, 0.9, 0.01], np.float32))
+"""The student's tokens 1, 3, 4 and 7 are unlikely."""
+ENTROPY = np.array([0.1, 2.0, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1], np.float32)
+"""At token 1 the teacher is not sure."""
+
+
+def scored() -> ScoredRollout:
+    return replace(make.scored(length=8), logq_N=LOGQ, entropy_N=ENTROPY)
+
+
+def found(**fields: object) -> CandidateSet:
+    return fork_candidates(
+        scored(), TakeoverConfig(**fields), CandidatesConfig(min_window=2)
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "positions"),
+    [
+        ({}, [3]),
+        ({"max_teacher_entropy": 3.0}, [1]),
+        ({"max_teacher_prob": 0.005}, [3]),
+        ({"max_teacher_prob": 0.0005}, []),
+        ({"verdict": "d_ot"}, [1, 3, 4]),
+        ({"verdict": "d_ot", "candidates": 2}, [1, 3]),
+        ({"verdict": "both"}, [3, 4]),
+        ({"verdict": "never"}, []),
+        ({"verdict": "always"}, [0]),
+    ],
+)
+def test_the_earliest_positions_are_found(fields, positions):
+    assert found(**fields).positions_W.tolist() == positions
+
+
+def test_a_fork_needs_tokens_behind_it():
+    close = fork_candidates(scored(), TakeoverConfig(), CandidatesConfig(min_window=6))
+    assert close.positions_W.tolist() == []
+
+
+def test_candidates_carry_what_a_probe_needs():
+    candidates = found(verdict="d_ot")
+    rollout = scored().rollout
+    assert candidates.rollout_id == rollout.rollout_id
+    assert candidates.groups_W.tolist() == [HIGH] * 3
+    np.testing.assert_array_equal(candidates.response_ids_N, rollout.response_ids_N)
+    np.testing.assert_array_equal(
+        candidates.losses_W, scored().token_loss_N[candidates.positions_W]
+    )
+
+
+@pytest.mark.parametrize(
+    ("distances", "fork"),
+    [((0.2, 0.6, 0.9), 3), ((0.7, 0.6, 0.9), 1), ((0.2, 0.5, 0.4), None)],
+)
+def test_with_probes_the_fork_is_the_first_real_divergence(distances, fork):
+    candidates = found(verdict="d_ot")
+    probes = make.probes(
+        positions=(1, 3, 4), distances=distances, num_student=(3, 3, 3)
+    )
+    assert fork_of(candidates, probes, 0.5) == fork
+
+
+def test_an_unfinished_plan_is_no_fork():
+    candidates = found(verdict="d_ot")
+    probes = make.probes(
+        positions=(1, 3, 4),
+        distances=(0.9, 0.9, 0.9),
+        num_student=(3, 3, 3),
+        converged_W=np.array([False, True, True]),
+    )
+    assert fork_of(candidates, probes, 0.5) == 3
+
+
+def test_without_probes_the_first_candidate_is_the_fork():
+    assert fork_of(found(), None, 0.0) == 3
+    assert fork_of(found(verdict="never"), None, 0.0) is None

@@ -1,0 +1,104 @@
+"""Find the fork of a rollout: the first position at which the student goes wrong. Pure.
+
+Axes as in messages.py.
+"""
+
+import numpy as np
+
+from topd_ray.config import CandidatesConfig, TakeoverConfig
+from topd_ray.messages import HIGH, CandidateSet, Floats, Ints, ProbeSet, ScoredRollout
+from topd_ray.windows import divergent
+
+
+def fork_candidates(
+    scored: ScoredRollout, config: TakeoverConfig, candidates: CandidatesConfig
+) -> CandidateSet:
+    """Return the positions among which the verdict looks for the fork.
+
+    Args:
+        scored: The rollout, with the teacher's entropies where the verdict needs them.
+        config: The verdict and its limits.
+        candidates: `min_window`: so many tokens must follow a fork, itself included.
+
+    Returns:
+        With `confident` the fork alone, with `d_ot` and `both` the positions to probe,
+        with `always` position 0; ascending, and empty where there is none.
+    """
+    rollout = scored.rollout
+    positions_W = _positions(scored, config, candidates.min_window)
+    return CandidateSet(
+        rollout_id=rollout.rollout_id,
+        policy_version=rollout.policy_version,
+        prompt_ids_P=rollout.prompt_ids_P,
+        teacher_prompt_ids_P=rollout.teacher_prompt_ids_P,
+        response_ids_N=rollout.response_ids_N,
+        positions_W=positions_W,
+        losses_W=scored.token_loss_N[positions_W],
+        groups_W=np.full(len(positions_W), HIGH, np.int32),
+        truncated=rollout.finish_reason == "length",
+    )
+
+
+def fork_of(
+    candidates: CandidateSet, probes: ProbeSet | None, threshold: float
+) -> int | None:
+    """Return the position from which the teacher takes over; None: nowhere.
+
+    Args:
+        candidates: What `fork_candidates` found.
+        probes: The same positions probed, where the verdict asks for D_OT.
+        threshold: D_OT above which a position is a real divergence (D7).
+    """
+    positions_W = candidates.positions_W
+    if probes is not None:
+        positions_W = positions_W[divergent(probes, threshold)]
+    return int(positions_W[0]) if len(positions_W) else None
+
+
+def unlikely_positions(
+    logq_N: Floats,
+    entropy_N: Floats | None,
+    *,
+    max_prob: float,
+    max_entropy: float,
+    min_window: int,
+) -> Ints:
+    """Return the positions of tokens that the teacher finds unlikely.
+
+    With its entropies, only those at which it is sure: there the student is wrong.
+    Elsewhere many words would do.
+
+    Args:
+        logq_N: The teacher's log-probability of each response token.
+        entropy_N: Its entropy at each position, nats; None asks for no certainty.
+        max_prob: A token is unlikely below this probability.
+        max_entropy: The teacher is sure below this many nats.
+        min_window: Fewest tokens from a position to the end, itself included.
+
+    Returns:
+        W positions, ascending.
+    """
+    is_unlikely_N = logq_N < np.log(max_prob)
+    if entropy_N is not None:
+        is_unlikely_N &= entropy_N < max_entropy
+    num_eligible = max(0, len(logq_N) - min_window + 1)
+    return np.flatnonzero(is_unlikely_N[:num_eligible]).astype(np.int32)
+
+
+def _positions(scored: ScoredRollout, config: TakeoverConfig, min_window: int) -> Ints:
+    if config.verdict == "never":
+        return np.zeros(0, np.int32)
+    if config.verdict == "always":
+        return np.zeros(1, np.int32)
+    is_sure = config.verdict in ("confident", "both")
+    unlikely_W = unlikely_positions(
+        scored.logq_N,
+        scored.entropy_N if is_sure else None,
+        max_prob=config.max_teacher_prob,
+        max_entropy=config.max_teacher_entropy,
+        min_window=min_window,
+    )
+    return unlikely_W[: 1 if config.verdict == "confident" else config.candidates]
+
+
+__all__ = ["fork_candidates", "fork_of", "unlikely_positions"]
