@@ -18,6 +18,7 @@ from tests.unit.learner.distributions import (
 )
 from topd_ray.learner.divergence import (
     TokenLoss,
+    WhichKl,
     divergence,
     entropy,
     forward_kl,
@@ -182,3 +183,31 @@ def test_a_teacher_that_is_not_a_number_is_not_hidden():
     ):
         got_T = divergence(logp_TV, logq_TV, token_loss).nats_T
         assert got_T.isnan().tolist() == [True, False]
+
+
+MASKS = [
+    WhichKl(torch.tensor(reverse).bool(), torch.tensor(forward).bool())
+    for reverse, forward in (
+        ([1, 1, 1, 1], [0, 0, 0, 0]),
+        ([0, 0, 0, 0], [1, 1, 1, 1]),
+        ([1, 1, 1, 1], [1, 1, 1, 1]),
+        ([1, 1, 0, 0], [0, 1, 1, 1]),
+    )
+]
+
+
+@pytest.mark.parametrize("where", MASKS)
+@pytest.mark.parametrize("clip", [None, 0.8])
+def test_each_position_has_the_divergences_that_count_there(where, clip):
+    logp_TV, logq_TV = logs(4, seed=1), logs(4, seed=2)
+    got = divergence(logp_TV, logq_TV, TokenLoss(token_clip=clip), where)
+    logits_TV = logp_TV.clone().requires_grad_()
+    logs_TV = logits_TV.log_softmax(1)
+    reverse_T = (logs_TV.exp() * (logs_TV - logq_TV)).sum(1)
+    forward_T = (logq_TV.exp() * (logq_TV - logs_TV)).sum(1)
+    want_T = where.reverse_T * reverse_T + where.forward_T * forward_T
+    if clip is not None:
+        want_T = want_T.clamp(max=clip)
+    torch.testing.assert_close(got.nats_T, want_T, rtol=1e-10, atol=1e-12)
+    (want_TV,) = torch.autograd.grad(want_T.sum(), logits_TV)
+    torch.testing.assert_close(got.slope(), want_TV, rtol=1e-8, atol=1e-10)
