@@ -7,7 +7,7 @@ handles, the deadlines and the replacement of lost processes are the real ones.
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,7 @@ from topd_ray.records.receipts import (
     ScoreReceipt,
     Span,
     StepReceipts,
+    TakeoverReceipt,
 )
 from topd_ray.windows import RecentDistances
 
@@ -262,6 +263,7 @@ class FakeTeacher(FakeDecoder):
         self.busy = 0
         self.most_busy = 0
         self.scored = list[str]()
+        self.forked = list[tuple[str, float]]()
 
     async def score(self, chunk: tuple[str, ...]) -> Any:
         self.scored.extend(chunk)
@@ -277,6 +279,38 @@ class FakeTeacher(FakeDecoder):
             span=NO_TIME,
         )
         return (*chunk, chunk, receipt)
+
+    async def take_over(
+        self,
+        chunk: tuple[str, ...],
+        answers: Mapping[str, str],
+        threshold: float,
+        *probed: str,
+    ) -> Any:
+        """Every rollout has a fork; takeovers of the samples in `wrong` are dropped."""
+        assert probed in ((), tuple(f"probed {name}" for name in chunk))
+        self.forked.extend((name, threshold) for name in chunk)
+        await asyncio.sleep(self.delay(f"take over {chunk[0]}"))
+        dropped = tuple(
+            (name, "takeover is wrong")
+            for name in chunk
+            if int(name.split(".")[1]) in self.wrong
+        )
+        receipt = TakeoverReceipt(
+            dropped=dropped,
+            num_sequence_tokens=(10,) * (len(chunk) - len(dropped)),
+            num_taken_over=len(chunk),
+            num_own=len(chunk),
+            num_cut=len(chunk),
+            num_judged=len(answers),
+            num_right_before=0,
+            num_right=0,
+            num_prefix_tokens=10,
+            num_cached_tokens=9,
+            num_tokens=len(chunk),
+            span=NO_TIME,
+        )
+        return (*(f"taken over {name}" for name in chunk), receipt)
 
 
 class FakeProber(FakeDecoder):
@@ -315,9 +349,11 @@ class FakeLearner(FakeWorker):
         self.num_abandoned = 0
 
     async def accumulate(self, threshold: float, *items: str) -> LearnReceipt:
-        scored = [item for item in items if not item.startswith("probed ")]
-        probed = [item for item in items if item.startswith("probed ")]
-        assert probed in ([], [f"probed {name}" for name in scored])
+        kinds = ("probed ", "taken over ")
+        scored = [item for item in items if not item.startswith(kinds)]
+        for kind in kinds:
+            beside = [item for item in items if item.startswith(kind)]
+            assert beside in ([], [kind + name for name in scored])
         self.taken.extend(scored)
         self.thresholds.append(threshold)
         self.steps_before.append(self.steps)

@@ -204,6 +204,56 @@ def test_a_step_of_which_nothing_is_left_ends_the_run_with_the_way_out() -> None
         run(workers, sections=REWRITE)
 
 
+TAKEOVER = {"run": {"method": "takeover"}}
+BY_DISTANCE = TAKEOVER | {"takeover": {"verdict": "d_ot"}}
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), engines=st.integers(1, 3))
+def test_takeovers_go_with_their_rollouts_and_unwanted_ones_are_dropped_by_name(
+    seed: int, engines: int
+) -> None:
+    def taken(delay: Delay) -> list[str]:
+        workers = fakes(delay, engines=engines, wrong=frozenset({1}))
+        (receipts,) = run(workers, num_prompts=5, sections=TAKEOVER, num_dropped=5)
+        assert sum(receipt.num_taken_over for receipt in receipts.takeovers) == 10
+        assert not receipts.probes
+        learned: list[str] = workers.learners[0].taken
+        return learned
+
+    shuffled = taken(random_delays(seed))
+    assert shuffled == taken(lambda _: 0.0)
+    assert all(name.endswith(".0") for name in shuffled)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_forks_by_distance_are_judged_by_one_threshold_a_step(seed: int) -> None:
+    """The first step takes it from its own probes, so every takeover waits for them."""
+    workers = fakes(random_delays(seed), engines=2)
+    first, _ = run(workers, steps=2, num_prompts=4, sections=BY_DISTANCE)
+    (teacher,) = workers.teachers
+    thresholds = [threshold for _, threshold in teacher.forked]
+    assert len(thresholds) == 16
+    assert len(set(thresholds[:8])) == len(set(thresholds[8:])) == 1
+    assert thresholds == workers.learners[0].thresholds or thresholds[0] > 0
+    assert len(first.probes) == len(first.takeovers)
+
+
+def test_a_takeover_that_needs_no_distance_does_not_wait_for_the_step_before() -> None:
+    seen: list[str] = []
+
+    def note(work: str) -> float:
+        seen.append(work)
+        return 0.02 if work.startswith("learn") else 0.0
+
+    stale = {"rollout": {"samples_per_prompt": 2, "chunk_size": 2, "max_staleness": 1}}
+    run(fakes(note), steps=2, num_prompts=1, sections=TAKEOVER | stale)
+    learned = [work.startswith("learn") for work in seen]
+    ahead = seen.index("take over 00000001.0")
+    assert sum(learned[:ahead]) <= 1
+
+
 def test_fresh_windows_wait_for_all_rollouts_of_their_engine_without_a_deadlock() -> (
     None
 ):
