@@ -7,13 +7,13 @@ from typing import Literal
 from topd_ray.evaluation.answers import extract_boxed, same_answer
 from topd_ray.messages import CandidateSet
 from topd_ray.records.receipts import Span, TakeoverReceipt
-from topd_ray.takeover import Continued
+from topd_ray.takeover import Takeovers
 
 Keep = Literal["all", "pass", "fail_to_pass"]
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class TakeoverOutcome:
     """What the teacher's continuation of one rollout is worth."""
 
     unwanted: str | None = None
@@ -55,8 +55,8 @@ def unwanted(
 
 def takeover_receipt(
     rollouts: Sequence[CandidateSet],
-    continued: Continued,
-    outcomes: Sequence[Outcome],
+    continued: Takeovers,
+    outcomes: Sequence[TakeoverOutcome],
     span: Span,
 ) -> TakeoverReceipt:
     """Return the counts of a chunk; all three sequences are rollout by rollout."""

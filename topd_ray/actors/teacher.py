@@ -7,7 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from topd_ray.actors.decoding_worker import DecodingWorker
-from topd_ray.actors.outcomes import Outcome, is_right, takeover_receipt, unwanted
+from topd_ray.actors.outcomes import (
+    TakeoverOutcome,
+    is_right,
+    takeover_receipt,
+    unwanted,
+)
 from topd_ray.candidates import find_candidates
 from topd_ray.config import Config
 from topd_ray.contexts.chat import load_tokenizer
@@ -134,15 +139,15 @@ class TeacherWorker(DecodingWorker):
 
     def _outcome(
         self, rollout: CandidateSet, takeover: Takeover | None, answer: str | None
-    ) -> Outcome:
+    ) -> TakeoverOutcome:
         if takeover is None:
-            return Outcome()
+            return TakeoverOutcome()
         t = takeover.position
         before = self._text(rollout.response_ids_N)
         after = self._text(
             np.concatenate([rollout.response_ids_N[:t], takeover.response_ids_L])
         )
-        return Outcome(
+        return TakeoverOutcome(
             unwanted=unwanted(
                 self._config.takeover.keep,
                 what="takeover",

@@ -113,7 +113,8 @@ class Pipeline:
             raise TopdError(
                 f"step {step.number + 1}: every rollout was dropped"
                 f" ({dict(self._ledger.dropped)} so far); nothing to learn from: loosen"
-                " rewrite.keep, or raise prompts.per_step"
+                f" {'takeover' if self._config.uses_takeovers else 'rewrite'}.keep, or"
+                " raise prompts.per_step"
             )
         return True
 

@@ -16,7 +16,7 @@ Read = Callable[[Ints, Floats], tuple[TeacherSignal, Floats]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Continued:
+class Takeovers:
     """The takeovers of a call, and how much of the prefixes was in the KV cache."""
 
     takeovers: list[Takeover | None]
@@ -53,7 +53,7 @@ class TakeoverActor:
 
     def take_over(
         self, candidates: Sequence[CandidateSet], forks: Sequence[int | None]
-    ) -> Continued:
+    ) -> Takeovers:
         """Return the teacher's continuation of every rollout that has a fork.
 
         T ~ p_T(. | x, y_<t) token by token, with x the teacher's prompt. Its hidden
@@ -77,7 +77,7 @@ class TakeoverActor:
             answer.request_id: answer
             for answer in self._engine.generate(list(requests.values()))
         }
-        return Continued(
+        return Takeovers(
             takeovers=[
                 None
                 if fork is None
@@ -123,4 +123,4 @@ class TakeoverActor:
         )
 
 
-__all__ = ["Continued", "TakeoverActor"]
+__all__ = ["TakeoverActor", "Takeovers"]
