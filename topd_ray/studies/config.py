@@ -19,6 +19,7 @@ from topd_ray.config import Config, load_config
 from topd_ray.config.base import Name, Section
 from topd_ray.config.load import explain, read_yaml
 from topd_ray.errors import UserError
+from topd_ray.reports.correction_tables import WindowOf
 
 
 def _compiles(pattern: str) -> str:
@@ -82,6 +83,13 @@ class CorrectionConfig(Section):
     """Prompts whose rollouts are searched; a rollout gives at most one prefix."""
     num_prefixes: PositiveInt = 100
     """Divergent prefixes corrected (paper: 1,000)."""
+    windows_of: Annotated[tuple[WindowOf, ...], Field(min_length=1)] = (
+        "student",
+        "teacher",
+    )
+    """Whose window is descended on, in turn: the student's own, as in the paper, or the
+    teacher's. The first is the one that the figure shows.
+    """
     updates: PositiveInt = 5
     """Number M of updates on the same prefix and window (paper: 5)."""
     lr: PositiveFloat = 1e-4

@@ -13,7 +13,6 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 
@@ -72,7 +71,7 @@ def run(study: StudyConfig) -> None:
         logger.info("gradients of both losses")
         pairs = _gradients(stages, prefixes, settings)
         results = []
-        for on in get_args(WindowOf):
+        for on in settings.windows_of:
             for lr in (settings.lr, *settings.other_lrs):
                 results.append(_correct_all(stages, study, prefixes, lr, on))
     finally:
