@@ -67,7 +67,9 @@ def main() -> None:
 
 
 def common(spec: dict[str, Any], out: str) -> dict[str, Any]:
-    """Float32, activations kept, nothing saved, evaluated or reported."""
+    """Float32 with activations kept, or bfloat16 with checkpointing (a pair that needs
+    it); nothing saved, evaluated or reported.
+    """
     return {
         "output_dir": out,
         "max_steps": 10**6,
@@ -76,8 +78,8 @@ def common(spec: dict[str, Any], out: str) -> dict[str, Any]:
         "learning_rate": spec["lr"],
         "lr_scheduler_type": "constant",
         "max_grad_norm": 1.0,
-        "bf16": False,
-        "gradient_checkpointing": False,
+        "bf16": spec.get("bfloat16", False),
+        "gradient_checkpointing": spec.get("bfloat16", False),
         "use_cpu": True,
         "temperature": 1.0,
         "beta": 1.0,  # both: KL(student || teacher) over the whole vocabulary
@@ -154,9 +156,11 @@ def gkd(spec: dict[str, Any], meter: Meter, out: str) -> Any:
 
 def load(spec: dict[str, Any]) -> tuple[Any, Any, Any]:
     """Student, teacher, and the tokenizer that generation pads on the left."""
+    # The trained weights stay in float32 either way.
+    few = torch.bfloat16 if spec.get("bfloat16") else torch.float32
     models = [
-        AutoModelForCausalLM.from_pretrained(spec[role], dtype=torch.float32)
-        for role in ("student", "teacher")
+        AutoModelForCausalLM.from_pretrained(spec[role], dtype=dtype)
+        for role, dtype in (("student", torch.float32), ("teacher", few))
     ]
     tokenizer = AutoTokenizer.from_pretrained(spec["student"], padding_side="left")
     return models[0], models[1], tokenizer
