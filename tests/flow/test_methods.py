@@ -139,6 +139,8 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "takeover": TAKEOVER,
     "takeover-d-ot": TAKEOVER
     | {"takeover": {"max_teacher_prob": 0.3, "verdict": "d_ot"}},
+    "takeover-surprise": TAKEOVER
+    | {"takeover": {"verdict": "surprise", "quantile": 0.9}},
     "takeover-never": TAKEOVER
     | {"takeover": {"verdict": "never"}, "objective": {"mix": False}},
     "takeover-always": TAKEOVER

@@ -38,6 +38,9 @@ from topd_ray.teacher import TeacherActor
 from topd_ray.weights.buckets import WeightBucket
 from topd_ray.windows import threshold_group
 
+_MOST_VALUES = 256
+"""Of a chunk; its receipt goes to the driver."""
+
 
 class TeacherWorker(DecodingWorker):
     """Scores rollouts, picks candidates, continues from them, rewrites.
@@ -62,7 +65,7 @@ class TeacherWorker(DecodingWorker):
             lambda: self._engine,
             with_entropy=(
                 config.uses_takeovers
-                and config.takeover.verdict in ("confident", "both")
+                and config.takeover.verdict in ("confident", "surprise", "both")
             ),
         )
         self._refuse_mismatch()
@@ -104,6 +107,7 @@ class TeacherWorker(DecodingWorker):
             loss_sum=float(
                 sum(rollout.token_loss_N.sum(dtype=np.float64) for rollout in scored)
             ),
+            threshold_values=self._threshold_values(candidate_sets),
             span=Span.since(began_s),
         )
         return (*scored, candidate_sets, receipt)
@@ -120,13 +124,19 @@ class TeacherWorker(DecodingWorker):
         Args:
             candidates: One set a rollout, of `score`.
             answers: The right answer by rollout id, where it is known.
-            threshold: D_OT above which a position is a real divergence.
+            threshold: D_OT above which a position is a real divergence, or nats of
+                surprise above which it is an error.
             probe_sets: One a rollout; none where the verdict asks for none.
         """
         began_s = time.monotonic()
         probes = {probe_set.rollout_id: probe_set for probe_set in probe_sets}
         forks = [
-            fork_of(rollout, probes.get(rollout.rollout_id), threshold)
+            fork_of(
+                rollout,
+                probes.get(rollout.rollout_id),
+                self._config.takeover,
+                threshold,
+            )
             for rollout in candidates
         ]
         continued = self._taker.take_over(candidates, forks)
@@ -136,6 +146,15 @@ class TeacherWorker(DecodingWorker):
         ]
         receipt = takeover_receipt(candidates, continued, outcomes, Span.since(began_s))
         return (*continued.takeovers, receipt)
+
+    def _threshold_values(
+        self, candidate_sets: Sequence[CandidateSet]
+    ) -> tuple[float, ...]:
+        """Return surprises of some of a chunk's tokens, evenly spread."""
+        if self._config.uses_probes or not self._config.needs_threshold:
+            return ()
+        values = np.concatenate([rollout.losses_W for rollout in candidate_sets])
+        return tuple(map(float, values[:: 1 + len(values) // _MOST_VALUES]))
 
     def _outcome(
         self, rollout: CandidateSet, takeover: Takeover | None, answer: str | None

@@ -27,6 +27,7 @@ from topd_ray.config.rules import (
 )
 from topd_ray.config.stages import (
     CandidatesConfig,
+    DivergenceConfig,
     LearnerConfig,
     ProbeConfig,
     PromptsConfig,
@@ -67,6 +68,23 @@ class Config(Section):
             self.objective.lambda_traj > 0
             or self.objective.downweight != "none"
             or (self.uses_takeovers and self.takeover.verdict in ("d_ot", "both"))
+        )
+
+    @property
+    def threshold_rule(self) -> DivergenceConfig:
+        """What sets the threshold of a step: D7, or the same rule over surprises."""
+        divergence = self.windows.divergence
+        if not (self.uses_takeovers and self.takeover.verdict == "surprise"):
+            return divergence
+        return DivergenceConfig(
+            quantile=self.takeover.quantile, history=divergence.history
+        )
+
+    @property
+    def needs_threshold(self) -> bool:
+        """Whether a step is judged by a threshold that other tokens set."""
+        return self.uses_probes or (
+            self.uses_takeovers and self.takeover.verdict == "surprise"
         )
 
     @property

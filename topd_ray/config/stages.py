@@ -274,9 +274,14 @@ class TakeoverConfig(Section):
     From the fork on, its continuation stands in the place of the student's tokens.
     """
 
-    verdict: Literal["confident", "d_ot", "both", "never", "always"] = "confident"
+    verdict: Literal["confident", "surprise", "d_ot", "both", "never", "always"] = (
+        "confident"
+    )
     """What makes a position the fork. `confident`: the first at which the teacher is
-    sure and the student's token is not what it is sure of. `d_ot`: the first of the
+    sure and the student's token is not what it is sure of. `surprise`: the first whose
+    token surprises the teacher by more than it expects, -log p_T(y_t) minus its
+    entropy, with a running `quantile` as limit: for models whose certainty is not known
+    beforehand. `d_ot`: the first of the
     `candidates` earliest unlikely tokens whose D_OT is above the threshold of D7.
     `both`: the same among the positions of `confident`. `never`: none, so that the run
     is OPD. `always`: the first token, so that it is distillation on the teacher's
@@ -286,6 +291,10 @@ class TakeoverConfig(Section):
     """A token of the student is unlikely where the teacher gives it less than this."""
     max_teacher_entropy: PositiveFloat = 0.5
     """The teacher is sure where its entropy is below this many nats."""
+    quantile: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.98
+    """With `surprise`: share of recent tokens that are taken for no error.
+    `windows.divergence.history` tokens are remembered.
+    """
     candidates: PositiveInt = 3
     """Earliest positions that are probed, with `d_ot` and `both`."""
     tokens: PositiveInt | None = None

@@ -136,8 +136,8 @@ class Pipeline:
         self._ledger.close_step(step.rollout_ids)
         # After the update: the threshold of a step never depends on its own distances,
         # but for the first step.
-        for probe in receipts.probes:
-            self._recent.add(probe.threshold_distances)
+        for chunk in step.chunks():
+            self._recent.add(chunk.threshold_values)
         return report, receipts
 
     async def abandon(self, step: StepInFlight) -> None:
@@ -203,9 +203,9 @@ class Pipeline:
         candidates: Ref[list[CandidateSet]],
         prompts: Sequence[Prompt],
     ) -> None:
-        # A fork that no D_OT decides needs no threshold, and waits for no step.
-        uses_probes = self._config.uses_probes
-        threshold = await step.judged(chunk) if uses_probes else 0.0
+        # A fork that no other token decides waits for no step.
+        waits = self._config.needs_threshold
+        threshold = await step.judged(chunk) if waits else 0.0
         dropped = await self._stages.take_over(
             chunk, teacher, candidates, prompts, threshold
         )

@@ -20,7 +20,7 @@ class RunState:
     """The driver's own state of a run."""
 
     recent: RecentDistances
-    """Distances that set the threshold of the verdict (D7)."""
+    """Distances, or surprises, that set the threshold of the verdict (D7)."""
     step: int = 0
     """Optimizer steps done."""
     cursor: int = 0
@@ -40,7 +40,7 @@ class RunState:
 
         Raises UserError where the checkpoint holds no state of this version.
         """
-        divergence = config.windows.divergence
+        divergence = config.threshold_rule
         if checkpoint is None:
             return cls(recent=RecentDistances(divergence, ()))
         try:

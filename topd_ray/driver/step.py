@@ -80,6 +80,13 @@ class Chunk:
     takeovers: tuple[Ref[Takeover | None], ...] = ()
     """Likewise; empty where the teacher takes nothing over."""
 
+    @property
+    def threshold_values(self) -> tuple[float, ...]:
+        """What the chunk says about the threshold: distances, or surprises."""
+        if self.probe is not None:
+            return self.probe.threshold_distances
+        return () if self.score is None else self.score.threshold_values
+
     def leave_out(self, names: Container[str]) -> None:
         """Take scored rollouts out of the chunk."""
         kept = [i for i, name in enumerate(self.rollout_ids) if name not in names]
@@ -139,7 +146,7 @@ class StepInFlight:
         # any chunk, and fresh windows are decoded when the engine is done with all
         # rollouts: every chunk then has to wait somewhere.
         all_at_once = (
-            config.uses_probes and threshold is None
+            config.needs_threshold and threshold is None
         ) or config.probe.student == "resample"
         # Room is kept for each engine: were it shared, a fast engine could fill it with
         # chunks that wait for the turn of a slow engine's first chunk.
@@ -159,7 +166,9 @@ class StepInFlight:
 
     @property
     def threshold(self) -> float | None:
-        """D_OT above which a window diverges; None before it is known."""
+        """D_OT above which a window diverges, or nats of surprise above which a token
+        is an error; None before it is known.
+        """
         return self._threshold
 
     def chunk(
@@ -188,7 +197,7 @@ class StepInFlight:
         step takes its threshold from its own probes, when it has the last of them.
         """
         self._may_learn = True
-        self._threshold = threshold if self._config.uses_probes else 0.0
+        self._threshold = threshold if self._config.needs_threshold else 0.0
         self._settle_threshold()
         if self._turn_open:
             self._turn_open[0].set()
@@ -252,12 +261,8 @@ class StepInFlight:
         if self._threshold is None and complete:
             # All distances of the step count here, more than `divergence.history` of
             # them too: which of them came last must not matter.
-            distances = chain.from_iterable(
-                chunk.probe.threshold_distances
-                for chunk in self.chunks()
-                if chunk.probe
-            )
-            found = distance_quantile(self._config.windows.divergence, distances)
+            values = chain.from_iterable(c.threshold_values for c in self.chunks())
+            found = distance_quantile(self._config.threshold_rule, values)
             self._threshold = math.inf if found is None else found
         if self._threshold is not None:
             self._threshold_known.set()

@@ -74,6 +74,10 @@ class ScoreReceipt(Receipt):
     num_candidates: int
     loss_sum: float
     """Sum of the candidate loss (D1) over all response tokens, nats."""
+    threshold_values: tuple[float, ...] = ()
+    """Surprises that the threshold is a quantile of, with `takeover.verdict:
+    surprise`.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

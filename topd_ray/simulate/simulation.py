@@ -85,7 +85,7 @@ async def _steps(world: World, cores: int, steps: int) -> Prediction:
         max_staleness=config.rollout.max_staleness,
         samples=config.objective.trajectory != "given",
     )
-    recent = RecentDistances(config.windows.divergence)
+    recent = RecentDistances(config.threshold_rule)
     pipeline = Pipeline(config, fleet, Ledger(), recent)
     loop = StepLoop(
         schedule,

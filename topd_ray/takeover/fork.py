@@ -22,10 +22,14 @@ def fork_candidates(
 
     Returns:
         With `confident` the fork alone, with `d_ot` and `both` the positions to probe,
-        with `always` position 0; ascending, and empty where there is none.
+        with `surprise` every position, whose losses are the surprises, with `always`
+        position 0; ascending, and empty where there is none.
     """
     rollout = scored.rollout
     positions_W = _positions(scored, config, candidates.min_window)
+    loss_N = scored.token_loss_N
+    if config.verdict == "surprise":
+        loss_N = surprise(scored.logq_N, scored.entropy_N)
     return CandidateSet(
         rollout_id=rollout.rollout_id,
         policy_version=rollout.policy_version,
@@ -33,25 +37,32 @@ def fork_candidates(
         teacher_prompt_ids_P=rollout.teacher_prompt_ids_P,
         response_ids_N=rollout.response_ids_N,
         positions_W=positions_W,
-        losses_W=scored.token_loss_N[positions_W],
+        losses_W=loss_N[positions_W],
         groups_W=np.full(len(positions_W), HIGH, np.int32),
         truncated=rollout.finish_reason == "length",
     )
 
 
 def fork_of(
-    candidates: CandidateSet, probes: ProbeSet | None, threshold: float
+    candidates: CandidateSet,
+    probes: ProbeSet | None,
+    config: TakeoverConfig,
+    threshold: float,
 ) -> int | None:
     """Return the position from which the teacher takes over; None: nowhere.
 
     Args:
         candidates: What `fork_candidates` found.
         probes: The same positions probed, where the verdict asks for D_OT.
-        threshold: D_OT above which a position is a real divergence (D7).
+        config: The verdict.
+        threshold: D_OT above which a position is a real divergence (D7), or nats of
+            surprise above which it is an error.
     """
     positions_W = candidates.positions_W
     if probes is not None:
         positions_W = positions_W[divergent(probes, threshold)]
+    elif config.verdict == "surprise":
+        positions_W = positions_W[candidates.losses_W > threshold]
     return int(positions_W[0]) if len(positions_W) else None
 
 
@@ -85,11 +96,28 @@ def unlikely_positions(
     return np.flatnonzero(is_unlikely_N[:num_eligible]).astype(np.int32)
 
 
+def surprise(logq_N: Floats, entropy_N: Floats) -> Floats:
+    """Return by how much each token surprises the teacher, in nats.
+
+    -log q(y_t) - H(q): the token's loss beside what the teacher expects of its own
+    words, whose mean is 0. Where many words would do, an unlikely one is no surprise.
+
+    Args:
+        logq_N: The teacher's log-probability of each response token.
+        entropy_N: Its entropy at each position, nats.
+    """
+    excess_N: Floats = -logq_N - entropy_N
+    return excess_N
+
+
 def _positions(scored: ScoredRollout, config: TakeoverConfig, min_window: int) -> Ints:
     if config.verdict == "never":
         return np.zeros(0, np.int32)
     if config.verdict == "always":
         return np.zeros(1, np.int32)
+    if config.verdict == "surprise":
+        num_eligible = max(0, len(scored.logq_N) - min_window + 1)
+        return np.arange(num_eligible, dtype=np.int32)
     is_sure = config.verdict in ("confident", "both")
     unlikely_W = unlikely_positions(
         scored.logq_N,
@@ -101,4 +129,4 @@ def _positions(scored: ScoredRollout, config: TakeoverConfig, min_window: int) -
     return unlikely_W[: 1 if config.verdict == "confident" else config.candidates]
 
 
-__all__ = ["fork_candidates", "fork_of", "unlikely_positions"]
+__all__ = ["fork_candidates", "fork_of", "surprise", "unlikely_positions"]

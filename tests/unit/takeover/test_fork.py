@@ -16,6 +16,9 @@ ENTROPY = np.array([0.1, 2.0, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1], np.float32)
 """At token 1 the teacher is not sure."""
 
 
+D_OT = TakeoverConfig(verdict="d_ot")
+
+
 def scored() -> ScoredRollout:
     return replace(make.scored(length=8), logq_N=LOGQ, entropy_N=ENTROPY)
 
@@ -36,6 +39,7 @@ def found(**fields: object) -> CandidateSet:
         ({"verdict": "d_ot"}, [1, 3, 4]),
         ({"verdict": "d_ot", "candidates": 2}, [1, 3]),
         ({"verdict": "both"}, [3, 4]),
+        ({"verdict": "surprise"}, [0, 1, 2, 3, 4, 5, 6]),
         ({"verdict": "never"}, []),
         ({"verdict": "always"}, [0]),
     ],
@@ -69,7 +73,7 @@ def test_with_probes_the_fork_is_the_first_real_divergence(distances, fork):
     probes = make.probes(
         positions=(1, 3, 4), distances=distances, num_student=(3, 3, 3)
     )
-    assert fork_of(candidates, probes, 0.5) == fork
+    assert fork_of(candidates, probes, D_OT, 0.5) == fork
 
 
 def test_an_unfinished_plan_is_no_fork():
@@ -80,9 +84,21 @@ def test_an_unfinished_plan_is_no_fork():
         num_student=(3, 3, 3),
         converged_W=np.array([False, True, True]),
     )
-    assert fork_of(candidates, probes, 0.5) == 3
+    assert fork_of(candidates, probes, D_OT, 0.5) == 3
 
 
 def test_without_probes_the_first_candidate_is_the_fork():
-    assert fork_of(found(), None, 0.0) == 3
-    assert fork_of(found(verdict="never"), None, 0.0) is None
+    assert fork_of(found(), None, TakeoverConfig(), 0.0) == 3
+    never = TakeoverConfig(verdict="never")
+    assert fork_of(found(verdict="never"), None, never, 0.0) is None
+
+
+@pytest.mark.parametrize(
+    ("threshold", "fork"), [(2.0, 1), (4.0, 3), (6.0, 3), (7, None)]
+)
+def test_a_surprise_is_what_the_teacher_did_not_expect(threshold, fork):
+    """Token 1 has a loss of 4.6 where 2 are expected, token 3 of 6.9 where 0.1 are."""
+    config = TakeoverConfig(verdict="surprise")
+    candidates = found(verdict="surprise")
+    np.testing.assert_allclose(candidates.losses_W, (-LOGQ - ENTROPY)[:7])
+    assert fork_of(candidates, None, config, threshold) == fork
