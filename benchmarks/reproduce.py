@@ -2,7 +2,7 @@
 
     make reproduce      or      .venv/bin/python benchmarks/reproduce.py FILE [STUDY …]
 
-FILE is `toy` or `language`, a file of `configs/studies/`. What a study has done before
+FILE is `toy`, `language` or `sums`, a file of `configs/studies/`. What a study has done before
 is not done again (`runs/studies/FILE`). Pages, figures, tables and numbers are copied
 to `benchmarks/reproduction/FILE/`, the pages' text goes between two marks of
 RESULTS.md.
@@ -19,6 +19,7 @@ TOPD = Path(sys.executable).parent / "topd"
 STUDIES = {
     "toy": ("probing", "correction", "case", "ablation"),
     "language": ("probing", "correction"),
+    "sums": ("ablation",),
 }
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 LONGEST_LISTING = 44
