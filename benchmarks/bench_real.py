@@ -43,6 +43,7 @@ DEADLINE_S = 1800.0
 PRODUCT = (320, 896, 4864)
 """Rows, inner and outer width of the timed product: a layer of the student."""
 STREAM_ELEMENTS = 2**26
+NUM_IDS = 151_936
 TOKENS = NUM_ROLLOUTS * (PROMPT_TOKENS + RESPONSE_TOKENS)
 TRAINED = NUM_ROLLOUTS * RESPONSE_TOKENS
 
@@ -83,6 +84,8 @@ def leave(rows: list[dict[str, Any]], names: tuple[str, str]) -> None:
     seconds = sum(row["CPU s"] for row in rows)
     floor = sum(row["roofline s"] for row in rows)
     worst = min(rows, key=lambda row: row["share"])
+    rollout_s = next(row["CPU s"] for row in rows if row["stage"] == "rollout")
+    step_ms = 1000 * rollout_s / RESPONSE_TOKENS
     save(
         Claim(
             name="real_roofline",
@@ -102,8 +105,28 @@ def leave(rows: list[dict[str, Any]], names: tuple[str, str]) -> None:
                 " the same process reaches, whichever takes longer."
             ),
             details=rows,
+            words=(
+                f"Of the {step_ms:.0f} CPU ms in which {NUM_ROLLOUTS} rollouts get a"
+                f" token, {noise_ms():.0f} go into random numbers: vLLM draws one for"
+                " every id and sequence, each sequence from its seed."
+            ),
         )
     )
+
+
+def noise_ms() -> float:
+    """CPU ms of the noise by which one token of every rollout is drawn."""
+    import torch
+
+    torch.set_num_threads(1)
+    seeded = [torch.Generator().manual_seed(row) for row in range(NUM_ROLLOUTS)]
+    noise = torch.empty(NUM_ROLLOUTS, NUM_IDS)
+
+    def draw() -> None:
+        for row, generator in enumerate(seeded):
+            noise[row].exponential_(generator=generator)
+
+    return 1000 * best_s(draw)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,10 @@
 
     make reproduce      or      .venv/bin/python benchmarks/reproduce.py FILE [STUDY …]
 
-FILE is `toy`, `language` or `sums`, a file of `configs/studies/`. What a study has done before
-is not done again (`runs/studies/FILE`). Pages, figures, tables and numbers are copied
-to `benchmarks/reproduction/FILE/`, the pages' text goes between two marks of
-RESULTS.md.
+FILE is `toy`, `language`, `sums` or `takeover`, a file of `configs/studies/`. What a
+study has done before is not done again (`runs/studies/FILE`). Pages, figures, tables
+and numbers are copied to `benchmarks/reproduction/FILE/`, the pages' text goes between
+two marks of RESULTS.md.
 """
 
 import re
@@ -20,6 +20,7 @@ STUDIES = {
     "toy": ("probing", "correction", "case", "ablation"),
     "language": ("probing", "correction"),
     "sums": ("ablation",),
+    "takeover": ("ablation",),
 }
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 LONGEST_LISTING = 44

@@ -77,10 +77,8 @@ def _accuracy_table(
     study_seed: int,
 ) -> Table:
     """Return mean, difference from the baseline, cost, and the paper's number."""
-    empty: list[Cell] = [None] * 5
-    rows: list[list[Cell]] = [
-        [WARM_START, t_interval(warm), *empty, paper.get(WARM_START)]
-    ]
+    empty: list[Cell] = [None] * 7
+    rows: list[list[Cell]] = [[WARM_START, t_interval(warm), *empty]]
     for name, runs in results.items():
         difference: Estimate | None = None
         p_value: float | None = None
@@ -96,10 +94,14 @@ def _accuracy_table(
                 p_value,
                 t_interval([_mean_accuracy(run) for run in runs]),
                 _rounded_mean(runs, "student_tokens"),
+                _rounded_mean(runs, "teacher_tokens"),
+                _rounded_mean(runs, "trained_tokens"),
                 _rounded_mean(runs, "wall_s"),
-                paper.get(name),
             ]
         )
+    if paper:
+        for row in rows:
+            row.append(paper.get(str(row[0])))
     return Table(
         name="accuracy",
         title="Accuracy after training",
@@ -109,15 +111,19 @@ def _accuracy_table(
             f"against {baseline}, points",
             "p",
             "mean over the curve, %",
-            "student tokens",
+            "the student decodes",
+            "the teacher decodes",
+            "trained tokens",
             "wall, s",
-            "paper, %",
+            *(["paper, %"] if paper else []),
         ],
         rows=rows,
         decimals=1,
         note=(
             "The paper's numbers are another world's (AIME and HMMT, one run each, 90"
             " problems)."
+            if paper
+            else ""
         ),
     )
 
@@ -145,6 +151,7 @@ def _seed_table(results: Results) -> Table:
             "after, %",
             "steps",
             "student tokens",
+            "teacher tokens",
             "trained tokens",
             "candidates",
             "divergent",
@@ -165,6 +172,7 @@ def _seed_row(run: RunResult) -> list[Cell]:
         100 * summary["accuracy_after"],
         summary["steps"],
         summary["student_tokens"],
+        summary["teacher_tokens"],
         summary["trained_tokens"],
         summary["num_candidates"],
         summary["num_divergent"],

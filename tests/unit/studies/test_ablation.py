@@ -61,6 +61,7 @@ def finish(planned_run: PlannedRun, *, after: float, during: float) -> None:
         "num_eval": 1000,
         "steps": 20,
         "student_tokens": 5000,
+        "teacher_tokens": 700,
         "trained_tokens": 5000,
         "num_candidates": 10,
         "num_divergent": 7,
