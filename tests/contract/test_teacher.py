@@ -136,7 +136,8 @@ def test_new_weights_change_both_jobs_and_no_cached_prefix_is_stale(
         pytest.skip("its weights are no model's; test_fake has its own")
     sequence = oracle.prompts(13, [120])[0]
     engine.hidden_states([sequence])
-    begun = engine.generate(probes(sequence, max_tokens=100))
+    answers(engine, probes(sequence, states=True))
+    begun = engine.generate(probes(sequence, max_tokens=100, states=True))
     next(begun)
     model = perturbed(teacher_folder, 4)
     engine.load_weights(named_arrays(model))
@@ -178,7 +179,8 @@ def test_nothing_is_remembered_of_requests_that_are_over(engine, backend):
     sequence = oracle.prompts(17, [100])[0]
     engine.hidden_states([sequence])
     answers(engine, probes(sequence))
-    begun = engine.generate(probes(sequence, max_tokens=100))
+    answers(engine, probes(sequence, states=True))
+    begun = engine.generate(probes(sequence, max_tokens=100, states=True))
     next(begun)
     del begun
 
@@ -186,7 +188,7 @@ def test_nothing_is_remembered_of_requests_that_are_over(engine, backend):
         (pieces,) = vllm.engine.collective_rpc(
             lambda worker: len(worker.kept_states._pieces)
         )
-        return [len(vllm._scoring), pieces]
+        return [len(vllm._kept), pieces]
 
     assert engine._stepper.do(known) == [0, 0]
 

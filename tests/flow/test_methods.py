@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.runs import Run, Setting, losses, topd
-from topd_ray.actors import decoding_worker
+from topd_ray.actors import outcomes
 from topd_ray.commands.generate import AnswerSampling, generate
 from topd_ray.config import parse_config
 from topd_ray.driver import session as driver
@@ -196,8 +196,8 @@ def test_a_teacher_that_always_takes_over_is_distillation_on_its_answers(
         rollout={"samples_per_prompt": 1},
         prompts={"per_step": 8},
     )
-    answers = bench.folder / "answers.jsonl"
-    config = parse_config(bench.config("answers"), source="test")
+    answers = bench.folder / "greedy.jsonl"
+    config = parse_config(bench.config("greedy"), source="test")
     greedy = AnswerSampling(temperature=0.0, top_p=1.0, max_tokens=999)
     generate(config, answers, greedy)
     # In the order of the prompts, which decides what a step is made of.
@@ -325,11 +325,9 @@ def test_only_the_rewrites_that_are_wanted_are_trained_on(
     response.
     """
     monkeypatch.setattr(
-        decoding_worker, "extract_boxed", lambda text: str(len(text.split()) % 2)
+        outcomes, "extract_boxed", lambda text: str(len(text.split()) % 2)
     )
-    monkeypatch.setattr(
-        decoding_worker, "same_answer", lambda predicted, _: predicted == "1"
-    )
+    monkeypatch.setattr(outcomes, "same_answer", lambda predicted, _: predicted == "1")
     run = bench.run("pass", run={"method": "trd"}, rewrite={"keep": "pass"})
     dropped = run.summary["num_dropped_rollouts"]
     assert set(dropped) == {"rewrite is wrong"}
