@@ -35,8 +35,8 @@ def print_plan(config: Config, plan: Plan, notes: Sequence[str]) -> None:
     console.print(table)
     console.print(
         f"a step: {plan.rollouts_a_step:,} rollouts, at most"
-        f" {plan.student_tokens_a_step:,} student tokens and"
-        f" {plan.probe_tokens_a_step:,} teacher tokens in probes; longest sequence"
+        f" {plan.student_tokens_a_step:,} tokens decoded by the student and"
+        f" {plan.teacher_tokens_a_step:,} by the teacher; longest sequence"
         f" {config.teacher_context_tokens:,}"
     )
     # No markup: a path may hold brackets.

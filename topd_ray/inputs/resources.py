@@ -55,7 +55,8 @@ class Plan:
     """In the order in which a rollout passes them."""
     rollouts_a_step: int
     student_tokens_a_step: int
-    probe_tokens_a_step: int
+    teacher_tokens_a_step: int
+    """Tokens that the teacher decodes: windows, rewrites or takeovers."""
 
     @property
     def cpus(self) -> float:
@@ -74,11 +75,6 @@ def make_plan(config: Config) -> Plan:
     teacher = sizes_of(find_teacher(config), config.teacher.size_b)
     rollouts = config.prompts.per_step * config.rollout.samples_per_prompt
     tokens = rollouts * config.rollout.max_response_tokens
-    # An upper bound: a rollout that ends early has fewer candidates.
-    per_rollout = max(
-        config.candidates.min_per_rollout,
-        round(config.candidates.fraction * config.rollout.max_response_tokens),
-    )
     roles = [
         _rollout_role(config, student),
         _engine_role(
@@ -96,10 +92,27 @@ def make_plan(config: Config) -> Plan:
         roles=roles,
         rollouts_a_step=rollouts,
         student_tokens_a_step=tokens,
-        probe_tokens_a_step=(
-            rollouts * per_rollout * config.probe.window if config.uses_probes else 0
-        ),
+        teacher_tokens_a_step=rollouts * _decoded_tokens(config),
     )
+
+
+def _decoded_tokens(config: Config) -> int:
+    """Return the most tokens that the teacher decodes for one rollout."""
+    longest = config.rollout.max_response_tokens
+    tokens = 0
+    if config.uses_rewrites:
+        tokens += config.rewrite.max_response_tokens or longest
+    if config.uses_takeovers:
+        tokens += min(config.takeover.tokens or longest, longest)
+    if not config.uses_probes:
+        return tokens
+    if config.uses_takeovers:
+        return tokens + config.takeover.candidates * config.probe.window
+    # A rollout that ends early has fewer candidates.
+    candidates = max(
+        config.candidates.min_per_rollout, round(config.candidates.fraction * longest)
+    )
+    return tokens + candidates * config.probe.window
 
 
 def memory_line(config: Config, role: str) -> str | None:

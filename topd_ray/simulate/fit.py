@@ -169,7 +169,7 @@ def _rates(
     if calls["rewrite"]:
         continue_from = _rewrite(config, calls, score, rollouts)
     elif calls["take_over"]:
-        continue_from = _take_over(config, calls["take_over"], rollouts)
+        continue_from = _take_over(config, calls, rollouts)
     else:
         continue_from = _continue(config, calls, score, workload)
     transport = calls["probe"] if _decoding(calls) == "continue_from" else []
@@ -243,17 +243,27 @@ def _rewrite(
 
 
 def _take_over(
-    config: Config, calls: Sequence[Call], rollouts: FittedRollouts
+    config: Config, calls: dict[str, list[Call]], rollouts: FittedRollouts
 ) -> Decode:
-    """Return the cost of the teacher's decoding, from its takeovers: the prefixes are
-    in its cache.
+    """Return the cost of the teacher's decoding, from its takeovers.
+
+    The prefixes are in its cache. Scoring goes first inside the engine: while it lasts
+    no takeover goes on.
     """
     slots = config.teacher.engine.max_num_seqs
-    rows = [
-        _decoded(work, rollouts.by_chunk[work.step, work.chunk], slots)
-        for work, _ in calls
-    ]
-    step_s, seq_s = least_squares(rows, [spent_s for _, spent_s in calls])
+    rows = list[list[float]]()
+    seconds = list[float]()
+    for work, spent_s in calls["take_over"]:
+        rows.append(_decoded(work, rollouts.by_chunk[work.step, work.chunk], slots))
+        scoring_s = sum(
+            max(
+                0.0, min(work.ended_s, score.ended_s) - max(work.began_s, score.began_s)
+            )
+            for score, _ in calls["score"]
+            if score.actor == work.actor
+        )
+        seconds.append(max(0.0, spent_s - scoring_s))
+    step_s, seq_s = least_squares(rows, seconds)
     return Decode(step_s=step_s, seq_s=seq_s)
 
 

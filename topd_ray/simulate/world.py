@@ -115,9 +115,11 @@ class World:
     def taken_over_tokens(self, piece: Piece) -> int:
         """Return the tokens of a rollout that the teacher writes.
 
-        Every rollout has the mean share: some have no fork, and some an early one.
+        Every rollout has the mean share, up to `takeover.tokens`: in a run some have
+        no fork, and some an early one.
         """
-        return max(1, round(self.workload.taken_over * piece.num_tokens))
+        share = round(self.workload.taken_over * piece.num_tokens)
+        return max(1, min(share, self.config.takeover.tokens or share))
 
 
 def num_micro_batches(lengths: Sequence[int], budget: int) -> int:

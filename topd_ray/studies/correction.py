@@ -251,6 +251,9 @@ class _Cache:
 
 def _cache_file(study: StudyConfig, config: Config, part: str) -> Path:
     section = study.correction.model_dump(mode="json")
+    # A prefix is corrected in the same way, however many there are.
+    for field in ("num_prompts", "num_prefixes", "resamples"):
+        del section[field]
     name = config_hash(config, section, study_seed=study.seed)
     return study.folder / "cache" / f"correction-{name}-{part}.jsonl"
 

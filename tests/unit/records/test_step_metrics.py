@@ -5,6 +5,7 @@ survives.
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -213,7 +214,7 @@ def test_the_plan_counts_actors_gpus_memory_and_tokens(tmp_path: Path) -> None:
     )
     by_name = {role.name: role for role in plan.roles}
     assert (plan.gpus, plan.rollouts_a_step, plan.student_tokens_a_step) == (2, 8, 8000)
-    assert plan.probe_tokens_a_step == 8 * 22 * 50
+    assert plan.teacher_tokens_a_step == 8 * 22 * 50
     assert by_name["teacher"].gib > 30e9 * 2 / 2**30
     assert by_name["learner"].gib > 4e9 * (2 + 4 + 12) / 2 / 2**30
 
@@ -249,3 +250,32 @@ def test_off_a_terminal_each_step_is_one_line() -> None:
     lines = [line for line in console.export_text().splitlines() if "step" in line]
     assert len(lines) == 2
     assert "divergent 50% of 4  D_OT 0.400  staleness 0" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("sections", "tokens"),
+    [
+        ({"run": {"method": "opd"}}, 0),
+        ({"run": {"method": "trd"}}, 1000),
+        ({"run": {"method": "trd"}, "rewrite": {"max_response_tokens": 1200}}, 1200),
+        ({"run": {"method": "takeover"}}, 1000),
+        ({"run": {"method": "takeover"}, "takeover": {"tokens": 64}}, 64),
+        (
+            {"run": {"method": "takeover"}, "takeover": {"verdict": "d_ot"}},
+            1000 + 3 * 50,
+        ),
+    ],
+)
+def test_a_plan_counts_what_the_teacher_decodes(
+    sections: Any, tokens: int, tmp_path: Path
+) -> None:
+    plan = make_plan(
+        config(
+            tmp_path,
+            prompts={"path": "p", "per_step": 2},
+            rollout={"samples_per_prompt": 4, "max_response_tokens": 1000},
+            learner={"model": "owner/student", "size_b": 4.0},
+            **sections,
+        )
+    )
+    assert plan.teacher_tokens_a_step == 8 * tokens

@@ -260,6 +260,19 @@ def test_rewrites_are_decoded_by_the_teacher_before_it_reads_them(
     assert trd.step_s == pytest.approx(4 * (10 * 0.1 + 0.2) + 0.2, rel=0.2)
 
 
+def test_takeovers_are_decoded_by_the_teacher_that_has_scored() -> None:
+    chosen = rates(continue_from=Decode(step_s=0.1), score=Forward(call_s=0.2))
+
+    def step_s(**takeover: Any) -> float:
+        method = config(run={"method": "takeover"}, takeover=takeover)
+        workload = replace(EVEN, taken_over=0.5)
+        return simulate(method, chosen, workload, cores=8, steps=2).step_s
+
+    # four chunks; in each five of ten tokens, or two, are decoded behind the score
+    assert step_s() == pytest.approx(4 * (5 * 0.1 + 0.2), rel=0.2)
+    assert step_s(tokens=2) == pytest.approx(4 * (2 * 0.1 + 0.2), rel=0.2)
+
+
 def test_given_responses_cost_no_decoding() -> None:
     chosen = rates(roll_out=Decode(step_s=100.0), learn=Forward(call_s=0.5))
     kd = config(run={"method": "kd"}, rollout={"samples_per_prompt": 1})
@@ -383,7 +396,10 @@ def test_rates_are_found_again_in_the_trace_that_they_made() -> None:
         assert predicted == pytest.approx(real, rel=0.05)
 
 
-def test_the_cost_of_rewrites_is_found_again_in_the_trace_that_they_made() -> None:
+@pytest.mark.parametrize("method", ["trd", "takeover"])
+def test_the_teachers_decoding_is_found_again_in_the_trace_that_it_made(
+    method: str,
+) -> None:
     true = rates(
         roll_out=Decode(step_s=0.01, seq_s=0.0005),
         prompt_s=0.0005,
@@ -396,23 +412,28 @@ def test_the_cost_of_rewrites_is_found_again_in_the_trace_that_they_made() -> No
         quantiles=long_tailed(mean=50, spread=0.4, longest=100),
         prompt_tokens=10,
         window_tokens=5,
+        taken_over=0.4,
     )
 
-    def trd(**rollout: int) -> Config:
+    def chosen(**rollout: int) -> Config:
         return config(
-            run={"method": "trd"},
+            run={"method": method},
             prompts={"per_step": 16},
             rollout={"chunk_size": 8} | rollout,
         )
 
-    run = simulate(trd(), true, workload, cores=2, steps=20)
-    fitted = fit(trd(), run.works, [run.step_s] * 19, cores=2, prompt_tokens=10)
-    decode = fitted.rates.continue_from
-    assert decode.step_s == pytest.approx(true.continue_from.step_s, rel=0.1)
+    run = simulate(chosen(), true, workload, cores=2, steps=20)
+    fitted = fit(chosen(), run.works, [run.step_s] * 19, cores=2, prompt_tokens=10)
+    if method == "takeover":
+        # Scoring goes first inside the engine, so a takeover's time is not its own.
+        assert fitted.workload.taken_over == pytest.approx(0.4, rel=0.05)
+    else:
+        decode = fitted.rates.continue_from
+        assert decode.step_s == pytest.approx(true.continue_from.step_s, rel=0.1)
     for change in ({}, {"samples_per_prompt": 4}, {"chunk_size": 4}):
-        real = simulate(trd(**change), true, workload, cores=2).step_s
+        real = simulate(chosen(**change), true, workload, cores=2).step_s
         predicted = simulate(
-            trd(**change), fitted.rates, fitted.workload, cores=2
+            chosen(**change), fitted.rates, fitted.workload, cores=2
         ).step_s
         assert predicted == pytest.approx(real, rel=0.1)
 
