@@ -164,4 +164,6 @@ def test_the_configuration_page_is_what_the_schema_says_now() -> None:
 
 def test_every_field_has_a_description() -> None:
     text = (DOCS / "configuration.md").read_text(encoding="utf-8")
-    assert not re.search(r"^- \*\*`\w+`\*\* \([^)]*\)\. *$", text, re.MULTILINE)
+    # A long list of choices fills the line; its description stands on the next.
+    bare = r"^- \*\*`\w+`\*\* \([^)]*\)\. *$(?!\n  \S)"
+    assert not re.search(bare, text, re.MULTILINE)
