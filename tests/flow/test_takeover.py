@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 
 from tests.runs import Run
+from topd_ray.actors.prober import ProbeWorker
 from topd_ray.actors.rollout import RolloutWorker
 from topd_ray.actors.teacher import TeacherWorker
 from topd_ray.config import Config, load_config
+from topd_ray.contexts.chat import load_tokenizer
 from topd_ray.driver import session as driver
 from topd_ray.inputs.run_inputs import load_inputs
 from topd_ray.messages import Rollout, RolloutRequest, ScoredRollout, Takeover
 from topd_ray.records.run_folder import RunFolder
+from topd_ray.takeover.fork import surprise
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(500)]
 
@@ -110,3 +113,59 @@ def test_a_takeover_does_not_depend_on_the_rollouts_beside_it(
         np.testing.assert_array_equal(
             takeover.response_ids_L, together[name].response_ids_L
         )
+
+
+WORDING = frozenset(
+    ["so", "then", "hence", "thus", "next", "now", "gives", "equals", "makes", "is", "therefore", "consequently", "accordingly", "whence"]
+)
+"""Words of the toy world of which another would have done as well."""
+
+
+def auroc(of_forks: list[float], of_wording: list[float]) -> float:
+    """The chance that a fork has the higher score; a tie counts half."""
+    pairs = np.subtract.outer(of_forks, of_wording)
+    return float(np.mean((pairs > 0) + 0.5 * (pairs == 0)))
+
+
+def test_surprise_tells_errors_from_wording_better_than_transport_does() -> None:
+    """Unlikely tokens of the toy student; what is wording is known there."""
+    every = {"verdict": "d_ot", "candidates": 1000, "max_teacher_prob": 0.05}
+    chosen = config(
+        "takeover",
+        *(f"takeover.{name}={value}" for name, value in every.items()),
+        "probe.window=32",
+    )
+    rollout_worker = RolloutWorker(chosen)
+    requests = [
+        RolloutRequest(prompt=prompt, sample_index=0)
+        for prompt in load_inputs(chosen).source.take(48)
+    ]
+    chunks = [
+        item for item in rollout_worker.roll_out(requests, 0) if isinstance(item, list)
+    ]
+    own = [rollout for chunk in chunks for rollout in chunk]
+    # The verdict `both` would ask for the entropies; here they are compared with D_OT.
+    sure = TeacherWorker(config("takeover"))
+    scored = [item for item in sure.score(own) if isinstance(item, ScoredRollout)]
+    teacher = TeacherWorker(chosen)
+    *_, candidates, _ = teacher.score(own)
+    windows, _ = teacher.continue_from(candidates)
+    *probe_sets, _ = ProbeWorker(chosen).probe(candidates, windows)
+    tokenizer = load_tokenizer(WORLD / "student")
+    kinds: dict[str, dict[str, list[float]]] = {"surprise": {}, "d_ot": {}}
+    for rollout, probes in zip(scored, probe_sets, strict=True):
+        surprise_N = surprise(rollout.logq_N, rollout.entropy_N)
+        for position, distance in zip(probes.positions_W, probes.d_ot_W, strict=True):
+            token = int(rollout.rollout.response_ids_N[position])
+            word = tokenizer.decode([token]).strip()
+            kind = "wording" if word in WORDING else "fork"
+            scores = {"surprise": surprise_N[position], "d_ot": distance}
+            for name, score in scores.items():
+                kinds[name].setdefault(kind, []).append(float(score))
+    counts = {kind: len(values) for kind, values in kinds["d_ot"].items()}
+    assert min(counts.values()) >= 20, counts
+    found = {
+        name: auroc(scores["fork"], scores["wording"]) for name, scores in kinds.items()
+    }
+    assert found["surprise"] >= 0.95, found
+    assert found["d_ot"] >= 0.75, found
