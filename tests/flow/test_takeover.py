@@ -115,9 +115,10 @@ def test_a_takeover_does_not_depend_on_the_rollouts_beside_it(
         )
 
 
-WORDING = frozenset(
-    ["so", "then", "hence", "thus", "next", "now", "gives", "equals", "makes", "is", "therefore", "consequently", "accordingly", "whence"]
-)
+WORDING = {
+    *("so", "then", "hence", "thus", "next", "now", "therefore", "consequently"),
+    *("accordingly", "whence", "gives", "equals", "makes", "is"),
+}
 """Words of the toy world of which another would have done as well."""
 
 
