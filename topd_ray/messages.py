@@ -473,6 +473,14 @@ class LossSums:
     """Sum over sampled tokens of an estimate of KL(sampling policy || trained
     policy).
     """
+    reverse_kl: float = 0.0
+    """Sum of KL(student || teacher) over the positions of `TrainBatch.reverse_T`."""
+    forward_kl: float = 0.0
+    """Sum of KL(teacher || student) over the positions of `TrainBatch.forward_T`."""
+    num_reverse: int = 0
+    """Number of those positions."""
+    num_forward: int = 0
+    """Number of these positions."""
     num_tokens: int = 0
     """Number of response tokens of any weight."""
     num_sampled: int = 0
@@ -487,6 +495,10 @@ class LossSums:
             opd=self.opd + other.opd,
             traj=self.traj + other.traj,
             rollout_kl=self.rollout_kl + other.rollout_kl,
+            reverse_kl=self.reverse_kl + other.reverse_kl,
+            forward_kl=self.forward_kl + other.forward_kl,
+            num_reverse=self.num_reverse + other.num_reverse,
+            num_forward=self.num_forward + other.num_forward,
             num_tokens=self.num_tokens + other.num_tokens,
             num_sampled=self.num_sampled + other.num_sampled,
             num_window_positions=self.num_window_positions + other.num_window_positions,

@@ -176,12 +176,18 @@ class LearnerActor:
             )
         )
         inputs = forward_inputs(batch, num_ids=self._model.num_ids)
-        _, opd, traj, rollout_kl, gap_at, gap_logp = self._engine.accumulate(*inputs)
+        _, opd, traj, rollout_kl, reverse_kl, forward_kl, gap_at, gap_logp = (
+            self._engine.accumulate(*inputs)
+        )
         self._num_batches += 1
         return LossSums(
             opd=opd,
             traj=traj,
             rollout_kl=rollout_kl,
+            reverse_kl=reverse_kl,
+            forward_kl=forward_kl,
+            num_reverse=int(batch.reverse_T.sum()),
+            num_forward=int(batch.forward_T.sum()),
             num_tokens=len(batch.response_ids_T),
             num_sampled=int((~np.isposinf(batch.logp_T)).sum()),
             num_window_positions=len(batch.window_Q),

@@ -9,7 +9,7 @@ vocabulary for each operation. The teacher has no slope.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -52,6 +52,10 @@ class TokenDivergence:
 
     A function, because evaluation needs the divergence alone.
     """
+    reverse_T: Float[Tensor, "T"] | None = None
+    """What reverse KL adds to `nats_T` where a `WhichKl` counts it, before a clip."""
+    forward_T: Float[Tensor, "T"] | None = None
+    """Likewise forward KL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,14 +212,14 @@ def _with_forward_where(
 def _by_position(logp_TC: Tensor, logq_TC: Tensor, where: WhichKl) -> TokenDivergence:
     """Return the sum of the KL divergences that count at each position."""
     # A block of one kind alone is the usual case, and needs that one alone.
-    first, *others = [
-        _where(flags_T, kl(logp_TC, logq_TC))
+    reverse, forward = (
+        _where(flags_T, kl(logp_TC, logq_TC)) if flags_T.any() else None
         for flags_T, kl in (
             (where.reverse_T, reverse_kl),
             (where.forward_T, forward_kl),
         )
-        if flags_T.any()
-    ]
+    )
+    first, *others = [part for part in (reverse, forward) if part is not None]
 
     def slope() -> Tensor:
         slope_TC = first.slope()
@@ -226,7 +230,12 @@ def _by_position(logp_TC: Tensor, logq_TC: Tensor, where: WhichKl) -> TokenDiver
     nats_T = first.nats_T
     for other in others:
         nats_T = nats_T + other.nats_T
-    return TokenDivergence(nats_T, slope)
+    return TokenDivergence(
+        nats_T,
+        slope,
+        None if reverse is None else reverse.nats_T,
+        None if forward is None else forward.nats_T,
+    )
 
 
 def _where(flags_T: Tensor, plain: TokenDivergence) -> TokenDivergence:
@@ -239,9 +248,10 @@ def _where(flags_T: Tensor, plain: TokenDivergence) -> TokenDivergence:
 
 
 def _clipped(plain: TokenDivergence, most: float) -> TokenDivergence:
-    return TokenDivergence(
-        plain.nats_T.clamp(max=most),
-        lambda: plain.slope().masked_fill_((plain.nats_T > most)[:, None], 0.0),
+    return replace(
+        plain,
+        nats_T=plain.nats_T.clamp(max=most),
+        slope=lambda: plain.slope().masked_fill_((plain.nats_T > most)[:, None], 0.0),
     )
 
 

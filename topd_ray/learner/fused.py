@@ -83,6 +83,10 @@ class Losses(NamedTuple):
     """Sum of KL(target || student) over the window positions."""
     rollout_kl: Float[Tensor, ""]
     """See `loss.rollout_kl`."""
+    reverse_kl: Float[Tensor, ""]
+    """Sum of KL(student || teacher) where it counts; 0 without `reverse_T`."""
+    forward_kl: Float[Tensor, ""]
+    """Likewise of KL(teacher || student)."""
     gap_at: Float[Tensor, ""]
     """Index into T of the worst gap, see `loss.worst_gap`."""
     gap_logp: Float[Tensor, ""]
@@ -113,7 +117,7 @@ def distillation_losses(
     Returns:
         Sums over the positions, which the caller divides, and their worst gap.
     """
-    total, sums_5 = _Fused.apply(  # type: ignore[no-untyped-call]
+    total, sums_7 = _Fused.apply(  # type: ignore[no-untyped-call]
         student_hidden_TUD,
         student_head_RD,
         positions,
@@ -122,7 +126,7 @@ def distillation_losses(
         num_ids,
         torch.is_grad_enabled(),
     )
-    return Losses(total, *sums_5.unbind())
+    return Losses(total, *sums_7.unbind())
 
 
 class _Fused(torch.autograd.Function):
@@ -138,15 +142,15 @@ class _Fused(torch.autograd.Function):
         with_slopes: bool,
     ) -> tuple[Tensor, Tensor]:
         wanted = [with_slopes and needed for needed in ctx.needs_input_grad[:2]]
-        sums_5, slopes = _sums_and_slopes(
+        sums_7, slopes = _sums_and_slopes(
             hidden_TUD, head_RD, positions, recipe, cut, num_ids, wanted
         )
-        sums_5[1] -= target_entropy(
+        sums_7[1] -= target_entropy(
             positions.target_ids_QK, positions.target_weights_QK
         )
         ctx.save_for_backward(*slopes)
-        ctx.mark_non_differentiable(sums_5)
-        return sums_5[0] + recipe.lambda_traj * sums_5[1], sums_5
+        ctx.mark_non_differentiable(sums_7)
+        return sums_7[0] + recipe.lambda_traj * sums_7[1], sums_7
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -176,7 +180,7 @@ def _sums_and_slopes(
     """
     positions = positions.by_window()
     window_at: list[int] = positions.window_Q.tolist()
-    sums_3 = torch.zeros(3, dtype=torch.float64, device=hidden_TUD.device)
+    sums_5 = torch.zeros(5, dtype=torch.float64, device=hidden_TUD.device)
     logp_parts = [positions.weight_T[:0]]
     slope_TUD = torch.empty_like(hidden_TUD) if wanted[0] else None
     # many chunks add up in it: bfloat16 would lose the small ones
@@ -207,7 +211,7 @@ def _sums_and_slopes(
                 recipe,
                 with_slope=any(wanted),
             )
-            sums_3 += sums
+            sums_5 += sums
             logp_parts.append(logp_T)
             if slope_BV is not None:
                 logits_CV[rows] = slope_BV
@@ -217,8 +221,8 @@ def _sums_and_slopes(
         if slope_RD is not None:
             _add_product(slope_RD, logits_CR, hidden_CD)
     gap_2 = worst_gap(torch.cat(logp_parts), positions.sampled_logp_T)
-    sums_5 = torch.cat([sums_3, gap_2])
-    return sums_5, [slope_TUD, None if slope_RD is None else slope_RD.to(head_RD.dtype)]
+    sums_7 = torch.cat([sums_5, gap_2])
+    return sums_7, [slope_TUD, None if slope_RD is None else slope_RD.to(head_RD.dtype)]
 
 
 def _cuts(first: int, last: int, size: int) -> Iterator[tuple[int, int]]:

@@ -100,9 +100,9 @@ class Recipe:
 class BlockSums(NamedTuple):
     """What a block of positions adds to a micro-batch."""
 
-    sums_3: Float[Tensor, "3"]
-    """Weighted token losses, cross entropy of the soft targets, `rollout_kl`; nats,
-    float64.
+    sums_5: Float[Tensor, "5"]
+    """Weighted token losses, cross entropy of the soft targets, `rollout_kl`, and what
+    reverse and forward KL are where `WhichKl` counts them; nats, float64.
     """
     slope_BV: Float[Tensor, "B V"] | None
     """d (first sum + lambda_traj x second) / d logits, where it was asked for."""
@@ -140,6 +140,12 @@ def block_sums(
         (here.weight_T * nats_T).sum(dtype=torch.float64),
         -(here.target_weights_QK * logp_QK).sum(dtype=torch.float64),
         rollout_kl(logp_T, here.sampled_logp_T),
+        *(
+            nats_T.new_zeros((), dtype=torch.float64)
+            if part_T is None
+            else part_T.sum(dtype=torch.float64)
+            for part_T in (known.reverse_T, known.forward_T)
+        ),
     ]
     # The slope comes last, because it overwrites the log-probabilities.
     return BlockSums(

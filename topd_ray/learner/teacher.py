@@ -5,7 +5,7 @@ entries of a distribution over these (M, or M and a bucket). Slopes are by all V
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -97,8 +97,8 @@ def topk_divergence(
         few = divergence(logp_TM, logq_TM, token_loss, where)
     else:
         return _bucket_divergence(logp_TV, ids_TM, logp_TM, logq_TM, token_loss, where)
-    return TokenDivergence(
-        few.nats_T, lambda: torch.zeros_like(logp_TV).scatter_(1, ids_TM, few.slope())
+    return replace(
+        few, slope=lambda: torch.zeros_like(logp_TV).scatter_(1, ids_TM, few.slope())
     )
 
 
@@ -126,7 +126,7 @@ def _bucket_divergence(
         share_TV = (rest_TV - log_rest_T).exp_()
         return share_TV.mul_(slope_TC[:, -1:]).scatter_(1, ids_TM, slope_TC[:, :-1])
 
-    return TokenDivergence(few.nats_T, slope)
+    return replace(few, slope=slope)
 
 
 def sampled_divergence(

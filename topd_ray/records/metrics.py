@@ -115,7 +115,17 @@ def _takeover_metrics(receipts: StepReceipts) -> Metrics:
     num_own = sum(receipt.num_own for receipt in takeovers)
     num_cut = sum(receipt.num_cut for receipt in takeovers)
     num_judged = sum(receipt.num_judged for receipt in takeovers)
+    sums = [receipt.sums for receipt in receipts.learned]
     return {
+        # nats a position, where each counts
+        "takeover/reverse_kl": _share(
+            sum(part.reverse_kl for part in sums),
+            sum(part.num_reverse for part in sums),
+        ),
+        "takeover/forward_kl": _share(
+            sum(part.forward_kl for part in sums),
+            sum(part.num_forward for part in sums),
+        ),
         "takeover/num": num,
         "takeover/frac": _share(num, num_rollouts),
         # where the fork lies in a taken-over rollout, as a share of its tokens
@@ -136,7 +146,7 @@ def _takeover_metrics(receipts: StepReceipts) -> Metrics:
     }
 
 
-def _share(part: int, whole: int) -> float:
+def _share(part: float, whole: int) -> float:
     return part / whole if whole else 0.0
 
 

@@ -178,7 +178,7 @@ def test_without_positions_the_losses_are_zero_and_so_is_the_gradient_of_the_hea
     recipe = Recipe(token_loss=TokenLoss(kd_ratio=0.5), lambda_traj=0.3)
     losses = distillation_losses(hidden_TUD, head_VD, positions, recipe, Tiles(3, 2), V)
     losses.total.backward()
-    assert [one.item() for one in losses] == [0.0] * 4 + [-1.0, 0.0]
+    assert [one.item() for one in losses] == [0.0] * 6 + [-1.0, 0.0]
     assert hidden_TUD.grad is not None
     assert head_VD.grad is not None
     assert not head_VD.grad.any()

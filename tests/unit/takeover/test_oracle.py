@@ -15,6 +15,7 @@ from tests import make
 from tests.tiny import VOCAB
 from topd_ray.config import ObjectiveConfig
 from topd_ray.learner.divergence import TokenLoss
+from topd_ray.learner.fused import Losses
 from topd_ray.learner.inputs import forward_inputs
 from topd_ray.learner.model import DistillationModel, load_student
 from topd_ray.messages import HiddenSignal, ScoredRollout, Takeover
@@ -95,7 +96,7 @@ def test_the_step_has_the_loss_of_the_formula(
     ]
     student = AutoModelForCausalLM.from_pretrained(student_folder, dtype=torch.float64)
     head_VE = teacher.get_output_embeddings().weight.detach()[: len(VOCAB)]
-    want = 0.0
+    want_reverse = want_forward = 0.0
     for row, (fork, _) in zip(rows, FORKS.values(), strict=True):
         prompt_P, response_N = row.rollout.prompt_ids_P, row.rollout.response_ids_N
         ids_L = torch.from_numpy(np.concatenate([prompt_P, response_N])).long()
@@ -110,10 +111,8 @@ def test_the_step_has_the_loss_of_the_formula(
         for n in range(len(response_N)):
             own, at = n < t, n == t and t > 0
             behind = not own and not at
-            want += float(
-                (own + at + mix * behind) * reverse_N[n]
-                + (at + behind + mix * own) * forward_N[n]
-            )
+            want_reverse += float((own + at + mix * behind) * reverse_N[n])
+            want_forward += float((at + behind + mix * own) * forward_N[n])
     (batch,) = pack(
         rows,
         None,
@@ -130,5 +129,7 @@ def test_the_step_has_the_loss_of_the_formula(
         token_loss=TokenLoss(),
         lambda_traj=0.0,
     )
-    total, *_ = model(*forward_inputs(batch, num_ids=len(VOCAB)))
-    assert total.item() == pytest.approx(want, rel=1e-4)
+    losses = Losses(*model(*forward_inputs(batch, num_ids=len(VOCAB))))
+    assert losses.total.item() == pytest.approx(want_reverse + want_forward, rel=1e-4)
+    assert losses.reverse_kl.item() == pytest.approx(want_reverse, rel=1e-4)
+    assert losses.forward_kl.item() == pytest.approx(want_forward, rel=1e-4)
