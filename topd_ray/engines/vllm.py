@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from topd_ray.config.base import EngineConfig
 from topd_ray.engines.checks import check_requests, whole_weights
@@ -130,6 +131,9 @@ def start_engine(folder: Path, engine: EngineConfig, **options: Any) -> Any:
     os.environ.update(ENVIRONMENT)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", LOGGING_LEVEL)
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # would win over the config
+    # Else vLLM leaves the process with one thread, for what comes after it too. Ray
+    # sets the variable for its actors.
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
     with _weights_alone(folder) as model:
         started = _start(model, engine, options)
     started.collective_rpc("keep_to_ids", args=(num_ids(folder),))

@@ -54,6 +54,7 @@ class WindowLearner:
             lr=lr,
             betas=config.betas,
             weight_decay=config.weight_decay,
+            fused=True,  # one pass over weights and moments, as the learner's own
         )
         self._start = {
             name: weight.detach().clone() for name, weight in student.named_parameters()
