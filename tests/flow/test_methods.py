@@ -296,6 +296,41 @@ def test_a_control_group_is_probed_and_recorded_but_never_trained_on(
         assert {row["group"] for row in rows if row["divergent"]} <= {"high"}
 
 
+def test_a_resumed_run_takes_over_as_one_that_was_never_interrupted(
+    bench: Bench,
+) -> None:
+    """The limit of a surprise is a quantile of earlier steps: a checkpoint has it."""
+    run = bench.run("surprise-resumed", **METHODS["takeover-surprise"])
+    uninterrupted = run.metrics
+    (run.path / "summary.json").unlink()
+    # As if killed after step 2.
+    (run.path / "checkpoints" / "latest").write_text("step_2\n")
+    driver.resume(run.path)
+    for name in ("loss", "takeover/num", "takeover/num_tokens"):
+        assert [line[name] for line in run.metrics] == [
+            line[name] for line in uninterrupted
+        ]
+
+
+def test_two_ranks_take_over_as_one(bench: Bench, cluster_address: str) -> None:
+    two = bench.run(
+        "takeover-two-ranks",
+        **TAKEOVER
+        | {
+            "run": TAKEOVER["run"] | {"steps": 2},
+            "learner": {"num_ranks": 2, "zero_stage": 2},
+            "cluster": on_actors(cluster_address),
+        },
+    )
+    one = bench.method("takeover")
+    assert np.allclose(losses(two)[:1], losses(one)[:1], rtol=1e-5)
+    first, first_of_two = one.metrics[0], two.metrics[0]
+    assert first_of_two["learner/grad_norm"] == pytest.approx(
+        first["learner/grad_norm"], rel=1e-4
+    )
+    assert first_of_two["takeover/num"] == first["takeover/num"]
+
+
 def test_a_following_teacher_survives_a_resume(bench: Bench) -> None:
     parts = METHODS["topd-opsd-following"]
     steps = {"steps": 6, "method": "opsd"}
