@@ -37,7 +37,7 @@ STAMP := $(VENV)/.installed-$(HARDWARE)-$(shell cat Makefile pyproject.toml cons
 .PHONY: help setup demo real real-small test check static unit audit integration durations chaos chaos-faults chaos-soak fuzz format flow shape docs reproduce bench bench-gpu
 help:
 	@echo "make demo    train a toy student on the real engines and show that it got better"
-	@echo "make real    train a pretrained 0.5B under its 1.5B on two CPU cores (7 minutes; 1.6 GB to download once)"
+	@echo "make real    train a pretrained 0.5B under its 1.5B on two CPU cores (5 minutes; 1.6 GB to download once)"
 	@echo "make real-small   teach a pretrained 135M sums, within 10 minutes"
 	@echo "make test    everything that is tested: check, then the real engines"
 	@echo "make check   ruff, mypy, import rules, a scan for secrets, unit tests"
