@@ -131,7 +131,7 @@ class Rollout:
     response_ids_N: Ints
     """At least one token; ends with EOS when `finish_reason` is "stop"."""
     logp_O: Floats
-    """The student's log-probability of each of its own tokens."""
+    """The student's log-probabilities of the O tokens that it sampled."""
     top_ids_OM: Ints
     """The student's most likely ids where it sampled, best first.
 

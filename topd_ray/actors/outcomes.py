@@ -19,7 +19,7 @@ class TakeoverOutcome:
     unwanted: str | None = None
     """Why it is not trained on; None where it is, or where there is no fork."""
     right_before: bool | None = None
-    """Whether the student's own response was right; None where nobody knows."""
+    """Whether the student's response was right; None where the answer is unknown."""
     right_after: bool | None = None
     """The same of the response with the continuation in it."""
 
@@ -62,7 +62,10 @@ def takeover_receipt(
     """Return the counts of a chunk; all three sequences are rollout by rollout."""
     dropped = []
     lengths = []
-    num_taken_over = num_own = num_cut = num_tokens = 0
+    num_taken_over = 0
+    num_own = 0
+    num_cut = 0
+    num_tokens = 0
     for rollout, takeover, outcome in zip(
         rollouts, continued.takeovers, outcomes, strict=True
     ):

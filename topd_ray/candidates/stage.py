@@ -17,6 +17,7 @@ from topd_ray.messages import (
     CandidateSet,
     Floats,
     Ints,
+    Rollout,
     ScoredRollout,
 )
 from topd_ray.seeds import derive_seed
@@ -51,7 +52,21 @@ def find_candidates(
     """
     groups = _groups(scored, config, controls, run_seed)
     positions_W = np.concatenate([positions for _, positions in groups])
-    rollout = scored.rollout
+    return candidate_set(
+        scored.rollout,
+        positions_W,
+        losses_W=scored.token_loss_N[positions_W],
+        groups_W=np.repeat(
+            np.array([group for group, _ in groups], np.int32),
+            [len(positions) for _, positions in groups],
+        ),
+    )
+
+
+def candidate_set(
+    rollout: Rollout, positions_W: Ints, *, losses_W: Floats, groups_W: Ints
+) -> CandidateSet:
+    """Return the positions of a rollout, with what a probe of them needs."""
     return CandidateSet(
         rollout_id=rollout.rollout_id,
         policy_version=rollout.policy_version,
@@ -59,11 +74,8 @@ def find_candidates(
         teacher_prompt_ids_P=rollout.teacher_prompt_ids_P,
         response_ids_N=rollout.response_ids_N,
         positions_W=positions_W,
-        losses_W=scored.token_loss_N[positions_W],
-        groups_W=np.repeat(
-            np.array([group for group, _ in groups], np.int32),
-            [len(positions) for _, positions in groups],
-        ),
+        losses_W=losses_W,
+        groups_W=groups_W,
         truncated=rollout.finish_reason == "length",
     )
 

@@ -5,6 +5,7 @@ Axes as in messages.py.
 
 import numpy as np
 
+from topd_ray.candidates import candidate_set
 from topd_ray.config import CandidatesConfig, TakeoverConfig
 from topd_ray.messages import HIGH, CandidateSet, Floats, Ints, ProbeSet, ScoredRollout
 from topd_ray.windows import divergent
@@ -25,21 +26,15 @@ def fork_candidates(
         with `surprise` every position, whose losses are the surprises, with `always`
         position 0; ascending, and empty where there is none.
     """
-    rollout = scored.rollout
     positions_W = _positions(scored, config, candidates.min_window)
     loss_N = scored.token_loss_N
     if config.verdict == "surprise":
         loss_N = surprise(scored.logq_N, scored.entropy_N)
-    return CandidateSet(
-        rollout_id=rollout.rollout_id,
-        policy_version=rollout.policy_version,
-        prompt_ids_P=rollout.prompt_ids_P,
-        teacher_prompt_ids_P=rollout.teacher_prompt_ids_P,
-        response_ids_N=rollout.response_ids_N,
-        positions_W=positions_W,
+    return candidate_set(
+        scored.rollout,
+        positions_W,
         losses_W=loss_N[positions_W],
         groups_W=np.full(len(positions_W), HIGH, np.int32),
-        truncated=rollout.finish_reason == "length",
     )
 
 
@@ -99,8 +94,8 @@ def unlikely_positions(
 def surprise(logq_N: Floats, entropy_N: Floats) -> Floats:
     """Return by how much each token surprises the teacher, in nats.
 
-    -log q(y_t) - H(q): the token's loss beside what the teacher expects of its own
-    words, whose mean is 0. Where many words would do, an unlikely one is no surprise.
+    -log q(y_t) - H(q). The teacher's own words have mean 0. Where many words would do,
+    an unlikely word is no surprise.
 
     Args:
         logq_N: The teacher's log-probability of each response token.

@@ -14,8 +14,8 @@ from topd_ray.windows.signals import join_signals, rows_of
 def taken_over(scored: ScoredRollout, takeover: Takeover | None) -> ScoredRollout:
     """Return the trained response y' = y_<t ++ T, with its signal.
 
-    The student's rows before t are kept as they are. Position t is predicted from the
-    student's own tokens, whatever word follows; behind it the context is the teacher's.
+    The student's rows before t stay as they are. The student's tokens predict position
+    t. The teacher's tokens are part of the context of every later position.
 
     Args:
         scored: The student's rollout y.

@@ -131,6 +131,7 @@ def _batch(
     rows: Sequence[Row], weights: Mapping[str, Floats], objective: ObjectiveConfig
 ) -> TrainBatch:
     signal = join_signals([row.scored.signal for row in rows])
+    masks = [which_kl(row.scored.rollout, objective) for row in rows]
     window_Q, ids_QK, weights_QK = _joined_targets(rows)
     first_S = accumulate((len(row.length_S) for row in rows[:-1]), initial=0)
     return TrainBatch(
@@ -151,12 +152,8 @@ def _batch(
         ),
         logp_T=np.concatenate([_logp(row.scored.rollout) for row in rows]),
         weight_T=np.concatenate([weights[row.name] for row in rows]),
-        reverse_T=np.concatenate(
-            [which_kl(row.scored.rollout, objective)[0] for row in rows]
-        ),
-        forward_T=np.concatenate(
-            [which_kl(row.scored.rollout, objective)[1] for row in rows]
-        ),
+        reverse_T=np.concatenate([reverse_N for reverse_N, _ in masks]),
+        forward_T=np.concatenate([forward_N for _, forward_N in masks]),
         signal=signal,
         window_Q=window_Q,
         target_ids_QK=ids_QK,
