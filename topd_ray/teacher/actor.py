@@ -120,15 +120,9 @@ class TeacherActor:
         (states_LD,) = self._engine.hidden_states(
             [np.concatenate([prompt_ids_P, answer.token_ids_N[:-1]])]
         )
-        reading = read_response(
-            hidden_ND=np.ascontiguousarray(states_LD[len(prompt_ids_P) - 1 :]),
-            head_RD=self._head_RD,
-            head_is_bfloat16=self._head_is_bfloat16,
-            num_ids=self._num_ids,
-            response_ids_N=answer.token_ids_N,
-            top_k=0,
-            student_top=None,
-            chunk=_HEAD_CHUNK,
+        reading = self._reading(
+            np.ascontiguousarray(states_LD[len(prompt_ids_P) - 1 :]),
+            answer.token_ids_N,
         )
         gap_N = np.abs(answer.logp_N - reading.logq_N)
         limit = _CHECK_LIMITS[self._config.engine.dtype]
@@ -165,15 +159,10 @@ class TeacherActor:
             states_LD[len(rollout.teacher_prompt_ids_P) - 1 :]
         )
         compares = self._loss == "reverse_kl" and _sampled(rollout)
-        reading = read_response(
-            hidden_ND=hidden_ND,
-            head_RD=self._head_RD,
-            head_is_bfloat16=self._head_is_bfloat16,
-            num_ids=self._num_ids,
-            response_ids_N=rollout.response_ids_N,
-            top_k=self._top_k,
+        reading = self._reading(
+            hidden_ND,
+            rollout.response_ids_N,
             student_top=(rollout.top_ids_OM, rollout.top_logp_OM) if compares else None,
-            chunk=_HEAD_CHUNK,
             with_entropy=self._with_entropy,
         )
         return ScoredRollout(
@@ -193,21 +182,28 @@ class TeacherActor:
             response_ids_N: The tokens.
             hidden_ND: The states that predicted them.
         """
-        reading = read_response(
+        reading = self._reading(hidden_ND, response_ids_N)
+        return self._signal(hidden_ND, reading), reading.logq_N
+
+    def _reading(
+        self,
+        hidden_ND: Floats,
+        response_ids_N: Ints,
+        *,
+        student_top: tuple[Ints, Floats] | None = None,
+        with_entropy: bool = False,
+    ) -> Reading:
+        return read_response(
             hidden_ND=hidden_ND,
             head_RD=self._head_RD,
             head_is_bfloat16=self._head_is_bfloat16,
             num_ids=self._num_ids,
             response_ids_N=response_ids_N,
-            top_k=self._top_k,
-            student_top=None,
+            top_k=self._config.top_k if self._config.signal == "topk" else 0,
+            student_top=student_top,
             chunk=_HEAD_CHUNK,
+            with_entropy=with_entropy,
         )
-        return self._signal(hidden_ND, reading), reading.logq_N
-
-    @property
-    def _top_k(self) -> int:
-        return self._config.top_k if self._config.signal == "topk" else 0
 
     def _signal(self, hidden_ND: Floats, reading: Reading) -> TeacherSignal:
         if self._config.signal == "topk":
