@@ -2,10 +2,10 @@
 
     make reproduce      or      .venv/bin/python benchmarks/reproduce.py FILE [STUDY …]
 
-FILE is `toy`, `language`, `sums` or `takeover`, a file of `configs/studies/`. What a
-study has done before is not done again (`runs/studies/FILE`). Pages, figures, tables
-and numbers are copied to `benchmarks/reproduction/FILE/`, the pages' text goes between
-two marks of RESULTS.md.
+FILE is a file of `configs/studies/`: `toy`, `language`, `sums`, `takeover`,
+`takeover-no-recovery` or `takeover-small`. What a study has done before is not done
+again (`runs/studies/FILE`). Pages, figures, tables and numbers are copied to
+`benchmarks/reproduction/FILE/`, the pages' text goes between two marks of RESULTS.md.
 """
 
 import re
@@ -21,6 +21,8 @@ STUDIES = {
     "language": ("probing", "correction"),
     "sums": ("ablation",),
     "takeover": ("ablation",),
+    "takeover-no-recovery": ("ablation",),
+    "takeover-small": ("ablation",),
 }
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 LONGEST_LISTING = 44

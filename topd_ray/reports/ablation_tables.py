@@ -28,7 +28,12 @@ Results = Mapping[str, Sequence[RunResult]]
 
 
 def describe(
-    results: Results, *, baseline: str, paper: Mapping[str, float], study_seed: int
+    results: Results,
+    *,
+    title: str,
+    baseline: str,
+    paper: Mapping[str, float],
+    study_seed: int,
 ) -> Report:
     """Return the tables, the curves and the numbers of finished runs.
 
@@ -46,7 +51,7 @@ def describe(
     curves = {name: [run.curve for run in runs] for name, runs in results.items()}
     return Report(
         study="ablation",
-        title="Tables 1 and 2: what each objective is worth",
+        title=title,
         summary=[
             (
                 f"{len(seeds)} seeds, each with its warm start, equal"

@@ -12,7 +12,8 @@ from topd_ray.errors import UserError
 from topd_ray.reports.ablation_tables import RunResult, describe
 from topd_ray.reports.provenance import make_provenance
 from topd_ray.reports.report import Report, write_report
-from topd_ray.studies.config import AblationConfig, StudyConfig
+from topd_ray.studies.ablation_config import AblationConfig
+from topd_ray.studies.config import StudyConfig
 from topd_ray.studies.planned_runs import PlannedRun, carry_out, plan_run
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ def make_report(
         results.setdefault(planned_run.variant, []).append(planned_run.result())
     return describe(
         results,
+        title=ablation.title,
         baseline=ablation.baseline,
         paper=ablation.reference,
         study_seed=seed,

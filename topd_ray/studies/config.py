@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
@@ -12,7 +12,6 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
-    model_validator,
 )
 
 from topd_ray.config import Config, load_config
@@ -20,6 +19,7 @@ from topd_ray.config.base import Name, Section
 from topd_ray.config.load import explain, read_yaml
 from topd_ray.errors import UserError
 from topd_ray.reports.correction_tables import WindowOf
+from topd_ray.studies.ablation_config import AblationConfig
 
 
 def _compiles(pattern: str) -> str:
@@ -118,55 +118,6 @@ class CaseConfig(Section):
     """How many of the most likely tokens of each model are shown."""
 
 
-class VariantConfig(Section):
-    """One row of the ablation."""
-
-    config: Name | None = None
-    """Config of the variant's runs; by default the study's `run`.
-
-    A relative path starts at the study file's folder.
-    """
-    overrides: tuple[str, ...] = ()
-    """Overrides `section.key=value` of this variant's config."""
-
-
-class AblationConfig(Section):
-    """Tables 1 and 2 of the paper: held-out accuracy of whole runs at several seeds."""
-
-    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)]
-    """Seeds: every variant has one run at each, and is compared seed by seed."""
-    students: Annotated[list[Name], Field(min_length=1)]
-    """Model folders of the warm starts, one per seed."""
-    overrides: tuple[str, ...] = ()
-    """Overrides `section.key=value` of every variant, after the study's own."""
-    variants: Annotated[dict[str, VariantConfig], Field(min_length=1)]
-    """The variants' settings by the name of their row."""
-    baseline: Name = "opd"
-    """The variant that the others are compared with."""
-    processes: PositiveInt = 2
-    """Runs that go on at the same time, in a process each."""
-    reference: dict[str, float] = Field(default_factory=dict)
-    """The paper's accuracy by the name of the row, in percent."""
-
-    @model_validator(mode="after")
-    def _the_baseline_is_a_variant(self) -> Self:
-        if self.baseline not in self.variants:
-            raise ValueError(
-                f"ablation.baseline={self.baseline} is not a variant "
-                f"({', '.join(self.variants)}); add it, or name one of these"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _every_seed_has_a_warm_start(self) -> Self:
-        if len(self.seeds) != len(self.students):
-            raise ValueError(
-                f"ablation.seeds has {len(self.seeds)} entries, ablation.students "
-                f"{len(self.students)}; name one warm start per seed"
-            )
-        return self
-
-
 class StudyConfig(Section):
     """All sections of a study file."""
 
@@ -235,7 +186,6 @@ def _resolved(ablation: AblationConfig, folder: Path) -> AblationConfig:
 
 
 __all__ = [
-    "AblationConfig",
     "CaseConfig",
     "CorrectionConfig",
     "ProbingConfig",

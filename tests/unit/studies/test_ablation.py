@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from safetensors.numpy import save_file
 from scipy import stats
 
@@ -167,3 +168,35 @@ def test_a_run_that_fails_is_named_with_its_log_when_the_others_are_through(
         TopdError, match=r"1 of 6 runs failed; see .*topd-seed2-.*log.txt"
     ):
         carry_out(planned(chosen), processes=1, report=lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        (
+            {"comparisons": [{"of": "topd", "against": "kd", "by": "greedy"}]},
+            "no variant with ['kd']",
+        ),
+        (
+            {"comparisons": [{"of": "topd", "against": "opd", "by": "avg"}]},
+            "set ablation.sampled_problems",
+        ),
+        ({"fresh": [2, 7]}, "[7] are not in ablation.seeds"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(
+    tmp_path: Path, section: dict[str, Any], expected: str
+) -> None:
+    named = [row | {"name": "a question"} for row in section.get("comparisons", [])]
+    with pytest.raises(ValidationError) as error:
+        study(tmp_path, **section | {"comparisons": named})
+    assert expected in str(error.value)
+
+
+def test_the_report_has_the_title_of_the_study_file(
+    finished: tuple[StudyConfig, list[PlannedRun]], tmp_path: Path
+) -> None:
+    _, runs = finished
+    titled = study(tmp_path, title="Two methods").ablation
+    assert titled is not None
+    assert make_report(runs, titled, seed=0).title == "Two methods"
