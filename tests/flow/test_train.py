@@ -21,6 +21,7 @@ SUMMARY_KEYS = {
     "accuracy_after",
     "num_eval",
     "wall_s",
+    "cpu_s",
     "peak_rss_gb",
     "student_tokens",
     "num_candidates",
@@ -50,6 +51,8 @@ def test_a_run_leaves_the_whole_run_folder(whole: Run) -> None:
         "weights",
     }
     assert [line["step"] for line in whole.metrics] == [1, 2, 3, 4]
+    cpu_s = sum(line["step/cpu_s"] for line in whole.metrics)
+    assert whole.summary["cpu_s"] == pytest.approx(cpu_s, abs=0.001)
     assert (whole.path / "checkpoints" / "latest").read_text() == "step_4\n"
 
 

@@ -14,6 +14,7 @@ checkpoint holds, and a resumed run could not make them again.
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -95,6 +96,11 @@ class FinishedStep:
     sync_s: float
     """Seconds of publishing and loading weights since the step before."""
     sync_works: list[Work]
+    evaluation_cpu_s: float
+    """CPU seconds of this process in an evaluation since the step before.
+
+    With `cluster.placement=inline` that is the whole evaluation.
+    """
 
 
 class LoopHooks:
@@ -154,6 +160,7 @@ class StepLoop:
         self._begun = deque[_Begun]()
         self._evaluation: asyncio.Task[Accuracy] | None = None
         self._evaluated_step = 0
+        self._evaluation_cpu_s = 0.0
 
     async def run(self) -> None:
         """Do all steps; end early, at a step's end, where a stop is requested."""
@@ -190,7 +197,10 @@ class StepLoop:
         # answers are of version `self.step`, however many steps were begun ahead.
         if self._schedule.evaluates(self.step) and self._evaluated_step != self.step:
             self._evaluated_step = self.step
+            # An inline call runs to its end here, and is no part of the step.
+            began_cpu_s = time.process_time()
             self._evaluation = evaluate(self._fleet, self._problems)
+            self._evaluation_cpu_s += time.process_time() - began_cpu_s
 
     async def _finish_first(self) -> bool:
         """Finish the oldest step; False where the grace period of a stop ended
@@ -212,9 +222,17 @@ class StepLoop:
             await self._weight_sync.publish(
                 self.step, to_teachers=self._schedule.follows(self.step)
             )
+        evaluation_cpu_s = self._evaluation_cpu_s
+        self._evaluation_cpu_s = 0.0
         await self._hooks.finished(
             FinishedStep(
-                first.step, first.prompts, report, receipts, sync_s, sync_works
+                first.step,
+                first.prompts,
+                report,
+                receipts,
+                sync_s,
+                sync_works,
+                evaluation_cpu_s,
             )
         )
         if self._schedule.checkpoints(self.step):

@@ -25,6 +25,7 @@ def summarize(run: RunContext, accuracies: Accuracies) -> Summary:
         "accuracy_after_interval": [_finite(edge) for edge in after.interval],
         "num_eval": after.num_problems,
         "wall_s": round(run.wall_s, 3),
+        "cpu_s": round(totals.cpu_s, 3),
         "peak_rss_gb": round(run.log.peak_memory_gb, 3),
         "student_tokens": totals.student_tokens,
         "trained_tokens": totals.trained_tokens,

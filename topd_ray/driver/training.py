@@ -75,6 +75,7 @@ class Training(LoopHooks):
         self._bad_steps = BadSteps(run.config, run.folder, fleet.learners, run.log)
         self._has_warned = False
         self._last_ended_s = 0.0
+        self._last_ended_cpu_s = 0.0
         self._earlier_works: Sequence[Work] = []
 
     async def go(self) -> Accuracies | None:
@@ -95,6 +96,7 @@ class Training(LoopHooks):
             stop=run.stop,
         )
         self._last_ended_s = time.monotonic()
+        self._last_ended_cpu_s = time.process_time()
         await loop.run()
         if run.state.step < run.total_steps:  # stopped: the last finished step is kept
             await self._write_checkpoint()
@@ -158,9 +160,15 @@ class Training(LoopHooks):
             self._run.log.say(f"step {finished.report.step}: {notice}")
 
     def _metrics(self, finished: FinishedStep, works: Sequence[Work]) -> Metrics:
-        """Return a step's metrics, with what each kind of actor waited for."""
+        """Return a step's metrics, with what each kind of actor waited for.
+
+        `step/cpu_s` is CPU time of this process, evaluations left out: with
+        `cluster.placement=inline` the whole step, with actors the driver's share.
+        """
         began_s = self._last_ended_s
+        began_cpu_s = self._last_ended_cpu_s
         self._last_ended_s = time.monotonic()
+        self._last_ended_cpu_s = time.process_time()
         metrics = step_metrics(
             finished.report, finished.receipts, sync_s=finished.sync_s
         )
@@ -171,6 +179,9 @@ class Training(LoopHooks):
             actors=self._fleet.names,
         )
         metrics["step/wall_s"] = self._last_ended_s - began_s
+        metrics["step/cpu_s"] = (
+            self._last_ended_cpu_s - began_cpu_s - finished.evaluation_cpu_s
+        )
         metrics["cluster/num_failures"] = self._run.budget.num_failures
         self._earlier_works = works  # a step begun ahead reaches back into this one
         return metrics

@@ -20,6 +20,8 @@ class RunTotals:
     skipped_steps: int = 0
     wall_s: float = 0.0
     """Of earlier sessions, where the run was resumed."""
+    cpu_s: float = 0.0
+    """Of the driver's process in all steps, evaluations left out."""
     stage_s: dict[str, float] = field(default_factory=dict)
 
     def add_step(self, metrics: Metrics) -> None:
@@ -34,6 +36,7 @@ class RunTotals:
         self.num_candidates += int(metrics["candidates/num"])
         self.num_divergent += int(metrics["windows/num_divergent"])
         self.skipped_steps += int(metrics["learner/skipped"])
+        self.cpu_s += float(metrics["step/cpu_s"])
         for stage in (
             "rollout",
             "rewrite",

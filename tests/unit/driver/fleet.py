@@ -462,6 +462,7 @@ class Steps(LoopHooks):
         self.cursor = cursor
         self.receipts = list[StepReceipts]()
         self.accuracies = dict[int, Accuracy]()
+        self.evaluation_cpu_s = list[float]()
 
     def take_prompts(self) -> list[Prompt]:
         first, self.cursor = self.cursor, self.cursor + self.num_prompts
@@ -472,6 +473,7 @@ class Steps(LoopHooks):
 
     async def finished(self, finished: FinishedStep) -> None:
         self.receipts.append(finished.receipts)
+        self.evaluation_cpu_s.append(finished.evaluation_cpu_s)
 
     def evaluated(self, step: int, accuracy: Accuracy) -> None:
         self.accuracies[step] = accuracy

@@ -1,6 +1,8 @@
 """Which step begins when, what is evaluated with which weights, and how a stop ends."""
 
 import asyncio
+import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -74,6 +76,42 @@ def test_held_out_problems_are_answered_every_so_many_steps_by_those_weights(
     assert {a.num_problems for a in hooks.accuracies.values()} == {len(PROBLEMS)}
     for engine in workers.rollouts:
         assert engine.evaluated == [3, 6, 9]  # versions of the weights that answered
+
+
+class Busy:
+    """A rollout engine in this process, which computes before `evaluate` returns."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._handle, name)
+
+    def evaluate(self, problems: Any) -> Any:
+        until_s = time.process_time() + 0.2
+        while time.process_time() < until_s:
+            pass
+        return self._handle.evaluate(problems)
+
+
+def test_the_cpu_seconds_of_an_evaluation_are_told_with_the_step_behind_it() -> None:
+    hooks = Steps(4)
+    chosen = config({"evaluation": {"path": "held-out", "every": 2}})
+
+    async def go() -> None:
+        calls = Calls(start_deadline_s=60.0, call_deadline_s=60.0)
+        fleet = fakes(lambda _: 0.0).fleet(calls, replaceable=False)
+        busy = replace(fleet, rollouts=[Busy(engine) for engine in fleet.rollouts])
+        await loop_over(chosen, busy, hooks, steps=5, problems=PROBLEMS).run()
+
+    run_in_virtual_time(go())
+    assert [seconds >= 0.2 for seconds in hooks.evaluation_cpu_s] == [
+        False,
+        False,
+        True,  # after step 2
+        False,
+        True,  # after step 4
+    ]
 
 
 def stopped(

@@ -111,7 +111,7 @@ def metrics(step: int, **changes: float) -> Metrics:
     return (
         step_metrics(report, receipts, sync_s=0.1)
         | shares
-        | {"step/wall_s": 3.0}
+        | {"step/wall_s": 3.0, "step/cpu_s": 1.5}
         | changes
     )
 
@@ -183,14 +183,16 @@ def test_a_pointer_to_a_lost_checkpoint_is_refused_by_name(tmp_path: Path) -> No
 def test_totals_survive_a_checkpoint() -> None:
     totals = RunTotals()
     totals.add_step(metrics(1))
+    totals.add_step(metrics(2))
     totals.add_seconds("start", 4.0)
     again = RunTotals(**json.loads(json.dumps(totals.state())))
     assert again == totals
     assert (again.num_candidates, again.num_divergent, again.stage_s["rollout"]) == (
+        8,
         4,
-        2,
-        2.0,
+        4.0,
     )
+    assert again.cpu_s == 3.0
 
 
 def test_the_plan_counts_actors_gpus_memory_and_tokens(tmp_path: Path) -> None:
