@@ -39,6 +39,14 @@ def extract_boxed(text: str) -> str | None:
     return None if last is None else text[last[0] : last[1]].strip()
 
 
+def is_right(response: str, answer: str | None) -> bool:
+    r"""Return whether the last \boxed{...} of a response equals the answer.
+
+    Nothing equals the answer None.
+    """
+    return answer is not None and same_answer(extract_boxed(response), answer)
+
+
 def same_answer(predicted: str | None, truth: str) -> bool:
     """Return whether two answers are the same text or the same mathematics.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from topd_ray.engines.protocols import Generation, GenerationEngine, GenerationRequest
 from topd_ray.evaluation.accuracy import Accuracy
-from topd_ray.evaluation.answers import extract_boxed, same_answer
+from topd_ray.evaluation.answers import is_right
 from topd_ray.messages import Prompt
 
 
@@ -21,17 +21,22 @@ def greedy_accuracy(
     Responses of at most `max_tokens` tokens are decoded with the tokenizer in `folder`.
     A response is right where its last \\boxed{...} equals the problem's answer.
     """
+    responses = _greedy_responses(engine, problems, max_tokens)
+    return _grade(problems, responses, response_texts(folder, responses))
+
+
+def response_texts(folder: Path, responses: Sequence[Generation]) -> list[str]:
+    """Return the responses as text, by the tokenizer in `folder`."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(
         folder, local_files_only=True, trust_remote_code=False
     )
-    responses = _greedy_responses(engine, problems, max_tokens)
-    texts = tokenizer.batch_decode(
+    texts: list[str] = tokenizer.batch_decode(
         [response.token_ids_N.tolist() for response in responses],
         skip_special_tokens=True,
     )
-    return _grade(problems, responses, texts)
+    return texts
 
 
 def _greedy_responses(
@@ -59,7 +64,7 @@ def _grade(
 ) -> Accuracy:
     """Count the right, the truncated and all tokens."""
     right = [
-        problem.answer is not None and same_answer(extract_boxed(text), problem.answer)
+        is_right(text, problem.answer)
         for problem, text in zip(problems, texts, strict=True)
     ]
     return Accuracy(

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from topd_ray.evaluation import SampledAccuracy
 from topd_ray.reports.ablation_figures import WARM_START, accuracy_plot, curve_plot
 from topd_ray.reports.report import Cell, Report, Table
 from topd_ray.statistics import Estimate, paired_difference, t_interval
@@ -21,6 +22,8 @@ class RunResult:
     """summary.json of the run."""
     curve: Sequence[tuple[int, float]]
     """(step, accuracy) before, during and after training; accuracy from 0 to 1."""
+    sampled: SampledAccuracy | None
+    """Of the trained student; None where the study samples none."""
 
 
 Results = Mapping[str, Sequence[RunResult]]

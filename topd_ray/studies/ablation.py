@@ -15,6 +15,7 @@ from topd_ray.reports.report import Report, write_report
 from topd_ray.studies.ablation_config import AblationConfig
 from topd_ray.studies.config import StudyConfig
 from topd_ray.studies.planned_runs import PlannedRun, carry_out, plan_run
+from topd_ray.studies.sampled_problems import Sampling
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,11 @@ def plan_runs(study: StudyConfig, ablation: AblationConfig) -> list[PlannedRun]:
     every variant.
     """
     planned = []
+    sampling = (
+        None
+        if ablation.sampled_problems is None
+        else Sampling(num_problems=ablation.sampled_problems, samples=ablation.samples)
+    )
     # A seed has its warm start, so that variants are compared from the same weights.
     for seed, student in zip(ablation.seeds, ablation.students, strict=True):
         for name, variant in ablation.variants.items():
@@ -62,7 +68,8 @@ def plan_runs(study: StudyConfig, ablation: AblationConfig) -> list[PlannedRun]:
                     f"learner.model={student}",
                 ],
             )
-            planned.append(plan_run(name, seed, config, study.folder / "runs"))
+            root = study.folder / "runs"
+            planned.append(plan_run(name, seed, config, root, sampling))
     return planned
 
 

@@ -18,6 +18,7 @@ from topd_ray.models.headers import weight_files
 from topd_ray.models.roles import resolve_student, resolve_teacher
 from topd_ray.records.run_folder import RunFolder, write_whole
 from topd_ray.reports.ablation_tables import RunResult
+from topd_ray.studies.sampled_problems import Sampling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +28,16 @@ class PlannedRun:
     variant: str
     seed: int
     config: Config
+    sampling: Sampling | None = None
+    """Samples of the trained student; None: none are drawn."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to do."""
+        sampling = self.sampling
+        return self.folder.summary.is_file() and (
+            sampling is None or sampling.file(self.folder.path).is_file()
+        )
 
     @property
     def folder(self) -> RunFolder:
@@ -55,10 +66,19 @@ class PlannedRun:
             seed=self.seed,
             summary=summary,
             curve=sorted(curve.items()),
+            sampled=(
+                None if self.sampling is None else self.sampling.read(self.folder.path)
+            ),
         )
 
 
-def plan_run(variant: str, seed: int, config: Config, root: Path) -> PlannedRun:
+def plan_run(
+    variant: str,
+    seed: int,
+    config: Config,
+    root: Path,
+    sampling: Sampling | None = None,
+) -> PlannedRun:
     """Return a run whose folder lies below `root`.
 
     The folder's name holds the variant, the seed and a hash of everything that the
@@ -68,7 +88,10 @@ def plan_run(variant: str, seed: int, config: Config, root: Path) -> PlannedRun:
     name = f"{slug}-seed{seed}-{_fingerprint(config)}"
     run = config.run.model_copy(update={"root": str(root), "name": name})
     return PlannedRun(
-        variant=variant, seed=seed, config=config.model_copy(update={"run": run})
+        variant=variant,
+        seed=seed,
+        config=config.model_copy(update={"run": run}),
+        sampling=sampling,
     )
 
 
@@ -81,11 +104,7 @@ def carry_out(
     When all other runs are through, raises TopdError naming those that failed and their
     logs.
     """
-    missing = [
-        planned_run
-        for planned_run in planned
-        if not planned_run.folder.summary.is_file()
-    ]
+    missing = [planned_run for planned_run in planned if not planned_run.is_finished]
     num_finished = len(planned) - len(missing)
     report(f"{len(planned)} runs, {num_finished} of them finished before")
     # Threads of two runs would compete for the same cores; workers inherit the setting.
@@ -95,7 +114,9 @@ def carry_out(
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
         pending = {
-            pool.submit(_resume, _prepared(planned_run)): planned_run
+            pool.submit(
+                _carry_out_one, _prepared(planned_run), planned_run.sampling
+            ): planned_run
             for planned_run in missing
         }
         for number, future in enumerate(as_completed(pending), start=1):
@@ -126,17 +147,21 @@ def _prepared(planned_run: PlannedRun) -> Path:
     return folder.path
 
 
-def _resume(path: Path) -> None:
-    """Carry out the run in the folder; this is the body of a worker process."""
+def _carry_out_one(path: Path, sampling: Sampling | None) -> None:
+    """Do what is left of the run in the folder: the body of a worker process."""
     # Imported here: it loads torch and Ray, which the parent process needs not.
     from topd_ray.driver import session
 
+    folder = RunFolder(path)
     with (
-        _log(RunFolder(path)).open("a", encoding="utf-8") as log,
+        _log(folder).open("a", encoding="utf-8") as log,
         contextlib.redirect_stdout(log),
         contextlib.redirect_stderr(log),
     ):
-        session.resume(path)
+        if not folder.summary.is_file():
+            session.resume(path)
+        if sampling is not None:
+            sampling.measure(path)
 
 
 def _log(folder: RunFolder) -> Path:
