@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.distributed import Store
 
 from tests.tiny import VOCAB
 from topd_ray.config import LearnerConfig, ObjectiveConfig, TeacherConfig
+from topd_ray.engines.rendezvous import meet, open_listener
 from topd_ray.learner import LearnerActor
 from topd_ray.learner.divergence import TokenLoss
 from topd_ray.learner.inputs import Signal
@@ -165,7 +167,7 @@ def open_learner(
     config: LearnerConfig,
     student: Path,
     *,
-    port: int,
+    listener: socket.socket | None = None,
     rank: int = 0,
     signal: Signal = "hidden",
 ) -> LearnerActor:
@@ -176,8 +178,7 @@ def open_learner(
         student_folder=student,
         teacher_head_VE=teacher_head() if signal == "hidden" else None,
         rank=rank,
-        master_addr="127.0.0.1",
-        master_port=port,
+        store=meeting(rank, listener, world_size=config.num_ranks),
         total_steps=TOTAL_STEPS,
         seed=0,
     )
@@ -188,14 +189,18 @@ def held_weights(learner: LearnerActor) -> Weights:
     return {name: w for bucket in learner.publish(10_000) for name, w in bucket.arrays}
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+def meeting(
+    rank: int = 0, listener: socket.socket | None = None, *, world_size: int = 1
+) -> Store:
+    """Where the ranks of one machine meet; one rank alone needs no listener."""
+    listener = listener or open_listener("127.0.0.1")
+    port = listener.getsockname()[1]
+    return meet(
+        "127.0.0.1",
+        port,
+        world_size=world_size,
+        listener=None if rank else listener,
+    )
 
 
 @dataclass
@@ -335,13 +340,15 @@ def run_two_ranks(cases: dict[str, Story], folder: Path) -> TwoRanks:
     signal.
     """
     context = multiprocessing.get_context("spawn")
-    ports = free_ports(2 * len(cases))
+    listeners = [open_listener("127.0.0.1") for _ in range(2 * len(cases))]
     ranks = [
-        context.Process(target=_rank_main, args=(rank, cases, folder, ports))
+        context.Process(target=_rank_main, args=(rank, cases, folder, listeners))
         for rank in range(2)
     ]
     for rank in ranks:
         rank.start()
+    for listener in listeners:
+        listener.close()  # the ranks have copies
     for rank in ranks:
         rank.join(RANK_DEADLINE_S)
         if rank.is_alive():
@@ -356,17 +363,21 @@ def run_two_ranks(cases: dict[str, Story], folder: Path) -> TwoRanks:
 
 
 def _rank_main(
-    rank: int, cases: dict[str, Story], folder: Path, ports: list[int]
+    rank: int, cases: dict[str, Story], folder: Path, listeners: list[socket.socket]
 ) -> None:
     torch.set_num_threads(1)
     for case, story in cases.items():
-        outcome = _play(rank, story, folder / f"checkpoint-{case}", ports)
+        outcome = _play(rank, story, folder / f"checkpoint-{case}", listeners)
         torch.save(outcome, folder / f"{case}-{rank}.pt")
 
 
-def _play(rank: int, story: Story, checkpoint: Path, ports: list[int]) -> Outcome:
+def _play(
+    rank: int, story: Story, checkpoint: Path, listeners: list[socket.socket]
+) -> Outcome:
     config, student, signal = story
-    learner = open_learner(config, student, port=ports.pop(), rank=rank, signal=signal)
+    learner = open_learner(
+        config, student, listener=listeners.pop(), rank=rank, signal=signal
+    )
     reports = [take_step(learner, step_batches(0, signal)[rank])]
     after_first = held_weights(learner)
     first, *others = step_batches(1, signal)[rank]
@@ -376,7 +387,9 @@ def _play(rank: int, story: Story, checkpoint: Path, ports: list[int]) -> Outcom
     reports.append(take_step(learner, step_batches(2, signal)[rank]))
     after_third = held_weights(learner)
     learner.close()
-    again = open_learner(config, student, port=ports.pop(), rank=rank, signal=signal)
+    again = open_learner(
+        config, student, listener=listeners.pop(), rank=rank, signal=signal
+    )
     again.load(checkpoint)
     again.accumulate(step_batches(2, signal)[1 - rank])
     again.abandon_step()

@@ -15,10 +15,10 @@ from tests.contract.learner_ranks import (
     Oracle,
     TwoRanks,
     Weights,
-    free_ports,
     held_weights,
     learner_config,
     make_batch,
+    meeting,
     open_learner,
     poisoned,
     run_two_ranks,
@@ -110,7 +110,7 @@ def learner(request, student_folder) -> Iterator[LearnerActor]:
     fields = dict(getattr(request, "param", {}))
     signal = fields.pop("signal", "hidden")
     config = learner_config(**fields)
-    actor = open_learner(config, student_folder, port=free_ports(1)[0], signal=signal)
+    actor = open_learner(config, student_folder, signal=signal)
     yield actor
     actor.close()
 
@@ -199,9 +199,7 @@ def test_one_rank_of_another_zero_stage_goes_on_where_two_were(
     config = learner_config(
         zero_stage=(stage + 1) % len(STAGES), gradient_checkpointing=True
     )
-    alone = open_learner(
-        config, wide_students[tied], port=free_ports(1)[0], signal=signal
-    )
+    alone = open_learner(config, wide_students[tied], signal=signal)
     try:
         alone.load(ranks_folder / f"checkpoint-{stage}{tied}{signal}")
         report = take_step(
@@ -275,7 +273,7 @@ def test_an_id_that_the_student_does_not_have_is_refused(learner):
 def test_one_rank_takes_the_steps_of_plain_adamw(student_folder, stage, clip):
     config = learner_config(zero_stage=stage, clip=clip)
     oracle = Oracle(config, student_folder)
-    learner = open_learner(config, student_folder, port=free_ports(1)[0])
+    learner = open_learner(config, student_folder)
     for version in range(3):
         batches = step_batches(version)[0]
         loss, norm = oracle.step(batches)
@@ -375,8 +373,7 @@ def root_engine(request) -> Iterator[DeepSpeedTraining]:
         clip=1.0,
         rank=0,
         world_size=1,
-        master_addr="127.0.0.1",
-        master_port=free_ports(1)[0],
+        store=meeting(),
     )
     yield engine
     engine.close()
@@ -430,7 +427,7 @@ def test_an_abandoned_step_leaves_no_trace(student_folder, stage, dtype):
     reports = []
     weights = []
     for abandons in (False, True):
-        learner = open_learner(config, student_folder, port=free_ports(1)[0])
+        learner = open_learner(config, student_folder)
         take_step(learner, step_batches(0)[0])
         if abandons:
             learner.abandon_step()  # nothing is accumulated yet

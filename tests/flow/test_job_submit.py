@@ -2,7 +2,9 @@
 loopback.
 """
 
+import contextlib
 import os
+import random
 import socket
 import subprocess
 import time
@@ -104,10 +106,14 @@ def _path() -> str:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nothing listens on, below those that the system gives to connections:
+    Ray binds it seconds later.
+    """
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _wait_for(server: str, process: "subprocess.Popen[bytes]") -> None:

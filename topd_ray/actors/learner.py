@@ -10,6 +10,7 @@ import ray
 
 from topd_ray.actors.worker import Worker
 from topd_ray.config import Config
+from topd_ray.engines.rendezvous import meet, open_listener
 from topd_ray.learner import LearnerActor
 from topd_ray.messages import (
     ProbeSet,
@@ -54,19 +55,18 @@ class LearnerWorker(Worker):
         self._recorder = (
             WindowRecorder(windows_folder, rank) if windows_folder else None
         )
+        self._listener: socket.socket | None = None
         self._learner: LearnerActor | None = None
 
     def rendezvous(self) -> tuple[str, int]:
-        """Return address and free port of this node, where the process group meets."""
+        """Open a port on this node, where the ranks meet; return its address."""
         address = "127.0.0.1"
         if ray.is_initialized():
             address = ray.util.get_node_ip_address()
-        # The port may be taken before torch binds it; the start then fails by name.
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return address, int(probe.getsockname()[1])
+        self._listener = open_listener("")
+        return address, int(self._listener.getsockname()[1])
 
-    def start(self, master_addr: str, master_port: int) -> None:
+    def start(self, address: str, port: int) -> None:
         """Join the process group and load the student; every rank must be called."""
         teacher_head_VE = None
         # The teacher sends hidden states; its head turns them into log-probabilities.
@@ -79,8 +79,12 @@ class LearnerWorker(Worker):
             student_folder=self._student_folder,
             teacher_head_VE=teacher_head_VE,
             rank=self._rank,
-            master_addr=master_addr,
-            master_port=master_port,
+            store=meet(
+                address,
+                port,
+                world_size=self._config.learner.num_ranks,
+                listener=self._listener,
+            ),
             total_steps=self._total_steps,
             seed=self._config.run.seed,
             max_staleness=self._config.rollout.max_staleness,

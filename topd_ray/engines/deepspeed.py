@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed import Store
 
 from topd_ray.engines.protocols import NamedArray, OptimizerOutcome
 
@@ -60,8 +61,7 @@ class DeepSpeedTraining:
         clip: float,
         rank: int,
         world_size: int,
-        master_addr: str,
-        master_port: int,
+        store: Store,
     ) -> None:
         """Join the process group and shard the module.
 
@@ -81,8 +81,7 @@ class DeepSpeedTraining:
             clip: Largest global norm of the normalised gradient.
             rank: Index of this rank.
             world_size: Number of ranks.
-            master_addr: Address of the node of rank 0.
-            master_port: Free port there.
+            store: Where the ranks have met; see `engines.rendezvous`.
         """
         self._trained = trained
         self._world_size = world_size
@@ -94,7 +93,7 @@ class DeepSpeedTraining:
         # divisor.
         self._zero_stage = max(zero_stage, 2) if dtype == torch.bfloat16 else zero_stage
         self._num_updates = 0
-        _join(rank, world_size, master_addr, master_port)
+        _join(store, rank, world_size)
         self._engine: Any
         self._engine, *_ = deepspeed.initialize(
             model=module,
@@ -242,7 +241,7 @@ class DeepSpeedTraining:
         return gathered
 
 
-def _join(rank: int, world_size: int, master_addr: str, master_port: int) -> None:
+def _join(store: Store, rank: int, world_size: int) -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     warnings.filterwarnings(
         "ignore", r".torch\.distributed\.\w+. is deprecated", FutureWarning
@@ -252,13 +251,13 @@ def _join(rank: int, world_size: int, master_addr: str, master_port: int) -> Non
     # DeepSpeed compiles the ops of this table: minutes of C++ at the first start, and
     # only inference uses them.
     deepspeed.ops.__compatible_ops__ = {}
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    # DeepSpeed joins by a port alone; it takes over a group that is there.
+    torch.distributed.init_process_group(
+        backend, store=store, rank=rank, world_size=world_size
+    )
     deepspeed.init_distributed(
-        dist_backend="nccl" if torch.cuda.is_available() else "gloo",
-        auto_mpi_discovery=False,
-        verbose=False,
-        rank=rank,
-        world_size=world_size,
-        init_method=f"tcp://{master_addr}:{master_port}",
+        dist_backend=backend, auto_mpi_discovery=False, verbose=False
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributed import Store
 
 from topd_ray.config import LearnerConfig, ObjectiveConfig, TeacherConfig
 from topd_ray.errors import TopdError
@@ -49,8 +50,7 @@ class LearnerActor:
         student_folder: Path,
         teacher_head_VE: Float[Tensor, "V E"] | None,
         rank: int,
-        master_addr: str,
-        master_port: int,
+        store: Store,
         total_steps: int,
         seed: int,
         max_staleness: int = 0,
@@ -64,8 +64,7 @@ class LearnerActor:
             student_folder: Hugging Face folder of the student.
             teacher_head_VE: The teacher's output head, with the signal `hidden` alone.
             rank: Index of this rank.
-            master_addr: Address of the node of rank 0.
-            master_port: Free port there, where the process group meets.
+            store: Where the ranks have met; see `engines.rendezvous`.
             total_steps: Steps of the whole run, for the learning rate.
             seed: Seed of the run.
             max_staleness: Most steps between the weights that sampled a rollout and
@@ -116,8 +115,7 @@ class LearnerActor:
             clip=config.clip,
             rank=rank,
             world_size=config.num_ranks,
-            master_addr=master_addr,
-            master_port=master_port,
+            store=store,
         )
 
     @property
