@@ -287,18 +287,56 @@ def study(
     importlib.import_module(f"topd_ray.studies.{name}").run(loaded)
 
 
+World = Annotated[
+    Literal["shipped", "no-recovery", "small"],
+    typer.Option(
+        help=(
+            "no-recovery: the teacher never learned to go on behind an error; small:"
+            " longer problems and a smaller student"
+        )
+    ),
+]
+
+
 @toy_app.command("build")
 def toy_build(
     folder: Annotated[Path, typer.Argument(help="Where the world is written")],
+    world: World = "shipped",
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    students: Annotated[int, typer.Option(min=0, help="Warm-started students")] = 5,
 ) -> None:
-    """Build the toy world: problems, tokenizer, teacher, warm-started student."""
+    """Build a toy world: problems, tokenizer, teacher, warm-started students."""
     import logging
+    from dataclasses import replace
 
-    from topd_ray.toy import build_world
+    from topd_ray.toy import WORLDS, build_world
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    build_world(folder, seed=seed)
+    recipe = replace(WORLDS[world], num_students=students)
+    build_world(folder, seed=seed, recipe=recipe)
+
+
+@toy_app.command("extend")
+def toy_extend(
+    folder: Annotated[Path, typer.Argument(help="Where they are written")],
+    students: Annotated[int, typer.Option(min=0, help="Students to add")],
+    problems: Annotated[int, typer.Option(min=1, help="Held-out problems to add")],
+    world: World = "shipped",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Make more students and held-out problems of a toy world, in a folder."""
+    import logging
+
+    from topd_ray.toy import WORLDS, extend_world
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    extend_world(
+        folder,
+        num_students=students,
+        num_held_out=problems,
+        seed=seed,
+        recipe=WORLDS[world],
+    )
 
 
 def main() -> None:

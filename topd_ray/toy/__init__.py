@@ -9,11 +9,22 @@ Under the forms of forms.yaml the teacher corrects an attempt, and a student sol
 care what a reference solution shows. Problems fall into three splits: train, dev for
 every choice, heldout for the report alone.
 
-The finished world is in `SHIPPED_WORLD`; `build_world` makes another.
+The finished world is in `SHIPPED_WORLD`; `build_world` makes another, of `WORLDS` or of
+a recipe.
 """
 
-from topd_ray.toy.build import build_world
+from topd_ray.toy.build import build_world, extend_world
 from topd_ray.toy.checksums import SHIPPED_WORLD, verify_world
 from topd_ray.toy.recipe import ModelRecipe, WorldRecipe
+from topd_ray.toy.worlds import WORLDS, WorldName
 
-__all__ = ["SHIPPED_WORLD", "ModelRecipe", "WorldRecipe", "build_world", "verify_world"]
+__all__ = [
+    "SHIPPED_WORLD",
+    "WORLDS",
+    "ModelRecipe",
+    "WorldName",
+    "WorldRecipe",
+    "build_world",
+    "extend_world",
+    "verify_world",
+]

@@ -4,7 +4,8 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from itertools import compress, islice
@@ -43,23 +44,9 @@ def build_world(
     other than a world.
     """
     recipe = recipe or WorldRecipe()
-    _refuse_to_replace_anything_but_a_world(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".world-") as scratch:
-        staged = Path(scratch) / "world"
-        staged.mkdir()
-        _fill(staged, seed, recipe)
-        verify_world(staged)
-        # The old world goes when the new one is whole and verified.
-        if directory.exists():
-            directory.rename(Path(scratch) / "old")
-        staged.rename(directory)
-
-
-def _fill(directory: Path, seed: int, recipe: WorldRecipe) -> None:
-    """Write problems, forms, models and, last, the recipe with all checksums."""
-    tokenizer = make_tokenizer()
-    (directory / FORMS_FILE).write_text(yaml.safe_dump(dict(FORMS), width=200))
+    speakers = {"teacher": recipe.teacher} | _students(
+        recipe, range(recipe.num_students)
+    )
     counts: dict[Split, int] = {
         "train": recipe.num_train,
         "dev": recipe.num_dev,
@@ -68,11 +55,68 @@ def _fill(directory: Path, seed: int, recipe: WorldRecipe) -> None:
     problems = {
         split: _draw_problems(seed, recipe, split, counts[split]) for split in counts
     }
-    for split, expressions in problems.items():
-        _write_problems(directory / f"{split}.jsonl", split, expressions, seed)
+    with _staged(directory) as staged:
+        for split, expressions in problems.items():
+            _write_problems(staged / f"{split}.jsonl", split, expressions, seed)
+        _make_speakers(staged, seed, recipe, speakers, problems)
+
+
+def extend_world(
+    directory: Path,
+    *,
+    num_students: int,
+    num_held_out: int,
+    seed: int = 0,
+    recipe: WorldRecipe | None = None,
+) -> None:
+    """Make more students and more held-out problems of a world, in `directory`.
+
+    They are the ones that the world of this seed and recipe would have gone on with:
+    the same draws, behind its own. Raises UserError as `build_world` does.
+    """
+    recipe = recipe or WorldRecipe()
+    last = recipe.num_students + num_students
+    speakers = _students(recipe, range(recipe.num_students, last))
+    skipped = recipe.num_held_out
+    held_out = _draw_problems(seed, recipe, "heldout", skipped + num_held_out)
+    problems: dict[Split, list[Expression]] = {
+        "dev": _draw_problems(seed, recipe, "dev", recipe.num_dev),
+        "heldout": held_out[skipped:],
+    }
+    with _staged(directory) as staged:
+        path = staged / "heldout.jsonl"
+        _write_problems(path, "heldout", held_out, seed, skipped=skipped)
+        _make_speakers(staged, seed, recipe, speakers, problems)
+
+
+@contextmanager
+def _staged(directory: Path) -> Iterator[Path]:
+    """Yield a new folder that replaces `directory` when it is whole and verified."""
+    _refuse_to_replace_anything_but_a_world(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".world-") as scratch:
+        staged = Path(scratch) / "world"
+        staged.mkdir()
+        yield staged
+        verify_world(staged)
+        if directory.exists():
+            directory.rename(Path(scratch) / "old")
+        staged.rename(directory)
+
+
+def _make_speakers(
+    directory: Path,
+    seed: int,
+    recipe: WorldRecipe,
+    speakers: Mapping[str, ModelRecipe],
+    problems: Mapping[Split, list[Expression]],
+) -> None:
+    """Write forms, models and, last, the recipe with all checksums."""
+    tokenizer = make_tokenizer()
+    (directory / FORMS_FILE).write_text(yaml.safe_dump(dict(FORMS), width=200))
     on_dev: dict[str, dict[str, float]] = {}
     on_held_out = {}
-    for name, speaker in _speakers(recipe):
+    for name, speaker in speakers.items():
         model = _make_speaker(directory / name, seed, recipe, speaker, tokenizer)
         share_solved = partial(_share_solved, model, tokenizer, seed, recipe)
         on_dev[name] = {}
@@ -94,13 +138,12 @@ def _fill(directory: Path, seed: int, recipe: WorldRecipe) -> None:
     _write_json(directory / RECIPE_FILE, record)
 
 
-def _speakers(recipe: WorldRecipe) -> list[tuple[str, ModelRecipe]]:
-    """Return the directory and the recipe of every model of a world."""
-    students = [
-        "student",
-        *(f"student-{number}" for number in range(1, recipe.num_students)),
-    ]
-    return [("teacher", recipe.teacher), *((name, recipe.student) for name in students)]
+def _students(recipe: WorldRecipe, numbers: Iterable[int]) -> dict[str, ModelRecipe]:
+    """Return the recipe of students by their folder: `student`, `student-1`, ..."""
+    return {
+        f"student-{number}" if number else "student": recipe.student
+        for number in numbers
+    }
 
 
 def _make_speaker(
@@ -159,11 +202,17 @@ def _draw_problems(
 
 
 def _write_problems(
-    path: Path, split: Split, expressions: list[Expression], seed: int
+    path: Path,
+    split: Split,
+    expressions: list[Expression],
+    seed: int,
+    *,
+    skipped: int = 0,
 ) -> None:
     """Write one prompt a line, with its answer and a reference solution.
 
-    The reference is a careful solution in the teacher's words.
+    The reference is a careful solution in the teacher's words. The first `skipped`
+    problems are left out.
     """
     rng = Random(derive_seed(seed, f"{split} references"))
     prefix = "toy" if split == "train" else f"toy-{split}"
@@ -178,7 +227,7 @@ def _write_problems(
         )
         for number, expression in enumerate(expressions, start=1)
     ]
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines[skipped:]) + "\n")
 
 
 def _refuse_to_replace_anything_but_a_world(directory: Path) -> None:

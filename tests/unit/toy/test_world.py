@@ -1,7 +1,7 @@
 import json
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from random import Random
 from statistics import mean
 
@@ -11,9 +11,9 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from topd_ray.errors import UserError
-from topd_ray.toy import SHIPPED_WORLD, WorldRecipe, verify_world
+from topd_ray.toy import SHIPPED_WORLD, WORLDS, WorldRecipe, verify_world
 from topd_ray.toy.accuracy import boxed_answer, solved_greedily
-from topd_ray.toy.build import build_world
+from topd_ray.toy.build import build_world, extend_world
 from topd_ray.toy.drawing import split_of
 from topd_ray.toy.examples import draw_user_message
 from topd_ray.toy.problems import solve_value
@@ -235,3 +235,39 @@ def test_a_build_never_replaces_another_directory(tmp_path):
     with pytest.raises(UserError, match="is no toy world"):
         build_world(tmp_path, recipe=small_recipe())
     assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+def test_an_extension_goes_on_where_the_world_ends(built_world, tmp_path):
+    extend_world(
+        tmp_path / "more",
+        num_students=1,
+        num_held_out=5,
+        seed=3,
+        recipe=small_recipe(num_students=1),
+    )
+    verify_world(tmp_path / "more")
+    build_world(
+        tmp_path / "longer",
+        seed=3,
+        recipe=replace(small_recipe(num_students=0), num_held_out=15),
+    )
+    assert lines("heldout.jsonl", tmp_path / "longer") == [
+        *lines("heldout.jsonl", built_world),
+        *lines("heldout.jsonl", tmp_path / "more"),
+    ]
+    weights = "student-1/model.safetensors"
+    assert (tmp_path / "more" / weights).read_bytes() == (
+        built_world / weights
+    ).read_bytes()
+
+
+def test_the_worlds_differ_in_what_they_are_for():
+    plain = WORLDS["shipped"]
+    teacher = WORLDS["no-recovery"].teacher
+    assert set(asdict(teacher.manner.slips).values()) == {0.0}
+    assert replace(teacher, manner=plain.teacher.manner) == plain.teacher
+    assert WORLDS["no-recovery"].student == plain.student
+    small = WORLDS["small"]
+    assert small.student.layers < plain.student.layers
+    assert small.shape.max_operands > plain.shape.max_operands
+    assert small.teacher == plain.teacher
