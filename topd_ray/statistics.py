@@ -55,6 +55,8 @@ class PairedDifference:
     """p of Wilcoxon's test of signed ranks; pairs without a difference are left out."""
     p_sign_flip: float
     """p of permuted signs: exact for few pairs, from seeded draws for many."""
+    num_positive: int
+    """Pairs in which b is larger."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,7 +261,33 @@ def paired_difference(a: ArrayLike, b: ArrayLike, *, seed: int) -> PairedDiffere
         p_t=_t_p(difference),
         p_wilcoxon=_wilcoxon_p(difference),
         p_sign_flip=_sign_flip_p(difference, seed),
+        num_positive=int((difference > 0).sum()),
     )
+
+
+def holm(p_values: ArrayLike) -> list[float]:
+    """Return p-values corrected for their number by Holm's method.
+
+    The chance that any true null hypothesis has a corrected p below a level is at most
+    that level, however the tests depend on each other (Holm 1979).
+
+    Args:
+        p_values: N p-values; a nan is a test that could not be made.
+
+    Returns:
+        N corrected values in 0..1, in the same order; a nan stays nan and counts as one
+        of the N.
+    """
+    array = np.asarray(p_values, np.float64)
+    corrected = np.full(len(array), math.nan)
+    largest = 0.0
+    # Sorted last: nan, which no other value may be below.
+    for rank, index in enumerate(np.argsort(array, kind="stable")):
+        if math.isnan(array[index]):
+            break
+        largest = max(largest, min(1.0, (len(array) - rank) * float(array[index])))
+        corrected[index] = largest
+    return [float(value) for value in corrected]
 
 
 def binned_means(x: ArrayLike, y: ArrayLike, *, bins: int) -> list[Bin]:
@@ -358,6 +386,7 @@ __all__ = [
     "PairedDifference",
     "binned_means",
     "bootstrap",
+    "holm",
     "mean",
     "median",
     "paired_difference",

@@ -176,3 +176,21 @@ def test_bins_hold_equally_many_and_their_means_add_up() -> None:
     lowest = np.sort(x)[: counts[0]]
     assert bins[0].x == pytest.approx(lowest.mean())
     assert len(statistics.binned_means([1.0, 2.0], [1.0, 2.0], bins=10)) == 2
+
+
+def test_holm_multiplies_the_smallest_p_by_all_and_never_lets_a_larger_one_pass() -> (
+    None
+):
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx(
+        [0.03, 0.06, 0.06, 0.02]
+    )
+    assert statistics.holm([0.7, 0.9]) == [1.0, 1.0]
+    # a test that could not be made counts, and has no p
+    assert statistics.holm([math.nan, 0.01]) == pytest.approx(
+        [math.nan, 0.02], nan_ok=True
+    )
+
+
+def test_positive_pairs_are_counted_without_ties() -> None:
+    paired = statistics.paired_difference([1.0, 1.0, 1.0], [2.0, 1.0, 0.5], seed=0)
+    assert paired.num_positive == 1

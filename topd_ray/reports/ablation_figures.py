@@ -1,4 +1,4 @@
-"""Accuracy of every variant, against the baseline, and over the optimizer steps."""
+"""Accuracy of every variant: against the baseline, over steps and CPU seconds."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from topd_ray.reports.ablation_results import Curve
 from topd_ray.reports.report import Plot
 from topd_ray.reports.style import BLUE, GREY, INK, ORANGE, drawing, new_figure
 from topd_ray.statistics import t_interval
@@ -13,9 +14,6 @@ from topd_ray.statistics import t_interval
 WARM_START = "warm start"
 """Name of the row of the models that the runs start from."""
 _COLUMNS = 4
-
-Curve = Sequence[tuple[int, float]]
-"""(step, accuracy from 0 to 1) of one run."""
 
 
 def accuracy_plot(
@@ -40,7 +38,16 @@ def curve_plot(curves: Mapping[str, Sequence[Curve]], *, baseline: str) -> Plot:
     return Plot(
         name="curves",
         caption="Accuracy while training, mean over seeds.",
-        figure=_curve_figure(curves, baseline),
+        figure=_curve_figure(curves, baseline, "optimizer steps"),
+    )
+
+
+def seconds_plot(curves: Mapping[str, Sequence[Curve]], *, baseline: str) -> Plot:
+    """Return the panels of `curve_plot`, over CPU seconds instead of steps."""
+    return Plot(
+        name="seconds",
+        caption="Accuracy against CPU seconds, both means over seeds.",
+        figure=_curve_figure(curves, baseline, "CPU seconds"),
     )
 
 
@@ -74,7 +81,9 @@ def _draw_row(axes: Axes, row: int, values: Sequence[float]) -> None:
     axes.plot(estimate.value, row, "D", color=BLUE, markersize=5)
 
 
-def _curve_figure(curves: Mapping[str, Sequence[Curve]], baseline: str) -> Figure:
+def _curve_figure(
+    curves: Mapping[str, Sequence[Curve]], baseline: str, x_label: str
+) -> Figure:
     rows = -(-len(curves) // _COLUMNS)  # rounded up
     with drawing():
         figure, panels = new_figure(
@@ -93,21 +102,16 @@ def _curve_figure(curves: Mapping[str, Sequence[Curve]], baseline: str) -> Figur
             axes.grid()
         for axes in panels[len(curves) :]:
             axes.set_visible(False)
-        figure.supxlabel("optimizer steps", fontsize=9)
+        figure.supxlabel(x_label, fontsize=9)
         figure.supylabel("accuracy, %", fontsize=9)
     return figure
 
 
-def _mean_curve(runs: Sequence[Curve]) -> tuple[list[int], list[float]]:
-    """Return the steps, and the mean accuracy (%) over the runs at each."""
-    # Runs of a variant differ in seed and start alone, so all have these steps.
-    steps = [step for step, _ in runs[0]]
-    accuracies = [_accuracies(curve) for curve in runs]
-    return steps, (100 * np.mean(accuracies, axis=0)).tolist()
+def _mean_curve(runs: Sequence[Curve]) -> tuple[list[float], list[float]]:
+    """Return the mean x and the mean accuracy (%) over the runs at each evaluation."""
+    # Runs of a variant differ in seed and start alone: equal steps are evaluated.
+    mean_XY = np.mean([list(curve) for curve in runs], axis=0)
+    return mean_XY[:, 0].tolist(), (100 * mean_XY[:, 1]).tolist()
 
 
-def _accuracies(curve: Curve) -> list[float]:
-    return [accuracy for _, accuracy in curve]
-
-
-__all__ = ["WARM_START", "Curve", "accuracy_plot", "curve_plot"]
+__all__ = ["WARM_START", "accuracy_plot", "curve_plot", "seconds_plot"]

@@ -1,7 +1,4 @@
-"""Tables 1 and 2: every objective from the same warm starts, on held-out problems.
-
-Variants are compared seed by seed.
-"""
+"""Every variant from the same warm starts, on held-out problems, seed by seed."""
 
 import logging
 from collections.abc import Sequence
@@ -9,7 +6,8 @@ from pathlib import Path
 
 from topd_ray.config import load_config
 from topd_ray.errors import UserError
-from topd_ray.reports.ablation_tables import RunResult, describe
+from topd_ray.reports.ablation_results import AblationPlan, Comparison, RunResult
+from topd_ray.reports.ablation_tables import describe
 from topd_ray.reports.provenance import make_provenance
 from topd_ray.reports.report import Report, write_report
 from topd_ray.studies.ablation_config import AblationConfig
@@ -80,13 +78,17 @@ def make_report(
     results: dict[str, list[RunResult]] = {}
     for planned_run in planned:
         results.setdefault(planned_run.variant, []).append(planned_run.result())
-    return describe(
-        results,
+    plan = AblationPlan(
         title=ablation.title,
         baseline=ablation.baseline,
-        paper=ablation.reference,
         study_seed=seed,
+        paper=ablation.reference,
+        comparisons=[
+            Comparison(**comparison.model_dump()) for comparison in ablation.comparisons
+        ],
+        fresh=ablation.fresh,
     )
+    return describe(results, plan)
 
 
 def _section(ablation: AblationConfig) -> dict[str, object]:

@@ -1,10 +1,11 @@
 """Schema of a study file's section `ablation`: variants, seeds, comparisons."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from topd_ray.config.base import Name, Section
+from topd_ray.reports.ablation_results import Measure
 
 
 class VariantConfig(Section):
@@ -28,7 +29,7 @@ class ComparisonConfig(Section):
     """The variant that is expected to be better."""
     against: Name
     """The variant that it is compared with."""
-    by: Literal["greedy", "avg", "pass", "equal_seconds"]
+    by: Measure
     """`greedy`: greedy accuracy after training. `avg`, `pass`: avg@k and pass@k of
     samples. `equal_seconds`: greedy accuracy at the CPU seconds at which the sooner of
     the two runs ends.

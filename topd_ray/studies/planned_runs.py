@@ -17,7 +17,7 @@ from topd_ray.errors import TopdError
 from topd_ray.models.headers import weight_files
 from topd_ray.models.roles import resolve_student, resolve_teacher
 from topd_ray.records.run_folder import RunFolder, write_whole
-from topd_ray.reports.ablation_tables import RunResult
+from topd_ray.reports.ablation_results import RunResult
 from topd_ray.studies.sampled_problems import Sampling
 
 
@@ -54,9 +54,8 @@ class PlannedRun:
     def result(self) -> RunResult:
         """Return what the finished run has left behind."""
         summary = self.summary
-        lines = self.folder.events.read_text(encoding="utf-8").splitlines()
         curve = {0: summary["accuracy_before"]}
-        for event in map(json.loads, lines):
+        for event in _read_lines(self.folder.events):
             if event["event"] == "evaluated":
                 curve[event["step"]] = event["num_correct"] / event["num_problems"]
         # Last: the accuracy after training replaces an evaluation of the same step.
@@ -65,6 +64,7 @@ class PlannedRun:
             variant=self.variant,
             seed=self.seed,
             summary=summary,
+            metrics=_read_lines(self.folder.metrics),
             curve=sorted(curve.items()),
             sampled=(
                 None if self.sampling is None else self.sampling.read(self.folder.path)
@@ -130,6 +130,10 @@ def carry_out(
     if failed:
         logs = ", ".join(str(_log(planned_run.folder)) for planned_run in failed)
         raise TopdError(f"{len(failed)} of {len(planned)} runs failed; see {logs}")
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
 def _outcome(planned_run: PlannedRun) -> str:

@@ -66,10 +66,13 @@ def finish(planned_run: PlannedRun, *, after: float, during: float) -> None:
         "trained_tokens": 5000,
         "num_candidates": 10,
         "num_divergent": 7,
+        "num_taken_over": 0,
         "wall_s": 30.0,
+        "cpu_s": 40.0,
     }
     planned_run.folder.summary.write_text(json.dumps(summary))
     event = {"event": "evaluated", "step": 10, "num_correct": round(1000 * during)}
+    planned_run.folder.metrics.write_text('{"step/cpu_s": 2.0}\n' * 20)
     planned_run.folder.events.write_text(
         json.dumps(event | {"num_problems": 1000}) + "\n"
     )
@@ -128,7 +131,9 @@ def test_a_curve_goes_from_before_through_what_was_evaluated_to_after(
     finished: tuple[StudyConfig, list[PlannedRun]],
 ) -> None:
     _, runs = finished
-    assert find(runs, "topd", 1).result().curve == [(0, 0.32), (10, 0.5), (20, 0.67)]
+    result = find(runs, "topd", 1).result()
+    assert result.curve == [(0, 0.32), (10, 0.5), (20, 0.67)]
+    assert result.seconds_curve == [(0, 0.32), (20, 0.5), (40, 0.67)]
 
 
 def test_a_run_is_known_again_by_everything_its_result_depends_on(
@@ -156,6 +161,28 @@ def test_finished_runs_are_not_done_again(
     said: list[str] = []
     carry_out(planned(chosen), processes=1, report=said.append)
     assert said == ["6 runs, 6 of them finished before"]
+
+
+@pytest.mark.usefixtures("finished")
+def test_a_run_whose_student_is_not_sampled_yet_is_not_finished(
+    tmp_path: Path,
+) -> None:
+    chosen = study(tmp_path, sampled_problems=10, samples=2)
+    runs = planned(chosen)
+    assert [run.is_finished for run in runs] == [False] * 6
+    sampled = {"num_problems": 10, "samples": 2, "avg": 0.25, "pass_any": 0.5}
+    for run in runs:
+        (run.folder.path / "sampled-10x2.json").write_text(json.dumps(sampled))
+    assert [run.is_finished for run in runs] == [True] * 6
+    assert chosen.ablation is not None
+    tables = {
+        table.name: table for table in make_report(runs, chosen.ablation, seed=0).tables
+    }
+    found = rows(tables["samples"])["topd"]
+    assert found["avg@2, %"].value == pytest.approx(25.0)
+    assert found["pass@2, %"].value == pytest.approx(50.0)
+    other = planned(study(tmp_path, sampled_problems=10, samples=4))
+    assert not any(run.is_finished for run in other)
 
 
 def test_a_run_that_fails_is_named_with_its_log_when_the_others_are_through(

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,26 @@ def test_every_study_file_of_the_repository_is_sound(file: Path) -> None:
     assert [engine.backend for engine in engines].count("vllm") <= 1
     assert max(study.probing.windows) <= config.probe.window
     assert study.folder == Path("runs/studies").absolute() / file.stem
+
+
+def test_the_studies_of_takeover_ask_what_was_written_down_in_its_order() -> None:
+    page = (ROOT / "benchmarks" / "preregistered.md").read_text(encoding="utf-8")
+    written = re.findall(
+        r"^\| (?:\*\*primary\*\*|secondary) \| `(.*)` \| (.*) \|$", page, re.M
+    )
+    by = {
+        "greedy": "greedy",
+        "greedy at equal seconds": "equal_seconds",
+        "avg@8": "avg",
+    }
+    expected = [("takeover", against, by[measure]) for against, measure in written]
+    assert len(expected) == 7
+    for name in ("takeover", "takeover-no-recovery", "takeover-small"):
+        ablation = load_study(ROOT / "configs" / "studies" / f"{name}.yaml").ablation
+        assert ablation is not None
+        asked = [(c.of, c.against, c.by) for c in ablation.comparisons]
+        assert asked == expected
+        assert (ablation.samples, ablation.sampled_problems) == (8, 200)
 
 
 def test_the_run_is_found_beside_the_study_file_and_overridden(
