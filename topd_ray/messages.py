@@ -31,7 +31,7 @@ Flags = NDArray[np.bool_]
 HiddenStates = NDArray[np.float32] | NDArray[np.uint16]
 """float32, or the bits of bfloat16 in uint16 (numpy has no bfloat16)."""
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "cut"]
 PAD = -1
 """Fills ragged token-id arrays; never a token."""
 
@@ -140,12 +140,30 @@ class Rollout:
     top_logp_OM: Floats
     """Log-probabilities of `top_ids_OM`; -inf where the id is PAD."""
     finish_reason: FinishReason
-    """"stop" when the response ended with EOS, "length" at the token limit."""
+    """"stop" when the response ended with EOS, "length" at the token limit, "cut" where
+    the engine was told to end it: its last token is the fork that the teacher found.
+    """
 
     @property
     def num_own(self) -> int:
         """O: how many of the response tokens the student sampled, the first ones."""
         return len(self.logp_O)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartialRollout:
+    """The beginning of a rollout that the student still decodes."""
+
+    rollout_id: str
+    """That of the rollout."""
+    policy_version: int
+    """Version of the weights that sample it."""
+    prompt_ids_P: Ints
+    """The student's prompt."""
+    teacher_prompt_ids_P: Ints
+    """The teacher's prompt."""
+    response_ids_N: Ints
+    """All tokens so far, at least one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,6 +276,8 @@ class CandidateSet:
     """HIGH, RANDOM or LOW."""
     truncated: bool
     """Whether the response ended at the token limit instead of with EOS."""
+    cut: bool = False
+    """Whether the student was stopped, so that how it would have gone on is unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.distributed import Store
+from torch._C._distributed_c10d import Store
 
 from tests.tiny import VOCAB
 from topd_ray.config import LearnerConfig, ObjectiveConfig, TeacherConfig

@@ -216,7 +216,7 @@ def test_a_teacher_that_always_takes_over_is_distillation_on_its_answers(
     # States of a decoding and of a reading differ by rounding.
     assert np.allclose(losses(always), losses(kd), rtol=1e-4)
     assert all(line["takeover/frac"] == 1 for line in always.metrics)
-    assert all(line["takeover/mean_fork"] == 0 for line in always.metrics)
+    assert all(line["takeover/own_frac"] == 0 for line in always.metrics)
 
 
 def test_opd_is_the_same_run_without_probes(bench: Bench) -> None:

@@ -38,6 +38,10 @@ number of chunks in flight that makes sense, since a thread that waits costs not
 """
 
 
+_BESIDE = "beside"
+"""Ray's concurrency group of calls that do not wait for the call under way."""
+
+
 class RayProcess:
     """A Ray actor as a `Process` (handles.py)."""
 
@@ -56,6 +60,7 @@ class RayProcess:
             num_gpus=resources.gpus,
             max_restarts=0,
             max_concurrency=concurrency,
+            concurrency_groups={_BESIDE: 1},
         )(worker)
         self.actor: Any = remote.remote(*arguments, **named)
 
@@ -78,6 +83,12 @@ class RayProcess:
             getattr(self.actor, method).options(**options).remote(*arguments)
         )
         return stream
+
+    def interject(self, method: str, *arguments: object) -> Reference:
+        """Submit a call for a thread of its own."""
+        call = getattr(self.actor, method).options(concurrency_group=_BESIDE)
+        reference: Reference = call.remote(*arguments)
+        return reference
 
     def kill(self) -> None:
         """End the process at once; a checkpoint holds what it held, or it is made

@@ -6,6 +6,7 @@ an untyped object appear here and nowhere else.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,8 +16,10 @@ from topd_ray.actors.calls import Calls
 from topd_ray.actors.process import Process, Reference, Stream
 from topd_ray.actors.protocols import (
     Continued,
+    PartialRollouts,
     Probed,
     PublishedWeights,
+    ReadAhead,
     Ref,
     Resampled,
     Rewritten,
@@ -31,6 +34,7 @@ from topd_ray.evaluation import Accuracy
 from topd_ray.messages import (
     CandidateSet,
     Ints,
+    PartialRollout,
     ProbeSet,
     Prompt,
     Rollout,
@@ -201,14 +205,22 @@ class RolloutActorHandle(Handle):
         """
         super().__init__(name, start, calls, replacement)
         self._replaceable = replaceable
+        self._cuts: dict[str, int] = {}
 
     def roll_out(
         self, requests: Sequence[RolloutRequest], *, policy_version: int, room: int
-    ) -> AsyncIterator[RolloutChunk]:
+    ) -> AsyncIterator[RolloutChunk | PartialRollouts]:
         """See `RolloutHandle`. A lost engine's missing rollouts are decoded again."""
         process = self._process
         stream = self._open(process, requests, policy_version, frozenset(), room)
         return self._followed(process, stream, requests, policy_version, room)
+
+    async def cut(self, cuts: Mapping[str, int]) -> None:
+        """See `RolloutHandle`. A lost engine's successor is told with its requests."""
+        self._cuts.update(cuts)
+        told = self._process.interject("cut", cuts)
+        with contextlib.suppress(*LOST):  # the stream of its chunks finds out too
+            await self._calls.call(self.name, "cut", told)
 
     async def resample(
         self, candidates: Ref[list[CandidateSet]], policy_version: int, log: WorkLog
@@ -230,17 +242,19 @@ class RolloutActorHandle(Handle):
         (accuracy,) = await self._answered(submitted, "evaluate", problems)
         return accuracy
 
-    @staticmethod
     def _open(
+        self,
         process: Process,
         requests: Sequence[RolloutRequest],
         policy_version: int,
         done: frozenset[str],
         room: int,
     ) -> Stream:
+        names = {request.rollout_id for request in requests}
+        self._cuts = {name: cut for name, cut in self._cuts.items() if name in names}
         # a chunk is two items, payload and receipt; one chunk more is being taken
         return process.stream(
-            "roll_out", requests, policy_version, done, room=2 * (room + 1)
+            "roll_out", requests, policy_version, done, self._cuts, room=2 * (room + 1)
         )
 
     async def _followed(
@@ -250,13 +264,14 @@ class RolloutActorHandle(Handle):
         requests: Sequence[RolloutRequest],
         policy_version: int,
         room: int,
-    ) -> AsyncIterator[RolloutChunk]:
+    ) -> AsyncIterator[RolloutChunk | PartialRollouts]:
         done = set[str]()
         while True:
             try:
-                async for chunk in self._chunks(stream):
-                    done.update(chunk.receipt.rollout_ids)
-                    yield chunk
+                async for sent in self._sent(stream):
+                    if isinstance(sent, RolloutChunk):
+                        done.update(sent.receipt.rollout_ids)
+                    yield sent
             except LOST as error:
                 if not self._replaceable:
                     raise
@@ -268,7 +283,9 @@ class RolloutActorHandle(Handle):
                 process, requests, policy_version, frozenset(done), room
             )
 
-    async def _chunks(self, stream: Stream) -> AsyncIterator[RolloutChunk]:
+    async def _sent(
+        self, stream: Stream
+    ) -> AsyncIterator[RolloutChunk | PartialRollouts]:
         """Yield pairs of payload reference and receipt from a streaming call."""
         references = aiter(stream)
         while True:
@@ -288,11 +305,12 @@ class RolloutActorHandle(Handle):
                 raise ActorFailedError(
                     f"{self.name} sent a chunk without its receipt"
                 ) from None
-            receipt: RolloutReceipt = await self._calls.call(
-                self.name, "roll_out", second
-            )
-            span = self._by_our_clock(receipt.span)
-            yield RolloutChunk(rollouts, replace(receipt, span=span))
+            receipt: Receipt = await self._calls.call(self.name, "roll_out", second)
+            if isinstance(receipt, RolloutReceipt):
+                span = self._by_our_clock(receipt.span)
+                yield RolloutChunk(rollouts, replace(receipt, span=span))
+            else:
+                yield PartialRollouts(rollouts)
 
 
 class DecoderActorHandle(Handle):
@@ -327,6 +345,16 @@ class TeacherActorHandle(DecoderActorHandle):
         )
         return Scored(tuple(scored), candidates, self._noted("score", receipt, log))
 
+    async def read_ahead(
+        self,
+        partials: Sequence[Ref[list[PartialRollout]]],
+        known: frozenset[str],
+        log: WorkLog,
+    ) -> ReadAhead:
+        """See `TeacherHandle`."""
+        forks, receipt = await self._call("read_ahead", known, *partials, num_returns=2)
+        return ReadAhead(forks, self._noted("read_ahead", receipt, log))
+
     async def take_over(
         self,
         candidates: Ref[list[CandidateSet]],
@@ -335,6 +363,7 @@ class TeacherActorHandle(DecoderActorHandle):
         threshold: float,
         num_rollouts: int,
         log: WorkLog,
+        known: frozenset[str] = frozenset(),
     ) -> TakenOver:
         """See `TeacherHandle`."""
         # Ray resolves references among the arguments themselves, not inside a list.
@@ -343,6 +372,7 @@ class TeacherActorHandle(DecoderActorHandle):
             candidates,
             answers,
             threshold,
+            known,
             *probe_sets,
             num_returns=num_rollouts + 1,
         )

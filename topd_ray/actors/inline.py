@@ -1,12 +1,13 @@
 """Workers in this very process, behind the interface that a Ray actor has.
 
-A call runs to its end when it is submitted, as an actor's calls run in their order; a
-streaming call is drawn to its end too. So nothing overlaps, no deadline can fire, and
-nothing is copied: for many small runs on few cores, where starting actors costs more
-than it hides.
+A call runs to its end when it is submitted, as an actor's calls run in their order. A
+streaming call runs on when its next item is wanted, and to its end where another call
+comes first. So nothing overlaps, no deadline can fire, and nothing is copied: for many
+small runs on few cores, where starting actors costs more than it hides.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -38,19 +39,28 @@ class InlineRef:
 
 
 class InlineStream:
-    """The items that a streaming call yielded."""
+    """The items that a streaming call yields, drawn as they are wanted."""
 
-    def __init__(self, items: Sequence[InlineRef]) -> None:
+    def __init__(self, items: Iterator[InlineRef]) -> None:
         self._items = items
+        self._drawn = deque[InlineRef]()
 
     async def __aiter__(self) -> AsyncIterator[InlineRef]:
-        for item in self._items:
+        while (item := self._next()) is not None:
             yield item
 
     async def completed(self) -> None:
         """Raise what ended the call, if it failed."""
-        if self._items:
-            await self._items[-1]
+        self.finish()
+        if self._drawn:
+            await self._drawn[-1]
+
+    def finish(self) -> None:
+        """Draw the rest: the process is asked for something else."""
+        self._drawn.extend(self._items)
+
+    def _next(self) -> InlineRef | None:
+        return self._drawn.popleft() if self._drawn else next(self._items, None)
 
 
 class InlineProcess:
@@ -58,11 +68,13 @@ class InlineProcess:
 
     def __init__(self, worker: Closable) -> None:
         self._worker = worker
+        self._stream: InlineStream | None = None
 
     def call(
         self, method: str, *arguments: object, num_returns: int = 1
     ) -> tuple[InlineRef, ...]:
         """Run the method; one reference a returned value."""
+        self._finish_stream()
         try:
             value = self._run(method, arguments)
         except Exception as error:  # an actor's error travels in its references
@@ -73,17 +85,31 @@ class InlineProcess:
     def stream(
         self, method: str, *arguments: object, room: int | None = None
     ) -> InlineStream:
-        """Run a generator to its end; `room` has no meaning here."""
+        """Start a generator; `room` has no meaning here."""
         del room
+        self._finish_stream()
         try:
-            items = self._run(method, arguments)
+            items = _drawn(self._run(method, arguments))
         except Exception as error:  # as above
-            return InlineStream([InlineRef(error=error)])
-        return InlineStream(list(_drawn(items)))
+            items = iter([InlineRef(error=error)])
+        self._stream = InlineStream(items)
+        return self._stream
+
+    def interject(self, method: str, *arguments: object) -> InlineRef:
+        """Run the method between two items of the stream under way."""
+        try:
+            return InlineRef(self._run(method, arguments))
+        except Exception as error:  # as above
+            return InlineRef(error=error)
 
     def kill(self) -> None:
         """Free what the worker holds."""
         self._worker.close()
+
+    def _finish_stream(self) -> None:
+        if self._stream is not None:
+            self._stream.finish()
+            self._stream = None
 
     def _run(self, method: str, arguments: Sequence[object]) -> Any:
         values = [_resolved(argument) for argument in arguments]

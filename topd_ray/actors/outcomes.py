@@ -19,7 +19,9 @@ class TakeoverOutcome:
     unwanted: str | None = None
     """Why it is not trained on; None where it is, or where there is no fork."""
     right_before: bool | None = None
-    """Whether the student's response was right; None where the answer is unknown."""
+    """Whether the student's response was right; None where the answer is unknown, or
+    the student was stopped.
+    """
     right_after: bool | None = None
     """The same of the response with the continuation in it."""
 
@@ -64,7 +66,6 @@ def takeover_receipt(
     lengths = []
     num_taken_over = 0
     num_own = 0
-    num_cut = 0
     num_tokens = 0
     for rollout, takeover, outcome in zip(
         rollouts, continued.takeovers, outcomes, strict=True
@@ -73,23 +74,23 @@ def takeover_receipt(
         if takeover is not None:
             num_taken_over += 1
             num_own += takeover.position
-            num_cut += num_response - takeover.position
             num_tokens += len(takeover.response_ids_L)
             num_response = takeover.position + len(takeover.response_ids_L)
         if outcome.unwanted is None:
             lengths.append(len(rollout.prompt_ids_P) + num_response)
         else:
             dropped.append((rollout.rollout_id, outcome.unwanted))
-    judged = [outcome for outcome in outcomes if outcome.right_after is not None]
+    before = [o.right_before for o in outcomes if o.right_before is not None]
+    after = [o.right_after for o in outcomes if o.right_after is not None]
     return TakeoverReceipt(
         dropped=tuple(dropped),
         num_sequence_tokens=tuple(lengths),
         num_taken_over=num_taken_over,
         num_own=num_own,
-        num_cut=num_cut,
-        num_judged=len(judged),
-        num_right_before=sum(bool(outcome.right_before) for outcome in judged),
-        num_right=sum(bool(outcome.right_after) for outcome in judged),
+        num_judged=len(after),
+        num_right=sum(after),
+        num_judged_before=len(before),
+        num_right_before=sum(before),
         num_tokens=num_tokens,
         num_prefix_tokens=continued.num_prefix_tokens,
         num_cached_tokens=continued.num_cached_tokens,

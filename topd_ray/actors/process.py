@@ -34,6 +34,10 @@ class Process(Protocol):
         """Submit a call that yields; it pauses while `room` items wait to be taken."""
         ...
 
+    def interject(self, method: str, *arguments: object) -> Reference:
+        """Submit a call that is served at once, beside the one that is under way."""
+        ...
+
     def kill(self) -> None:
         """End the process at once."""
         ...

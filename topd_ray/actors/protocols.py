@@ -15,6 +15,7 @@ from topd_ray.evaluation import Accuracy
 from topd_ray.messages import (
     CandidateSet,
     Ints,
+    PartialRollout,
     ProbeSet,
     Prompt,
     Rollout,
@@ -27,6 +28,7 @@ from topd_ray.records.receipts import (
     ContinueReceipt,
     LearnReceipt,
     ProbeReceipt,
+    ReadReceipt,
     ResampleReceipt,
     RewriteReceipt,
     RolloutReceipt,
@@ -63,6 +65,21 @@ class RolloutChunk:
 
     rollouts: Ref[list[Rollout]]
     receipt: RolloutReceipt
+
+
+@dataclass(frozen=True, slots=True)
+class PartialRollouts:
+    """Beginnings of rollouts that an engine still decodes."""
+
+    partials: Ref[list[PartialRollout]]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadAhead:
+    """The forks found in such beginnings: one set each; the receipt names them."""
+
+    forks: Ref[list[CandidateSet]]
+    receipt: ReadReceipt
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +165,16 @@ class RolloutHandle(Protocol):
 
     def roll_out(
         self, requests: Sequence[RolloutRequest], *, policy_version: int, room: int
-    ) -> AsyncIterator[RolloutChunk]:
+    ) -> AsyncIterator[RolloutChunk | PartialRollouts]:
         """Submit the requests now; yield chunks as their rollouts finish.
 
-        At most `room` chunks wait to be taken; then the engine pauses.
+        At most `room` chunks wait to be taken; then the engine pauses. With
+        `takeover.stride`, beginnings of rollouts come in between.
         """
+        ...
+
+    async def cut(self, cuts: Mapping[str, int]) -> None:
+        """Cut rollouts that are being decoded to so many tokens; do not wait for it."""
         ...
 
     async def resample(
@@ -208,6 +230,18 @@ class TeacherHandle(DecoderHandle, Protocol):
         """Score a chunk of `num_rollouts` rollouts and pick its candidates."""
         ...
 
+    async def read_ahead(
+        self,
+        partials: Sequence[Ref[list[PartialRollout]]],
+        known: frozenset[str],
+        log: WorkLog,
+    ) -> ReadAhead:
+        """Read beginnings of rollouts and find the forks that are certain.
+
+        `known`: rollouts whose fork was found before.
+        """
+        ...
+
     async def take_over(
         self,
         candidates: Ref[list[CandidateSet]],
@@ -216,11 +250,13 @@ class TeacherHandle(DecoderHandle, Protocol):
         threshold: float,
         num_rollouts: int,
         log: WorkLog,
+        known: frozenset[str] = frozenset(),
     ) -> TakenOver:
         """Find the fork of each rollout and go on from there as the teacher.
 
         `probe_sets`: one a rollout, or none where the verdict asks for none. `answers`:
-        the right answer by rollout id, where it is known.
+        the right answer by rollout id, where it is known. `known`: rollouts whose
+        takeover is there already.
         """
         ...
 

@@ -1,18 +1,31 @@
 """The worker that holds one student rollout engine."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from topd_ray.actors.worker import Worker
 from topd_ray.config import Config
 from topd_ray.engines.open import open_generation
-from topd_ray.engines.protocols import GenerationEngine
+from topd_ray.engines.protocols import RolloutEngine
 from topd_ray.evaluation import Accuracy, greedy_accuracy
-from topd_ray.messages import CandidateSet, Ints, Prompt, Rollout, RolloutRequest
+from topd_ray.messages import (
+    CandidateSet,
+    Ints,
+    PartialRollout,
+    Prompt,
+    Rollout,
+    RolloutRequest,
+)
 from topd_ray.models.roles import resolve_student
-from topd_ray.records.receipts import ResampleReceipt, RolloutReceipt, Span
-from topd_ray.rollout import RolloutActor
+from topd_ray.records.receipts import (
+    PartialReceipt,
+    Receipt,
+    ResampleReceipt,
+    RolloutReceipt,
+    Span,
+)
+from topd_ray.rollout import FinishedRollouts, RolloutActor
 from topd_ray.weights.buckets import WeightBucket
 
 
@@ -32,7 +45,7 @@ class RolloutWorker(Worker):
             config.evaluation.max_response_tokens or config.rollout.max_response_tokens
         )
 
-    def _open_engine(self) -> GenerationEngine:
+    def _open_engine(self) -> RolloutEngine:
         return open_generation(
             self._folder,
             self._config.rollout.engine,
@@ -45,26 +58,45 @@ class RolloutWorker(Worker):
         requests: Sequence[RolloutRequest],
         policy_version: int,
         done: frozenset[str] = frozenset(),
-    ) -> Iterator[list[Rollout] | RolloutReceipt]:
-        """Yield chunks and their receipts in turn; `done` rollouts are in no chunk."""
+        cuts: Mapping[str, int] | None = None,
+    ) -> Iterator[list[Rollout] | list[PartialRollout] | Receipt]:
+        """Yield chunks and their receipts in turn; `done` rollouts are in no chunk.
+
+        Where rollouts are stopped at their fork, beginnings of them come in between,
+        each list with its receipt. `cuts`: the tokens that rollouts are cut to, as far
+        as it is known.
+        """
+        stride = self._config.takeover.stride
         began_s = time.monotonic()
-        for chunk in self._actor.roll_out(
-            requests, policy_version=policy_version, done=done
-        ):
-            # The engine rests while a chunk waits to be taken: that is no work.
-            span = Span.since(began_s)
-            yield chunk
-            yield RolloutReceipt(
-                rollout_ids=tuple(rollout.rollout_id for rollout in chunk),
-                policy_version=policy_version,
-                num_tokens=sum(len(rollout.response_ids_N) for rollout in chunk),
-                num_truncated=sum(
-                    rollout.finish_reason == "length" for rollout in chunk
-                ),
-                entropy_sum=-sum(float(rollout.logp_O.sum()) for rollout in chunk),
-                span=span,
+        if stride is None:
+            items: Iterator[list[PartialRollout] | FinishedRollouts] = (
+                FinishedRollouts(rollouts=chunk, num_overshot=0)
+                for chunk in self._actor.roll_out(
+                    requests, policy_version=policy_version, done=done
+                )
             )
+        else:
+            items = self._actor.roll_out_in_pieces(
+                requests,
+                policy_version=policy_version,
+                stride=stride,
+                done=done,
+                cuts=cuts,
+            )
+        for item in items:
+            # The engine rests while an item waits to be taken: that is no work.
+            span = Span.since(began_s)
+            if isinstance(item, FinishedRollouts):
+                yield item.rollouts
+                yield _receipt(item, policy_version, span)
+            else:
+                yield item
+                yield PartialReceipt(span=span)
             began_s = time.monotonic()
+
+    def cut(self, cuts: Mapping[str, int]) -> None:
+        """Cut rollouts that are being decoded; called while `roll_out` streams."""
+        self._actor.cut(cuts)
 
     def resample(
         self, candidate_sets: Sequence[CandidateSet], policy_version: int
@@ -96,3 +128,18 @@ class RolloutWorker(Worker):
     def close(self) -> None:
         """Free the engine, where there is one."""
         self._actor.close()
+
+
+def _receipt(
+    finished: FinishedRollouts, policy_version: int, span: Span
+) -> RolloutReceipt:
+    rollouts = finished.rollouts
+    return RolloutReceipt(
+        rollout_ids=tuple(rollout.rollout_id for rollout in rollouts),
+        policy_version=policy_version,
+        num_tokens=sum(len(rollout.response_ids_N) for rollout in rollouts),
+        num_truncated=sum(rollout.finish_reason == "length" for rollout in rollouts),
+        entropy_sum=-sum(float(rollout.logp_O.sum()) for rollout in rollouts),
+        num_overshot=finished.num_overshot,
+        span=span,
+    )

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from topd_ray.messages import (
     LOW,
     CandidateSet,
     Ints,
+    PartialRollout,
     ProbeSet,
     Rollout,
     ScoredRollout,
@@ -29,11 +31,12 @@ from topd_ray.messages import (
 )
 from topd_ray.models.roles import resolve_teacher
 from topd_ray.records.receipts import (
+    ReadReceipt,
     ScoreReceipt,
     Span,
     TakeoverReceipt,
 )
-from topd_ray.takeover import TakeoverActor, fork_candidates, fork_of
+from topd_ray.takeover import TakeoverActor, fork_ahead, fork_candidates, fork_of
 from topd_ray.teacher import TeacherActor
 from topd_ray.weights.buckets import WeightBucket
 from topd_ray.windows import threshold_group
@@ -67,6 +70,7 @@ class TeacherWorker(DecodingWorker):
                 config.uses_takeovers
                 and config.takeover.verdict in ("confident", "surprise", "both")
             ),
+            max_staleness=config.rollout.max_staleness,
         )
         self._refuse_mismatch()
         self._taker = TakeoverActor(
@@ -112,11 +116,46 @@ class TeacherWorker(DecodingWorker):
         )
         return (*scored, candidate_sets, receipt)
 
+    def read_ahead(
+        self, known: frozenset[str], *partials: Sequence[PartialRollout]
+    ) -> tuple[list[CandidateSet], ReadReceipt]:
+        """Read beginnings of rollouts; return the forks that are certain.
+
+        Args:
+            known: Rollouts whose fork was found before: they are not read on.
+            partials: Beginnings; of a rollout that comes twice the later one counts.
+
+        Returns:
+            One set for each rollout whose fork was found, and the receipt.
+        """
+        began_s = time.monotonic()
+        newest = {p.rollout_id: p for p in chain.from_iterable(partials)}
+        wanted = [p for name, p in newest.items() if name not in known]
+        found = []
+        for partial, reading in zip(
+            wanted, self._actor.read_ahead(wanted), strict=True
+        ):
+            fork = fork_ahead(
+                partial,
+                reading.logq_N,
+                reading.entropy_N,
+                self._config.takeover,
+                min_window=self._config.candidates.min_window,
+            )
+            if fork is not None:
+                found.append(fork)
+        receipt = ReadReceipt(
+            forks=tuple((fork.rollout_id, int(fork.positions_W[0])) for fork in found),
+            span=Span.since(began_s),
+        )
+        return found, receipt
+
     def take_over(
         self,
         candidates: Sequence[CandidateSet],
         answers: Mapping[str, str],
         threshold: float,
+        known: frozenset[str],
         *probe_sets: ProbeSet,
     ) -> tuple[*tuple[Takeover | None, ...], TakeoverReceipt]:
         """Return the takeover of each rollout for itself, and the receipt.
@@ -126,12 +165,15 @@ class TeacherWorker(DecodingWorker):
             answers: The right answer by rollout id, where it is known.
             threshold: D_OT above which a position is a real divergence, or nats of
                 surprise above which it is an error.
+            known: Rollouts whose takeover is there already: they get None.
             probe_sets: One a rollout; none where the verdict asks for none.
         """
         began_s = time.monotonic()
         probes = {probe_set.rollout_id: probe_set for probe_set in probe_sets}
         forks = [
-            fork_of(
+            None
+            if rollout.rollout_id in known
+            else fork_of(
                 rollout,
                 probes.get(rollout.rollout_id),
                 self._config.takeover,
@@ -174,7 +216,9 @@ class TeacherWorker(DecodingWorker):
                 after=after,
                 answer=answer,
             ),
-            right_before=None if answer is None else is_right(before, answer),
+            right_before=(
+                None if answer is None or rollout.cut else is_right(before, answer)
+            ),
             right_after=None if answer is None else is_right(after, answer),
         )
 

@@ -77,6 +77,7 @@ def candidate_set(
         losses_W=losses_W,
         groups_W=groups_W,
         truncated=rollout.finish_reason == "length",
+        cut=rollout.finish_reason == "cut",
     )
 
 

@@ -138,7 +138,7 @@ async def _replay_one(
     # a step that was to take its threshold from its own probes has none to judge by
     threshold = math.inf if step.threshold is None else step.threshold
     if config.uses_takeovers:
-        await stages.take_over(chunk, teacher, candidates, (), threshold)
+        await stages.take_over(chunk, teacher, candidates, {}, threshold, {})
     shares = rank_shares([chunk], num_ranks=1)
     await fleet.learners.accumulate(shares, threshold, log)
     return await fleet.learners.step(skip=False, log=log)

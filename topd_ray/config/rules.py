@@ -254,6 +254,49 @@ def takeover_rules(
     )
 
 
+def stride_rules(
+    objective: ObjectiveConfig,
+    takeover: TakeoverConfig,
+    rollout: RolloutConfig,
+    teacher: TeacherConfig,
+) -> Iterator[Rule]:
+    """Yield the rules about rollouts that are stopped at their fork."""
+    stride = takeover.stride
+    reads_ahead = stride is not None
+    yield (
+        reads_ahead and objective.trajectory != "takeover",
+        (
+            f"takeover.stride={stride} with objective.trajectory="
+            f"{objective.trajectory}: only a rollout that the teacher takes over is"
+            " stopped; set run.method=takeover, or drop it"
+        ),
+    )
+    yield (
+        reads_ahead and takeover.verdict != "confident",
+        (
+            f"takeover.stride={stride} with takeover.verdict={takeover.verdict}: it"
+            " knows the fork when the rollout is whole; set verdict=confident, or drop"
+            " stride"
+        ),
+    )
+    yield (
+        reads_ahead and takeover.keep != "all",
+        (
+            f"takeover.stride={stride} with takeover.keep={takeover.keep}: a rollout"
+            " that is stopped has no answer to judge; set keep=all, or drop stride"
+        ),
+    )
+    yield (
+        reads_ahead and teacher.num_engines > rollout.num_engines,
+        (
+            f"takeover.stride={stride} with teacher.num_engines={teacher.num_engines}"
+            f" and rollout.num_engines={rollout.num_engines}: a teacher follows the"
+            " rollouts of whole engines, so some would be idle; have as many rollout"
+            " engines as teachers, or drop stride"
+        ),
+    )
+
+
 def signal_rules(
     objective: ObjectiveConfig, rollout: RolloutConfig, teacher: TeacherConfig
 ) -> Iterator[Rule]:

@@ -19,6 +19,7 @@ from topd_ray.config.rules import (
     refuse_broken,
     signal_rules,
     staleness_rules,
+    stride_rules,
     takeover_rules,
     teacher_rules,
     template_rules,
@@ -204,6 +205,7 @@ class Config(Section):
                 takeover_rules(
                     self.run, self.objective, self.takeover, self.windows.divergence
                 ),
+                stride_rules(self.objective, self.takeover, self.rollout, self.teacher),
                 signal_rules(self.objective, self.rollout, self.teacher),
                 weight_rules(
                     self.objective,

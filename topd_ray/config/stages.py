@@ -303,6 +303,11 @@ class TakeoverConfig(Section):
     """
     temperature: NonNegativeFloat = 1.0
     """Sampling temperature of the continuation; 0 is greedy."""
+    stride: PositiveInt | None = None
+    """Tokens after which the teacher reads on while the student still decodes. At the
+    fork the student is stopped and the teacher goes on; what is trained is the same.
+    None: rollouts are read when they are whole.
+    """
     keep: Literal["all", "pass", "fail_to_pass"] = "all"
     """Which taken-over responses are trained on: all of them, those with the right
     answer, or those that turn a wrong answer into the right one. The others are dropped

@@ -18,6 +18,8 @@ candidates too: the same actor, which has the prefixes in its cache. With `traje
 rewrite` the chunk is rewritten before the teacher reads it, and the probe is left out.
 With `trajectory: takeover` the teacher that scored it goes on from each fork, which is
 known when the chunk is scored, or, by D_OT, when the threshold of the step is.
+With `takeover.stride` its teacher reads a rollout while it is decoded
+(`early_stop.py`).
 With `probe.student: resample` the chunk goes back to its rollout engine between teacher
 and prober; an engine answers when all its rollouts are out, so all chunks have room
 then.
@@ -28,16 +30,23 @@ receipts, never an array.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
-from topd_ray.actors.protocols import Fleet, Ref, RolloutChunk, TeacherHandle
+from topd_ray.actors.protocols import (
+    Fleet,
+    PartialRollouts,
+    Ref,
+    RolloutChunk,
+    TeacherHandle,
+)
 from topd_ray.config import Config
 from topd_ray.driver.dealing import deal_to_engines
+from topd_ray.driver.early_stop import EarlyStop
 from topd_ray.driver.health import complaints, refuse_mismatch
 from topd_ray.driver.ledger import Ledger, Stage
 from topd_ray.driver.stages import Stages, rank_shares
-from topd_ray.driver.step import Chunk, Round, StepInFlight
+from topd_ray.driver.step import Chunk, EarlyTakeover, Round, StepInFlight
 from topd_ray.errors import TopdError
 from topd_ray.messages import CandidateSet, Prompt, RolloutRequest, StepReport
 from topd_ray.records.receipts import LearnedRound, StepReceipts
@@ -150,23 +159,53 @@ class Pipeline:
         group: asyncio.TaskGroup,
         step: StepInFlight,
         engine: int,
-        stream: AsyncIterator[RolloutChunk],
+        stream: AsyncIterator[RolloutChunk | PartialRollouts],
         prompts: Sequence[Prompt],
     ) -> None:
         """Start a task for each chunk that an engine finishes."""
         room = asyncio.Semaphore(step.room_per_engine)
         index = 0
+        early = self._early_stop(group, step, engine, prompts)
         async for sent in stream:
+            if isinstance(sent, PartialRollouts):
+                assert early is not None, "only takeover.stride asks for beginnings"
+                early.add(sent.partials)
+                continue
             self._ledger.advance(sent.receipt.rollout_ids, Stage.ROLLED_OUT)
             # Waiting here pauses the stream, and so the engine (backpressure).
             await room.acquire()
             chunk = step.chunk(index, engine, sent.rollouts, sent.receipt)
             index += 1
-            task = group.create_task(self._follow_chunk(step, chunk, engine, prompts))
+            task = group.create_task(
+                self._follow_chunk(step, chunk, engine, prompts, early)
+            )
             task.add_done_callback(lambda _: room.release())
 
+    def _early_stop(
+        self,
+        group: asyncio.TaskGroup,
+        step: StepInFlight,
+        engine: int,
+        prompts: Sequence[Prompt],
+    ) -> EarlyStop | None:
+        if self._config.takeover.stride is None:
+            return None
+        teachers = self._fleet.teachers
+        return EarlyStop(
+            group,
+            step,
+            self._fleet.rollouts[engine],
+            teachers[engine % len(teachers)],
+            self._stages.answers(prompts),
+        )
+
     async def _follow_chunk(
-        self, step: StepInFlight, chunk: Chunk, engine: int, prompts: Sequence[Prompt]
+        self,
+        step: StepInFlight,
+        chunk: Chunk,
+        engine: int,
+        prompts: Sequence[Prompt],
+        early: EarlyStop | None,
     ) -> None:
         """Take a chunk through the stages that the method asks for, to the learner."""
         if self._config.uses_rewrites:
@@ -175,9 +214,11 @@ class Pipeline:
             for name, reason in dropped.items():
                 self._ledger.drop([name], reason=reason)
         if chunk.rollout_ids:
-            teacher, candidates = await self._score_and_probe(chunk, engine)
+            made = await early.taken_over(chunk.rollout_ids) if early else {}
+            reader = early.teacher if early else None
+            teacher, candidates = await self._score_and_probe(chunk, engine, reader)
             if self._config.uses_takeovers:
-                await self._take_over(step, chunk, teacher, candidates, prompts)
+                await self._take_over(step, chunk, teacher, candidates, prompts, made)
         threshold = await step.judged(chunk)
         await step.its_turn(chunk)
         learned = step.join_round(chunk)
@@ -185,9 +226,9 @@ class Pipeline:
             await self._accumulate(step, learned, threshold)
 
     async def _score_and_probe(
-        self, chunk: Chunk, engine: int
+        self, chunk: Chunk, engine: int, reader: TeacherHandle | None
     ) -> tuple[TeacherHandle, Ref[list[CandidateSet]]]:
-        teacher, candidates = await self._stages.score(chunk)
+        teacher, candidates = await self._stages.score(chunk, reader)
         self._ledger.advance(chunk.rollout_ids, Stage.SCORED)
         if self._config.uses_probes:
             rollouts = self._fleet.rollouts[engine]
@@ -202,12 +243,18 @@ class Pipeline:
         teacher: TeacherHandle,
         candidates: Ref[list[CandidateSet]],
         prompts: Sequence[Prompt],
+        early: Mapping[str, EarlyTakeover],
     ) -> None:
         # A fork that no other token decides waits for no step.
         waits = self._config.needs_threshold
         threshold = await step.judged(chunk) if waits else 0.0
         dropped = await self._stages.take_over(
-            chunk, teacher, candidates, prompts, threshold
+            chunk,
+            teacher,
+            candidates,
+            self._stages.answers(prompts),
+            threshold,
+            early,
         )
         self._ledger.advance([*chunk.rollout_ids, *dropped], Stage.TAKEN_OVER)
         for name, reason in dropped.items():

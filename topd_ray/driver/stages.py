@@ -6,7 +6,7 @@
 The pipeline of a run and `topd replay` drive the same stages.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from topd_ray.actors.pool import Pool
 from topd_ray.actors.protocols import (
@@ -19,7 +19,7 @@ from topd_ray.actors.protocols import (
 )
 from topd_ray.config import Config
 from topd_ray.driver.dealing import deal_to_ranks
-from topd_ray.driver.step import Chunk
+from topd_ray.driver.step import Chunk, EarlyTakeover
 from topd_ray.messages import (
     CandidateSet,
     Ints,
@@ -58,14 +58,19 @@ class Stages:
         return dropped
 
     async def score(
-        self, chunk: Chunk
+        self, chunk: Chunk, teacher: TeacherHandle | None = None
     ) -> tuple[TeacherHandle, Ref[list[CandidateSet]]]:
         """Score a chunk; return its candidates and the teacher that has its
         prefixes.
+
+        `teacher`: the one that has read the chunk's beginnings; else a free one.
         """
         num_rollouts = len(chunk.rollout_ids)
-        async with self._teachers.free() as teacher:
+        if teacher is not None:
             scored = await teacher.score(chunk.rollouts, num_rollouts, chunk.log)
+        else:
+            async with self._teachers.free() as teacher:
+                scored = await teacher.score(chunk.rollouts, num_rollouts, chunk.log)
         chunk.scored = scored.rollouts
         chunk.score = scored.receipt
         return teacher, scored.candidates
@@ -108,34 +113,44 @@ class Stages:
         chunk: Chunk,
         teacher: TeacherHandle,
         candidates: Ref[list[CandidateSet]],
-        prompts: Sequence[Prompt],
+        answers: Mapping[str, str],
         threshold: float,
+        early: Mapping[str, EarlyTakeover],
     ) -> dict[str, str]:
         """Let the teacher, which has the prefixes, go on from each rollout's fork.
+
+        `answers`: the right answer by rollout id, where it is known. `early`: the
+        takeovers that are there already.
 
         Returns the rollouts whose takeovers are not wanted, each with the reason; they
         leave the chunk.
         """
-        samples = range(self._config.rollout.samples_per_prompt)
-        answers = {
-            rollout_id(prompt, sample): prompt.answer
-            for prompt in prompts
-            for sample in samples
-            if prompt.answer is not None
-        }
+        names = chunk.rollout_ids
         taken = await teacher.take_over(
             candidates,
             chunk.probe_sets,
-            {name: answers[name] for name in chunk.rollout_ids if name in answers},
+            {name: answers[name] for name in names if name in answers},
             threshold,
-            len(chunk.rollout_ids),
+            len(names),
             chunk.log,
+            frozenset(early),
         )
         chunk.takeover = taken.receipt
         chunk.takeovers = taken.takeovers
+        if early:  # then none is dropped
+            chunk.put_early(early)
         dropped = dict(taken.receipt.dropped)
         chunk.leave_out(dropped)
         return dropped
+
+    def answers(self, prompts: Sequence[Prompt]) -> dict[str, str]:
+        """Return the right answer by rollout id, where it is known."""
+        return {
+            rollout_id(prompt, sample): prompt.answer
+            for prompt in prompts
+            for sample in range(self._config.rollout.samples_per_prompt)
+            if prompt.answer is not None
+        }
 
     @staticmethod
     async def _continue(

@@ -10,8 +10,8 @@ run repeats, whichever chunk is probed first.
 
 import asyncio
 import math
-from collections.abc import Container, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from topd_ray.actors.protocols import Ref
@@ -22,6 +22,7 @@ from topd_ray.records.receipts import (
     ContinueReceipt,
     LearnedRound,
     ProbeReceipt,
+    ReadReceipt,
     RewriteReceipt,
     RolloutReceipt,
     ScoreReceipt,
@@ -57,6 +58,15 @@ class ChunkLog:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class EarlyTakeover:
+    """A takeover that was made while the student still decoded other rollouts."""
+
+    takeover: Ref[Takeover | None]
+    num_sequence_tokens: int
+    """Prompt and trained response."""
+
+
 @dataclass(slots=True)
 class Chunk:
     """Rollouts that go through the stages together."""
@@ -86,6 +96,18 @@ class Chunk:
         if self.probe is not None:
             return self.probe.threshold_distances
         return () if self.score is None else self.score.threshold_values
+
+    def put_early(self, early: Mapping[str, EarlyTakeover]) -> None:
+        """Put takeovers that were made before into their places."""
+        assert self.takeover is not None
+        takeovers = list(self.takeovers)
+        lengths = list(self.takeover.num_sequence_tokens)
+        for index, name in enumerate(self.rollout_ids):
+            if name in early:
+                takeovers[index] = early[name].takeover
+                lengths[index] = early[name].num_sequence_tokens
+        self.takeovers = tuple(takeovers)
+        self.takeover = replace(self.takeover, num_sequence_tokens=tuple(lengths))
 
     def leave_out(self, names: Container[str]) -> None:
         """Take scored rollouts out of the chunk."""
@@ -134,6 +156,8 @@ class StepInFlight:
         self.task: asyncio.Task[None] | None = None
         self.works = list[Work]()
         self.rounds = list[LearnedRound]()
+        self.reads = list[ReadReceipt]()
+        self.early_takeovers = list[TakeoverReceipt]()
         self._config = config
         self._turns = {place: turn for turn, place in enumerate(order)}
         self._threshold: float | None = None
@@ -249,7 +273,11 @@ class StepInFlight:
             scores=[c.score for c in chunks if c.score is not None],
             continued=[c.continued for c in chunks if c.continued is not None],
             probes=[c.probe for c in chunks if c.probe is not None],
-            takeovers=[c.takeover for c in chunks if c.takeover is not None],
+            reads=self.reads,
+            takeovers=[
+                *self.early_takeovers,
+                *(c.takeover for c in chunks if c.takeover is not None),
+            ],
             rounds=self.rounds,
             works=self.works,
         )

@@ -7,6 +7,8 @@ from topd_ray.errors import UserError, WeightsError
 from topd_ray.messages import Ints
 from topd_ray.models.facts import HEAD, Shapes
 
+ENDED = "a later call of the same engine ended this generation"
+
 
 def check_requests(requests: Sequence[GenerationRequest], max_model_len: int) -> None:
     """Raise UserError for a request that is empty or longer than the context."""
@@ -64,4 +66,4 @@ def whole_weights(weights: Iterable[NamedArray], expected: Shapes) -> list[Named
     return list(given.items())
 
 
-__all__ = ["check_requests", "check_sequences", "whole_weights"]
+__all__ = ["ENDED", "check_requests", "check_sequences", "whole_weights"]

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.distributed import Store
+from torch._C._distributed_c10d import Store
 
 from topd_ray.engines.protocols import NamedArray, OptimizerOutcome
 

@@ -6,7 +6,7 @@ greedy or sampled, together with any other requests; new weights give another mo
 """
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topd_ray.engines.checks import check_requests, check_sequences
-from topd_ray.engines.protocols import Generation, GenerationRequest, NamedArray
+from topd_ray.engines.protocols import (
+    Generation,
+    GenerationRequest,
+    NamedArray,
+    Progress,
+)
 from topd_ray.messages import PAD, Floats, Ints
 from topd_ray.models.facts import read_facts
 from topd_ray.models.stop_ids import eos_ids
@@ -41,6 +46,24 @@ class FakeGeneration:
         return iter(
             sorted(map(self._decode, requests), key=lambda g: len(g.token_ids_N))
         )
+
+    def generate_in_pieces(
+        self,
+        requests: Sequence[GenerationRequest],
+        *,
+        stride: int,
+        cuts: Mapping[str, int],
+    ) -> Iterator[list[Progress | Generation]]:
+        """See `RolloutEngine`; all requests advance side by side."""
+        live = {answer.request_id: answer for answer in self.generate(requests)}
+        num_tokens = 0
+        while live:
+            num_tokens += stride
+            outputs = [_so_far(a, num_tokens, cuts) for a in live.values()]
+            for output in outputs:
+                if isinstance(output, Generation):
+                    del live[output.request_id]
+            yield outputs
 
     def load_weights(self, weights: Iterable[NamedArray]) -> None:
         """Become another model, which the bytes of the weights decide."""
@@ -89,10 +112,17 @@ class FakeTeacher(FakeGeneration):
         for answer in super().generate(requests):
             yield self._with_states(by_id[answer.request_id], answer)
 
-    def hidden_states(self, sequences: Sequence[Ints]) -> list[Floats]:
-        """Return one (len, D) array for each sequence."""
+    def hidden_states(
+        self, sequences: Sequence[Ints], starts: Sequence[int] | None = None
+    ) -> list[Floats]:
+        """See `ScoringEngine`."""
         check_sequences(sequences, self._max_model_len)
-        return [self._states(sequence) for sequence in sequences]
+        return [
+            self._states(sequence)[start:]
+            for sequence, start in zip(
+                sequences, starts or [0] * len(sequences), strict=True
+            )
+        ]
 
     def _with_states(
         self, request: GenerationRequest, answer: Generation
@@ -111,6 +141,29 @@ class FakeTeacher(FakeGeneration):
             state = _hash(sequence[index : index + 1], state)
             states.append(np.random.default_rng(state).standard_normal(self._width))
         return np.asarray(states, np.float32)
+
+
+def _so_far(
+    answer: Generation, num_tokens: int, cuts: Mapping[str, int]
+) -> Progress | Generation:
+    """Return what a request has come to after so many tokens."""
+    cut = cuts.get(answer.request_id)
+    length = len(answer.token_ids_N)
+    if length <= num_tokens:
+        return answer
+    if cut is not None and cut <= num_tokens:
+        return replace(
+            answer,
+            token_ids_N=answer.token_ids_N[:cut],
+            logp_N=answer.logp_N[:cut],
+            top_ids_NM=answer.top_ids_NM[:cut],
+            top_logp_NM=answer.top_logp_NM[:cut],
+            finish_reason="cut",
+            num_overshot=num_tokens - cut,
+        )
+    return Progress(
+        request_id=answer.request_id, token_ids_N=answer.token_ids_N[:num_tokens]
+    )
 
 
 def _salt(weights: Iterable[NamedArray]) -> int:

@@ -1,17 +1,22 @@
 """transformers, the back end for machines without vLLM and for small models on CPU."""
 
 import gc
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from topd_ray.config.base import EngineConfig
-from topd_ray.engines.checks import check_requests, whole_weights
+from topd_ray.engines.checks import ENDED, check_requests, whole_weights
 from topd_ray.engines.hf_decoding import Decoding
 from topd_ray.engines.hf_slots import longest_extensions
-from topd_ray.engines.protocols import Generation, GenerationRequest, NamedArray
+from topd_ray.engines.protocols import (
+    Generation,
+    GenerationRequest,
+    NamedArray,
+    Progress,
+)
 from topd_ray.engines.tensors import view_as_torch
 from topd_ray.errors import TopdError, UserError
 from topd_ray.models.architecture import load_causal_lm, weight_shapes
@@ -37,8 +42,18 @@ class HfGeneration:
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Generation]:
         """Yield each finished generation; a later call ends an earlier one."""
+        return self._one_by_one(self.generate_in_pieces(requests, stride=0, cuts={}))
+
+    def generate_in_pieces(
+        self,
+        requests: Sequence[GenerationRequest],
+        *,
+        stride: int,
+        cuts: Mapping[str, int],
+    ) -> Iterator[list[Progress | Generation]]:
+        """See `RolloutEngine`; a stride of 0 shows no progress."""
         check_requests(requests, self._max_model_len)
-        return self._run(requests)
+        return self._run(requests, stride, cuts)
 
     def load_weights(self, weights: Iterable[NamedArray]) -> None:
         """Copy all weights into the model; there is no cache to drop."""
@@ -50,18 +65,31 @@ class HfGeneration:
         self._model = None
         gc.collect()
 
-    def _run(self, requests: Sequence[GenerationRequest]) -> Iterator[Generation]:
+    def _run(
+        self,
+        requests: Sequence[GenerationRequest],
+        stride: int,
+        cuts: Mapping[str, int],
+    ) -> Iterator[list[Progress | Generation]]:
         self._turn += 1
         turn = self._turn
         for batch in batches(requests, self._max_num_seqs):
-            for generation in Decoding(
-                self._model, batch, self._eos, self._num_ids
-            ).run():
-                yield generation
+            decoding = Decoding(self._model, batch, self._eos, self._num_ids)
+            for outputs in decoding.run_in_pieces(stride=stride, cuts=cuts):
+                yield outputs
                 if turn != self._turn:
-                    raise TopdError(
-                        "a later call of the same engine ended this generation"
-                    )
+                    raise TopdError(ENDED)
+
+    def _one_by_one(
+        self, pieces: Iterator[list[Progress | Generation]]
+    ) -> Iterator[Generation]:
+        for outputs in pieces:
+            turn = self._turn
+            for output in outputs:
+                if isinstance(output, Generation):
+                    yield output
+                if turn != self._turn:
+                    raise TopdError(ENDED)
 
 
 def batches(

@@ -4,7 +4,8 @@ Axes: R requests, B of them still live, L tokens of a prompt, T tokens of a resp
 most likely ids, V vocabulary, D width of the model.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ from torch import Tensor
 
 from topd_ray.engines.hf_sampling import Sampler
 from topd_ray.engines.hf_slots import Places, SlotCache, longest_extensions
-from topd_ray.engines.protocols import Generation, GenerationRequest
-from topd_ray.messages import PAD, Ints
+from topd_ray.engines.protocols import Generation, GenerationRequest, Progress
+from topd_ray.messages import PAD, FinishReason, Ints
 
 
 class Decoding:
@@ -46,6 +47,16 @@ class Decoding:
 
     def run(self) -> Iterator[Generation]:
         """Yield each finished generation; those of one step in the requests' order."""
+        for outputs in self.run_in_pieces(stride=0, cuts={}):
+            yield from (one for one in outputs if isinstance(one, Generation))
+
+    def run_in_pieces(
+        self, *, stride: int, cuts: Mapping[str, int]
+    ) -> Iterator[list[Progress | Generation]]:
+        """Yield finished and cut generations, and progress after every `stride` tokens.
+
+        With a stride of 0 there is no progress; see `RolloutEngine`.
+        """
         hidden_BD, cache = self._read_prompts()
         for step in range(int(self._limit_R.max())):
             logits_BV = self._logits(hidden_BD)
@@ -54,11 +65,26 @@ class Decoding:
             tokens_B = self._answers.extend(
                 step, self._live_B, ids_B, logits_BV, hidden_BD
             )
-            done_B = np.isin(tokens_B, self._eos) | (
+            ended_B = np.isin(tokens_B, self._eos) | (
                 self._limit_R[self._live_B] == step + 1
             )
-            for request in sorted(self._live_B[done_B]):
-                yield self._answers.finished(request, step + 1, self._eos)
+            cut_B = ~ended_B & (self._cut_lengths(cuts) <= step + 1)
+            done_B = ended_B | cut_B
+            outputs: list[Progress | Generation] = [
+                self._answers.finished(request, step + 1, self._eos)
+                for request in sorted(self._live_B[ended_B])
+            ]
+            outputs += [
+                self._answers.cut(row, cuts[self._requests[row].request_id], step + 1)
+                for row in sorted(self._live_B[cut_B].tolist())
+            ]
+            if stride and (step + 1) % stride == 0:
+                outputs += [
+                    self._answers.progress(request, step + 1)
+                    for request in sorted(self._live_B[~done_B])
+                ]
+            if outputs:
+                yield outputs
             if done_B.all():
                 return
             if done_B.any():
@@ -66,6 +92,11 @@ class Decoding:
                 self._live_B = self._live_B[kept]
                 ids_B = ids_B[torch.from_numpy(kept)]
             hidden_BD = self._add(ids_B, cache)
+
+    def _cut_lengths(self, cuts: Mapping[str, int]) -> NDArray[np.float64]:
+        """Return the tokens that each live request is cut to; infinite for most."""
+        names = (self._requests[row].request_id for row in self._live_B.tolist())
+        return np.asarray([cuts.get(name, np.inf) for name in names])
 
     @torch.inference_mode()
     def _read_prompts(self) -> tuple[Tensor, SlotCache]:
@@ -161,17 +192,32 @@ class _Answers:
             kept_RTM[live_B, step, num_ids:] = pad
         return tokens_B
 
+    def progress(self, row: int, num_tokens: int) -> Progress:
+        """Return the tokens of one request so far, in a copy."""
+        return Progress(
+            request_id=self._requests[row].request_id,
+            token_ids_N=self._tokens_RT[row, :num_tokens].copy(),
+        )
+
     def finished(self, row: int, num_tokens: int, eos: NDArray[np.int64]) -> Generation:
         """Return the generation of one request, in copies of the arrays."""
+        stopped = self._tokens_RT[row, num_tokens - 1] in eos
+        return self._generation(row, num_tokens, "stop" if stopped else "length")
+
+    def cut(self, row: int, num_tokens: int, num_decoded: int) -> Generation:
+        """Return the first of the decoded tokens of one request as its generation."""
+        cut = self._generation(row, num_tokens, "cut")
+        return replace(cut, num_overshot=num_decoded - num_tokens)
+
+    def _generation(self, row: int, num_tokens: int, why: FinishReason) -> Generation:
         request = self._requests[row]
-        tokens_N = self._tokens_RT[row, :num_tokens].copy()
         return Generation(
             request_id=request.request_id,
-            token_ids_N=tokens_N,
+            token_ids_N=self._tokens_RT[row, :num_tokens].copy(),
             logp_N=self._logp_RT[row, : num_tokens if request.num_top else 0].copy(),
             top_ids_NM=self._top_ids_RTM[row, :num_tokens, : request.num_top].copy(),
             top_logp_NM=self._top_logp_RTM[row, :num_tokens, : request.num_top].copy(),
-            finish_reason="stop" if tokens_N[-1] in eos else "length",
+            finish_reason=why,
             states_ND=(
                 self._states_RTD[row, :num_tokens].copy()
                 if self._wants_states_R[row]

@@ -56,16 +56,19 @@ class HfTeacher:
         self._version = 0
         self._computing = ThreadPoolExecutor(1, thread_name_prefix="teacher")
 
-    def hidden_states(self, sequences: Sequence[Ints]) -> list[Floats]:
-        """Return the last hidden states, one (len, D) array for each sequence."""
+    def hidden_states(
+        self, sequences: Sequence[Ints], starts: Sequence[int] | None = None
+    ) -> list[Floats]:
+        """See `ScoringEngine`. Without a prefix cache all of a sequence is computed."""
         check_sequences(sequences, self._max_model_len)
+        starts = starts or [0] * len(sequences)
         version = self._version
         states = dict[int, Floats]()
         for batch in _by_length(sequences):
             chosen = [sequences[index] for index in batch]
             batch_states = self._turn(version, partial(self._states, chosen))
             states |= zip(batch, batch_states, strict=True)
-        return [states[index] for index in range(len(sequences))]
+        return [states[index][start:] for index, start in enumerate(starts)]
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Generation]:
         """Yield each finished generation; stop iterating to abandon the rest."""

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from topd_ray.config.base import EngineConfig
-from topd_ray.engines.protocols import GenerationEngine, TeacherEngine
+from topd_ray.engines.protocols import RolloutEngine, TeacherEngine
 
 
 def open_generation(
     folder: Path, engine: EngineConfig, *, max_model_len: int, seed: int = 0
-) -> GenerationEngine:
+) -> RolloutEngine:
     """Return an engine that decodes.
 
     Args:

@@ -4,7 +4,7 @@ Every back end passes the same contract suite (`tests/contract`), with transform
 the oracle.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -78,7 +78,9 @@ class Generation:
     top_logp_NM: Floats
     """Their log-probabilities, as `logp_N`; -inf for PAD."""
     finish_reason: FinishReason
-    """Whether the model stopped, or the limit."""
+    """Whether the model stopped, the limit, or a cut."""
+    num_overshot: int = 0
+    """Tokens that were decoded behind a cut and dropped."""
     num_cached_tokens: int = 0
     """Prompt tokens found in the prefix cache; 0 for a back end without a cache."""
     states_ND: Floats | None = None
@@ -86,6 +88,16 @@ class Generation:
 
     None where the request asks for none.
     """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """The tokens of a request that is still being decoded."""
+
+    request_id: str
+    """Name of the request."""
+    token_ids_N: Ints
+    """All tokens so far."""
 
 
 class GenerationEngine(Protocol):
@@ -108,13 +120,46 @@ class GenerationEngine(Protocol):
         ...
 
 
+class RolloutEngine(GenerationEngine, Protocol):
+    """A `GenerationEngine` whose requests can be watched and cut while it decodes."""
+
+    def generate_in_pieces(
+        self,
+        requests: Sequence[GenerationRequest],
+        *,
+        stride: int,
+        cuts: Mapping[str, int],
+    ) -> Iterator[list[Progress | Generation]]:
+        """Yield what the requests have come to, as soon as there is something to say.
+
+        The tokens are those of `generate`, whatever is cut and when.
+
+        Args:
+            requests: The sequences to decode.
+            stride: Tokens of a request between two signs of its progress.
+            cuts: Tokens that a request is cut to, by its name. Another thread may add
+                to it while the engine decodes. A request that has so many tokens ends:
+                its generation has the reason "cut". One that is finished stays as it
+                is.
+        """
+        ...
+
+
 class ScoringEngine(Protocol):
     """Runs a model over given token ids."""
 
-    def hidden_states(self, sequences: Sequence[Ints]) -> list[Floats]:
-        """Return the last hidden states, after the final norm, of every token.
+    def hidden_states(
+        self, sequences: Sequence[Ints], starts: Sequence[int] | None = None
+    ) -> list[Floats]:
+        """Return the last hidden states, after the final norm, of the tokens.
 
-        One float32 array (len, D) for each sequence, in their order.
+        Args:
+            sequences: Token ids.
+            starts: First token of each sequence whose state is wanted; all by default.
+                What lies before it may be read from the prefix cache.
+
+        Returns:
+            One float32 array (len - start, D) for each sequence, in their order.
         """
         ...
 
@@ -221,6 +266,8 @@ __all__ = [
     "GenerationRequest",
     "NamedArray",
     "OptimizerOutcome",
+    "Progress",
+    "RolloutEngine",
     "ScoringEngine",
     "TeacherEngine",
     "TrainingEngine",

@@ -3,7 +3,7 @@
 import socket
 from datetime import timedelta
 
-from torch.distributed import Store, TCPStore
+from torch._C._distributed_c10d import Store, TCPStore
 
 _TIMEOUT = timedelta(minutes=10)
 """Longest wait for a rank that has not come."""

@@ -14,7 +14,7 @@ must not wait when one caller pauses; so a thread steps its engine (`stepping.py
 import gc
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,13 @@ import numpy as np
 import torch
 
 from topd_ray.config.base import EngineConfig
-from topd_ray.engines.checks import check_requests, whole_weights
-from topd_ray.engines.protocols import Generation, GenerationRequest, NamedArray
+from topd_ray.engines.checks import ENDED, check_requests, whole_weights
+from topd_ray.engines.protocols import (
+    Generation,
+    GenerationRequest,
+    NamedArray,
+    Progress,
+)
 from topd_ray.errors import TopdError
 from topd_ray.messages import PAD, FinishReason, Floats, Ints
 from topd_ray.models.architecture import weight_shapes
@@ -79,6 +84,17 @@ class VllmGeneration:
         check_requests(requests, self._max_model_len)
         return self._run(requests)
 
+    def generate_in_pieces(
+        self,
+        requests: Sequence[GenerationRequest],
+        *,
+        stride: int,
+        cuts: Mapping[str, int],
+    ) -> Iterator[list[Progress | Generation]]:
+        """See `RolloutEngine`."""
+        check_requests(requests, self._max_model_len)
+        return self._run_in_pieces(requests, stride, cuts)
+
     def load_weights(self, weights: Iterable[NamedArray]) -> None:
         """Replace all weights and drop the prefix cache; ends the generation."""
         whole = whole_weights(weights, self._shapes)
@@ -100,21 +116,63 @@ class VllmGeneration:
                 for output in self._engine.step():
                     yield as_generation(output, mine.pop(output.request_id))
                     if mine is not self._live:
-                        raise TopdError(
-                            "a later call of the same engine ended this generation"
-                        )
+                        raise TopdError(ENDED)
         finally:
             if mine is self._live:
                 self._abort()
 
+    def _run_in_pieces(
+        self,
+        requests: Sequence[GenerationRequest],
+        stride: int,
+        cuts: Mapping[str, int],
+    ) -> Iterator[list[Progress | Generation]]:
+        mine = self._begin(requests, stride)
+        so_far = {engine_id: _Delivered(request) for engine_id, request in mine.items()}
+        try:
+            while mine:
+                outputs: list[Progress | Generation] = []
+                for output in self._engine.step():
+                    delivered = so_far[output.request_id]
+                    delivered.add(output)
+                    outputs.append(delivered.message())
+                    if output.finished:
+                        del mine[output.request_id]
+                outputs += self._cut(mine, so_far, cuts)
+                if outputs:
+                    yield outputs
+                if mine is not self._live:
+                    raise TopdError(ENDED)
+        finally:
+            if mine is self._live:
+                self._abort()
+
+    def _cut(
+        self,
+        live: dict[str, GenerationRequest],
+        so_far: Mapping[str, "_Delivered"],
+        cuts: Mapping[str, int],
+    ) -> list[Generation]:
+        """End the live requests that have the tokens they are to be cut to."""
+        cut = []
+        for engine_id, request in list(live.items()):
+            num_tokens = cuts.get(request.request_id)
+            if num_tokens is not None and so_far[engine_id].num_tokens >= num_tokens:
+                self._engine.abort_request([engine_id])
+                cut.append(so_far[engine_id].cut(num_tokens))
+                del live[engine_id]
+        return cut
+
     def _begin(
-        self, requests: Sequence[GenerationRequest]
+        self, requests: Sequence[GenerationRequest], stride: int | None = None
     ) -> dict[str, GenerationRequest]:
         self._abort()
         self._calls += 1
         self._live = {f"{self._calls}-{index}": r for index, r in enumerate(requests)}
         for engine_id, request in self._live.items():
-            params = sampling_params(request, self._stop_ids, self._num_ids)
+            params = sampling_params(
+                request, self._stop_ids, self._num_ids, stride=stride
+            )
             self._engine.add_request(
                 engine_id, tokens_prompt(request.prompt_ids), params
             )
@@ -215,11 +273,16 @@ def tokens_prompt(token_ids: Ints) -> Any:
 
 
 def sampling_params(
-    request: GenerationRequest, stop_ids: Sequence[int], num_ids: int
+    request: GenerationRequest,
+    stop_ids: Sequence[int],
+    num_ids: int,
+    *,
+    stride: int | None = None,
 ) -> Any:
     """Return the settings of a generation request as vLLM takes them.
 
-    `num_ids` is V, which bounds the number of likely ids.
+    `num_ids` is V, which bounds the number of likely ids. With a `stride` vLLM hands
+    over the first token, then so many tokens at a time; else all at the end.
     """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -235,14 +298,17 @@ def sampling_params(
         stop_token_ids=list(stop_ids),
         detokenize=False,
         skip_clone=True,
-        output_kind=RequestOutputKind.FINAL_ONLY,
+        output_kind=(
+            RequestOutputKind.DELTA if stride else RequestOutputKind.FINAL_ONLY
+        ),
+        stream_interval=stride,
     )
 
 
-def scoring_params() -> Any:
+def scoring_params(*, reads_cache: bool) -> Any:
     """Return the settings of a request that computes its prefix, caches it and ends.
 
-    It reads nothing from the cache: a state that is not computed cannot be kept.
+    A state that is read from the cache is not computed, and cannot be kept.
     """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -250,7 +316,7 @@ def scoring_params() -> Any:
     return SamplingParams(
         max_tokens=1,  # vLLM needs one token; it is not used
         temperature=0.0,
-        skip_reading_prefix_cache=True,
+        skip_reading_prefix_cache=not reads_cache,
         detokenize=False,
         skip_clone=True,
         output_kind=RequestOutputKind.FINAL_ONLY,
@@ -266,27 +332,79 @@ def stop_engine(engine: Any) -> None:
 
 
 def as_generation(output: Any, request: GenerationRequest) -> Generation:
-    """Return vLLM's output as a `Generation`.
+    """Return vLLM's final output as a `Generation`.
 
     Raises:
         TopdError: vLLM ended the request for a reason other than EOS or length.
     """
-    completion = output.outputs[0]
-    if completion.finish_reason not in FINISH_REASONS:
-        raise TopdError(
-            f"request {request.request_id}: vLLM ended it with"
-            f" {completion.finish_reason!r}"
+    delivered = _Delivered(request)
+    delivered.add(output)
+    return delivered.generation()
+
+
+class _Delivered:
+    """What vLLM has handed over of one request."""
+
+    def __init__(self, request: GenerationRequest) -> None:
+        self._request = request
+        self._token_ids: list[int] = []
+        self._logprobs: list[tuple[Floats, Ints, Floats]] = []
+        self._finish_reason: str | None = None
+        self._num_cached_tokens = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens so far."""
+        return len(self._token_ids)
+
+    def add(self, output: Any) -> None:
+        """Append the tokens of an output to those before."""
+        completion = output.outputs[0]
+        self._token_ids += completion.token_ids
+        self._logprobs.append(_logprobs(completion, self._request.num_top))
+        self._finish_reason = completion.finish_reason
+        self._num_cached_tokens = output.num_cached_tokens or 0
+
+    def message(self) -> Progress | Generation:
+        """Return the generation where it has ended, else its progress."""
+        if self._finish_reason is not None:
+            return self.generation()
+        return Progress(
+            request_id=self._request.request_id,
+            token_ids_N=np.asarray(self._token_ids, np.int32),
         )
-    logp_N, top_ids_NM, top_logp_NM = _logprobs(completion, request.num_top)
-    return Generation(
-        request_id=request.request_id,
-        token_ids_N=np.asarray(completion.token_ids, np.int32),
-        logp_N=logp_N,
-        top_ids_NM=top_ids_NM,
-        top_logp_NM=top_logp_NM,
-        finish_reason=FINISH_REASONS[completion.finish_reason],
-        num_cached_tokens=output.num_cached_tokens or 0,
-    )
+
+    def generation(self) -> Generation:
+        """Return the finished generation.
+
+        Raises:
+            TopdError: vLLM ended the request for a reason other than EOS or length.
+        """
+        reason = self._finish_reason
+        if reason not in FINISH_REASONS:
+            raise TopdError(
+                f"request {self._request.request_id}: vLLM ended it with {reason!r}"
+            )
+        return self._generation(self.num_tokens, FINISH_REASONS[reason])
+
+    def cut(self, num_tokens: int) -> Generation:
+        """Return the first tokens as the generation."""
+        return self._generation(num_tokens, "cut")
+
+    def _generation(self, num_tokens: int, why: FinishReason) -> Generation:
+        logp_N, top_ids_NM, top_logp_NM = (
+            np.concatenate(parts) for parts in zip(*self._logprobs, strict=True)
+        )
+        return Generation(
+            request_id=self._request.request_id,
+            token_ids_N=np.asarray(self._token_ids[:num_tokens], np.int32),
+            logp_N=logp_N[:num_tokens],
+            top_ids_NM=top_ids_NM[:num_tokens],
+            top_logp_NM=top_logp_NM[:num_tokens],
+            finish_reason=why,
+            num_overshot=self.num_tokens - num_tokens,
+            num_cached_tokens=self._num_cached_tokens,
+        )
 
 
 def _logprobs(completion: Any, num_top: int) -> tuple[Floats, Ints, Floats]:

@@ -1,12 +1,13 @@
 """A vLLM engine that scores and continues: one copy of the weights, one prefix cache.
 
-A scoring request does not read the prefix cache, so that every state of its prefix is
-computed in its prefill, where the worker extension keeps it. It does write the cache:
-the continuations that follow find their prefixes there.
+A scoring request reads no more of the prefix cache than lies before the states that are
+wanted: the others are computed in its prefill, where the worker extension keeps them.
+It does write the cache: the continuations that follow find their prefixes there.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -61,31 +62,63 @@ class VllmTeacher:
             name="teacher",
         )
 
-    def hidden_states(self, sequences: Sequence[Ints]) -> list[Floats]:
-        """Return the last hidden states, one (len, D) array for each sequence."""
+    def hidden_states(
+        self, sequences: Sequence[Ints], starts: Sequence[int] | None = None
+    ) -> list[Floats]:
+        """See `ScoringEngine`.
+
+        What lies before a start is read from the prefix cache. Where the cache holds
+        more than that, because another sequence begins alike, all is computed.
+        """
         check_sequences(sequences, self._max_scored_len)
-        adds = []
-        place = {}
-        for index, sequence in enumerate(sequences):
-            name = f"{SCORING}{next(self._names)}"
-            place[name] = index
-            adds.append(_adding(name, sequence, scoring_params, SCORING_PRIORITY))
-        lengths = {name: len(sequences[index]) for name, index in place.items()}
-        call = self._stepper.begin(
-            adds,
-            lambda vllm, output: (
-                output.request_id,
-                vllm.states(output, 0, lengths[output.request_id]),
-            ),
+        starts = starts or [0] * len(sequences)
+        every = range(len(sequences))
+        states = self._states(sequences, starts, [starts[i] > 0 for i in every])
+        missing = [i for i in every if states[i] is None]
+        again = self._states(
+            [sequences[i] for i in missing],
+            [starts[i] for i in missing],
+            [False] * len(missing),
         )
-        states: dict[int, Floats] = {}
+        for index, states_LD in zip(missing, again, strict=True):
+            states[index] = states_LD
+        return [states_LD for states_LD in states if states_LD is not None]
+
+    def _states(
+        self,
+        sequences: Sequence[Ints],
+        starts: Sequence[int],
+        read_cache: Sequence[bool],
+    ) -> list[Floats | None]:
+        """Return the states from the starts on; None where the cache held some."""
+        place = {f"{SCORING}{next(self._names)}": i for i in range(len(sequences))}
+        adds = [
+            _adding(
+                name,
+                sequences[index],
+                partial(scoring_params, reads_cache=read_cache[index]),
+                SCORING_PRIORITY,
+            )
+            for name, index in place.items()
+        ]
+
+        def finish(vllm: "_Vllm", output: Any) -> tuple[int, Floats | None]:
+            index = place[output.request_id]
+            start = starts[index]
+            if (output.num_cached_tokens or 0) > start:
+                vllm.drop(output)
+                return index, None
+            return index, vllm.states(output, start, len(sequences[index]))
+
+        states: list[Floats | None] = [None] * len(sequences)
+        call = self._stepper.begin(adds, finish)
         try:
-            while len(states) < len(sequences):
-                name, states_LD = call.next()
-                states[place[name]] = states_LD
+            for _ in sequences:
+                index, states_LD = call.next()
+                states[index] = states_LD
         finally:
             self._stepper.finish(call)
-        return [states[index] for index in range(len(sequences))]
+        return states
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Generation]:
         """Yield each finished generation; stop iterating to abort the rest."""
@@ -185,6 +218,12 @@ class _Vllm:
         if taken.dtype == np.uint16:
             taken = to_torch(taken).float().numpy()
         return taken
+
+    def drop(self, output: Any) -> None:
+        """Drop the states of a finished request."""
+        self.engine.collective_rpc(
+            "drop_states", args=([self._kept.pop(output.request_id)],)
+        )
 
     def abort(self, request_ids: Sequence[str]) -> None:
         self.engine.abort_request(list(request_ids))

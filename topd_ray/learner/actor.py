@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributed import Store
+from torch._C._distributed_c10d import Store
 
 from topd_ray.config import LearnerConfig, ObjectiveConfig, TeacherConfig
 from topd_ray.errors import TopdError

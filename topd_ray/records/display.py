@@ -122,7 +122,7 @@ def _state_line(metrics: Metrics) -> str:
     if metrics["takeover/num"]:
         line += (
             f"  taken over {metrics['takeover/frac']:.0%}"
-            f" at {metrics['takeover/mean_fork']:.0%}"
+            f" at {metrics['takeover/own_frac']:.0%}"
         )
     return (
         f"{line}  staleness {metrics['rollout/staleness']}  "

@@ -60,12 +60,14 @@ def _learner_metrics(report: StepReport, receipts: StepReceipts) -> Metrics:
 
 def _rollout_metrics(report: StepReport, receipts: StepReceipts) -> Metrics:
     num_tokens = _tokens(receipts.rollouts)
+    num_overshot = sum(receipt.num_overshot for receipt in receipts.rollouts)
     num_rollouts = sum(len(r.rollout_ids) for r in receipts.rollouts)
     num_truncated = sum(r.num_truncated for r in receipts.rollouts)
     oldest = min(receipt.policy_version for receipt in receipts.rollouts)
     return {
         "rollout/num": num_rollouts,
-        "rollout/num_tokens": num_tokens,
+        "rollout/num_tokens": num_tokens + num_overshot,
+        "rollout/num_overshot": num_overshot,
         "rollout/mean_tokens": num_tokens / num_rollouts,
         "rollout/entropy": sum(r.entropy_sum for r in receipts.rollouts) / num_tokens,
         "rollout/truncated_frac": num_truncated / num_rollouts,
@@ -82,7 +84,7 @@ def _teacher_metrics(receipts: StepReceipts) -> Metrics:
         "teacher/mean_token_loss": (
             sum(r.loss_sum for r in receipts.scores) / num_tokens
         ),
-        "teacher/busy_s": _busy_s(receipts.scores),
+        "teacher/busy_s": _busy_s(receipts.scores) + _busy_s(receipts.reads),
     }
 
 
@@ -113,8 +115,6 @@ def _takeover_metrics(receipts: StepReceipts) -> Metrics:
     num = sum(receipt.num_taken_over for receipt in takeovers)
     num_rollouts = sum(len(receipt.rollout_ids) for receipt in receipts.rollouts)
     num_own = sum(receipt.num_own for receipt in takeovers)
-    num_cut = sum(receipt.num_cut for receipt in takeovers)
-    num_judged = sum(receipt.num_judged for receipt in takeovers)
     sums = [receipt.sums for receipt in receipts.learned]
     return {
         # nats a position, where each counts
@@ -128,15 +128,17 @@ def _takeover_metrics(receipts: StepReceipts) -> Metrics:
         ),
         "takeover/num": num,
         "takeover/frac": _share(num, num_rollouts),
-        # where the fork lies in a taken-over rollout, as a share of its tokens
-        "takeover/mean_fork": _share(num_own, num_own + num_cut),
+        # the student's share of the tokens of a taken-over rollout, as it is trained
+        "takeover/own_frac": _share(num_own, num_own + _tokens(takeovers)),
         "takeover/num_tokens": _tokens(takeovers),
         "takeover/num_dropped": sum(len(receipt.dropped) for receipt in takeovers),
         "takeover/right_before_frac": _share(
-            sum(receipt.num_right_before for receipt in takeovers), num_judged
+            sum(receipt.num_right_before for receipt in takeovers),
+            sum(receipt.num_judged_before for receipt in takeovers),
         ),
         "takeover/right_frac": _share(
-            sum(receipt.num_right for receipt in takeovers), num_judged
+            sum(receipt.num_right for receipt in takeovers),
+            sum(receipt.num_judged for receipt in takeovers),
         ),
         "takeover/cached_frac": _share(
             sum(receipt.num_cached_tokens for receipt in takeovers),

@@ -55,6 +55,21 @@ class RolloutReceipt(Receipt):
     num_truncated: int
     entropy_sum: float
     """Sum of -log p over the sampled tokens, nats; its mean estimates the entropy."""
+    num_overshot: int = 0
+    """Tokens decoded behind a fork before the engine heard of it; in no rollout."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartialReceipt(Receipt):
+    """Beginnings of rollouts, sent while the engine decodes on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadReceipt(Receipt):
+    """Beginnings of rollouts that the teacher read."""
+
+    forks: tuple[tuple[str, int], ...]
+    """Rollouts whose fork was found, each with its position."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,14 +116,14 @@ class TakeoverReceipt(Receipt):
     """Rollouts with a fork, dropped ones too."""
     num_own: int
     """Tokens before the forks of these rollouts."""
-    num_cut: int
-    """Tokens of the student behind them, which are not trained on."""
     num_judged: int
     """Taken-over rollouts with a known answer."""
-    num_right_before: int
-    """How many of these the student had answered right."""
     num_right: int
     """How many are right with the teacher's continuation."""
+    num_judged_before: int
+    """Those of them that the student had answered before: it was not stopped."""
+    num_right_before: int
+    """How many of these were right."""
     num_prefix_tokens: int
     num_cached_tokens: int
     """Prefix tokens that the engine had in its cache."""
@@ -161,6 +176,7 @@ class StepReceipts:
     scores: list[ScoreReceipt] = field(default_factory=list)
     continued: list[ContinueReceipt] = field(default_factory=list)
     probes: list[ProbeReceipt] = field(default_factory=list)
+    reads: list[ReadReceipt] = field(default_factory=list)
     takeovers: list[TakeoverReceipt] = field(default_factory=list)
     rounds: list[LearnedRound] = field(default_factory=list)
     works: list[Work] = field(default_factory=list)

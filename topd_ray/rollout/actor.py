@@ -6,9 +6,22 @@ from itertools import chain, islice
 import numpy as np
 
 from topd_ray.config import RolloutConfig
-from topd_ray.engines.protocols import Generation, GenerationEngine, GenerationRequest
+from topd_ray.engines.protocols import (
+    Generation,
+    GenerationRequest,
+    Progress,
+    RolloutEngine,
+)
 from topd_ray.errors import TopdError
-from topd_ray.messages import PAD, CandidateSet, Ints, Rollout, RolloutRequest
+from topd_ray.messages import (
+    PAD,
+    CandidateSet,
+    Ints,
+    PartialRollout,
+    Rollout,
+    RolloutRequest,
+)
+from topd_ray.rollout.request_order import FinishedRollouts, RequestOrder
 from topd_ray.seeds import derive_seed
 from topd_ray.weights.buckets import WeightBucket, open_buckets
 
@@ -22,7 +35,7 @@ class RolloutActor:
     def __init__(
         self,
         config: RolloutConfig,
-        open_engine: Callable[[], GenerationEngine] | None,
+        open_engine: Callable[[], RolloutEngine] | None,
         *,
         run_seed: int,
     ) -> None:
@@ -30,6 +43,7 @@ class RolloutActor:
         self._run_seed = run_seed
         self._engine = None if open_engine is None else open_engine()
         self._policy_version = 0
+        self._cuts: dict[str, int] = {}
         self._failed_load: TopdError | None = None
 
     def roll_out(
@@ -70,6 +84,61 @@ class RolloutActor:
         while chunk := list(islice(missing, self._config.chunk_size)):
             yield chunk
 
+    def roll_out_in_pieces(
+        self,
+        requests: Sequence[RolloutRequest],
+        *,
+        policy_version: int,
+        stride: int,
+        done: frozenset[str] = frozenset(),
+        cuts: Mapping[str, int] | None = None,
+    ) -> Iterator[list[PartialRollout] | FinishedRollouts]:
+        """Yield beginnings of rollouts while they are decoded, and finished chunks.
+
+        The chunks hold `chunk_size` rollouts in the order of the requests: which of
+        them ends first depends on when it is cut.
+
+        Args:
+            requests: What is to be decoded.
+            policy_version: Version of the weights that the engine must hold.
+            stride: Tokens of a rollout between two of its beginnings.
+            done: Rollouts that an engine sent before it was lost: they are in no chunk.
+            cuts: Tokens that rollouts are cut to, as far as it is known; `cut` adds to
+                it.
+
+        Raises:
+            TopdError: The engine holds other weights, or there is no engine.
+        """
+        self._refuse_stale("rollouts", policy_version)
+        by_id = {request.rollout_id: request for request in requests}
+        self._cuts = dict(cuts or {})
+        queue = RequestOrder(
+            [name for name in by_id if name not in done], self._config.chunk_size
+        )
+        for outputs in self.engine.generate_in_pieces(
+            [self._generation_request(request) for request in requests],
+            stride=stride,
+            cuts=self._cuts,
+        ):
+            partials = []
+            for output in outputs:
+                request = by_id[output.request_id]
+                if isinstance(output, Progress):
+                    partials.append(_partial(output, request, policy_version))
+                else:
+                    finished = _rollout(output, request, policy_version)
+                    queue.add(finished, output.num_overshot)
+            if partials:
+                yield partials
+            yield from queue.chunks()
+
+    def cut(self, cuts: Mapping[str, int]) -> None:
+        """Cut rollouts that are being decoded to so many tokens.
+
+        May be called from another thread. A rollout that has ended stays as it is.
+        """
+        self._cuts.update(cuts)
+
     def resample(
         self, candidates: Sequence[CandidateSet], *, window: int, policy_version: int
     ) -> list[Ints]:
@@ -96,7 +165,7 @@ class RolloutActor:
         ]
 
     @property
-    def engine(self) -> GenerationEngine:
+    def engine(self) -> RolloutEngine:
         """Return the engine under its current weights, for evaluation between steps.
 
         Raises TopdError where the actor was made without one, or where its last load
@@ -231,6 +300,22 @@ def _rollout(
         top_ids_OM=answer.top_ids_NM,
         top_logp_OM=answer.top_logp_NM,
         finish_reason=answer.finish_reason,
+    )
+
+
+def _partial(
+    progress: Progress, request: RolloutRequest, policy_version: int
+) -> PartialRollout:
+    prompt = request.prompt
+    teacher_ids_P = prompt.teacher_ids_P
+    return PartialRollout(
+        rollout_id=request.rollout_id,
+        policy_version=policy_version,
+        prompt_ids_P=prompt.token_ids_P,
+        teacher_prompt_ids_P=(
+            prompt.token_ids_P if teacher_ids_P is None else teacher_ids_P
+        ),
+        response_ids_N=progress.token_ids_N,
     )
 
 

@@ -14,6 +14,7 @@ from topd_ray.actors.protocols import (
     Probed,
     PublishedWeights,
     RankShare,
+    ReadAhead,
     Ref,
     Resampled,
     Rewritten,
@@ -27,6 +28,7 @@ from topd_ray.messages import (
     CandidateSet,
     Ints,
     LossSums,
+    PartialRollout,
     ProbeSet,
     Prompt,
     Rollout,
@@ -72,6 +74,9 @@ class SimulatedRollout:
         """See `RolloutHandle`. The shortest rollouts come first."""
         pieces = [self._world.piece(request.rollout_id) for request in requests]
         return self._lane.stream(lambda: self._chunks(pieces, policy_version), room + 1)
+
+    async def cut(self, cuts: Mapping[str, int]) -> None:
+        """See `RolloutHandle`. A simulated rollout ends at its fork by itself."""
 
     async def resample(
         self, candidates: Ref[list[CandidateSet]], policy_version: int, log: WorkLog
@@ -123,7 +128,7 @@ class SimulatedRollout:
         await self._device.work(rates.prompt_s * sum(prompt_tokens))
         for seconds, ended in continuous_batching(
             rates.roll_out,
-            [piece.num_tokens for piece in pieces],
+            [self._world.decoded_tokens(piece) for piece in pieces],
             prompt_tokens,
             slots=self._world.config.rollout.engine.max_num_seqs,
         ):
@@ -135,7 +140,7 @@ class SimulatedRollout:
         self, chunk: Sequence[Piece], policy_version: int, began_s: float
     ) -> RolloutReceipt:
         longest = self._world.config.rollout.max_response_tokens
-        num_tokens = sum(piece.num_tokens for piece in chunk)
+        num_tokens = sum(self._world.decoded_tokens(piece) for piece in chunk)
         return RolloutReceipt(
             rollout_ids=tuple(piece.name for piece in chunk),
             policy_version=policy_version,
@@ -228,7 +233,9 @@ class SimulatedTeacher(SimulatedDecoder):
     ) -> Scored:
         """See `TeacherHandle`."""
         pieces = pieces_of(rollouts)
-        lengths = tuple(piece.length for piece in pieces)
+        lengths = tuple(
+            piece.prompt_tokens + self._world.decoded_tokens(piece) for piece in pieces
+        )
         seconds = self._world.rates.score.seconds(lengths)
         span = await self._reading.submit(lambda: self._read(seconds))
         receipt = ScoreReceipt(
@@ -246,6 +253,15 @@ class SimulatedTeacher(SimulatedDecoder):
             receipt,
         )
 
+    async def read_ahead(
+        self,
+        partials: Sequence[Ref[list[PartialRollout]]],
+        known: frozenset[str],
+        log: WorkLog,
+    ) -> ReadAhead:
+        """See `TeacherHandle`. No simulated engine sends beginnings of rollouts."""
+        raise NotImplementedError
+
     async def take_over(
         self,
         candidates: Ref[list[CandidateSet]],
@@ -254,9 +270,10 @@ class SimulatedTeacher(SimulatedDecoder):
         threshold: float,
         num_rollouts: int,
         log: WorkLog,
+        known: frozenset[str] = frozenset(),
     ) -> TakenOver:
         """See `TeacherHandle`. A response keeps its length."""
-        del probe_sets, answers, threshold
+        del probe_sets, answers, threshold, known
         pieces = pieces_of(candidates)
         rates = self._world.rates
         decode_s = self._world.takeovers_s(rates.continue_from, pieces, self._slots)
@@ -269,10 +286,10 @@ class SimulatedTeacher(SimulatedDecoder):
             num_sequence_tokens=tuple(piece.length for piece in pieces),
             num_taken_over=num_rollouts,
             num_own=num_tokens - sum(written),
-            num_cut=sum(written),
             num_judged=0,
-            num_right_before=0,
             num_right=0,
+            num_judged_before=0,
+            num_right_before=0,
             num_prefix_tokens=0,
             num_cached_tokens=0,
             num_tokens=sum(written),

@@ -112,6 +112,16 @@ class World:
         ]
         return _batched_s(decode, lengths, contexts, slots)
 
+    def decoded_tokens(self, piece: Piece) -> int:
+        """Return the response tokens of a rollout that the student decodes.
+
+        A rollout that is stopped ends at its fork at once: the tokens decoded until the
+        engine hears of it are few beside it.
+        """
+        if self.config.takeover.stride is None:
+            return piece.num_tokens
+        return piece.num_tokens - self.taken_over_tokens(piece)
+
     def taken_over_tokens(self, piece: Piece) -> int:
         """Return the tokens of a rollout that the teacher writes.
 

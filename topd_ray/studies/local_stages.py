@@ -11,7 +11,7 @@ from topd_ray.candidates import find_candidates
 from topd_ray.config import Config, ProbeConfig
 from topd_ray.config.stages import Solver
 from topd_ray.engines.open import open_generation, open_teacher
-from topd_ray.engines.protocols import GenerationEngine, TeacherEngine
+from topd_ray.engines.protocols import RolloutEngine, TeacherEngine
 from topd_ray.errors import UserError
 from topd_ray.inputs.prompts import load_source
 from topd_ray.messages import (
@@ -170,7 +170,7 @@ class LocalStages:
             _shortened(student_ids, config.window),
         )
 
-    def open_student(self) -> GenerationEngine:
+    def open_student(self) -> RolloutEngine:
         """Return one more student engine, whose weights the caller may change.
 
         The caller closes it.
@@ -220,7 +220,7 @@ class LocalStages:
         )
 
     @cached_property
-    def _student_engine(self) -> GenerationEngine:
+    def _student_engine(self) -> RolloutEngine:
         return self.open_student()
 
     @cached_property

@@ -7,7 +7,15 @@ import numpy as np
 
 from topd_ray.candidates import candidate_set
 from topd_ray.config import CandidatesConfig, TakeoverConfig
-from topd_ray.messages import HIGH, CandidateSet, Floats, Ints, ProbeSet, ScoredRollout
+from topd_ray.messages import (
+    HIGH,
+    CandidateSet,
+    Floats,
+    Ints,
+    PartialRollout,
+    ProbeSet,
+    ScoredRollout,
+)
 from topd_ray.windows import divergent
 
 
@@ -24,7 +32,8 @@ def fork_candidates(
     Returns:
         With `confident` the fork alone, with `d_ot` and `both` the positions to probe,
         with `surprise` every position, whose losses are the surprises, with `always`
-        position 0; ascending, and empty where there is none.
+        position 0; ascending, and empty where there is none. Of a rollout that was cut
+        the last position: there the fork was found while the student decoded.
     """
     positions_W = _positions(scored, config, candidates.min_window)
     loss_N = scored.token_loss_N
@@ -35,6 +44,50 @@ def fork_candidates(
         positions_W,
         losses_W=loss_N[positions_W],
         groups_W=np.full(len(positions_W), HIGH, np.int32),
+    )
+
+
+def fork_ahead(
+    partial: PartialRollout,
+    logq_N: Floats,
+    entropy_N: Floats,
+    config: TakeoverConfig,
+    *,
+    min_window: int,
+) -> CandidateSet | None:
+    """Return the fork of a rollout that is still decoded, once it is certain.
+
+    It is the one that `fork_candidates` finds in the whole rollout: the first unlikely
+    token behind which `min_window` tokens are there, itself included.
+
+    Args:
+        partial: The rollout's beginning.
+        logq_N: The teacher's log-probability of each of its tokens.
+        entropy_N: Its entropy at each position, nats.
+        config: The verdict `confident` and its limits.
+        min_window: Fewest tokens from the fork to the end of the rollout.
+    """
+    unlikely_W = unlikely_positions(
+        logq_N,
+        entropy_N,
+        max_prob=config.max_teacher_prob,
+        max_entropy=config.max_teacher_entropy,
+        min_window=min_window,
+    )
+    if len(unlikely_W) == 0:
+        return None
+    fork = int(unlikely_W[0])
+    return CandidateSet(
+        rollout_id=partial.rollout_id,
+        policy_version=partial.policy_version,
+        prompt_ids_P=partial.prompt_ids_P,
+        teacher_prompt_ids_P=partial.teacher_prompt_ids_P,
+        response_ids_N=partial.response_ids_N[: fork + 1],
+        positions_W=unlikely_W[:1],
+        losses_W=-logq_N[unlikely_W[:1]],
+        groups_W=np.full(1, HIGH, np.int32),
+        truncated=False,
+        cut=True,
     )
 
 
@@ -106,6 +159,8 @@ def surprise(logq_N: Floats, entropy_N: Floats) -> Floats:
 
 
 def _positions(scored: ScoredRollout, config: TakeoverConfig, min_window: int) -> Ints:
+    if scored.rollout.finish_reason == "cut":
+        return np.array([len(scored.logq_N) - 1], np.int32)
     if config.verdict == "never":
         return np.zeros(0, np.int32)
     if config.verdict == "always":
@@ -124,4 +179,10 @@ def _positions(scored: ScoredRollout, config: TakeoverConfig, min_window: int) -
     return unlikely_W[: 1 if config.verdict == "confident" else config.candidates]
 
 
-__all__ = ["fork_candidates", "fork_of", "surprise", "unlikely_positions"]
+__all__ = [
+    "fork_ahead",
+    "fork_candidates",
+    "fork_of",
+    "surprise",
+    "unlikely_positions",
+]

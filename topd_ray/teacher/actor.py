@@ -19,6 +19,7 @@ from topd_ray.messages import (
     Floats,
     HiddenSignal,
     Ints,
+    PartialRollout,
     Rollout,
     SampledSignal,
     ScoredRollout,
@@ -28,6 +29,7 @@ from topd_ray.messages import (
 from topd_ray.models.facts import read_facts
 from topd_ray.models.tensors import EMBEDDING_NAMES, HEAD_NAMES, output_head
 from topd_ray.models.vocabulary import num_ids
+from topd_ray.teacher.kept import KeptReadings, ReadSoFar
 from topd_ray.teacher.reading import Reading, read_response
 from topd_ray.weights.buckets import WeightBucket, open_buckets
 
@@ -45,7 +47,8 @@ Measured on vLLM: 2e-7 in float32, 0.03 in bfloat16 (SmolLM2).
 class TeacherActor:
     """Turns rollouts into scored rollouts.
 
-    Its only state is the weights, so any call can be repeated.
+    Its only state is the weights, so any call can be repeated. What it has read ahead
+    saves reading it again, and changes no result but by rounding.
     """
 
     def __init__(
@@ -56,9 +59,15 @@ class TeacherActor:
         open_engine: Callable[[], ScoringEngine],
         *,
         with_entropy: bool = False,
+        max_staleness: int = 0,
     ) -> None:
-        """`with_entropy`: whether scored rollouts carry the teacher's entropy."""
+        """Read the output head and open the engine.
+
+        `with_entropy`: whether scored rollouts carry the teacher's entropy.
+        `max_staleness`: policy versions for which states that were read ahead are kept.
+        """
         self._with_entropy = with_entropy
+        self._read_ahead = KeptReadings(max_staleness=max_staleness)
         self._config = config
         self._loss = candidates.loss
         self._head_names = EMBEDDING_NAMES if read_facts(folder).tied else HEAD_NAMES
@@ -75,17 +84,93 @@ class TeacherActor:
 
         Raises TopdError when the engine returns another number of states than tokens.
         """
+        scored = [
+            self._scored(rollout, np.concatenate(states)[: len(rollout.response_ids_N)])
+            for rollout, states in zip(rollouts, self._states(rollouts), strict=True)
+        ]
+        for rollout in rollouts:
+            self._read_ahead.drop(rollout.rollout_id)
+        return scored
+
+    def read_ahead(self, partials: Sequence[PartialRollout]) -> list[ReadSoFar]:
+        """Read the beginnings of rollouts that the student still decodes.
+
+        The states are kept for `score`. A beginning may be sent again, longer or not.
+
+        Returns:
+            The log-probabilities and entropies of all tokens so far, one a rollout.
+
+        Raises:
+            TopdError: The engine returned another number of states than tokens.
+        """
+        readings = []
+        for partial, states in zip(partials, self._states(partials), strict=True):
+            before = self._read_ahead.of(partial)
+            reading = before
+            if len(partial.response_ids_N) > before.num_read:
+                new = self._reading(
+                    states[-1],
+                    partial.response_ids_N[before.num_read :],
+                    with_entropy=True,
+                )
+                reading = ReadSoFar(
+                    policy_version=partial.policy_version,
+                    response_ids_N=partial.response_ids_N,
+                    states=states,
+                    logq_N=np.concatenate([before.logq_N, new.logq_N]),
+                    entropy_N=np.concatenate([before.entropy_N, new.entropy_N]),
+                )
+                self._read_ahead.keep(partial.rollout_id, reading)
+            readings.append(reading)
+        return readings
+
+    def _states(
+        self, rollouts: Sequence[Rollout | PartialRollout]
+    ) -> list[list[Floats]]:
+        """Return the states that predict each token, in pieces; read what is missing.
+
+        Raises TopdError when the engine returns another number of states than tokens.
+        """
+        kept = [self._read_ahead.of(rollout) for rollout in rollouts]
+        missing = [
+            index
+            for index, rollout in enumerate(rollouts)
+            if len(rollout.response_ids_N) > kept[index].num_read
+        ]
         sequences = [
-            np.concatenate([rollout.teacher_prompt_ids_P, rollout.response_ids_N[:-1]])
-            for rollout in rollouts
-        ]
-        states = self._engine.hidden_states(sequences)
-        return [
-            self._scored(rollout, sequence, states_LD)
-            for rollout, sequence, states_LD in zip(
-                rollouts, sequences, states, strict=True
+            np.concatenate(
+                [
+                    rollouts[index].teacher_prompt_ids_P,
+                    rollouts[index].response_ids_N[:-1],
+                ]
             )
+            for index in missing
         ]
+        # The first token's state is the last one of the prompt. A rollout of which
+        # nothing was read is read whole: another sample of its prompt has left a cache
+        # that may reach into the response.
+        firsts = [
+            len(rollouts[index].teacher_prompt_ids_P) - 1 + kept[index].num_read
+            for index in missing
+        ]
+        starts = [
+            first if kept[index].num_read else 0
+            for index, first in zip(missing, firsts, strict=True)
+        ]
+        pieces = [reading.states for reading in kept]
+        read = self._engine.hidden_states(sequences, starts) if missing else []
+        for index, sequence, first, start, states_LD in zip(
+            missing, sequences, firsts, starts, read, strict=True
+        ):
+            if len(states_LD) != len(sequence) - start:
+                raise TopdError(
+                    f"rollout {rollouts[index].rollout_id}: the teacher returned"
+                    f" {len(states_LD)} hidden states for {len(sequence) - start}"
+                    " tokens; refusing to guess which is which"
+                )
+            states_ND = np.ascontiguousarray(states_LD[first - start :])
+            pieces[index] = [*pieces[index], states_ND]
+        return pieces
 
     def update(self, policy_version: int, buckets: Sequence[WeightBucket]) -> None:
         """Load the student's weights of `policy_version`, output head included.
@@ -101,6 +186,7 @@ class TeacherActor:
                 f"{' or '.join(self._head_names)}; a teacher takes all weights or none"
             )
         self._engine.load_weights(weights)
+        self._read_ahead.clear()
         self._take_head(to_torch(heads[0]))
 
     def refuse_mismatch(self, engine: GenerationEngine) -> None:
@@ -145,19 +231,8 @@ class TeacherActor:
         self._head_is_bfloat16 = head_RD.dtype == torch.bfloat16
         self._head_RD = head_RD.float().to(_device())
 
-    def _scored(
-        self, rollout: Rollout, sequence: Ints, states_LD: Floats
-    ) -> ScoredRollout:
-        """Return the scored rollout; `states_LD` has one state a token read."""
-        if len(states_LD) != len(sequence):
-            raise TopdError(
-                f"rollout {rollout.rollout_id}: the teacher returned {len(states_LD)}"
-                f" hidden states for {len(sequence)} tokens; refusing to guess which is"
-                " which"
-            )
-        hidden_ND = np.ascontiguousarray(
-            states_LD[len(rollout.teacher_prompt_ids_P) - 1 :]
-        )
+    def _scored(self, rollout: Rollout, hidden_ND: Floats) -> ScoredRollout:
+        """Return the scored rollout; `hidden_ND` are the states of its tokens."""
         compares = self._loss == "reverse_kl" and _sampled(rollout)
         reading = self._reading(
             hidden_ND,
