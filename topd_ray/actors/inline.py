@@ -44,6 +44,7 @@ class InlineStream:
     def __init__(self, items: Iterator[InlineRef]) -> None:
         self._items = items
         self._drawn = deque[InlineRef]()
+        self._last: InlineRef | None = None
 
     async def __aiter__(self) -> AsyncIterator[InlineRef]:
         while (item := self._next()) is not None:
@@ -52,15 +53,21 @@ class InlineStream:
     async def completed(self) -> None:
         """Raise what ended the call, if it failed."""
         self.finish()
-        if self._drawn:
-            await self._drawn[-1]
+        if self._last is not None:
+            await self._last
 
     def finish(self) -> None:
         """Draw the rest: the process is asked for something else."""
-        self._drawn.extend(self._items)
+        while (item := next(self._items, None)) is not None:
+            self._drawn.append(item)
+            self._last = item
 
     def _next(self) -> InlineRef | None:
-        return self._drawn.popleft() if self._drawn else next(self._items, None)
+        if self._drawn:
+            return self._drawn.popleft()
+        item = next(self._items, None)
+        self._last = item or self._last
+        return item
 
 
 class InlineProcess:

@@ -52,6 +52,27 @@ def test_calls_are_done_in_the_order_of_submission_and_streams_to_their_end() ->
     assert asyncio.run(go()) == ([0, 1], ["count 0", "count 1", "pair 7", "close"])
 
 
+def test_a_stream_waits_for_its_next_item_and_a_call_beside_it_comes_first() -> None:
+    async def go() -> list[str]:
+        worker = Worker()
+        process = InlineProcess(worker)
+        stream = aiter(process.stream("count", 3))
+        await anext(stream)
+        assert await process.interject("pair", 7) == (7, "receipt of 7")
+        await anext(stream)
+        process.call("pair", 8)
+        assert await (await anext(stream)) == 2
+        return worker.done
+
+    assert asyncio.run(go()) == [
+        "count 0",
+        "pair 7",
+        "count 1",
+        "count 2",
+        "pair 8",
+    ]
+
+
 def test_an_error_surfaces_where_its_reference_is_awaited() -> None:
     async def go() -> None:
         process = InlineProcess(Worker())

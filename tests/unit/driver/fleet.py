@@ -7,6 +7,7 @@ handles, the deadlines and the replacement of lost processes are the real ones.
 import asyncio
 import random
 import time
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +35,9 @@ from topd_ray.messages import LossSums, Prompt, RolloutRequest, StepReport
 from topd_ray.records.receipts import (
     ContinueReceipt,
     LearnReceipt,
+    PartialReceipt,
     ProbeReceipt,
+    ReadReceipt,
     ResampleReceipt,
     RewriteReceipt,
     RolloutReceipt,
@@ -108,6 +111,9 @@ class FakeProcess:
         del room
         return FakeStream(self._items(method, arguments))
 
+    def interject(self, method: str, *arguments: Any) -> "asyncio.Future[Any]":
+        return self.call(method, *arguments)[0]
+
     def kill(self) -> None:
         self._fate = self._fate or DEAD
 
@@ -171,6 +177,16 @@ class FakeWorker:
         """Forget what a process under way held: another takes its place."""
 
 
+STRIDE = 4
+RESPONSE = 14
+"""Tokens of every rollout that is not cut."""
+
+
+def fork_of(name: str) -> int | None:
+    """Where a rollout goes wrong; early, late, or nowhere."""
+    return (None, 2, 9, 12)[zlib.crc32(name.encode()) % 4]
+
+
 class FakeRollout(FakeWorker):
     """Sends chunks of `size` rollouts; one call after the other, as an actor does."""
 
@@ -181,20 +197,29 @@ class FakeRollout(FakeWorker):
         self.restart()
         self.versions = list[int]()
         self.evaluated = list[int]()
+        self.num_decoded = 0
+        self.stride: int | None = None
 
     def restart(self) -> None:
         self.rolled_out = asyncio.Event()
         self.one_at_a_time = asyncio.Lock()
+        self.cuts = dict[str, int]()
 
     async def roll_out(
         self,
         requests: Sequence[RolloutRequest],
         policy_version: int,
         done: frozenset[str],
+        cuts: Mapping[str, int],
     ) -> AsyncIterator[Any]:
         names = [r.rollout_id for r in requests if r.rollout_id not in done]
         async with self.one_at_a_time:
             self.rolled_out.clear()
+            self.cuts = dict(cuts)
+            if self.stride is not None:
+                async for beginnings in self._decoded([r.rollout_id for r in requests]):
+                    yield beginnings
+                    yield PartialReceipt(span=NO_TIME)
             for index, first in enumerate(range(0, len(names), self.size)):
                 chunk = tuple(names[first : first + self.size])
                 await asyncio.sleep(self.delay(f"rollout {chunk[0]}"))
@@ -210,6 +235,19 @@ class FakeRollout(FakeWorker):
                     span=NO_TIME,
                 )
             self.rolled_out.set()
+
+    async def _decoded(self, names: list[str]) -> AsyncIterator[dict[str, int]]:
+        """Beginnings of rollouts, as long as each is decoded."""
+        assert self.stride is not None
+        for num_tokens in range(self.stride, RESPONSE, self.stride):
+            await asyncio.sleep(self.delay(f"decode {num_tokens}"))
+            names = [name for name in names if self.cuts.get(name, 99) > num_tokens]
+            self.num_decoded += self.stride * len(names)
+            if names:
+                yield dict.fromkeys(names, num_tokens)
+
+    async def cut(self, cuts: Mapping[str, int]) -> None:
+        self.cuts |= cuts
 
     async def resample(self, chunk: tuple[str, ...], policy_version: int) -> Any:
         await self.rolled_out.wait()
@@ -264,6 +302,7 @@ class FakeTeacher(FakeDecoder):
         self.most_busy = 0
         self.scored = list[str]()
         self.forked = list[tuple[str, float]]()
+        self.reads_ahead = False
 
     async def score(self, chunk: tuple[str, ...]) -> Any:
         self.scored.extend(chunk)
@@ -280,16 +319,36 @@ class FakeTeacher(FakeDecoder):
         )
         return (*chunk, chunk, receipt)
 
+    async def read_ahead(self, known: frozenset[str], *partials: dict[str, int]) -> Any:
+        """A fork is certain when two tokens follow it."""
+        newest = {n: length for partial in partials for n, length in partial.items()}
+        await asyncio.sleep(self.delay(f"read {next(iter(newest))}"))
+        forks = tuple(
+            (name, fork)
+            for name, num_tokens in newest.items()
+            if name not in known
+            and (fork := fork_of(name)) is not None
+            and num_tokens >= fork + 2
+        )
+        receipt = ReadReceipt(forks=forks, span=NO_TIME)
+        return tuple(name for name, _ in forks), receipt
+
     async def take_over(
         self,
         chunk: tuple[str, ...],
         answers: Mapping[str, str],
         threshold: float,
+        known: frozenset[str],
         *probed: str,
     ) -> Any:
-        """Every rollout has a fork; takeovers of the samples in `wrong` are dropped."""
+        """Every rollout has a fork; takeovers of the samples in `wrong` are dropped.
+
+        Where rollouts are read ahead, those have one that `fork_of` says.
+        """
         assert probed in ((), tuple(f"probed {name}" for name in chunk))
-        self.forked.extend((name, threshold) for name in chunk)
+        forked = [n for n in chunk if not self.reads_ahead or fork_of(n) is not None]
+        forked = [name for name in forked if name not in known]
+        self.forked.extend((name, threshold) for name in forked)
         await asyncio.sleep(self.delay(f"take over {chunk[0]}"))
         dropped = tuple(
             (name, "takeover is wrong")
@@ -299,18 +358,19 @@ class FakeTeacher(FakeDecoder):
         receipt = TakeoverReceipt(
             dropped=dropped,
             num_sequence_tokens=(10,) * (len(chunk) - len(dropped)),
-            num_taken_over=len(chunk),
-            num_own=len(chunk),
-            num_cut=len(chunk),
+            num_taken_over=len(forked),
+            num_own=len(forked),
             num_judged=len(answers),
-            num_right_before=0,
             num_right=0,
+            num_judged_before=0,
+            num_right_before=0,
             num_prefix_tokens=10,
             num_cached_tokens=9,
             num_tokens=len(chunk),
             span=NO_TIME,
         )
-        return (*(f"taken over {name}" for name in chunk), receipt)
+        taken = (f"taken over {n}" if n in forked else None for n in chunk)
+        return (*taken, receipt)
 
 
 class FakeProber(FakeDecoder):
@@ -347,13 +407,19 @@ class FakeLearner(FakeWorker):
         self.steps = 0
         self.steps_before = list[int]()
         self.num_abandoned = 0
+        self.taken_over = list[str]()
 
-    async def accumulate(self, threshold: float, *items: str) -> LearnReceipt:
+    async def accumulate(self, threshold: float, *given: str | None) -> LearnReceipt:
         kinds = ("probed ", "taken over ")
+        items = [item for item in given if item is not None]
         scored = [item for item in items if not item.startswith(kinds)]
+        self.taken_over.extend(item for item in items if item.startswith(kinds[1]))
         for kind in kinds:
             beside = [item for item in items if item.startswith(kind)]
-            assert beside in ([], [kind + name for name in scored])
+            wanted = [kind + name for name in scored]
+            assert beside in ([], [one for one in wanted if one in beside])
+            if None not in given:
+                assert beside in ([], wanted)
         self.taken.extend(scored)
         self.thresholds.append(threshold)
         self.steps_before.append(self.steps)
@@ -445,13 +511,20 @@ def fakes(
     size: int = 2,
     fail_at: int | None = None,
     wrong: frozenset[int] = frozenset(),
+    stride: int | None = None,
 ) -> Fakes:
-    return Fakes(
+    """`stride`: rollouts are read ahead after so many tokens."""
+    made = Fakes(
         rollouts=[FakeRollout(size, delay, fail_at) for _ in range(engines)],
         teachers=[FakeTeacher(delay, wrong) for _ in range(teachers)],
         probers=[FakeProber(delay, wrong) for _ in range(probers)],
         learners=[FakeLearner(delay) for _ in range(ranks)],
     )
+    for rollout in made.rollouts:
+        rollout.stride = stride
+    for teacher in made.teachers:
+        teacher.reads_ahead = stride is not None
+    return made
 
 
 class Steps(LoopHooks):

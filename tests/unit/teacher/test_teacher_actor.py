@@ -1,6 +1,7 @@
 """The teacher scores under its own prompt, and its head follows new weights."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,15 @@ from tests.make import rollout
 from topd_ray.config import CandidatesConfig, TeacherConfig
 from topd_ray.engines.protocols import Generation, GenerationRequest, NamedArray
 from topd_ray.errors import TopdError, WeightsError
-from topd_ray.messages import Floats, HiddenSignal, Ints, SampledSignal, TopkSignal
+from topd_ray.messages import (
+    Floats,
+    HiddenSignal,
+    Ints,
+    PartialRollout,
+    Rollout,
+    SampledSignal,
+    TopkSignal,
+)
 from topd_ray.teacher import TeacherActor
 from topd_ray.weights.buckets import in_buckets
 
@@ -27,9 +36,18 @@ class Reader:
         self.width = width
         self.loaded: list[NamedArray] = []
         self.missing = 0
+        self.num_read = 0
 
-    def hidden_states(self, sequences: Sequence[Ints]) -> list[Floats]:
-        return [self.states(sequence)[self.missing :] for sequence in sequences]
+    def hidden_states(
+        self, sequences: Sequence[Ints], starts: Sequence[int] | None = None
+    ) -> list[Floats]:
+        read = []
+        for sequence, start in zip(
+            sequences, starts or [0] * len(sequences), strict=True
+        ):
+            read.append(self.states(sequence)[start + self.missing :])
+            self.num_read += len(sequence) - start
+        return read
 
     def states(self, sequence: Ints) -> Floats:
         prefixes = (sequence[: end + 1].tolist() for end in range(len(sequence)))
@@ -305,3 +323,77 @@ def test_a_head_of_other_weights_than_the_engines_is_refused(
     moved = head_VD + torch.randn(head_VD.shape, generator=torch.Generator())
     with pytest.raises(WeightsError, match="or its head is of other weights"):
         actor(teacher_folder, reader).refuse_mismatch(Decoder(reader, moved, scale=1.0))
+
+
+def beginning(of: Rollout, num_tokens: int) -> PartialRollout:
+    return PartialRollout(
+        rollout_id=of.rollout_id,
+        policy_version=of.policy_version,
+        prompt_ids_P=of.prompt_ids_P,
+        teacher_prompt_ids_P=of.teacher_prompt_ids_P,
+        response_ids_N=of.response_ids_N[:num_tokens],
+    )
+
+
+def test_what_was_read_ahead_is_not_read_again_and_scores_the_same(
+    teacher_folder, reader
+):
+    whole = rollout()
+    num_tokens = len(whole.response_ids_N)
+    plain = actor(teacher_folder, reader)
+    (scored,) = plain.score([whole])
+    read_once, reader.num_read = reader.num_read, 0
+    teacher = actor(teacher_folder, reader)
+    for length in (2, 4, 4, num_tokens - 1):
+        (reading,) = teacher.read_ahead([beginning(whole, length)])
+        np.testing.assert_allclose(
+            reading.logq_N, scored.logq_N[:length], rtol=1e-5, atol=1e-6
+        )
+        assert len(reading.entropy_N) == length
+    (again,) = teacher.score([whole])
+    assert reader.num_read == read_once
+    np.testing.assert_array_equal(again.signal.hidden_ND, scored.signal.hidden_ND)
+    np.testing.assert_allclose(again.logq_N, scored.logq_N, rtol=1e-5, atol=1e-6)
+
+
+def test_a_rollout_that_was_cut_needs_no_further_reading(teacher_folder, reader):
+    whole = rollout()
+    teacher = actor(teacher_folder, reader)
+    teacher.read_ahead([beginning(whole, 4)])
+    reader.num_read = 0
+    cut = replace(
+        whole,
+        response_ids_N=whole.response_ids_N[:3],
+        logp_O=whole.logp_O[:3],
+        top_ids_OM=whole.top_ids_OM[:3],
+        top_logp_OM=whole.top_logp_OM[:3],
+        finish_reason="cut",
+    )
+    (scored,) = teacher.score([cut])
+    assert reader.num_read == 0
+    (expected,) = actor(teacher_folder, reader).score([cut])
+    np.testing.assert_array_equal(scored.signal.hidden_ND, expected.signal.hidden_ND)
+
+
+@pytest.mark.parametrize("what", ["other tokens", "other weights", "a later version"])
+def test_what_was_read_of_something_else_is_read_again(
+    teacher_folder, reader, head_VD, what
+):
+    whole = rollout()
+    teacher = actor(teacher_folder, reader)
+    teacher.read_ahead([beginning(whole, 4)])
+    if what == "other tokens":
+        whole = replace(whole, response_ids_N=whole.response_ids_N[::-1].copy())
+    if what == "a later version":
+        whole = replace(whole, policy_version=whole.policy_version + 1)
+    if what == "other weights":
+        weights = [("lm_head.weight", head_VD.float().numpy())]
+        teacher.update(1, list(in_buckets(weights, policy_version=1, max_bytes=10**8)))
+    reader.num_read = 0
+    (scored,) = teacher.score([whole])
+    assert (
+        reader.num_read
+        == len(whole.teacher_prompt_ids_P) + len(whole.response_ids_N) - 1
+    )
+    (expected,) = actor(teacher_folder, reader).score([whole])
+    np.testing.assert_array_equal(scored.signal.hidden_ND, expected.signal.hidden_ND)
