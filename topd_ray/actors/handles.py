@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from topd_ray.actors.calls import Calls
@@ -186,6 +186,16 @@ class Handle:
         return span.shifted(self._clock_offset_s)
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a rollout engine was asked for."""
+
+    requests: tuple[RolloutRequest, ...]
+    policy_version: int
+    room: int
+    stride: int | None
+
+
 class RolloutActorHandle(Handle):
     """A `RolloutHandle` over a process."""
 
@@ -208,12 +218,17 @@ class RolloutActorHandle(Handle):
         self._cuts: dict[str, int] = {}
 
     def roll_out(
-        self, requests: Sequence[RolloutRequest], *, policy_version: int, room: int
+        self,
+        requests: Sequence[RolloutRequest],
+        *,
+        policy_version: int,
+        room: int,
+        stride: int | None = None,
     ) -> AsyncIterator[RolloutChunk | PartialRollouts]:
         """See `RolloutHandle`. A lost engine's missing rollouts are decoded again."""
+        asked = _Asked(tuple(requests), policy_version, room, stride)
         process = self._process
-        stream = self._open(process, requests, policy_version, frozenset(), room)
-        return self._followed(process, stream, requests, policy_version, room)
+        return self._followed(process, self._open(process, asked), asked)
 
     async def cut(self, cuts: Mapping[str, int]) -> None:
         """See `RolloutHandle`. A lost engine's successor is told with its requests."""
@@ -243,27 +258,23 @@ class RolloutActorHandle(Handle):
         return accuracy
 
     def _open(
-        self,
-        process: Process,
-        requests: Sequence[RolloutRequest],
-        policy_version: int,
-        done: frozenset[str],
-        room: int,
+        self, process: Process, asked: _Asked, done: frozenset[str] = frozenset()
     ) -> Stream:
-        names = {request.rollout_id for request in requests}
+        names = {request.rollout_id for request in asked.requests}
         self._cuts = {name: cut for name, cut in self._cuts.items() if name in names}
         # a chunk is two items, payload and receipt; one chunk more is being taken
         return process.stream(
-            "roll_out", requests, policy_version, done, self._cuts, room=2 * (room + 1)
+            "roll_out",
+            asked.requests,
+            asked.policy_version,
+            done,
+            self._cuts,
+            asked.stride,
+            room=2 * (asked.room + 1),
         )
 
     async def _followed(
-        self,
-        process: Process,
-        stream: Stream,
-        requests: Sequence[RolloutRequest],
-        policy_version: int,
-        room: int,
+        self, process: Process, stream: Stream, asked: _Asked
     ) -> AsyncIterator[RolloutChunk | PartialRollouts]:
         done = set[str]()
         while True:
@@ -279,9 +290,7 @@ class RolloutActorHandle(Handle):
             else:
                 return
             process = self._process
-            stream = self._open(
-                process, requests, policy_version, frozenset(done), room
-            )
+            stream = self._open(process, asked, frozenset(done))
 
     async def _sent(
         self, stream: Stream

@@ -164,12 +164,17 @@ class RolloutHandle(Protocol):
         ...
 
     def roll_out(
-        self, requests: Sequence[RolloutRequest], *, policy_version: int, room: int
+        self,
+        requests: Sequence[RolloutRequest],
+        *,
+        policy_version: int,
+        room: int,
+        stride: int | None = None,
     ) -> AsyncIterator[RolloutChunk | PartialRollouts]:
         """Submit the requests now; yield chunks as their rollouts finish.
 
-        At most `room` chunks wait to be taken; then the engine pauses. With
-        `takeover.stride`, beginnings of rollouts come in between.
+        At most `room` chunks wait to be taken; then the engine pauses. With a stride,
+        beginnings of rollouts come in between, after so many tokens of each.
         """
         ...
 

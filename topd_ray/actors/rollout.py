@@ -59,14 +59,13 @@ class RolloutWorker(Worker):
         policy_version: int,
         done: frozenset[str] = frozenset(),
         cuts: Mapping[str, int] | None = None,
+        stride: int | None = None,
     ) -> Iterator[list[Rollout] | list[PartialRollout] | Receipt]:
         """Yield chunks and their receipts in turn; `done` rollouts are in no chunk.
 
-        Where rollouts are stopped at their fork, beginnings of them come in between,
-        each list with its receipt. `cuts`: the tokens that rollouts are cut to, as far
-        as it is known.
+        With a stride, beginnings of rollouts come in between, each list with its
+        receipt. `cuts`: the tokens that rollouts are cut to, as far as it is known.
         """
-        stride = self._config.takeover.stride
         began_s = time.monotonic()
         if stride is None:
             items: Iterator[list[PartialRollout] | FinishedRollouts] = (

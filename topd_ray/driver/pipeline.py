@@ -93,7 +93,10 @@ class Pipeline:
         self._ledger.dispatch(opened.rollout_ids)
         streams = [
             engine.roll_out(
-                block, policy_version=policy_version, room=opened.room_per_engine
+                block,
+                policy_version=policy_version,
+                room=opened.room_per_engine,
+                stride=self._config.takeover.stride,
             )
             for engine, block in zip(self._fleet.rollouts, blocks, strict=True)
         ]

@@ -69,9 +69,15 @@ class SimulatedRollout:
         self._lane = Lane(world.rates.latency_s)
 
     def roll_out(
-        self, requests: Sequence[RolloutRequest], *, policy_version: int, room: int
+        self,
+        requests: Sequence[RolloutRequest],
+        *,
+        policy_version: int,
+        room: int,
+        stride: int | None = None,
     ) -> AsyncIterator[RolloutChunk]:
         """See `RolloutHandle`. The shortest rollouts come first."""
+        del stride  # `World.decoded_tokens` knows it
         pieces = [self._world.piece(request.rollout_id) for request in requests]
         return self._lane.stream(lambda: self._chunks(pieces, policy_version), room + 1)
 

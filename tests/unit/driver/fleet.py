@@ -198,7 +198,6 @@ class FakeRollout(FakeWorker):
         self.versions = list[int]()
         self.evaluated = list[int]()
         self.num_decoded = 0
-        self.stride: int | None = None
 
     def restart(self) -> None:
         self.rolled_out = asyncio.Event()
@@ -211,13 +210,15 @@ class FakeRollout(FakeWorker):
         policy_version: int,
         done: frozenset[str],
         cuts: Mapping[str, int],
+        stride: int | None,
     ) -> AsyncIterator[Any]:
         names = [r.rollout_id for r in requests if r.rollout_id not in done]
         async with self.one_at_a_time:
             self.rolled_out.clear()
             self.cuts = dict(cuts)
-            if self.stride is not None:
-                async for beginnings in self._decoded([r.rollout_id for r in requests]):
+            if stride is not None:
+                wanted = [request.rollout_id for request in requests]
+                async for beginnings in self._decoded(wanted, stride):
                     yield beginnings
                     yield PartialReceipt(span=NO_TIME)
             for index, first in enumerate(range(0, len(names), self.size)):
@@ -236,13 +237,14 @@ class FakeRollout(FakeWorker):
                 )
             self.rolled_out.set()
 
-    async def _decoded(self, names: list[str]) -> AsyncIterator[dict[str, int]]:
+    async def _decoded(
+        self, names: list[str], stride: int
+    ) -> AsyncIterator[dict[str, int]]:
         """Beginnings of rollouts, as long as each is decoded."""
-        assert self.stride is not None
-        for num_tokens in range(self.stride, RESPONSE, self.stride):
+        for num_tokens in range(stride, RESPONSE, stride):
             await asyncio.sleep(self.delay(f"decode {num_tokens}"))
             names = [name for name in names if self.cuts.get(name, 99) > num_tokens]
-            self.num_decoded += self.stride * len(names)
+            self.num_decoded += stride * len(names)
             if names:
                 yield dict.fromkeys(names, num_tokens)
 
@@ -302,7 +304,7 @@ class FakeTeacher(FakeDecoder):
         self.most_busy = 0
         self.scored = list[str]()
         self.forked = list[tuple[str, float]]()
-        self.reads_ahead = False
+        self.some_fork = False
 
     async def score(self, chunk: tuple[str, ...]) -> Any:
         self.scored.extend(chunk)
@@ -341,12 +343,9 @@ class FakeTeacher(FakeDecoder):
         known: frozenset[str],
         *probed: str,
     ) -> Any:
-        """Every rollout has a fork; takeovers of the samples in `wrong` are dropped.
-
-        Where rollouts are read ahead, those have one that `fork_of` says.
-        """
+        """Takeovers of the samples in `wrong` are dropped."""
         assert probed in ((), tuple(f"probed {name}" for name in chunk))
-        forked = [n for n in chunk if not self.reads_ahead or fork_of(n) is not None]
+        forked = [n for n in chunk if not self.some_fork or fork_of(n) is not None]
         forked = [name for name in forked if name not in known]
         self.forked.extend((name, threshold) for name in forked)
         await asyncio.sleep(self.delay(f"take over {chunk[0]}"))
@@ -511,19 +510,17 @@ def fakes(
     size: int = 2,
     fail_at: int | None = None,
     wrong: frozenset[int] = frozenset(),
-    stride: int | None = None,
+    some_fork: bool = False,
 ) -> Fakes:
-    """`stride`: rollouts are read ahead after so many tokens."""
+    """`some_fork`: rollouts have the forks of `fork_of`; else each has one."""
     made = Fakes(
         rollouts=[FakeRollout(size, delay, fail_at) for _ in range(engines)],
         teachers=[FakeTeacher(delay, wrong) for _ in range(teachers)],
         probers=[FakeProber(delay, wrong) for _ in range(probers)],
         learners=[FakeLearner(delay) for _ in range(ranks)],
     )
-    for rollout in made.rollouts:
-        rollout.stride = stride
     for teacher in made.teachers:
-        teacher.reads_ahead = stride is not None
+        teacher.some_fork = some_fork
     return made
 
 

@@ -52,10 +52,7 @@ def trained(
     def fate() -> str:
         return rng.choice((DEAD, SILENT)) if rng.random() < share else ""
 
-    workers = fakes(delay, engines=engines, stride=STRIDE)
-    if stride is None:
-        for rollout in workers.rollouts:
-            rollout.stride = None
+    workers = fakes(delay, engines=engines, some_fork=True)
     steps = Steps(4)
 
     async def run() -> None:
