@@ -46,14 +46,14 @@ def _taken_over(run: RunResult) -> float:
 
 
 def _own(run: RunResult) -> float:
-    """Return the mean place of the fork over takeovers, in percent of the rollout.
+    """Return the student's mean share of the tokens of a takeover, in percent.
 
     nan where no rollout was taken over.
     """
     counts = [line["takeover/num"] for line in run.metrics]
     if not any(counts):
         return math.nan
-    forks = [line["takeover/mean_fork"] for line in run.metrics]
+    forks = [line["takeover/own_frac"] for line in run.metrics]
     return 100 * float(np.average(forks, weights=counts))
 
 

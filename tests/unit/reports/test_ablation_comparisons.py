@@ -34,8 +34,8 @@ def result(
             "trained_tokens": 120,
         },
         metrics=[
-            {"step/cpu_s": step_s, "takeover/num": 0, "takeover/mean_fork": 0.0},
-            {"step/cpu_s": step_s, "takeover/num": 3, "takeover/mean_fork": 0.25},
+            {"step/cpu_s": step_s, "takeover/num": 0, "takeover/own_frac": 0.0},
+            {"step/cpu_s": step_s, "takeover/num": 3, "takeover/own_frac": 0.25},
         ],
         curve=[(0, 0.2), (1, 0.3), (2, after)],
         sampled=SampledAccuracy(num_problems=9, samples=8, avg=avg, pass_any=0.9),
