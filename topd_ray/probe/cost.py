@@ -126,7 +126,9 @@ def state_cost(
     num_W = inside_WN.sum(1)
     centred_WND = state_WND - (state_WND.sum(1) / num_W[:, None])[:, None, :]
     unit_WND = torch.nn.functional.normalize(centred_WND, dim=-1)
-    unit_WKD, unit_WLD = unit_WND.split([inside_WK.shape[1], inside_WL.shape[1]], dim=1)
+    num_rows = inside_WK.shape[1]
+    unit_WKD = unit_WND[:, :num_rows]
+    unit_WLD = unit_WND[:, num_rows:]
     cost_WKL = (1 - unit_WKD @ unit_WLD.transpose(1, 2)).clamp_(0.0, 2.0)
     return cost_WKL.masked_fill_(~(inside_WK[:, :, None] & inside_WL[:, None, :]), 0.0)
 
