@@ -12,12 +12,12 @@ from typing import Literal
 from topd_ray.reports.probing_kinds import Spell
 
 Label = Literal["fork", "wording"]
-Span = tuple[int, int]
+TokenSpan = tuple[int, int]
 """First character of a token in its text, and the one behind its last."""
-Labeller = Callable[[str, Sequence[Span]], list[Label | None]]
+Labeller = Callable[[str, Sequence[TokenSpan]], list[Label | None]]
 
 
-def token_spans(ids: Sequence[int], spell: Spell) -> tuple[str, list[Span]]:
+def token_spans(ids: Sequence[int], spell: Spell) -> tuple[str, list[TokenSpan]]:
     """Return the text of a response, and the span of each token in it.
 
     A character of several tokens belongs to the first of them.
@@ -41,4 +41,4 @@ def first_difference(written: Sequence[str], right: Sequence[str]) -> int:
     return next(different, min(len(written), len(right)))
 
 
-__all__ = ["Label", "Labeller", "Span", "first_difference", "token_spans"]
+__all__ = ["Label", "Labeller", "TokenSpan", "first_difference", "token_spans"]

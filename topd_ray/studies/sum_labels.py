@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from topd_ray.studies.labels import Label, Span, first_difference
+from topd_ray.studies.labels import Label, TokenSpan, first_difference
 
 _NUMBER = r"(?:-?\d+|\(-?\d+\))"
 _SUM = re.compile(
@@ -48,7 +48,7 @@ def written_sums(text: str) -> list[WrittenSum]:
     ]
 
 
-def label_sums(text: str, spans: Sequence[Span]) -> list[Label | None]:
+def label_sums(text: str, spans: Sequence[TokenSpan]) -> list[Label | None]:
     """Return the labels of a response that adds and subtracts integers.
 
     A fork is the token with the first wrong character of a result. Wording is a token

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 
-from topd_ray.studies.labels import Label, Span, first_difference
+from topd_ray.studies.labels import Label, TokenSpan, first_difference
 from topd_ray.toy.problems import Expression, solve, solve_value
 from topd_ray.toy.wording import CONNECTIVES, LINKS, VERBS
 
@@ -17,7 +17,7 @@ _STEP = re.compile(
 _SURFACE = frozenset((*CONNECTIVES, *VERBS, *LINKS))
 
 
-def label_toy(text: str, spans: Sequence[Span]) -> list[Label | None]:
+def label_toy(text: str, spans: Sequence[TokenSpan]) -> list[Label | None]:
     """Return the labels of a response of the toy world.
 
     A fork is the first wrong word of a step that changes the value of the expression.
