@@ -265,7 +265,7 @@ def evaluate(
 @app.command()
 def study(
     name: Annotated[
-        Literal["probing", "correction", "ablation", "case"],
+        Literal["probing", "correction", "ablation", "case", "verdicts"],
         typer.Argument(help="Analysis of the paper"),
     ],
     config: Annotated[

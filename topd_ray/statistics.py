@@ -166,6 +166,29 @@ def spearman(x: ArrayLike, y: ArrayLike) -> float:
     return pearson(stats.rankdata(x), stats.rankdata(y))
 
 
+def auroc(scores: ArrayLike, is_positive: ArrayLike) -> float:
+    """Return the area under the receiver operating characteristic.
+
+    It is the chance that a positive has a higher score than a negative; a tie counts
+    half.
+
+    Args:
+        scores: N values.
+        is_positive: N booleans; the n-th belongs to the n-th of `scores`.
+
+    Returns:
+        An area in 0..1; nan where there are no positives or no negatives.
+    """
+    positive_N = np.asarray(is_positive, bool)
+    num_positive = int(positive_N.sum())
+    num_pairs = num_positive * (len(positive_N) - num_positive)
+    if not num_pairs:
+        return math.nan
+    # Mann and Whitney's U, from the ranks.
+    rank_sum = float(stats.rankdata(scores)[positive_N].sum())
+    return (rank_sum - num_positive * (num_positive + 1) / 2) / num_pairs
+
+
 def share(hits: ArrayLike) -> Estimate:
     """Return the share of true values with Wilson's interval.
 
@@ -384,6 +407,7 @@ __all__ = [
     "Bin",
     "Estimate",
     "PairedDifference",
+    "auroc",
     "binned_means",
     "bootstrap",
     "holm",

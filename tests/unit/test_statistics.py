@@ -27,6 +27,21 @@ def test_correlations_agree_with_scipy(pairs: list[tuple[float, float]]) -> None
     )
 
 
+@given(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), max_size=30))
+def test_the_auroc_counts_pairs_and_half_of_the_ties(
+    rows: list[tuple[int, bool]],
+) -> None:
+    pairs = [
+        (mine > other) + 0.5 * (mine == other)
+        for mine, is_positive in rows
+        for other, is_other in rows
+        if is_positive and not is_other
+    ]
+    scores = [score for score, _ in rows]
+    found = statistics.auroc(scores, [flag for _, flag in rows])
+    assert found == pytest.approx(np.mean(pairs) if pairs else math.nan, nan_ok=True)
+
+
 def test_the_bootstrap_agrees_with_scipys_percentile_interval() -> None:
     values = np.random.default_rng(0).exponential(size=60)
     mine = statistics.bootstrap(statistics.median, values, seed=1, resamples=4000)

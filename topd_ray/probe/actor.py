@@ -109,6 +109,25 @@ class ProbeActor:
             for candidate_set, start, end in zip(candidates, starts, ends, strict=True)
         ]
 
+    def ground_costs(self, student_WK: Ints, teacher_WK: Ints) -> TransportProblem:
+        """Return the ground cost between the tokens of each window (D5).
+
+        Args:
+            student_WK: The student's continuations, PAD behind the end of each.
+            teacher_WK: The teacher's continuations, likewise.
+        """
+        num_student_W = _lengths(student_WK).to(self._device)
+        num_teacher_W = _lengths(teacher_WK).to(self._device)
+        cost_WKK = continuation_cost(
+            torch.from_numpy(student_WK).to(self._device),
+            torch.from_numpy(teacher_WK).to(self._device),
+            num_student_W,
+            num_teacher_W,
+            self._embedding_VD,
+            centre_D=self._centre_D,
+        )
+        return TransportProblem(cost_WKK, num_student_W, num_teacher_W)
+
     def update(self, policy_version: int, buckets: Sequence[WeightBucket]) -> None:
         """Take the embedding table out of the student's published weights.
 
@@ -190,17 +209,7 @@ class ProbeActor:
         return solved
 
     def _solve(self, student_WK: Ints, teacher_WK: Ints) -> TransportPlan:
-        num_student_W = _lengths(student_WK).to(self._device)
-        num_teacher_W = _lengths(teacher_WK).to(self._device)
-        cost_WKK = continuation_cost(
-            torch.from_numpy(student_WK).to(self._device),
-            torch.from_numpy(teacher_WK).to(self._device),
-            num_student_W,
-            num_teacher_W,
-            self._embedding_VD,
-            centre_D=self._centre_D,
-        )
-        problem = TransportProblem(cost_WKK, num_student_W, num_teacher_W)
+        problem = self.ground_costs(student_WK, teacher_WK)
         if self._config.solver == "exact":
             return exact(problem)
         return sinkhorn(problem, epsilon=self._config.epsilon, way=self._config.solver)

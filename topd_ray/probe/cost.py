@@ -1,7 +1,7 @@
 """Continuations -> ground cost between their tokens.
 
-Axes: W windows, K student tokens, L teacher tokens, V vocabulary, D embedding width, S
-and T distinct tokens of student and teacher.
+Axes: W windows, K student tokens, L teacher tokens, V vocabulary, D width of embeddings
+or states, S and T distinct tokens of student and teacher.
 """
 
 from dataclasses import dataclass
@@ -93,6 +93,44 @@ def continuation_cost(
         part = slice(start, start + chunk)
         cost_WKL[part] = 1 - _cosines(table, ids_WK[part], ids_WL[part])
     return cost_WKL.clamp_(0.0, 2.0).masked_fill_(free_WKL, 0.0)
+
+
+def state_cost(
+    student_WKD: Float[Tensor, "W K D"],
+    teacher_WLD: Float[Tensor, "W L D"],
+    num_student_W: Int[Tensor, "W"],
+    num_teacher_W: Int[Tensor, "W"],
+) -> Float[Tensor, "W K L"]:
+    """Return the cosine distance between the states of every two tokens of a window.
+
+    C_kl = 1 - cos(h_k - mu, h_l - mu). States of one model share a large common
+    direction, which makes all of them look alike. mu is the mean over both
+    continuations of the one window, so a window's cost depends on no other window.
+
+    Args:
+        student_WKD: A state for each token of the student's continuations.
+        teacher_WLD: A state for each token of the teacher's continuations.
+        num_student_W: True length of each student continuation. The states behind it
+            are never read.
+        num_teacher_W: True length of each teacher continuation, likewise.
+
+    Returns:
+        Costs in [0, 2], in fp32, without gradient. 0 in the padding; 1 between the mean
+        itself and any state; not finite in windows with a non-finite state.
+    """
+    inside_WK = within(num_student_W.to(student_WKD.device), student_WKD.shape[1])
+    inside_WL = within(num_teacher_W.to(teacher_WLD.device), teacher_WLD.shape[1])
+    inside_WN = torch.cat([inside_WK, inside_WL], dim=1)
+    state_WND = torch.cat([student_WKD, teacher_WLD], dim=1).detach().float()
+    state_WND = state_WND.masked_fill(~inside_WN[:, :, None], 0.0)
+    num_W = inside_WN.sum(1)
+    centred_WND = state_WND - (state_WND.sum(1) / num_W[:, None])[:, None, :]
+    unit_WND = torch.nn.functional.normalize(centred_WND, dim=-1)
+    num_rows = inside_WK.shape[1]
+    unit_WKD = unit_WND[:, :num_rows]
+    unit_WLD = unit_WND[:, num_rows:]
+    cost_WKL = (1 - unit_WKD @ unit_WLD.transpose(1, 2)).clamp_(0.0, 2.0)
+    return cost_WKL.masked_fill_(~(inside_WK[:, :, None] & inside_WL[:, None, :]), 0.0)
 
 
 def _cosines(table: _Table, ids_WK: Tensor, ids_WL: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def _compiles(pattern: str) -> str:
 
 Pattern = Annotated[str, AfterValidator(_compiles)]
 """A regular expression."""
-StudyName = Literal["probing", "correction", "ablation", "case"]
+StudyName = Literal["probing", "correction", "ablation", "case", "verdicts"]
 
 
 class ProbingConfig(Section):
@@ -118,6 +118,28 @@ class CaseConfig(Section):
     """How many of the most likely tokens of each model are shown."""
 
 
+class VerdictsConfig(Section):
+    """How well each score tells true forks from wording, where the truth is known."""
+
+    truth: Literal["toy", "sums"]
+    """What says which tokens are forks and which are wording. `toy`: the arithmetic of
+    the toy world. `sums`: sums of integers that a response writes out.
+    """
+    overrides: tuple[str, ...] = ()
+    """Overrides `section.key=value` of the run's config, after the study's own."""
+    num_prompts: PositiveInt = 200
+    """The first prompts of the run's order that are read."""
+    prompt_ids: Pattern = ".*"
+    """Those of them are answered whose whole id this regular expression matches."""
+    windows: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (8, 16, 32, 50)
+    """Window lengths K of D_OT, in tokens.
+
+    The run's `probe.window` is the longest possible.
+    """
+    resamples: PositiveInt = 2000
+    """Draws of the bootstrap, which draws whole prompts."""
+
+
 class StudyConfig(Section):
     """All sections of a study file."""
 
@@ -138,6 +160,7 @@ class StudyConfig(Section):
     probing: ProbingConfig = ProbingConfig()
     correction: CorrectionConfig = CorrectionConfig()
     case: CaseConfig = CaseConfig()
+    verdicts: VerdictsConfig | None = None
     ablation: AblationConfig | None = None
 
     @property
@@ -191,5 +214,6 @@ __all__ = [
     "ProbingConfig",
     "StudyConfig",
     "StudyName",
+    "VerdictsConfig",
     "load_study",
 ]

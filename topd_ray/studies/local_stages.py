@@ -32,6 +32,7 @@ from topd_ray.models.roles import resolve_student, resolve_teacher
 from topd_ray.probe import ProbeActor, continue_from
 from topd_ray.rollout import RolloutActor
 from topd_ray.teacher import TeacherActor
+from topd_ray.transport import TransportProblem
 
 
 class LocalStages:
@@ -42,8 +43,10 @@ class LocalStages:
     vLLM engine at most.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, with_entropy: bool = False) -> None:
+        """`with_entropy`: whether scored rollouts carry the teacher's entropy."""
         self.config = config
+        self._with_entropy = with_entropy
         backends = config.rollout.engine.backend, config.teacher.engine.backend
         if backends == ("vllm", "vllm"):
             raise UserError(
@@ -170,6 +173,13 @@ class LocalStages:
             _shortened(student_ids, config.window),
         )
 
+    def ground_costs(self, probes: Sequence[ProbeSet]) -> TransportProblem:
+        """Return the ground cost (D5) between the tokens of all windows, in order."""
+        return self._prober(self.config.probe).ground_costs(
+            np.concatenate([probe_set.student_ids_WK for probe_set in probes]),
+            np.concatenate([probe_set.teacher_ids_WK for probe_set in probes]),
+        )
+
     def open_student(self) -> RolloutEngine:
         """Return one more student engine, whose weights the caller may change.
 
@@ -217,6 +227,7 @@ class LocalStages:
             self.config.candidates,
             self.teacher_folder,
             lambda: self._teacher_engine,
+            with_entropy=self._with_entropy,
         )
 
     @cached_property

@@ -15,6 +15,7 @@ from topd_ray.reports.probing_figures import (
 from topd_ray.reports.probing_kinds import Kinds
 from topd_ray.reports.provenance import Provenance, make_provenance
 from topd_ray.reports.report import Plot, Report, Table, as_text, write_report
+from topd_ray.reports.verdict_figures import auroc_plot
 from topd_ray.statistics import Estimate, t_interval
 
 
@@ -42,6 +43,7 @@ def small_plots() -> list[Plot]:
             updates=5,
             threshold=0.2,
         ),
+        auroc_plot({"free": {"surprise": t_interval(d_ot)}}),
     ]
 
 
@@ -101,7 +103,7 @@ def test_every_file_of_a_report_is_written_and_reads_back(
     assert numbers["provenance"]["config"]["run"]["probe"]["window"] == 50
 
 
-@pytest.mark.parametrize("which", range(4))
+@pytest.mark.parametrize("which", range(5))
 def test_the_same_numbers_draw_the_same_bytes(
     which: int, tmp_path: Path, provenance: Provenance
 ) -> None:

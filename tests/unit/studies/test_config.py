@@ -19,6 +19,9 @@ def test_every_study_file_of_the_repository_is_sound(file: Path) -> None:
     engines = (config.rollout.engine, config.teacher.engine)
     assert [engine.backend for engine in engines].count("vllm") <= 1
     assert max(study.probing.windows) <= config.probe.window
+    if study.verdicts is not None:
+        config = study.load_run(list(study.verdicts.overrides))
+        assert max(study.verdicts.windows) <= config.probe.window
     assert study.folder == Path("runs/studies").absolute() / file.stem
 
 
