@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.runs import Run
+from topd_ray.actors import learner as learner_worker
 from topd_ray.actors.prober import ProbeWorker
 from topd_ray.actors.rollout import RolloutWorker
 from topd_ray.actors.teacher import TeacherWorker
@@ -19,6 +20,7 @@ from topd_ray.inputs.run_inputs import load_inputs
 from topd_ray.messages import Rollout, RolloutRequest, ScoredRollout, Takeover
 from topd_ray.records.run_folder import RunFolder
 from topd_ray.takeover.fork import surprise
+from topd_ray.windows import pack
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(500)]
 
@@ -84,7 +86,7 @@ def taken(rollouts: list[Rollout], *, successor: bool) -> dict[str, Any]:
     if successor:
         worker.close()
         worker = TeacherWorker(config("takeover"))
-    *takeovers, receipt = worker.take_over(candidates, {}, 0.0)
+    *takeovers, receipt = worker.take_over(candidates, {}, 0.0, frozenset())
     worker.close()
     assert receipt.num_taken_over == sum(item is not None for item in takeovers)
     return {item.rollout_id: item for item in takeovers if isinstance(item, Takeover)}
@@ -113,6 +115,68 @@ def test_a_takeover_does_not_depend_on_the_rollouts_beside_it(
         np.testing.assert_array_equal(
             takeover.response_ids_L, together[name].response_ids_L
         )
+
+
+def what_is_trained(
+    monkeypatch: pytest.MonkeyPatch, root: Path, *overrides: str
+) -> tuple[dict[str, tuple[list[int], int]], Run]:
+    """Tokens of every trained response and how many are the student's, and the run."""
+    trained = {}
+
+    def packed(scored: list[ScoredRollout], *rest: Any, **options: Any) -> Any:
+        for item in scored:
+            rollout = item.rollout
+            trained[rollout.rollout_id] = (
+                rollout.response_ids_N.tolist(),
+                rollout.num_own,
+            )
+        return pack(scored, *rest, **options)
+
+    monkeypatch.setattr(learner_worker, "pack", packed)
+    chosen = config("takeover", f"run.root={root}", "run.steps=2", *overrides)
+    driver.train(chosen)
+    return trained, Run(RunFolder(Path(chosen.run.root) / chosen.run.name).path)
+
+
+def test_early_stop_changes_no_trained_token(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given = ["evaluation.path=null", "prompts.per_step=4"]
+    whole, off = what_is_trained(monkeypatch, tmp_path, *given, "run.name=off")
+    stopped, on = what_is_trained(
+        monkeypatch, tmp_path, *given, "run.name=on", "takeover.stride=8"
+    )
+    assert stopped == whole
+    for late, early in zip(off.metrics, on.metrics, strict=True):
+        assert early["loss"] == pytest.approx(late["loss"], rel=1e-4)
+        assert early["takeover/num_tokens"] == late["takeover/num_tokens"] > 0
+        assert early["teacher/num_tokens"] < late["teacher/num_tokens"]
+        assert 0 < early["rollout/num_overshot"] < early["rollout/num_tokens"]
+
+
+def test_early_stop_on_ray_and_vllm_trains_as_much_with_fewer_student_tokens(
+    tmp_path: Path,
+) -> None:
+    runs = []
+    for name, stride in (("off", "null"), ("on", "16")):
+        chosen = load_config(
+            TOY / "takeover.yaml",
+            [
+                f"run.root={tmp_path}",
+                f"run.name={name}",
+                "run.steps=2",
+                "evaluation.path=null",
+                f"takeover.stride={stride}",
+            ],
+        )
+        driver.train(chosen)
+        runs.append(Run(RunFolder(tmp_path / name).path))
+    off, on = runs
+    for late, early in zip(off.metrics, on.metrics, strict=True):
+        assert early["learner/num_tokens"] == late["learner/num_tokens"]
+        assert early["takeover/num"] == late["takeover/num"] > 0
+        assert early["loss"] == pytest.approx(late["loss"], rel=1e-3)
+        assert early["rollout/num_tokens"] < late["rollout/num_tokens"]
 
 
 WORDING = {

@@ -248,3 +248,21 @@ def test_inline_takes_one_of_each() -> None:
         UserError, match=r"teacher.num_engines=2 with cluster.placement=inline"
     ):
         config("topd", **parts)
+
+
+@pytest.mark.parametrize(
+    ("method", "sections", "message"),
+    [
+        ("opd", {}, "takeover.stride=16 with objective.trajectory=rollout"),
+        ("takeover", {"takeover": {"verdict": "d_ot"}}, "takeover.verdict=d_ot"),
+        ("takeover", {"takeover": {"keep": "pass"}}, "takeover.keep=pass"),
+        ("takeover", {"teacher": {"num_engines": 2}}, "teacher.num_engines=2"),
+    ],
+)
+def test_a_stride_needs_a_fork_that_is_known_while_the_student_decodes(
+    method: str, sections: dict[str, Any], message: str
+) -> None:
+    takeover = {"stride": 16} | sections.get("takeover", {})
+    with pytest.raises(UserError, match=f"{message}.*drop (it|stride)"):
+        config(method, **sections | {"takeover": takeover})
+    assert config("takeover", takeover={"stride": 16}).takeover.stride == 16

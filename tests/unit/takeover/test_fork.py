@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests import make
 from topd_ray.config import CandidatesConfig, TakeoverConfig
-from topd_ray.messages import HIGH, CandidateSet, ScoredRollout
-from topd_ray.takeover import fork_candidates, fork_of
+from topd_ray.messages import HIGH, CandidateSet, PartialRollout, ScoredRollout
+from topd_ray.takeover import fork_ahead, fork_candidates, fork_of
 
 LOGQ = np.log(np.array([0.9, 0.01, 0.5, 0.001, 0.01, 0.9, 0.9, 0.01], np.float32))
 """The student's tokens 1, 3, 4 and 7 are unlikely."""
@@ -102,3 +104,58 @@ def test_a_surprise_is_what_the_teacher_did_not_expect(threshold, fork):
     candidates = found(verdict="surprise")
     np.testing.assert_allclose(candidates.losses_W, (-LOGQ - ENTROPY)[:7])
     assert fork_of(candidates, None, config, threshold) == fork
+
+
+def partial(num_tokens: int) -> PartialRollout:
+    rollout = scored().rollout
+    return PartialRollout(
+        rollout_id=rollout.rollout_id,
+        policy_version=rollout.policy_version,
+        prompt_ids_P=rollout.prompt_ids_P,
+        teacher_prompt_ids_P=rollout.teacher_prompt_ids_P,
+        response_ids_N=rollout.response_ids_N[:num_tokens],
+    )
+
+
+@given(
+    logq=st.lists(st.sampled_from([-0.1, -3.9, -5.0]), min_size=1, max_size=30),
+    sure=st.lists(st.booleans(), min_size=30, max_size=30),
+    min_window=st.integers(1, 10),
+)
+def test_the_fork_that_is_found_ahead_is_that_of_the_whole_rollout(
+    logq: list[float], sure: list[bool], min_window: int
+) -> None:
+    logq_N = np.array(logq, np.float32)
+    entropy_N = np.where(sure[: len(logq)], 0.1, 2.0).astype(np.float32)
+    whole = replace(make.scored(length=len(logq)), logq_N=logq_N, entropy_N=entropy_N)
+    config = TakeoverConfig()
+    expected = fork_candidates(
+        whole, config, CandidatesConfig(min_window=min_window)
+    ).positions_W.tolist()
+    ahead = []
+    for n in range(1, len(logq) + 1):
+        beginning = replace(partial(1), response_ids_N=whole.rollout.response_ids_N[:n])
+        found_ahead = fork_ahead(
+            beginning, logq_N[:n], entropy_N[:n], config, min_window=min_window
+        )
+        if found_ahead is not None:
+            ahead.append(found_ahead.positions_W.tolist())
+            assert found_ahead.cut
+            assert len(found_ahead.response_ids_N) == found_ahead.positions_W[0] + 1
+    # Once it is found it stays, and it is found before the last token at the latest.
+    assert all(positions == expected for positions in ahead)
+    assert bool(ahead) == bool(expected)
+
+
+def test_a_rollout_that_was_cut_has_its_fork_at_its_last_token() -> None:
+    whole = scored()
+    cut = replace(
+        whole,
+        rollout=replace(whole.rollout, finish_reason="cut"),
+        logq_N=LOGQ[:4],
+        entropy_N=ENTROPY[:4],
+        token_loss_N=whole.token_loss_N[:4],
+    )
+    found_W = fork_candidates(cut, TakeoverConfig(), CandidatesConfig(min_window=8))
+    assert found_W.positions_W.tolist() == [3]
+    assert found_W.cut
