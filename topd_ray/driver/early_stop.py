@@ -42,50 +42,56 @@ class EarlyStop:
         """Tasks are of `group`, which the step waits for. `answers`: the right answer
         by rollout id, where it is known.
         """
-        self.teacher = teacher
         self._group = group
         self._step = step
         self._engine = engine
+        self._teacher = teacher
         self._answers = answers
         self._waiting: list[Ref[list[PartialRollout]]] = []
-        self._reading: asyncio.Task[None] | None = None
+        self._last: asyncio.Task[None] | None = None
         self._taking: dict[str, asyncio.Task[dict[str, EarlyTakeover]]] = {}
         self._room = asyncio.Semaphore(_MOST_TAKEOVERS)
 
     def add(self, partials: Ref[list[PartialRollout]]) -> None:
         """Take beginnings that the engine has sent."""
+        if not self._waiting:
+            self._last = self._group.create_task(self._read(self._last))
         self._waiting.append(partials)
-        if self._reading is None or self._reading.done():
-            self._reading = self._group.create_task(self._read())
+
+    async def reader(self) -> TeacherHandle:
+        """Return the teacher, when it has read all beginnings that have come so far."""
+        if self._last is not None:
+            await self._last
+        return self._teacher
 
     async def taken_over(self, rollout_ids: Sequence[str]) -> dict[str, EarlyTakeover]:
-        """Return the takeovers of a finished chunk that were begun early."""
-        if self._reading is not None:
-            await self._reading
+        """Return the takeovers that were begun early, of a chunk that was read."""
         early = {}
         for name in rollout_ids:
             if name in self._taking:
                 early[name] = (await self._taking[name])[name]
         return early
 
-    async def _read(self) -> None:
-        while self._waiting:
-            partials = self._waiting
-            self._waiting = []
-            read = await self.teacher.read_ahead(
-                partials, frozenset(self._taking), self._step.log
-            )
-            self._step.reads.append(read.receipt)
-            if read.receipt.forks:
-                taking = self._group.create_task(self._take_over(read))
-                self._taking |= {name: taking for name, _ in read.receipt.forks}
-                # the token at the fork stays: a rollout that was cut says where
-                await self._engine.cut({n: fork + 1 for n, fork in read.receipt.forks})
+    async def _read(self, before: asyncio.Task[None] | None) -> None:
+        """Read all that came while the teacher was at the beginnings before."""
+        if before is not None:
+            await before
+        partials = self._waiting
+        self._waiting = []
+        read = await self._teacher.read_ahead(
+            partials, frozenset(self._taking), self._step.log
+        )
+        self._step.reads.append(read.receipt)
+        if read.receipt.forks:
+            taking = self._group.create_task(self._take_over(read))
+            self._taking |= {name: taking for name, _ in read.receipt.forks}
+            # the token at the fork stays: a rollout that was cut says where
+            await self._engine.cut({n: fork + 1 for n, fork in read.receipt.forks})
 
     async def _take_over(self, read: ReadAhead) -> dict[str, EarlyTakeover]:
         names = [name for name, _ in read.receipt.forks]
         async with self._room:
-            taken: TakenOver = await self.teacher.take_over(
+            taken: TakenOver = await self._teacher.take_over(
                 read.forks,
                 (),
                 {name: self._answers[name] for name in names if name in self._answers},

@@ -217,10 +217,10 @@ class Pipeline:
             for name, reason in dropped.items():
                 self._ledger.drop([name], reason=reason)
         if chunk.rollout_ids:
-            made = await early.taken_over(chunk.rollout_ids) if early else {}
-            reader = early.teacher if early else None
+            reader = await early.reader() if early else None
             teacher, candidates = await self._score_and_probe(chunk, engine, reader)
             if self._config.uses_takeovers:
+                made = await early.taken_over(chunk.rollout_ids) if early else {}
                 await self._take_over(step, chunk, teacher, candidates, prompts, made)
         threshold = await step.judged(chunk)
         await step.its_turn(chunk)
