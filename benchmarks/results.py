@@ -58,6 +58,20 @@ ROWS = (
         "<= 1.25",
     ),
     Row(
+        "takeover_price_half",
+        "bench_takeover",
+        "whole step, takeover with early stop / OPD, forks in the middle",
+        "without early stop",
+        "<= 1.10",
+    ),
+    Row(
+        "takeover_price_early",
+        "bench_takeover",
+        "the same, forks early",
+        "without early stop",
+        "<= 0.80",
+    ),
+    Row(
         "peers_trl_distillation",
         "bench_peers",
         "OPD tokens/s",
