@@ -142,9 +142,9 @@ def test_early_stop_changes_no_trained_token(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     given = ["evaluation.path=null", "prompts.per_step=4"]
-    whole, off = what_is_trained(monkeypatch, tmp_path, *given, "run.name=off")
+    whole, off = what_is_trained(monkeypatch, tmp_path, *given, "run.name=whole")
     stopped, on = what_is_trained(
-        monkeypatch, tmp_path, *given, "run.name=on", "takeover.stride=8"
+        monkeypatch, tmp_path, *given, "run.name=stopped", "takeover.stride=8"
     )
     assert stopped == whole
     for late, early in zip(off.metrics, on.metrics, strict=True):
@@ -158,7 +158,7 @@ def test_early_stop_on_ray_and_vllm_trains_as_much_with_fewer_student_tokens(
     tmp_path: Path,
 ) -> None:
     runs = []
-    for name, stride in (("off", "null"), ("on", "16")):
+    for name, stride in (("whole", "null"), ("stopped", "16")):
         chosen = load_config(
             TOY / "takeover.yaml",
             [
