@@ -17,8 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 TOPD = Path(sys.executable).parent / "topd"
 STUDIES = {
-    "toy": ("probing", "correction", "case", "ablation"),
-    "language": ("probing", "correction"),
+    "toy": ("probing", "correction", "case", "verdicts", "ablation"),
+    "language": ("probing", "correction", "verdicts"),
     "sums": ("ablation",),
     "takeover": ("ablation",),
     "takeover-no-recovery": ("ablation",),
