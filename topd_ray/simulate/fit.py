@@ -98,6 +98,12 @@ def fit(
         )
     if not calls["roll_out"]:
         raise UserError("no rollouts in the trace; was it written by `topd train`?")
+    if calls["read_ahead"]:
+        raise UserError(
+            f"the run stopped its rollouts at their forks (takeover.stride="
+            f"{config.takeover.stride}), so nothing says how long they would have been;"
+            " take a run with takeover.stride=null: it has the same rates"
+        )
     rollouts = fit_rollouts(config, calls["roll_out"], prompt_tokens=prompt_tokens)
     workload = _workload(config, rollouts.lengths, calls, prompt_tokens)
     rates = _rates(config, calls, workload, rollouts)

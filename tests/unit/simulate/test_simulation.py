@@ -260,6 +260,23 @@ def test_rewrites_are_decoded_by_the_teacher_before_it_reads_them(
     assert trd.step_s == pytest.approx(4 * (10 * 0.1 + 0.2) + 0.2, rel=0.2)
 
 
+def test_a_student_that_is_stopped_decodes_up_to_the_forks_alone() -> None:
+    decode = rates(roll_out=Decode(step_s=0.1))
+    workload = replace(EVEN, taken_over=0.4)
+    found = [
+        simulate(
+            config(run={"method": "takeover"}, takeover={"stride": stride}),
+            decode,
+            workload,
+            cores=2,
+        )
+        for stride in (None, 16)
+    ]
+    whole, stopped = found
+    assert stopped.student_tokens == pytest.approx(0.6 * whole.student_tokens)
+    assert stopped.step_s == pytest.approx(0.6 * whole.step_s, rel=0.01)
+
+
 def test_takeovers_are_decoded_by_the_teacher_that_has_scored() -> None:
     chosen = rates(continue_from=Decode(step_s=0.1), score=Forward(call_s=0.2))
 
@@ -446,6 +463,14 @@ def test_a_works_own_seconds_are_its_share_of_the_cores() -> None:
     ]
     assert own_seconds(works, cores=2) == pytest.approx([3 + 2 / 3, 1 + 2 / 3, 2 / 3])
     assert own_seconds(works, cores=3) == pytest.approx([4.0, 2.0, 1.0])
+
+
+def test_a_run_that_stopped_its_rollouts_is_refused() -> None:
+    run = simulate(config(), rates(roll_out=Decode(step_s=0.1)), EVEN, cores=2, steps=4)
+    last = run.works[-1].step
+    read = Work("teacher[0]", "read_ahead", last, None, 0.0, 1.0)
+    with pytest.raises(UserError, match=r"stopped its rollouts.*stride=null"):
+        fit(config(), [*run.works, read], [1.0] * 4, cores=2, prompt_tokens=0)
 
 
 def test_a_run_that_is_too_short_is_refused() -> None:
