@@ -287,7 +287,7 @@ def study(
     importlib.import_module(f"topd_ray.studies.{name}").run(loaded)
 
 
-World = Annotated[
+ToyWorld = Annotated[
     Literal["shipped", "no-recovery", "small"],
     typer.Option(
         help=(
@@ -301,7 +301,7 @@ World = Annotated[
 @toy_app.command("build")
 def toy_build(
     folder: Annotated[Path, typer.Argument(help="Where the world is written")],
-    world: World = "shipped",
+    world: ToyWorld = "shipped",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     students: Annotated[int, typer.Option(min=0, help="Warm-started students")] = 5,
 ) -> None:
@@ -321,7 +321,7 @@ def toy_extend(
     folder: Annotated[Path, typer.Argument(help="Where they are written")],
     students: Annotated[int, typer.Option(min=0, help="Students to add")],
     problems: Annotated[int, typer.Option(min=1, help="Held-out problems to add")],
-    world: World = "shipped",
+    world: ToyWorld = "shipped",
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Make more students and held-out problems of a toy world, in a folder."""
