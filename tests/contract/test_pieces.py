@@ -115,9 +115,7 @@ def test_a_cut_that_comes_too_late_changes_nothing(engine, asked):
                 assert_same(output, expected[output.request_id])
 
 
-def test_a_later_call_ends_the_pieces(engine, asked, backend):
-    if backend == "fake":
-        pytest.skip("the fake engine decodes all at once")
+def test_a_later_call_ends_the_pieces(engine, asked):
     pieces = engine.generate_in_pieces(asked, stride=STRIDE, cuts={})
     next(pieces)
     assert whole(engine, asked)

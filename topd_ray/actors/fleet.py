@@ -85,7 +85,7 @@ class RayProcess:
         return stream
 
     def interject(self, method: str, *arguments: object) -> Reference:
-        """Submit a call for a thread of its own."""
+        """Submit a call that another thread of the actor serves."""
         call = getattr(self.actor, method).options(concurrency_group=_BESIDE)
         reference: Reference = call.remote(*arguments)
         return reference

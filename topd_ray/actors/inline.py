@@ -82,12 +82,7 @@ class InlineProcess:
     ) -> tuple[InlineRef, ...]:
         """Run the method; one reference a returned value."""
         self._finish_stream()
-        try:
-            value = self._run(method, arguments)
-        except Exception as error:  # an actor's error travels in its references
-            return (InlineRef(error=error),) * num_returns
-        parts = (value,) if num_returns == 1 else tuple(value)
-        return tuple(InlineRef(part) for part in parts)
+        return self._answered(method, arguments, num_returns)
 
     def stream(
         self, method: str, *arguments: object, room: int | None = None
@@ -97,21 +92,29 @@ class InlineProcess:
         self._finish_stream()
         try:
             items = _drawn(self._run(method, arguments))
-        except Exception as error:  # as above
+        except Exception as error:  # it is the stream's one item
             items = iter([InlineRef(error=error)])
         self._stream = InlineStream(items)
         return self._stream
 
     def interject(self, method: str, *arguments: object) -> InlineRef:
         """Run the method between two items of the stream under way."""
-        try:
-            return InlineRef(self._run(method, arguments))
-        except Exception as error:  # as above
-            return InlineRef(error=error)
+        (reference,) = self._answered(method, arguments, num_returns=1)
+        return reference
 
     def kill(self) -> None:
         """Free what the worker holds."""
         self._worker.close()
+
+    def _answered(
+        self, method: str, arguments: Sequence[object], num_returns: int
+    ) -> tuple[InlineRef, ...]:
+        try:
+            value = self._run(method, arguments)
+        except Exception as error:  # an actor's error travels in its references
+            return (InlineRef(error=error),) * num_returns
+        parts = (value,) if num_returns == 1 else tuple(value)
+        return tuple(InlineRef(part) for part in parts)
 
     def _finish_stream(self) -> None:
         if self._stream is not None:

@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from topd_ray.engines.checks import check_requests, check_sequences
+from topd_ray.engines.checks import ENDED, check_requests, check_sequences
 from topd_ray.engines.protocols import (
     Generation,
     GenerationRequest,
     NamedArray,
     Progress,
 )
+from topd_ray.errors import TopdError
 from topd_ray.messages import PAD, Floats, Ints
 from topd_ray.models.facts import read_facts
 from topd_ray.models.stop_ids import eos_ids
@@ -39,10 +40,12 @@ class FakeGeneration:
         self._eos = eos_ids(folder)
         self._max_model_len = max_model_len
         self._salt = 0
+        self._turn = 0
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Generation]:
         """Yield the generations, the shortest first."""
         check_requests(requests, self._max_model_len)
+        self._turn += 1
         return iter(
             sorted(map(self._decode, requests), key=lambda g: len(g.token_ids_N))
         )
@@ -56,6 +59,7 @@ class FakeGeneration:
     ) -> Iterator[list[Progress | Generation]]:
         """See `RolloutEngine`; all requests advance side by side."""
         live = {answer.request_id: answer for answer in self.generate(requests)}
+        turn = self._turn
         num_tokens = 0
         while live:
             num_tokens += stride
@@ -64,6 +68,8 @@ class FakeGeneration:
                 if isinstance(output, Generation):
                     del live[output.request_id]
             yield outputs
+            if turn != self._turn:
+                raise TopdError(ENDED)
 
     def load_weights(self, weights: Iterable[NamedArray]) -> None:
         """Become another model, which the bytes of the weights decide."""

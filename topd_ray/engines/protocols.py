@@ -132,7 +132,7 @@ class RolloutEngine(GenerationEngine, Protocol):
     ) -> Iterator[list[Progress | Generation]]:
         """Yield what the requests have come to, as soon as there is something to say.
 
-        The tokens are those of `generate`, whatever is cut and when.
+        The tokens are those of `generate`. A cut changes no token of another request.
 
         Args:
             requests: The sequences to decode.

@@ -18,6 +18,7 @@ from topd_ray.messages import (
     CandidateSet,
     Ints,
     PartialRollout,
+    Prompt,
     Rollout,
     RolloutRequest,
 )
@@ -285,16 +286,13 @@ def _rollout(
     answer: Generation, request: RolloutRequest, policy_version: int
 ) -> Rollout:
     prompt = request.prompt
-    teacher_ids_P = prompt.teacher_ids_P
     return Rollout(
         rollout_id=request.rollout_id,
         prompt_id=prompt.prompt_id,
         position=prompt.position,
         policy_version=policy_version,
         prompt_ids_P=prompt.token_ids_P,
-        teacher_prompt_ids_P=(
-            prompt.token_ids_P if teacher_ids_P is None else teacher_ids_P
-        ),
+        teacher_prompt_ids_P=_teacher_prompt(prompt),
         response_ids_N=answer.token_ids_N,
         logp_O=answer.logp_N,
         top_ids_OM=answer.top_ids_NM,
@@ -303,18 +301,20 @@ def _rollout(
     )
 
 
+def _teacher_prompt(prompt: Prompt) -> Ints:
+    """Return the teacher's prompt: its own, or the student's."""
+    return prompt.token_ids_P if prompt.teacher_ids_P is None else prompt.teacher_ids_P
+
+
 def _partial(
     progress: Progress, request: RolloutRequest, policy_version: int
 ) -> PartialRollout:
     prompt = request.prompt
-    teacher_ids_P = prompt.teacher_ids_P
     return PartialRollout(
         rollout_id=request.rollout_id,
         policy_version=policy_version,
         prompt_ids_P=prompt.token_ids_P,
-        teacher_prompt_ids_P=(
-            prompt.token_ids_P if teacher_ids_P is None else teacher_ids_P
-        ),
+        teacher_prompt_ids_P=_teacher_prompt(prompt),
         response_ids_N=progress.token_ids_N,
     )
 

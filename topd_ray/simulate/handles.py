@@ -23,6 +23,7 @@ from topd_ray.actors.protocols import (
     TakenOver,
     WorkLog,
 )
+from topd_ray.errors import TopdError
 from topd_ray.evaluation import Accuracy
 from topd_ray.messages import (
     CandidateSet,
@@ -266,7 +267,7 @@ class SimulatedTeacher(SimulatedDecoder):
         log: WorkLog,
     ) -> ReadAhead:
         """See `TeacherHandle`. No simulated engine sends beginnings of rollouts."""
-        raise NotImplementedError
+        raise TopdError("simulation: no engine sends beginnings of rollouts to read")
 
     async def take_over(
         self,

@@ -12,7 +12,7 @@ def test_chunks_come_in_the_order_of_the_requests_whichever_ends_first(
     wanted = [f"r{index}" for index in range(count)]
     queue = RequestOrder(wanted, chunk_size)
     chunks = []
-    for name in data.draw(st.permutations([*wanted, "of nobody"])):
+    for name in data.draw(st.permutations([*wanted, "unasked"])):
         queue.add(rollout(name), num_overshot=2)
         chunks += list(queue.chunks())
     names = [[one.rollout_id for one in chunk.rollouts] for chunk in chunks]
