@@ -145,6 +145,8 @@ def _type(annotation: Any, bounds: Sequence[Any] = ()) -> str:
     if origin in (Union, types.UnionType):
         parts = [part for part in get_args(annotation) if part is not type(None)]
         return " or ".join(_type(part, bounds) for part in parts)
+    if origin is tuple and get_args(annotation)[-1] is Ellipsis:
+        return f"list of {_type(get_args(annotation)[0])}"
     if origin is tuple:
         return f"list of {len(get_args(annotation))} numbers"
     if origin is dict:

@@ -16,11 +16,13 @@ from torch._C._distributed_c10d import Store
 
 from tests.tiny import VOCAB
 from topd_ray.config import LearnerConfig, ObjectiveConfig, TeacherConfig
+from topd_ray.engines.adapters import outgoing_weights
 from topd_ray.engines.rendezvous import meet, open_listener
 from topd_ray.learner import LearnerActor
 from topd_ray.learner.divergence import TokenLoss
 from topd_ray.learner.inputs import Signal
 from topd_ray.learner.layout import Layout
+from topd_ray.learner.lora import adapters_of, add_adapters
 from topd_ray.learner.model import DistillationModel, load_student
 from topd_ray.learner.schedule import lr_factor
 from topd_ray.messages import (
@@ -33,6 +35,7 @@ from topd_ray.messages import (
     TopkSignal,
     TrainBatch,
 )
+from topd_ray.seeds import derive_seed
 
 TEACHER_WIDTH = 64
 TOP_K = 4
@@ -215,6 +218,8 @@ class Oracle:
         student = load_student(
             self.student, dtype=torch.float32, gradient_checkpointing=False
         )
+        if self.config.lora is not None:
+            add_adapters(student, self.config.lora, seed=derive_seed(0, "lora"))
         self._model = DistillationModel(
             student,
             num_ids=len(VOCAB),
@@ -224,7 +229,7 @@ class Oracle:
             lambda_traj=OBJECTIVE.lambda_traj,
         )
         self._optimizer = torch.optim.AdamW(
-            student.parameters(),
+            [p for p in student.parameters() if p.requires_grad],
             betas=self.config.betas,
             weight_decay=self.config.weight_decay,
         )
@@ -251,8 +256,9 @@ class Oracle:
         return loss.item(), float(norm)
 
     def weights(self) -> Weights:
-        named = self._model.student.named_parameters()
-        return {name: p.detach().numpy().copy() for name, p in named}
+        student = self._model.student
+        outgoing = outgoing_weights(student, adapters_of(student))
+        return {weight.name: weight.value().numpy().copy() for weight in outgoing}
 
     def _loss(self, batch: TrainBatch) -> torch.Tensor:
         loss, *_ = self._model(

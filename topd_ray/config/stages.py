@@ -315,6 +315,32 @@ class TakeoverConfig(Section):
     """
 
 
+class LoraConfig(Section):
+    """Adapters of low rank that are trained in the place of the student's weights.
+
+    A weight W of a target layer acts as W + alpha / rank x B A; A and B are trained, W
+    and all other weights stay. Engines and exports get the merged weights.
+    """
+
+    rank: PositiveInt = 32
+    """Rows of A and columns of B."""
+    alpha: PositiveFloat = 64.0
+    """The product of both is scaled by alpha / rank."""
+    targets: Annotated[tuple[Name, ...], Field(min_length=1)] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
+    """Names of the linear layers that have an adapter: the last part of a name, or
+    more of it (`layers.0.mlp.up_proj`). By default all of a Llama, Qwen or Mistral but
+    the output head.
+    """
+
+
 class LearnerConfig(Section):
     """The student and its optimizer."""
 
@@ -336,6 +362,10 @@ class LearnerConfig(Section):
     """
     dtype: Dtype = "bfloat16"
     """Number format of the forward and backward pass; the optimizer keeps float32."""
+    lora: LoraConfig | None = None
+    """Train adapters of low rank in the place of the weights; None trains the weights.
+    Adapters need a higher `lr`, about ten times that of the weights.
+    """
     lr: PositiveFloat = 2e-6
     """Peak learning rate (paper, stage 2: 2e-6)."""
     betas: tuple[float, float] = (0.9, 0.98)

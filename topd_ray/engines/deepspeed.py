@@ -27,6 +27,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 import deepspeed  # reads DS_ACCELERATOR
 import deepspeed.comm as dist
 
+from topd_ray.engines.adapters import Adapter, outgoing_weights
 from topd_ray.engines.deepspeed_gradient import GlobalNorm, keep_to_one_rank
 from topd_ray.engines.deepspeed_state import AdamState
 
@@ -62,6 +63,7 @@ class DeepSpeedTraining:
         rank: int,
         world_size: int,
         store: Store,
+        adapters: Mapping[str, Adapter] | None = None,
     ) -> None:
         """Join the process group and shard the module.
 
@@ -82,8 +84,10 @@ class DeepSpeedTraining:
             rank: Index of this rank.
             world_size: Number of ranks.
             store: Where the ranks have met; see `engines.rendezvous`.
+            adapters: The adapters of a student whose weights are frozen, by the names
+                of these weights; by default it has none.
         """
-        self._trained = trained
+        self._outgoing = outgoing_weights(trained, adapters or {})
         self._world_size = world_size
         self._rank = rank
         self._lr = lr
@@ -167,14 +171,16 @@ class DeepSpeedTraining:
 
     def weights(self) -> Iterator[NamedArray]:
         """See `TrainingEngine`. Names are those of `trained`; tied weights come
-        once.
+        once, adapters merged.
         """
-        for name, weight in self._trained.named_parameters():
-            with self._whole(weight):
+        for weight in self._outgoing:
+            with self._whole(*weight.parts):
                 array = (
-                    _to_numpy(weight) if self._rank == 0 else np.empty(0, np.float32)
+                    _to_numpy(weight.value())
+                    if self._rank == 0
+                    else np.empty(0, np.float32)
                 )
-            yield name, array
+            yield weight.name, array
 
     def whole(self, weight: Tensor) -> Tensor:
         """Return a copy of one weight, whole, on every rank; every rank must call
@@ -234,9 +240,9 @@ class DeepSpeedTraining:
         self._engine.step()
         return grad_norm
 
-    def _whole(self, weight: Tensor) -> AbstractContextManager[Any]:
+    def _whole(self, *weights: Tensor) -> AbstractContextManager[Any]:
         gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(
-            [weight], enabled=self._zero_stage == 3
+            list(weights), enabled=self._zero_stage == 3
         )
         return gathered
 

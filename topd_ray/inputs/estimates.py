@@ -8,7 +8,8 @@ the sums for a CPU with what actors take; those for a GPU were not measured.
 from dataclasses import dataclass
 from pathlib import Path
 
-from topd_ray.config import Config, EngineConfig
+from topd_ray.config import Config, EngineConfig, LoraConfig
+from topd_ray.models.adapters import num_adapter_parameters
 from topd_ray.models.facts import read_facts
 from topd_ray.models.files import read_config
 
@@ -40,6 +41,13 @@ class ModelSizes:
     inner: int = 0
     """Inner width of a feed-forward layer."""
     layers: int = 0
+    adapters: int | None = None
+    """Parameters of the adapters that are trained; None where all weights are."""
+
+    @property
+    def trained(self) -> float:
+        """Return the number of parameters that have a gradient."""
+        return self.parameters if self.adapters is None else self.adapters
 
     @property
     def head(self) -> int:
@@ -47,15 +55,21 @@ class ModelSizes:
         return self.rows * self.width
 
 
-def sizes_of(folder: Path | None, size_b: float | None) -> ModelSizes | None:
+def sizes_of(
+    folder: Path | None, size_b: float | None, lora: LoraConfig | None = None
+) -> ModelSizes | None:
     """Return the sizes of a model; None where nothing is known of it.
 
     Args:
         folder: Its folder; None where it is not on this machine.
         size_b: Parameters in billions, by the config.
+        lora: The adapters that are trained. Without a folder they count as nothing:
+            they are small beside the weights.
     """
     if folder is None:
-        return None if size_b is None else ModelSizes(parameters=size_b * 1e9)
+        if size_b is None:
+            return None
+        return ModelSizes(parameters=size_b * 1e9, adapters=0 if lora else None)
     facts = read_facts(folder)
     return ModelSizes(
         parameters=facts.num_parameters,
@@ -63,6 +77,7 @@ def sizes_of(folder: Path | None, size_b: float | None) -> ModelSizes | None:
         width=facts.hidden_size,
         inner=read_config(folder).get("intermediate_size") or 4 * facts.hidden_size,
         layers=facts.layers,
+        adapters=num_adapter_parameters(folder, lora) if lora else None,
     )
 
 
@@ -101,7 +116,7 @@ def learner_gib(config: Config, student: ModelSizes, teacher: ModelSizes) -> flo
     """
     learner = config.learner
     parts = [
-        _state_bytes(config) * student.parameters,
+        _state_bytes(config, student),
         _activation_bytes(config, student),
         _loss_bytes(config, student, teacher),
     ]
@@ -116,18 +131,20 @@ def zero_stage(config: Config) -> int:
     return learner.zero_stage if is_float32 else max(learner.zero_stage, 2)
 
 
-def _state_bytes(config: Config) -> float:
-    """Return the bytes a parameter of weights, gradient and optimizer.
+def _state_bytes(config: Config, student: ModelSizes) -> float:
+    """Return the bytes of weights, gradients and optimizer.
 
-    DeepSpeed's mixed precision holds weights, float32 gradients, a float32 copy of the
-    weights, and AdamW's two moments.
+    DeepSpeed's mixed precision holds, of what is trained, float32 gradients, a float32
+    copy of the weights, and AdamW's two moments. Frozen weights have none of these.
     """
     ranks = config.learner.num_ranks
     stage = zero_stage(config)
     weights = BYTES[config.learner.dtype] / (ranks if stage >= 3 else 1)
     gradients = 4.0 / (ranks if stage >= 2 else 1)
     master = 0.0 if config.learner.dtype == "float32" else 4.0
-    return weights + gradients + (8.0 + master) / (ranks if stage >= 1 else 1)
+    states = (8.0 + master) / (ranks if stage >= 1 else 1)
+    held = student.parameters + (student.adapters or 0)
+    return weights * held + (gradients + states) * student.trained
 
 
 def _activation_bytes(config: Config, student: ModelSizes) -> float:
@@ -157,7 +174,9 @@ def _loss_bytes(config: Config, student: ModelSizes, teacher: ModelSizes) -> flo
     width = BYTES[config.learner.dtype]
     copy = 0 if config.learner.dtype == "float32" else width
     chunk = _CHUNK_BYTES[config.learner.gpus > 0] * width / 4
-    total = (4 + copy) * student.head + 2 * chunk
+    # A frozen head has no gradient.
+    slope = 0 if config.learner.lora else (4 + copy) * student.head
+    total = slope + 2 * chunk
     if config.teacher.signal == "hidden":
         total += BYTES[config.teacher.engine.dtype] * teacher.head
     return total

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from topd_ray.config import Config
 from topd_ray.contexts import load_forms
 from topd_ray.errors import UserError
+from topd_ray.models.adapters import check_adapters
 from topd_ray.models.architecture import check_names, check_tensors
 from topd_ray.models.facts import check_context, read_facts
 from topd_ray.models.folder import check_folder
@@ -114,6 +115,8 @@ def _check_pair(config: Config, student: Path, teacher: Path) -> list[str]:
     # Before the tensors, whose names would be the complaint.
     check_folder(student, role="student")
     check_names(student, field="learner.model")
+    if config.learner.lora is not None:
+        check_adapters(student, config.learner.lora)
     for folder, role, tokens in (
         (student, "student", config.student_context_tokens),
         (teacher, "teacher", config.teacher_context_tokens),

@@ -71,7 +71,8 @@ class Plan:
 
 def make_plan(config: Config) -> Plan:
     """Return the plan of a config; reads model folders that are on this machine."""
-    student = sizes_of(find_student(config), config.learner.size_b)
+    learner = config.learner
+    student = sizes_of(find_student(config), learner.size_b, learner.lora)
     teacher = sizes_of(find_teacher(config), config.teacher.size_b)
     rollouts = config.prompts.per_step * config.rollout.samples_per_prompt
     tokens = rollouts * config.rollout.max_response_tokens

@@ -16,6 +16,7 @@ from topd_ray.errors import TopdError
 from topd_ray.learner.divergence import TokenLoss
 from topd_ray.learner.gaps import token_gap
 from topd_ray.learner.inputs import empty_batch, forward_inputs
+from topd_ray.learner.lora import adapters_of, add_adapters
 from topd_ray.learner.model import DistillationModel, load_student, student_head
 from topd_ray.learner.schedule import lr_factor
 from topd_ray.messages import LossSums, StepReport, TrainBatch
@@ -86,12 +87,15 @@ class LearnerActor:
         self._num_batches = 0
         self._sums = LossSums()
         dtype = _DTYPES[config.dtype]
+        student = load_student(
+            student_folder,
+            dtype=dtype,
+            gradient_checkpointing=config.gradient_checkpointing,
+        )
+        if config.lora is not None:
+            add_adapters(student, config.lora, seed=derive_seed(seed, "lora"))
         self._model = DistillationModel(
-            load_student(
-                student_folder,
-                dtype=dtype,
-                gradient_checkpointing=config.gradient_checkpointing,
-            ),
+            student,
             num_ids=num_ids(student_folder),
             signal=teacher.signal,
             teacher_head_VE=teacher_head_VE,
@@ -100,7 +104,8 @@ class LearnerActor:
         )
         self._engine = DeepSpeedTraining(
             self._model,
-            trained=self._model.student,
+            trained=student,
+            adapters=adapters_of(student),
             zero_stage=config.zero_stage,
             dtype=dtype,
             lr=config.lr,

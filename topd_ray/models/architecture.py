@@ -44,6 +44,8 @@ class Architecture:
     """Name in the files -> name in the model, and whether the tensor is changed on the
     way: transformers joins the experts of a layer.
     """
+    linears: Shapes
+    """Shapes (outputs, inputs) of the linear layers, by their names in the model."""
     optional: tuple[str, ...]
     """Patterns of names that the files may lack."""
     ignored: tuple[str, ...]
@@ -59,6 +61,14 @@ def weight_shapes(folder: Path) -> Shapes:
     knows no such model.
     """
     return dict(_architecture(folder).parameters)
+
+
+def linear_shapes(folder: Path) -> Shapes:
+    """Return the shapes (outputs, inputs) of a model's linear layers, by name.
+
+    Raises UserError where transformers knows no such model.
+    """
+    return dict(_architecture(folder).linears)
 
 
 def check_tensors(folder: Path, *, role: str) -> list[str]:
@@ -177,9 +187,20 @@ def _read_architecture(
         state=state,
         tied=dict(model.all_tied_weights_keys),
         sources=_sources(model, held),
+        linears=_linears(model),
         optional=tuple(model._keys_to_ignore_on_load_missing or ()),
         ignored=tuple(model._keys_to_ignore_on_load_unexpected or ()),
     )
+
+
+def _linears(model: Any) -> Shapes:
+    from torch.nn import Linear
+
+    return {
+        name: (layer.out_features, layer.in_features)
+        for name, layer in model.named_modules()
+        if isinstance(layer, Linear)
+    }
 
 
 def _empty_model(folder: Path) -> Any:
@@ -384,6 +405,7 @@ __all__ = [
     "check_names",
     "check_tensors",
     "config_of_text_model",
+    "linear_shapes",
     "load_causal_lm",
     "weight_shapes",
 ]

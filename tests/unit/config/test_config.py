@@ -115,6 +115,15 @@ OVERRIDE_MISTAKES = [
         "learner.zero_stage=4",
         "learner.zero_stage: Input should be less than or equal to 3",
     ),
+    (
+        "learner.lora.rank=0",
+        "learner.lora.rank: Input should be greater than 0, found 0",
+    ),
+    ("learner.lora.alpha=-1", "learner.lora.alpha: Input should be greater than 0"),
+    (
+        "learner.lora.targets=[]",
+        "learner.lora.targets: Tuple should have at least 1 item after validation",
+    ),
     ("rollout.top_p=1.5", "rollout.top_p: Input should be less than or equal to 1"),
     ("candidates.fraction=0", "candidates.fraction: Input should be greater than 0"),
     (

@@ -1,11 +1,12 @@
 """Terms of an actor's memory; benchmarks/bench_memory.py compares the sums."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests.tiny import VOCAB, make_model
-from topd_ray.config import Config, parse_config
+from topd_ray.config import Config, LoraConfig, parse_config
 from topd_ray.inputs.estimates import (
     GIB,
     ModelSizes,
@@ -51,6 +52,17 @@ def test_a_rank_holds_weights_gradients_and_states(
     model = ModelSizes(parameters=1e9)
     more = learner_gib(config, model, NOTHING) - learner_gib(config, NOTHING, NOTHING)
     assert more == pytest.approx(1e9 * bytes_a_parameter / GIB)
+
+
+def test_adapters_alone_have_gradients_and_states() -> None:
+    """Two ranks of ZeRO 2 in bfloat16; neither the head nor a layer has a gradient."""
+    sharded = {"zero_stage": 2, "num_ranks": 2}
+    small = replace(STUDENT, adapters=1_000_000)
+    all_weights = learner_gib(config_of(learner=sharded), STUDENT, TEACHER)
+    lora = config_of(learner=sharded | {"lora": {}})
+    states = (4 + 12) / 2
+    saved = states * (STUDENT.parameters - 1e6) - 2 * 1e6 + (4 + 2) * STUDENT.head
+    assert all_weights - learner_gib(lora, small, TEACHER) == pytest.approx(saved / GIB)
 
 
 def test_fewer_tokens_and_checkpointing_lower_the_activations() -> None:
@@ -107,3 +119,7 @@ def test_sizes_come_from_the_folder_or_from_the_config(tmp_path) -> None:
     assert sizes.inner > 0
     assert sizes_of(None, 9.0) == ModelSizes(parameters=9e9)
     assert sizes_of(None, None) is None
+    lora = LoraConfig(rank=2, targets=("up_proj",))
+    with_adapters = sizes_of(folder, None, lora)
+    assert with_adapters == replace(sizes, adapters=2 * 2 * (16 + 32))
+    assert sizes_of(None, 9.0, lora) == ModelSizes(parameters=9e9, adapters=0)

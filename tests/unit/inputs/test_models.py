@@ -76,6 +76,18 @@ def test_a_soft_cap_is_refused_on_either_side(
     refused(config, rf"^student: {student}: .*final_logit_softcapping=30")
 
 
+def test_adapters_that_match_nothing_are_refused(
+    student: Path, teacher: Path, tmp_path: Path
+) -> None:
+    lora = {"targets": ["q_proj", "c_attn"], "rank": 2}
+    config = config_of(
+        tmp_path,
+        learner={"model": str(student), "lora": lora},
+        teacher={"model": str(teacher)},
+    )
+    refused(config, rf"^learner\.lora\.targets: c_attn names no .* of {student};")
+
+
 def test_experts_are_refused_in_the_student_alone(
     student: Path, tmp_path: Path
 ) -> None:
