@@ -25,7 +25,14 @@ CHAT_TEMPLATE = (
 
 
 def make_model(
-    folder: Path, *, hidden: int, layers: int, seed: int, tied: bool
+    folder: Path,
+    *,
+    hidden: int,
+    layers: int,
+    seed: int,
+    tied: bool,
+    heads: int = 2,
+    key_heads: int = 1,
 ) -> Path:
     """Write a random fp32 Qwen3 with sharp logits, and its tokenizer."""
     torch.manual_seed(seed)
@@ -34,8 +41,8 @@ def make_model(
         hidden_size=hidden,
         intermediate_size=2 * hidden,
         num_hidden_layers=layers,
-        num_attention_heads=2,
-        num_key_value_heads=1,
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads,
         head_dim=32,
         max_position_embeddings=512,
         tie_word_embeddings=tied,

@@ -132,7 +132,7 @@ def poisoned(batch: TrainBatch) -> TrainBatch:
 
 def _with_nan(array: NDArray[Any]) -> NDArray[Any]:
     array = array.copy()
-    array[0] = np.nan
+    array[[0, -1]] = np.nan  # ranks that share a sequence have one of them each
     return array
 
 
@@ -381,28 +381,30 @@ def _play(
     rank: int, story: Story, checkpoint: Path, listeners: list[socket.socket]
 ) -> Outcome:
     config, student, signal = story
+    # ranks that share sequences have the same share
+    share = rank // config.sequence_parallel
     learner = open_learner(
         config, student, listener=listeners.pop(), rank=rank, signal=signal
     )
-    reports = [take_step(learner, step_batches(0, signal)[rank])]
+    reports = [take_step(learner, step_batches(0, signal)[share])]
     after_first = held_weights(learner)
-    first, *others = step_batches(1, signal)[rank]
+    first, *others = step_batches(1, signal)[share]
     reports.append(take_step(learner, [poisoned(first) if rank else first, *others]))
     after_skip = held_weights(learner)
     learner.save(checkpoint)
-    reports.append(take_step(learner, step_batches(2, signal)[rank]))
+    reports.append(take_step(learner, step_batches(2, signal)[share]))
     after_third = held_weights(learner)
     learner.close()
     again = open_learner(
         config, student, listener=listeners.pop(), rank=rank, signal=signal
     )
     again.load(checkpoint)
-    again.accumulate(step_batches(2, signal)[1 - rank])
+    again.accumulate(step_batches(2, signal)[1 - share])
     again.abandon_step()
-    reports.append(take_step(again, step_batches(2, signal)[rank]))
+    reports.append(take_step(again, step_batches(2, signal)[share]))
     after_third_again = held_weights(again)
     self_loss = (
-        _follow(again, rank, checkpoint / "export") if signal == "hidden" else None
+        _follow(again, share, checkpoint / "export") if signal == "hidden" else None
     )
     again.close()
     return Outcome(
@@ -410,11 +412,11 @@ def _play(
     )
 
 
-def _follow(learner: LearnerActor, rank: int, folder: Path) -> float:
+def _follow(learner: LearnerActor, share: int, folder: Path) -> float:
     learner.export(folder)
     learner.follow_teacher()
     torch.distributed.barrier()  # rank 0 writes the export
-    batch = make_batch([9 + rank], seed=rank, version=learner.policy_version)
+    batch = make_batch([9 + share], seed=share, version=learner.policy_version)
     return learner.accumulate([scored_by(folder, batch, torch.float32)]).opd
 
 

@@ -284,6 +284,28 @@ def test_two_ranks_with_sharded_gradients_train_as_one(
     assert [line["step"] for line in two.metrics] == [1, 2]
 
 
+def test_two_ranks_that_share_sequences_train_as_one(
+    bench: Bench, cluster_address: str
+) -> None:
+    two = bench.run(
+        "shared-sequences",
+        run={"steps": 2},
+        learner={"num_ranks": 2, "sequence_parallel": 2},
+        cluster=on_actors(cluster_address),
+    )
+    one = bench.method("topd")
+    assert np.allclose(losses(two)[:1], losses(one)[:1], rtol=1e-5)
+    first, first_of_two = one.metrics[0], two.metrics[0]
+    assert first_of_two["learner/grad_norm"] == pytest.approx(
+        first["learner/grad_norm"], rel=1e-4
+    )
+    for name in ("windows/num_divergent", "learner/num_tokens"):
+        assert first_of_two[name] == first[name]
+    files = [run.path / "windows" / "step_000001.parquet" for run in (two, one)]
+    rows = [pq.read_table(file).num_rows for file in files]
+    assert rows[0] == rows[1] > 0
+
+
 def test_a_control_group_is_probed_and_recorded_but_never_trained_on(
     bench: Bench,
 ) -> None:

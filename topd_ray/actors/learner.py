@@ -52,8 +52,12 @@ class LearnerWorker(Worker):
         self._rank = rank
         self._total_steps = total_steps
         self._student_folder = resolve_student(config)
+        # Ranks that share sequences have the same probed windows: the first counts.
+        self._counts_windows = rank % config.learner.sequence_parallel == 0
         self._recorder = (
-            WindowRecorder(windows_folder, rank) if windows_folder else None
+            WindowRecorder(windows_folder, rank)
+            if windows_folder and self._counts_windows
+            else None
         )
         self._listener: socket.socket | None = None
         self._learner: LearnerActor | None = None
@@ -126,7 +130,9 @@ class LearnerWorker(Worker):
             num_tokens=sums.num_tokens,
             sums=sums,
             num_divergent=sum(
-                int(divergent(probe_set, threshold).sum()) for probe_set in probe_sets
+                int(divergent(probe_set, threshold).sum())
+                for probe_set in probe_sets
+                if self._counts_windows
             ),
             span=Span.since(began_s),
         )

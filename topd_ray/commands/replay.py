@@ -75,6 +75,7 @@ def _for_replay(config: Config, folder: Path) -> Config:
         "model": str(folder / STUDENT),
         "revision": None,
         "num_ranks": 1,
+        "sequence_parallel": 1,
         "lr": _NO_LR,
         "weight_decay": 0.0,
     }

@@ -48,6 +48,7 @@ CHANGEABLE: dict[str, str] = {
     "probe.cpus": _PLACE,
     "windows.token_budget": _PLACE,
     "learner.num_ranks": _PLACE,
+    "learner.sequence_parallel": _PLACE,
     "learner.zero_stage": _PLACE,
     "learner.gradient_checkpointing": _PLACE,
     "learner.cpus": _PLACE,

@@ -396,12 +396,12 @@ def weight_rules(
     # The draw is over the rollouts that are packed together, and a rank packs its own
     # share alone: with several ranks the capped tokens would depend on the dealing.
     yield (
-        objective.downweight == "matched_high_ot" and learner.num_ranks > 1,
+        objective.downweight == "matched_high_ot" and learner.data_parallel > 1,
         (
             "objective.downweight=matched_high_ot with"
             f" learner.num_ranks={learner.num_ranks}: the matched tokens are drawn from"
             " all rollouts of a chunk, and a rank holds a share of them; set"
-            " num_ranks=1"
+            f" num_ranks={learner.sequence_parallel}"
         ),
     )
     yield (
@@ -468,11 +468,12 @@ def idle_rules(
             " prompts.per_step"
         ),
     )
+    most_ranks = rollouts * learner.sequence_parallel
     yield (
-        rollouts < learner.num_ranks,
+        most_ranks < learner.num_ranks,
         (
             f"learner.num_ranks={learner.num_ranks} with {seen}: a rank would train on"
-            f" nothing; set learner.num_ranks to at most {rollouts}, or raise"
+            f" nothing; set learner.num_ranks to at most {most_ranks}, or raise"
             " prompts.per_step"
         ),
     )

@@ -355,7 +355,11 @@ class LearnerConfig(Section):
     this machine.
     """
     num_ranks: PositiveInt = 1
-    """Data-parallel learner ranks, one Ray actor each."""
+    """Learner ranks, one Ray actor each."""
+    sequence_parallel: PositiveInt = 1
+    """Ranks that share each sequence and hold a part of its tokens, for long responses
+    (DeepSpeed Ulysses). It divides `num_ranks`: the rest of it is data parallel.
+    """
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
     """DeepSpeed ZeRO: 0 shards nothing, 1 the optimizer, 2 also gradients, 3 also
     weights. In bfloat16, 0 and 1 run as 2.
@@ -386,3 +390,18 @@ class LearnerConfig(Section):
     """Logical CPUs that Ray sets aside for one rank."""
     gpus: NonNegativeFloat = 0.0
     """GPUs that Ray sets aside for one rank; a fraction shares a GPU."""
+
+    @property
+    def data_parallel(self) -> int:
+        """Shares that the rollouts are dealt into: one for each group of ranks."""
+        return self.num_ranks // self.sequence_parallel
+
+    @model_validator(mode="after")
+    def _groups_are_whole(self) -> Self:
+        if self.num_ranks % self.sequence_parallel:
+            raise ValueError(
+                f"learner.num_ranks={self.num_ranks} is no multiple of"
+                f" learner.sequence_parallel={self.sequence_parallel}: every group of"
+                " ranks that shares sequences must be whole; change one of them"
+            )
+        return self

@@ -75,7 +75,8 @@ def suspects(receipts: StepReceipts) -> list[str]:
             everyone += names
             if not _is_finite(receipt):
                 suspected += names
-    return suspected or everyone
+    # Ranks that share sequences have the same rollouts.
+    return list(dict.fromkeys(suspected or everyone))
 
 
 def _is_finite(receipt: LearnReceipt) -> bool:

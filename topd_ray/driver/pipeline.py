@@ -267,13 +267,18 @@ class Pipeline:
         self, step: StepInFlight, learned: Round, threshold: float
     ) -> None:
         """Deal a round to the ranks, each its own share, and wait until all have it."""
-        shares = rank_shares(learned.chunks, self._config.learner.num_ranks)
+        learner = self._config.learner
+        shares = rank_shares(
+            learned.chunks,
+            learner.num_ranks,
+            sequence_parallel=learner.sequence_parallel,
+        )
         receipts = await self._fleet.learners.accumulate(
             shares, threshold, learned.chunks[-1].log
         )
         names = tuple(share.rollout_ids for share in shares)
         step.rounds.append(LearnedRound(names, receipts))
-        for share in shares:
+        for share in shares[:: learner.sequence_parallel]:
             self._ledger.advance(share.rollout_ids, Stage.CONSUMED)
 
 

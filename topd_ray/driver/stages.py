@@ -161,8 +161,13 @@ class Stages:
         return continued.windows
 
 
-def rank_shares(chunks: Sequence[Chunk], num_ranks: int) -> list[RankShare]:
-    """Deal the rollouts of scored chunks to the learner ranks, by their lengths."""
+def rank_shares(
+    chunks: Sequence[Chunk], num_ranks: int, *, sequence_parallel: int = 1
+) -> list[RankShare]:
+    """Deal the rollouts of scored chunks to the learner ranks, by their lengths.
+
+    So many successive ranks share their sequences, and have the same rollouts.
+    """
     rollout_ids: list[str] = []
     scored: list[Ref[ScoredRollout]] = []
     probe_sets: list[Ref[ProbeSet]] = []
@@ -183,5 +188,6 @@ def rank_shares(chunks: Sequence[Chunk], num_ranks: int) -> list[RankShare]:
             probe_sets=tuple(probe_sets[i] for i in indices if probe_sets),
             takeovers=tuple(takeovers[i] for i in indices if takeovers),
         )
-        for indices in deal_to_ranks(num_tokens, num_ranks)
+        for indices in deal_to_ranks(num_tokens, num_ranks // sequence_parallel)
+        for _ in range(sequence_parallel)
     ]

@@ -251,7 +251,7 @@ class StepInFlight:
             self._gathering.chunks.append(chunk)
         is_last = chunk.turn + 1 == len(self._turns)
         num_rollouts = self._gathering.num_rollouts
-        if num_rollouts < self._config.learner.num_ranks and not is_last:
+        if num_rollouts < self._config.learner.data_parallel and not is_last:
             return None
         complete = self._gathering
         self._gathering = Round()

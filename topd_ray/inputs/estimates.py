@@ -159,12 +159,14 @@ def _activation_bytes(config: Config, student: ModelSizes) -> float:
     kept = vectors * student.layers
     if learner.gradient_checkpointing:
         kept = student.width * student.layers + vectors
-    return BYTES[learner.dtype] * _micro_batch_tokens(config) * kept
+    # Ranks that share a sequence hold a part of its tokens.
+    tokens = _micro_batch_tokens(config) / learner.sequence_parallel
+    return BYTES[learner.dtype] * tokens * kept
 
 
 def _micro_batch_tokens(config: Config) -> int:
     rollouts = config.prompts.per_step * config.rollout.samples_per_prompt
-    share = -(-rollouts // config.learner.num_ranks)
+    share = -(-rollouts // config.learner.data_parallel)
     whole = share * (config.prompts.max_tokens + config.response_tokens)
     return min(whole, max(config.windows.token_budget, config.sequence_tokens))
 

@@ -14,6 +14,7 @@ from topd_ray.models.adapters import check_adapters
 from topd_ray.models.architecture import check_names, check_tensors
 from topd_ray.models.facts import check_context, read_facts
 from topd_ray.models.folder import check_folder
+from topd_ray.models.heads import check_heads
 from topd_ray.models.pair import compare_models
 from topd_ray.models.refusals import check_logits
 from topd_ray.models.roles import (
@@ -117,6 +118,8 @@ def _check_pair(config: Config, student: Path, teacher: Path) -> list[str]:
     check_names(student, field="learner.model")
     if config.learner.lora is not None:
         check_adapters(student, config.learner.lora)
+    if config.learner.sequence_parallel > 1:
+        check_heads(student, config.learner.sequence_parallel)
     for folder, role, tokens in (
         (student, "student", config.student_context_tokens),
         (teacher, "teacher", config.teacher_context_tokens),

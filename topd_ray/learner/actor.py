@@ -19,6 +19,7 @@ from topd_ray.learner.inputs import empty_batch, forward_inputs
 from topd_ray.learner.lora import adapters_of, add_adapters
 from topd_ray.learner.model import DistillationModel, load_student, student_head
 from topd_ray.learner.schedule import lr_factor
+from topd_ray.learner.sequence_parallel import open_sequence_group, own_part
 from topd_ray.messages import LossSums, StepReport, TrainBatch
 from topd_ray.models.vocabulary import num_ids
 from topd_ray.seeds import derive_seed
@@ -91,6 +92,7 @@ class LearnerActor:
             student_folder,
             dtype=dtype,
             gradient_checkpointing=config.gradient_checkpointing,
+            splits_sequences=config.sequence_parallel > 1,
         )
         if config.lora is not None:
             add_adapters(student, config.lora, seed=derive_seed(seed, "lora"))
@@ -122,6 +124,10 @@ class LearnerActor:
             world_size=config.num_ranks,
             store=store,
         )
+        if config.sequence_parallel > 1:
+            self._model.sequence_group = open_sequence_group(
+                rank, num_ranks=config.num_ranks, size=config.sequence_parallel
+            )
 
     @property
     def policy_version(self) -> int:
@@ -135,10 +141,12 @@ class LearnerActor:
         empty ones, since the collectives of sharded weights must meet.
 
         Args:
-            batches: This rank's micro-batches; may be empty.
+            batches: This rank's micro-batches; may be empty. Ranks that share sequences
+                are given the same.
 
         Returns:
-            The sums of these micro-batches alone.
+            The sums of these micro-batches alone; of shared ones, of the positions of
+            this rank's tokens.
 
         Raises:
             TopdError: A batch's policy is too old, or newer than the learner's.
@@ -171,6 +179,9 @@ class LearnerActor:
         return [padding] * (self._engine.all_max(num_batches) - num_batches)
 
     def _add_gradient(self, batch: TrainBatch) -> LossSums:
+        group = self._model.sequence_group
+        if group is not None:
+            batch = own_part(batch, index=group.index, size=group.size)
         # A seed for each micro-batch: the student's randomness (dropout) must not
         # depend on what the process drew before, or a resumed run would differ.
         torch.manual_seed(

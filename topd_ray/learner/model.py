@@ -20,6 +20,7 @@ from topd_ray.learner.fused import distillation_losses, tiles
 from topd_ray.learner.inputs import Signal
 from topd_ray.learner.layout import Layout
 from topd_ray.learner.loss import Positions, Recipe
+from topd_ray.learner.sequence_parallel import PACKED_AND_SPLIT, SequenceGroup
 from topd_ray.learner.teacher import SampledTeacher, Teacher, TopkTeacher, WholeTeacher
 from topd_ray.models.architecture import check_names, load_causal_lm
 from topd_ray.models.refusals import refuse_logit_transforms
@@ -73,6 +74,8 @@ class DistillationModel(nn.Module):
         self.loss = FusedLoss(
             head_RD, Recipe(token_loss=token_loss, lambda_traj=lambda_traj), num_ids
         )
+        self.sequence_group: SequenceGroup | None = None
+        """The ranks that share a sequence; None where this rank has it whole."""
         self._signal = signal
         self.teacher_head_VE: Tensor | None
         self.register_buffer("teacher_head_VE", None, persistent=False)
@@ -116,7 +119,9 @@ class DistillationModel(nn.Module):
         runs through every weight (with gradient 0): the collectives need every rank.
 
         Args:
-            input_ids_L: As in `TrainBatch`, like all up to `target_weights_QK`.
+            input_ids_L: As in `TrainBatch`, like all up to `target_weights_QK`. With
+                a `sequence_group` all its tokens, and of the positions those that
+                `own_part` leaves to this rank.
             length_S: Lengths of the segments.
             trunk_S: The segment that each continues.
             branch_S: Tokens of it that each sees.
@@ -136,11 +141,17 @@ class DistillationModel(nn.Module):
             Sums in nats, float64; the step divides them.
         """
         layout = Layout(length_S, trunk_S, branch_S)
+        split: dict[str, Any] = {}
+        own = slice(0, len(input_ids_L))
+        if self.sequence_group is not None:
+            split["sequence_group"] = self.sequence_group
+            own = self.sequence_group.own(len(input_ids_L))
         hidden_1LD = self.student.base_model(
-            input_ids=input_ids_L[None],
-            position_ids=layout.place_L[None],
+            input_ids=input_ids_L[None, own],
+            position_ids=layout.place_L[None, own],
             use_cache=False,
             layout=layout,
+            **split,
         ).last_hidden_state
         positions = Positions(
             teacher=self._teacher(*signal),
@@ -154,7 +165,7 @@ class DistillationModel(nn.Module):
             target_weights_QK=target_weights_QK,
         )
         losses: tuple[Tensor, ...] = self.loss(
-            hidden_1LD[0, position_TU], positions=positions
+            hidden_1LD[0, position_TU - own.start], positions=positions
         )
         return losses
 
@@ -205,16 +216,27 @@ def student_head(student: Any) -> nn.Parameter:
 
 
 def load_student(
-    folder: Path, *, dtype: torch.dtype, gradient_checkpointing: bool
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    gradient_checkpointing: bool,
+    splits_sequences: bool = False,
 ) -> nn.Module:
     """Return the student of a Hugging Face folder (safetensors), in training mode.
+
+    Args:
+        folder: The folder.
+        dtype: Number format of the weights.
+        gradient_checkpointing: Whether the backward pass recomputes activations.
+        splits_sequences: Whether the model may have a `sequence_group`.
 
     Raises:
         UserError: Its rollouts cannot be packed into one sequence, or its weights do
             not fit the engines (see `check_names`).
     """
     check_names(folder, field="learner.model")
-    student: Any = load_causal_lm(folder, dtype=dtype, attn_implementation=PACKED)
+    attention = PACKED_AND_SPLIT if splits_sequences else PACKED
+    student: Any = load_causal_lm(folder, dtype=dtype, attn_implementation=attention)
     check_isolation(student)
     if gradient_checkpointing:
         student.gradient_checkpointing_enable({"use_reentrant": False})

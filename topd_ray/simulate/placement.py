@@ -8,6 +8,7 @@ as large as the number of ranks, as far as an engine's rollouts go, since a chun
 dealt out over the ranks.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -194,6 +195,10 @@ def _with_split(config: Config, split: GpuSplit) -> Config:
         "learner": config.learner.model_copy(
             update={
                 "num_ranks": split.ranks,
+                # as many of the ranks as make whole groups
+                "sequence_parallel": math.gcd(
+                    split.ranks, config.learner.sequence_parallel
+                ),
                 "gpus": 1 - share if split.colocated else 1.0,
             }
         ),

@@ -186,6 +186,7 @@ def _learn(
     # DeepSpeed's bfloat16 optimizer shards gradients even at stage 0 or 1.
     stage = max(2, config.learner.zero_stage)
     ranks = config.learner.num_ranks
+    sharing = config.learner.sequence_parallel
     moved = (
         student.dense * _BF16 * (3 if stage == 3 else 1)
     )  # 3: gathered twice, reduced once
@@ -193,8 +194,9 @@ def _learn(
         call_s=hardware.call_s
         + moved * (ranks - 1) / ranks / _collective(ranks, hardware),
         token_s=(2 * passes * student.active + 2 * teacher.width * teacher.vocab)
-        / flops_s,
-        pair_s=passes * student.pair_flops / flops_s,
+        / flops_s
+        / sharing,
+        pair_s=passes * student.pair_flops / flops_s / sharing,
     )
 
 

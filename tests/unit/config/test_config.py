@@ -124,6 +124,10 @@ OVERRIDE_MISTAKES = [
         "learner.lora.targets=[]",
         "learner.lora.targets: Tuple should have at least 1 item after validation",
     ),
+    (
+        "learner.sequence_parallel=2",
+        "learner.num_ranks=1 is no multiple of learner.sequence_parallel=2",
+    ),
     ("rollout.top_p=1.5", "rollout.top_p: Input should be less than or equal to 1"),
     ("candidates.fraction=0", "candidates.fraction: Input should be greater than 0"),
     (

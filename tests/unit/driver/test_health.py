@@ -171,6 +171,13 @@ def test_the_share_that_is_not_finite_is_named_and_otherwise_all_are() -> None:
     assert suspects(receipts(kl=9.0)) == ["a", "b", "c", "d"]
 
 
+def test_a_rollout_of_ranks_that_share_it_is_named_once() -> None:
+    found = receipts(opd=math.nan)
+    shared = [replace(r, rollout_ids=r.rollout_ids * 2) for r in found.rounds]
+    found.rounds[:] = [replace(r, receipts=r.receipts * 2) for r in shared]
+    assert suspects(found) == ["c", "d"]
+
+
 def test_a_dump_reads_back_to_what_was_written(tmp_path: Path) -> None:
     given = rollout("g", logp_O=np.zeros(0, np.float32))
     written = [rollout("a", length=3), rollout("b", length=9), given]

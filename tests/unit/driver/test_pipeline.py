@@ -81,6 +81,17 @@ def test_whatever_the_timing_each_rollout_is_learned_once_and_in_the_same_order(
     assert max(shares) - min(shares) <= 2  # as many rollouts, all of one length
 
 
+def test_ranks_that_share_sequences_are_dealt_the_same_rollouts() -> None:
+    workers = fakes(random_delays(2), ranks=4)
+    sharing = {"model": "s", "num_ranks": 4, "sequence_parallel": 2}
+    run(workers, num_prompts=5, sections={"learner": sharing})
+    first, second, third, fourth = [learner.taken for learner in workers.learners]
+    assert first == second
+    assert third == fourth
+    names = names_of([first, third])
+    assert len(set(names)) == len(names) == 10
+
+
 def test_a_slow_engine_does_not_starve_behind_a_fast_one() -> None:
     def slow_first(work: str) -> float:
         return 0.05 if work == "rollout 00000006.0" else 0.0

@@ -76,6 +76,10 @@ def test_fewer_tokens_and_checkpointing_lower_the_activations() -> None:
     assert gib(windows={"token_budget": 1}) == gib(windows={"token_budget": 500})
     assert gib(learner={"gradient_checkpointing": True}) < whole
     assert gib(learner={"num_ranks": 2}) < whole
+    # Two ranks that share sequences hold half of the tokens, as two that do not.
+    sharded = {"num_ranks": 2, "zero_stage": 3}
+    shared = gib(learner=sharded | {"sequence_parallel": 2})
+    assert shared == pytest.approx(gib(learner=sharded))
 
 
 def test_only_the_signal_hidden_needs_the_teachers_head() -> None:

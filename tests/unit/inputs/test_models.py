@@ -88,6 +88,17 @@ def test_adapters_that_match_nothing_are_refused(
     refused(config, rf"^learner\.lora\.targets: c_attn names no .* of {student};")
 
 
+def test_heads_that_cannot_be_dealt_to_ranks_are_refused(
+    student: Path, teacher: Path, tmp_path: Path
+) -> None:
+    config = config_of(
+        tmp_path,
+        learner={"model": str(student), "num_ranks": 3, "sequence_parallel": 3},
+        teacher={"model": str(teacher)},
+    )
+    refused(config, r"^learner\.sequence_parallel=3: the 2 attention heads")
+
+
 def test_experts_are_refused_in_the_student_alone(
     student: Path, tmp_path: Path
 ) -> None:

@@ -13,10 +13,17 @@ from topd_ray.learner.model import DistillationModel, load_student
 
 
 def make(
-    folder: Path, *, gradient_checkpointing: bool = False, signal: Signal = "hidden"
+    folder: Path,
+    *,
+    gradient_checkpointing: bool = False,
+    signal: Signal = "hidden",
+    splits_sequences: bool = False,
 ) -> DistillationModel:
     student = load_student(
-        folder, dtype=torch.float32, gradient_checkpointing=gradient_checkpointing
+        folder,
+        dtype=torch.float32,
+        gradient_checkpointing=gradient_checkpointing,
+        splits_sequences=splits_sequences,
     )
     head_VE = torch.randn(
         len(VOCAB), TEACHER_WIDTH, generator=torch.Generator().manual_seed(5)
