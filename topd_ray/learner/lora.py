@@ -30,8 +30,7 @@ def add_adapters(student: nn.Module, lora: LoraConfig, *, seed: int) -> None:
 
     config = peft.LoraConfig(
         r=lora.rank,
-        # PEFT's type is int, its arithmetic takes any number
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        lora_alpha=lora.alpha,
         target_modules=list(lora.targets),
     )
     with torch.random.fork_rng():
