@@ -292,8 +292,8 @@ class TakeoverConfig(Section):
     max_teacher_entropy: PositiveFloat = 0.5
     """The teacher is sure where its entropy is below this many nats."""
     quantile: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.98
-    """With `surprise`: share of recent tokens that are taken for no error.
-    `windows.divergence.history` tokens are remembered.
+    """With `surprise`: share of recent tokens, up to the forks, that are taken for no
+    error. `windows.divergence.history` tokens are remembered.
     """
     candidates: PositiveInt = 3
     """Earliest positions that are probed, with `d_ot` and `both`."""

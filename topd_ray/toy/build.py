@@ -121,7 +121,9 @@ def _make_speakers(
     # A process each, also for one job: a model's weights must not depend on how many
     # threads the machine offers.
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_use_one_thread) as pool:
+    with ProcessPoolExecutor(
+        jobs, mp_context=spawn, initializer=_use_one_thread
+    ) as pool:
         made = list(pool.map(make, speakers, speakers.values()))
     on_dev = dict(zip(speakers, (dev for dev, _ in made), strict=True))
     on_held_out = dict(zip(speakers, (held_out for _, held_out in made), strict=True))
