@@ -65,6 +65,14 @@ class ActorOutOfMemoryError(ActorDiedError):
     """Ray ended an actor because its machine ran out of memory."""
 
 
+class EngineDiedError(ActorDiedError):
+    """The process of an actor lives, but can compute no more: its GPU failed, or
+    another process that it computes with is gone.
+
+    Another actor can repeat the call.
+    """
+
+
 class LostObjectError(TopdError):
     """An actor's result was lost with the machine that held it.
 

@@ -1,7 +1,7 @@
 """The whole configuration of a run: its sections, and what follows from them."""
 
 from itertools import chain
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
@@ -126,6 +126,14 @@ class Config(Section):
         """Engine of each probe worker; None where it has none, or nothing to decode."""
         decodes = self.uses_probes or self.uses_rewrites
         return self.probe.engine if decodes and self.probe.engine != "shared" else None
+
+    @property
+    def transport_device(self) -> Literal["cpu", "cuda"]:
+        """Where a probe worker solves transport: on its engine's GPU, if it has one.
+
+        A worker without an engine has booked no GPU, so it must not use any.
+        """
+        return "cuda" if self.probe_engine and self.probe_engine.gpus else "cpu"
 
     @property
     def num_probe_workers(self) -> int:

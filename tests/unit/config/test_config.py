@@ -296,9 +296,12 @@ def test_a_baseline_run_needs_no_room_for_probes() -> None:
 def test_probe_workers_share_the_teachers_engine_unless_they_are_given_one() -> None:
     shared = parse()
     assert (shared.probe_engine, shared.num_probe_workers) == (None, 1)
+    assert shared.transport_device == "cpu"
+    assert parse(probe={"engine": {"cpus": 2}}).transport_device == "cpu"
     own = parse(probe={"engine": {"gpus": 1}, "num_workers": 3})
     assert own.probe_engine is not None
     assert (own.probe_engine.gpus, own.num_probe_workers) == (1, 3)
+    assert own.transport_device == "cuda"
     with pytest.raises(UserError, match=r"probe\.engine"):
         parse(probe={"engine": "mine"})
 
