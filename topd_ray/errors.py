@@ -42,6 +42,13 @@ class UserError(TopdError):
     exit_code = 2
 
 
+class PlacementError(UserError):
+    """Actors that the nodes of the cluster have no room for.
+
+    On a larger cluster a resumed run goes on.
+    """
+
+
 class WeightsError(TopdError):
     """Weights that an engine cannot take, or computes with otherwise than the learner.
 
@@ -78,6 +85,10 @@ class LostObjectError(TopdError):
 
     The run can only go back to a checkpoint.
     """
+
+
+class LostNodeError(LostObjectError):
+    """The machine with an actor's GPUs is gone, so the actor has no place any more."""
 
 
 class BadStepsError(TopdError):

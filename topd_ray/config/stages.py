@@ -354,5 +354,7 @@ class LearnerConfig(Section):
     """Recompute activations in the backward pass: less memory, a third more compute."""
     cpus: NonNegativeFloat = 1.0
     """Logical CPUs that Ray sets aside for one rank."""
-    gpus: NonNegativeFloat = 0.0
-    """GPUs that Ray sets aside for one rank; a fraction shares a GPU."""
+    gpus: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """GPU of one rank, by `cluster.layout: manual`; a fraction shares it with engines,
+    never with another rank. 0: a CPU. The other layouts set it to 1.
+    """
