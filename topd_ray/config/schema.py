@@ -39,6 +39,7 @@ from topd_ray.config.stages import (
     TeacherConfig,
     WindowsConfig,
 )
+from topd_ray.config.weights import WeightsConfig, transport_rules
 
 
 class Config(Section):
@@ -59,6 +60,7 @@ class Config(Section):
     rewrite: RewriteConfig = RewriteConfig()
     takeover: TakeoverConfig = TakeoverConfig()
     learner: LearnerConfig
+    weights: WeightsConfig = WeightsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     health: HealthConfig = HealthConfig()
     cluster: ClusterConfig = ClusterConfig()
@@ -225,6 +227,9 @@ class Config(Section):
                 ),
                 staleness_rules(self.objective, self.rollout, self.teacher, self.probe),
                 idle_rules(self.objective, self.prompts, self.rollout, self.learner),
+                transport_rules(
+                    self.weights, self.rollout, placement=self.cluster.placement
+                ),
             )
         )
         return self

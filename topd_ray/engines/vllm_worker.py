@@ -40,7 +40,7 @@ class WorkerExtension:
         self.reload_weights(
             weights_iterator=((n, view_as_torch(array)) for n, array in weights)
         )
-        _repack_head(self.model_runner.get_model())
+        repack_head(self.model_runner.get_model())
 
     def keep_to_ids(self, num_ids: int) -> None:
         """Take the logits of padding, rows behind `num_ids`, out of every distribution.
@@ -189,7 +189,7 @@ def _copied(start: int, rows_LD: torch.Tensor) -> Piece:
     return Piece(start, on_cpu_LD, copied)
 
 
-def _repack_head(model: Any) -> None:
+def repack_head(model: Any) -> None:
     """Give a tied head the repacked copy of the new embedding, on CPU.
 
     Head and embedding are asked, not the config: vLLM reads a config as untied where
@@ -217,4 +217,4 @@ def _computed(scheduled: Any) -> Iterator[tuple[str, int]]:
     yield from zip(cached.req_ids, cached.num_computed_tokens, strict=True)
 
 
-__all__ = ["SCORING", "KeptStates", "WorkerExtension"]
+__all__ = ["SCORING", "KeptStates", "WorkerExtension", "repack_head"]
