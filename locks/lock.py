@@ -60,6 +60,8 @@ class Resolver:
         Raises UnresolvableError or IndexUnreachableError.
         """
         command = [sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml"]
+        # Named, because uv would search the machine for a Python of that version.
+        command += ["--python", sys.executable]
         for extra in (kind, "dev", "real"):
             command += ["--extra", extra]
         command += [*_TARGET, *_OUTPUT, *self.options]
