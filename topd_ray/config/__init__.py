@@ -23,6 +23,7 @@ from topd_ray.config.stages import (
     TeacherConfig,
     WindowsConfig,
 )
+from topd_ray.config.weights import Transport, WeightsConfig
 
 __all__ = [
     "METHODS",
@@ -45,6 +46,8 @@ __all__ = [
     "RunConfig",
     "TakeoverConfig",
     "TeacherConfig",
+    "Transport",
+    "WeightsConfig",
     "WindowsConfig",
     "dump_config",
     "load_config",
