@@ -493,6 +493,17 @@ def test_the_roofline_decodes_at_memory_speed_and_trains_at_arithmetic_speed() -
     )
 
 
+def test_ranks_that_share_a_sequence_share_its_arithmetic() -> None:
+    alone = paper()
+    learner = {"num_ranks": 2, "sequence_parallel": 2}
+    shared = alone.model_copy(
+        update={"learner": alone.learner.model_copy(update=learner)}
+    )
+    one, two = (roofline_rates(c, Hardware()).learn for c in (alone, shared))
+    assert two.token_s == one.token_s / 2
+    assert two.pair_s == one.pair_s / 2
+
+
 def test_an_unknown_model_has_no_roofline() -> None:
     with pytest.raises(UserError, match="--from RUN"):
         roofline_rates(config(), Hardware())
