@@ -112,6 +112,21 @@ def resume(
 
 
 @app.command()
+def runs(
+    folder: Annotated[
+        Path, typer.Argument(help="A folder that holds run folders")
+    ] = Path("runs"),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON instead of a table")
+    ] = False,
+) -> None:
+    """List runs: method, step, accuracy, and whether each is going on."""
+    from topd_ray.commands.runs import print_runs
+
+    print_runs(folder, as_json=as_json)
+
+
+@app.command()
 def replay(
     dump: Annotated[Path, typer.Argument(help="A folder dumps/step_N of a run")],
 ) -> None:
