@@ -113,13 +113,6 @@ def learner_gib(config: Config, student: ModelSizes, teacher: ModelSizes) -> flo
     return libraries + sum(parts) / GIB
 
 
-def zero_stage(config: Config) -> int:
-    """Return the ZeRO stage that runs: in bfloat16, 0 and 1 run as 2."""
-    learner = config.learner
-    is_float32 = learner.dtype == "float32"
-    return learner.zero_stage if is_float32 else max(learner.zero_stage, 2)
-
-
 def _state_bytes(config: Config) -> float:
     """Return the bytes a parameter of weights, gradient and optimizer.
 
@@ -127,7 +120,7 @@ def _state_bytes(config: Config) -> float:
     weights, and AdamW's two moments.
     """
     ranks = config.learner.num_ranks
-    stage = zero_stage(config)
+    stage = config.learner.running_zero_stage
     weights = BYTES[config.learner.dtype] / (ranks if stage >= 3 else 1)
     gradients = 4.0 / (ranks if stage >= 2 else 1)
     master = 0.0 if config.learner.dtype == "float32" else 4.0
@@ -174,5 +167,4 @@ __all__ = [
     "prober_gib",
     "sizes_of",
     "teacher_gib",
-    "zero_stage",
 ]

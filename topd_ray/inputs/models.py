@@ -21,6 +21,7 @@ from topd_ray.models.roles import (
     resolve_student,
     resolve_teacher,
 )
+from topd_ray.models.splits import check_splits
 from topd_ray.models.stop_ids import eos_ids
 from topd_ray.models.vocabulary import check_vocabulary
 
@@ -125,6 +126,13 @@ def _check_pair(config: Config, student: Path, teacher: Path) -> list[str]:
         check_vocabulary(folder, facts, ends=eos_ids(folder), role=role)
         check_logits(folder, role=role)
         notes += check_tensors(folder, role=role)
+    for field, folder, engine in (
+        ("rollout.engine", student, config.rollout.engine),
+        ("teacher.engine", teacher, config.teacher.engine),
+        ("probe.engine", teacher, config.probe_engine),
+    ):
+        if engine is not None:
+            check_splits(folder, engine, field=field)
     # Last, because it compares two folders that are sound by themselves.
     compare_models(student, teacher)
     return notes

@@ -13,7 +13,6 @@ from topd_ray.inputs.estimates import (
     prober_gib,
     sizes_of,
     teacher_gib,
-    zero_stage,
 )
 from topd_ray.models.roles import find_student, find_teacher
 
@@ -193,7 +192,7 @@ def _learner_role(
         gpus=learner.gpus,
         gib=known,
         what=(
-            f"ZeRO {zero_stage(config)}, {learner.dtype}: weights, gradients,"
+            f"ZeRO {learner.running_zero_stage}, {learner.dtype}: weights, gradients,"
             " optimizer, activations, loss"
         ),
     )
