@@ -57,11 +57,11 @@ class PlacedActor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GpuBundle:
-    """One GPU that is reserved, with the CPUs of the actors that have it first."""
+class NodeBundle:
+    """The GPUs of one node that are held for a run, and the CPUs of their actors."""
 
     node: int
-    gpu: int
+    gpus: tuple[int, ...]
     cpus: float
 
 
@@ -82,13 +82,22 @@ class Placement:
         return [a for a in self.actors if a.node == node and gpu in a.gpus]
 
     @property
-    def bundles(self) -> tuple[GpuBundle, ...]:
-        """Return every GPU in use, by node and index."""
-        used = sorted({(a.node, gpu) for a in self.actors for gpu in a.gpus})
+    def bundles(self) -> tuple[NodeBundle, ...]:
+        """Return what is held on each node with a GPU in use, in order."""
         return tuple(
-            GpuBundle(node=node, gpu=gpu, cpus=self._cpus_of(node, gpu))
-            for node, gpu in used
+            NodeBundle(
+                node=node,
+                gpus=tuple(sorted({gpu for a in actors for gpu in a.gpus})),
+                cpus=sum(actor.cpus for actor in actors),
+            )
+            for node in range(len(self.nodes))
+            if (actors := [a for a in self.actors if a.node == node and a.gpus])
         )
+
+    @property
+    def num_gpus(self) -> int:
+        """Return the number of GPUs in use."""
+        return sum(len(bundle.gpus) for bundle in self.bundles)
 
     @property
     def learners_share(self) -> bool:
@@ -99,10 +108,6 @@ class Placement:
             if actor.kind == "learner"
             for gpu in actor.gpus
         )
-
-    def _cpus_of(self, node: int, gpu: int) -> float:
-        actors = (a for a in self.actors if a.node == node and a.gpus[:1] == (gpu,))
-        return sum(actor.cpus for actor in actors)
 
 
 def place(config: Config, nodes: Sequence[ClusterNode], *, where: str) -> Placement:
@@ -361,7 +366,7 @@ def cluster_name(cluster: ClusterConfig) -> str:
 
 __all__ = [
     "ClusterNode",
-    "GpuBundle",
+    "NodeBundle",
     "PlacedActor",
     "Placement",
     "assumed_placement",
