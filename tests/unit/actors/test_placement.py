@@ -38,6 +38,7 @@ def config_of(
     ranks: tuple[int, float] = (1, 0.0),
     prober_gpus: float | None = None,
     cpus: float = 1.0,
+    prompts: int = 64,
 ) -> Config:
     """A config by count and GPUs of each kind, and tensor_parallel of the engines."""
     engines = []
@@ -50,7 +51,7 @@ def config_of(
         engines.append(engine | ({"gpus": gpus} if layout == "manual" else {}))
     learner: dict[str, Any] = {"model": "s", "num_ranks": ranks[0], "cpus": cpus}
     values = {
-        "prompts": {"path": "p", "per_step": 64},
+        "prompts": {"path": "p", "per_step": prompts},
         "rollout": {"num_engines": rollouts[0], "engine": engines[0]},
         "teacher": {"model": "t", "num_engines": teachers[0], "engine": engines[1]},
         "learner": learner | ({"gpus": ranks[1]} if layout == "manual" else {}),
@@ -277,6 +278,6 @@ def test_actors_without_gpu_go_beside_the_gpus_while_there_is_room() -> None:
 
 
 def test_a_slip_of_the_keyboard_is_refused_at_once() -> None:
-    config = config_of(teachers=(10**18, 1, 1))
+    config = config_of(teachers=(2_000, 1, 1), prompts=2_000)
     with pytest.raises(PlacementError, match="at most 1,000 can be placed"):
         assumed_placement(config)
