@@ -222,14 +222,14 @@ def _in_order(demands: Sequence[_Demand], *, is_colocated: bool) -> list[_Demand
 class _Gpu:
     node: int
     index: int
+    left: float = 1.0
     occupants: list[_Demand] = field(default_factory=list)
+    kinds: set[str] = field(default_factory=set)
 
-    @property
-    def left(self) -> float:
-        return 1 - sum(occupant.share for occupant in self.occupants)
-
-    def has(self, kind: str) -> bool:
-        return any(occupant.kind == kind for occupant in self.occupants)
+    def take(self, demand: _Demand) -> None:
+        self.left -= demand.share
+        self.occupants.append(demand)
+        self.kinds.add(demand.kind)
 
 
 _Preference = Callable[[_Gpu], tuple[float, ...]]
@@ -269,7 +269,7 @@ class _Board:
         node = gpus[0].node if gpus else self._node_for(demand)
         self._cpus[node] -= demand.cpus
         for gpu in gpus:
-            gpu.occupants.append(demand)
+            gpu.take(demand)
             self._used.add(node)
         return PlacedActor(
             name=demand.name,
@@ -296,9 +296,9 @@ class _Board:
 
     def _has_room(self, gpu: _Gpu, demand: _Demand) -> bool:
         if self._is_colocated:
-            return not gpu.has(demand.kind)
+            return demand.kind not in gpu.kinds
         # NCCL refuses two ranks of one group on one GPU.
-        is_second_rank = demand.kind == "learner" and gpu.has("learner")
+        is_second_rank = demand.kind == "learner" and "learner" in gpu.kinds
         return gpu.left >= demand.share - _SLACK and not is_second_rank
 
     def _node_for(self, demand: _Demand) -> int:
