@@ -29,14 +29,12 @@ Overrides = Annotated[
 @app.command()
 def check(config: ConfigFile, overrides: Overrides = None) -> None:
     """Validate a config and print its plan; start nothing, need no GPU."""
-    from topd_ray.commands.check import print_plan
     from topd_ray.config import load_config
-    from topd_ray.inputs.resources import make_plan
-    from topd_ray.inputs.run_inputs import check_inputs
 
     loaded = load_config(config, overrides)
-    notes = check_inputs(loaded)
-    print_plan(loaded, make_plan(loaded), notes)
+    from topd_ray.commands import check as command
+
+    command.check(loaded)
 
 
 @app.command()

@@ -226,7 +226,14 @@ class Config(Section):
                     self.learner,
                 ),
                 staleness_rules(self.objective, self.rollout, self.teacher, self.probe),
-                idle_rules(self.objective, self.prompts, self.rollout, self.learner),
+                idle_rules(
+                    self.objective,
+                    self.prompts,
+                    self.rollout,
+                    self.teacher,
+                    self.num_probe_workers,
+                    self.learner,
+                ),
                 transport_rules(
                     self.weights, self.rollout, placement=self.cluster.placement
                 ),

@@ -10,11 +10,10 @@ from topd_ray.inputs.estimates import (
     ModelSizes,
     engine_gib,
     learner_gib,
+    model_sizes,
     prober_gib,
-    sizes_of,
     teacher_gib,
 )
-from topd_ray.models.roles import find_student, find_teacher
 
 _ACTORS = {
     "rollout": "rollout engine",
@@ -70,8 +69,7 @@ class Plan:
 
 def make_plan(config: Config) -> Plan:
     """Return the plan of a config; reads model folders that are on this machine."""
-    student = sizes_of(find_student(config), config.learner.size_b)
-    teacher = sizes_of(find_teacher(config), config.teacher.size_b)
+    student, teacher = model_sizes(config)
     rollouts = config.prompts.per_step * config.rollout.samples_per_prompt
     tokens = rollouts * config.rollout.max_response_tokens
     roles = [
