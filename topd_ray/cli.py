@@ -40,6 +40,30 @@ def check(config: ConfigFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def doctor(
+    config: Annotated[
+        Path | None,
+        typer.Argument(help="Config to check for; by default the machine alone"),
+    ] = None,
+    overrides: Overrides = None,
+    no_gpu: Annotated[
+        bool, typer.Option("--no-gpu", help="Look at no GPU; while an image is built")
+    ] = False,
+) -> None:
+    """Look at this machine: what would stop a run on it, and the way out.
+
+    Takes up to half a minute. Exit code 2: something would stop a run.
+    """
+    from topd_ray.config import load_config
+
+    loaded = None if config is None else load_config(config, overrides)
+    from topd_ray.commands.doctor.examination import examine, print_findings
+
+    if print_findings(examine(loaded, no_gpu=no_gpu)):
+        raise typer.Exit(2)
+
+
+@app.command()
 def plan(
     config: ConfigFile,
     overrides: Overrides = None,

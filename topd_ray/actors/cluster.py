@@ -43,7 +43,7 @@ def connected(config: Config) -> Iterator[None]:
     with nullcontext() if address else _own_token():
         try:
             if address:
-                _join(address)
+                _join(address, config.cluster.env)
             else:
                 _start_local(config)
             _refuse_what_does_not_fit(config)
@@ -52,10 +52,15 @@ def connected(config: Config) -> Iterator[None]:
             ray.shutdown()
 
 
-def _join(address: str) -> None:
+def _join(address: str, env: Mapping[str, str]) -> None:
     try:
         _try_port(address)
-        ray.init(address=address, log_to_driver=False, logging_level="warning")
+        ray.init(
+            address=address,
+            runtime_env=_runtime_env(env),
+            log_to_driver=False,
+            logging_level="warning",
+        )
     except (OSError, ValueError, RayError) as error:
         raise UserError(
             f"cluster.address={address}: no Ray cluster there, or none that lets this"
@@ -76,9 +81,15 @@ def _start_local(config: Config) -> None:
         num_cpus=max(math.ceil(cpus), os.cpu_count() or 1),
         object_store_memory=int(config.cluster.object_store_gib * 2**30),
         include_dashboard=False,
+        runtime_env=_runtime_env(config.cluster.env),
         log_to_driver=False,
         logging_level="warning",
     )
+
+
+def _runtime_env(env: Mapping[str, str]) -> dict[str, Any] | None:
+    # None where there is nothing to set: Ray would start an agent for an empty one.
+    return {"env_vars": dict(env)} if env else None
 
 
 @contextmanager

@@ -1,11 +1,35 @@
 """Config sections around the stages: the run, its evaluation, its health, its place."""
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from topd_ray.config.base import ColumnNames, Fraction, Name, Section
 from topd_ray.config.objective import Method
+
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_TAKEN = {"CUDA_VISIBLE_DEVICES": "the placement of the actors sets it"}
+
+
+def _is_variable(name: str) -> str:
+    if not _VARIABLE.fullmatch(name):
+        raise ValueError(f"{name!r} is no name of an environment variable")
+    if name in _TAKEN:
+        raise ValueError(f"{name}: {_TAKEN[name]}; drop it")
+    return name
+
+
+VariableName = Annotated[str, AfterValidator(_is_variable)]
 
 
 class RunConfig(Section):
@@ -95,6 +119,11 @@ class ClusterConfig(Section):
     """Ray cluster to join (`auto`: the one this machine belongs to); none starts a
     local one. A job submitted with `ray job submit` always joins its own cluster.
     """
+    env: dict[VariableName, str] = Field(default_factory=dict)
+    """Environment variables of every actor's process, e.g. `NCCL_SOCKET_IFNAME`,
+    `NCCL_IB_HCA`, `HF_HOME`, `VLLM_CACHE_ROOT`. Without them an actor has those of `ray
+    start` on its machine.
+    """
     object_store_gib: PositiveFloat = 2.0
     """Object store of the local cluster, in GiB."""
     start_deadline_s: PositiveFloat = 600.0
@@ -119,3 +148,12 @@ class ClusterConfig(Section):
     process, one call after the other, without Ray, for many small runs on few cores; it
     takes `hf` engines, one of each role.
     """
+
+    @model_validator(mode="after")
+    def _variables_have_a_process(self) -> Self:
+        if self.env and self.placement == "inline":
+            raise ValueError(
+                f"cluster.env={self.env} with cluster.placement=inline: no actor has a"
+                " process of its own; set them in the shell that starts topd"
+            )
+        return self
