@@ -1,6 +1,6 @@
 """Worker classes -> a fleet of handles: Ray actors, or workers in this process."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +20,14 @@ from topd_ray.actors.learner import LearnerWorker
 from topd_ray.actors.learner_group import LearnerActorGroup
 from topd_ray.actors.prober import ProbeWorker
 from topd_ray.actors.process import Process, Reference, Stream
-from topd_ray.actors.protocols import Fleet, Ref
+from topd_ray.actors.protocols import DirectEnds, Fleet, Ref
 from topd_ray.actors.replacement import Replacement
 from topd_ray.actors.resources import ActorResources, resources_of
 from topd_ray.actors.rollout import RolloutWorker
 from topd_ray.actors.teacher import TeacherWorker
+from topd_ray.actors.transport import transport_of
 from topd_ray.actors.worker import Worker
-from topd_ray.config import Config
+from topd_ray.config import Config, Transport
 from topd_ray.records.run_folder import RunFolder
 
 T = TypeVar("T")
@@ -138,6 +139,7 @@ async def open_fleet(
     where the start fails.
     """
     starter = _Starter(config, folder.logs)
+    transport = transport_of(config)
     opened: list[Handle | LearnerActorGroup] = []
     try:
         learners = _open_learners(starter, calls, folder, total_steps)
@@ -147,10 +149,11 @@ async def open_fleet(
             name = f"rollout[{index}]"
             engine = RolloutActorHandle(
                 name,
-                starter.process(name, RolloutWorker),
+                starter.process(name, RolloutWorker, transport=transport),
                 calls,
                 replacement,
                 replaceable=config.rollout.max_staleness == 0,
+                publish_again=learners.publish_again,
             )
             rollouts.append(engine)
             opened.append(engine)
@@ -173,12 +176,32 @@ async def open_fleet(
         handles = [*rollouts, *teachers, *probers]
         await all_of([learners.start(), *(handle.ready() for handle in handles)])
         yield Fleet(
-            rollouts=rollouts, teachers=teachers, probers=probers, learners=learners
+            rollouts=rollouts,
+            teachers=teachers,
+            probers=probers,
+            learners=learners,
+            direct=_direct_ends(config, transport, learners, rollouts),
         )
     finally:
         replacement.close()
         for actor in opened:
             actor.kill()
+
+
+def _direct_ends(
+    config: Config,
+    transport: Transport,
+    learners: LearnerActorGroup,
+    rollouts: Sequence[RolloutActorHandle],
+) -> DirectEnds | None:
+    if transport == "store" or not config.decodes_rollouts:
+        return None
+    return DirectEnds(
+        transport=transport,
+        learners=learners,
+        engines=rollouts,
+        workers=config.rollout.engine.tensor_parallel,
+    )
 
 
 def _open_learners(

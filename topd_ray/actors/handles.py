@@ -29,6 +29,7 @@ from topd_ray.actors.protocols import (
     WorkLog,
 )
 from topd_ray.actors.replacement import LOST, Replacement
+from topd_ray.engines.protocols import TransferGroup, TransferPiece
 from topd_ray.errors import ActorFailedError, TopdError
 from topd_ray.evaluation import Accuracy
 from topd_ray.messages import (
@@ -43,6 +44,8 @@ from topd_ray.messages import (
 from topd_ray.records.receipts import Receipt, RolloutReceipt, Span
 
 R = TypeVar("R", bound=Receipt)
+PublishAgain = Callable[[int], Awaitable[PublishedWeights | None]]
+"""Policy version -> its weights in the object store; None where they are gone."""
 
 
 class _Submitted:
@@ -71,6 +74,8 @@ class Handle:
         self._calls = calls
         self._replacement = replacement
         self._process = start()
+        self.num_starts = 1
+        """Processes that have had this place."""
         self._replacing = asyncio.Lock()
         self._weights: PublishedWeights | None = None
         self._clock_offset_s = 0.0
@@ -157,19 +162,28 @@ class Handle:
                 return
             while True:
                 await self._replacement.grant(self.name, error)
-                self._process.kill()  # a silent process still holds its memory
-                self._process = self._start()
+                weights = await self._newest_weights(error)
                 try:
-                    await self._take_over()
+                    await self._start_anew(weights)
                 except LOST as another:  # the successor is lost before it is ready
                     error = another
                 else:
                     return
 
-    async def _take_over(self) -> None:
-        """Wait until a new process is ready, and give it the newest weights."""
+    async def _newest_weights(self, error: TopdError) -> PublishedWeights | None:
+        """Return what a successor must load; None: the weights of its start.
+
+        Raises `error`, the loss, where these weights are nowhere any more.
+        """
+        del error
+        return self._weights
+
+    async def _start_anew(self, weights: PublishedWeights | None) -> None:
+        """Start a new process, wait until it is ready, and give it the weights."""
+        self._process.kill()  # a silent process still holds its memory
+        self._process = self._start()
+        self.num_starts += 1
         await self.ready()
-        weights = self._weights
         if weights is not None:
             (loaded,) = self._process.call(
                 "update", weights.policy_version, *weights.buckets
@@ -207,14 +221,25 @@ class RolloutActorHandle(Handle):
         replacement: Replacement,
         *,
         replaceable: bool,
+        publish_again: PublishAgain | None = None,
     ) -> None:
-        """`replaceable`: whether a lost engine's rollouts may be decoded again.
+        """Take what every handle takes, and what becomes of a lost engine.
 
-        With `rollout.max_staleness` above 0 they may not: the queue of a lost engine
-        held requests and weights of several versions, in an order that is gone with it.
+        Args:
+            name: e.g. `rollout[0]`.
+            start: Makes a process.
+            calls: Deadlines.
+            replacement: Grants replacements.
+            replaceable: Whether a lost engine's rollouts may be decoded again. With
+                `rollout.max_staleness` above 0 they may not: its queue held requests
+                and weights of several versions, in an order that is gone with it.
+            publish_again: Puts a version that came directly into the object store, for
+                a successor; None where every version comes through the store.
         """
         super().__init__(name, start, calls, replacement)
         self._replaceable = replaceable
+        self._publish_again = publish_again
+        self._direct_version: int | None = None
         self._cuts: dict[str, int] = {}
 
     def roll_out(
@@ -236,6 +261,45 @@ class RolloutActorHandle(Handle):
         told = self._process.interject("cut", cuts)
         with contextlib.suppress(*LOST):  # the stream of its chunks finds out too
             await self._calls.call(self.name, "cut", told)
+
+    def join(self, group: TransferGroup, rank_offset: int) -> Awaitable[None]:
+        """See `ReceivingHandle`."""
+        (joined,) = self._process.call("join", group, rank_offset)
+        return self._calls.call(self.name, "join", joined)
+
+    def take_piece(self, policy_version: int, piece: TransferPiece) -> Awaitable[Span]:
+        """See `ReceivingHandle`."""
+        self._weights = None
+        self._direct_version = policy_version
+        (taken,) = self._process.call("take_piece", policy_version, piece)
+        return self._taken(taken)
+
+    async def _taken(self, reference: Reference) -> Span:
+        span: Span = await self._calls.call(self.name, "take_piece", reference)
+        return self._by_our_clock(span)
+
+    async def replace(
+        self, error: TopdError, weights: PublishedWeights, *, is_loss: bool
+    ) -> Span:
+        """See `ReceivingHandle`."""
+        began_s = time.monotonic()
+        self._weights = weights
+        lost = self._process
+        if is_loss:
+            await self._replace(lost, error)
+        else:
+            async with self._replacing:
+                self._replacement.note(self.name, error)
+                await self._start_anew(weights)
+        return Span.since(began_s)
+
+    async def _newest_weights(self, error: TopdError) -> PublishedWeights | None:
+        if self._weights is None and self._direct_version is not None:
+            assert self._publish_again is not None, "weights come through the store"
+            self._weights = await self._publish_again(self._direct_version)
+            if self._weights is None:
+                raise error
+        return self._weights
 
     async def resample(
         self, candidates: Ref[list[CandidateSet]], policy_version: int, log: WorkLog
@@ -358,10 +422,13 @@ class TeacherActorHandle(DecoderActorHandle):
         self,
         partials: Sequence[Ref[list[PartialRollout]]],
         known: frozenset[str],
+        threshold: float,
         log: WorkLog,
     ) -> ReadAhead:
         """See `TeacherHandle`."""
-        forks, receipt = await self._call("read_ahead", known, *partials, num_returns=2)
+        forks, receipt = await self._call(
+            "read_ahead", known, threshold, *partials, num_returns=2
+        )
         return ReadAhead(forks, self._noted("read_ahead", receipt, log))
 
     async def take_over(

@@ -9,7 +9,8 @@ from pathlib import Path
 import ray
 
 from topd_ray.actors.worker import Worker
-from topd_ray.config import Config
+from topd_ray.config import Config, Transport
+from topd_ray.engines.protocols import TransferGroup, TransferPiece
 from topd_ray.engines.rendezvous import meet, open_listener
 from topd_ray.learner import LearnerActor
 from topd_ray.messages import (
@@ -56,15 +57,13 @@ class LearnerWorker(Worker):
             WindowRecorder(windows_folder, rank) if windows_folder else None
         )
         self._listener: socket.socket | None = None
+        self._engines_listener: socket.socket | None = None
         self._learner: LearnerActor | None = None
 
     def rendezvous(self) -> tuple[str, int]:
         """Open a port on this node, where the ranks meet; return its address."""
-        address = "127.0.0.1"
-        if ray.is_initialized():
-            address = ray.util.get_node_ip_address()
         self._listener = open_listener("")
-        return address, int(self._listener.getsockname()[1])
+        return _own_address(), int(self._listener.getsockname()[1])
 
     def start(self, address: str, port: int) -> None:
         """Join the process group and load the student; every rank must be called."""
@@ -156,6 +155,29 @@ class LearnerWorker(Worker):
             for _ in buckets:
                 pass
 
+    def meet_engines(self) -> tuple[str, int]:
+        """Open a port where the rollout engines meet rank 0; return its address."""
+        self._engines_listener = open_listener("")
+        return _own_address(), int(self._engines_listener.getsockname()[1])
+
+    def open_sender(
+        self, transport: Transport, group: TransferGroup, timeout_s: float
+    ) -> None:
+        """Join the rollout engines in a group; rank 0 waits until all have joined."""
+        listener = self._engines_listener
+        self._engines_listener = None
+        self._actor.open_sender(
+            transport, group, listener=listener, timeout_s=timeout_s
+        )
+
+    def next_piece(self, is_first: bool) -> TransferPiece | None:
+        """Return the next piece of the weights; None at their end."""
+        return self._actor.next_piece(is_first=is_first)
+
+    def close_sender(self) -> None:
+        """Leave the group; called while `next_piece` may wait in it."""
+        self._actor.close_sender()
+
     def follow_teacher(self) -> None:
         """Make the student's present output head the teacher's (self-distillation)."""
         self._actor.follow_teacher()
@@ -205,3 +227,11 @@ class LearnerWorker(Worker):
     def _actor(self) -> LearnerActor:
         assert self._learner is not None, "start() comes first"
         return self._learner
+
+
+def _own_address() -> str:
+    """Return the address under which other nodes reach this one."""
+    if not ray.is_initialized():
+        return "127.0.0.1"
+    address: str = ray.util.get_node_ip_address()
+    return address

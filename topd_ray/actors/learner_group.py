@@ -9,6 +9,8 @@ from typing import Any
 from topd_ray.actors.calls import Calls, all_of
 from topd_ray.actors.process import Process, Reference, Stream
 from topd_ray.actors.protocols import PublishedWeights, RankShare, Ref, WorkLog
+from topd_ray.config import Transport
+from topd_ray.engines.protocols import TransferGroup, TransferPiece
 from topd_ray.messages import Rollout, StepReport
 from topd_ray.records.receipts import LearnReceipt, Span
 
@@ -24,6 +26,7 @@ class LearnerActorGroup:
         self._processes = processes
         self._calls = calls
         self._clock_offsets_s = [0.0] * len(processes)
+        self._version: int | None = None  # unknown while a step is under way
 
     @property
     def names(self) -> list[str]:
@@ -72,7 +75,9 @@ class LearnerActorGroup:
     async def step(self, *, skip: bool, log: WorkLog) -> StepReport:
         """See `LearnerGroup`."""
         began_s = time.monotonic()
+        self._version = None
         reports: list[StepReport] = await self._every("step", skip)
+        self._version = reports[0].policy_version
         for name in self.names:
             log.worked(name, "step", Span.since(began_s))
         return reports[0]
@@ -84,9 +89,43 @@ class LearnerActorGroup:
     async def publish(self, policy_version: int) -> PublishedWeights:
         """See `LearnerGroup`."""
         began_s = time.monotonic()
+        self._version = policy_version
         streams = [process.stream("publish") for process in self._processes]
         buckets = await self._collected("publish", streams)
         return PublishedWeights(policy_version, tuple(buckets), Span.since(began_s))
+
+    async def publish_again(self, policy_version: int) -> PublishedWeights | None:
+        """Put weights that engines had directly into the object store.
+
+        Returns None where the ranks hold other weights by now, or are about to.
+        """
+        if self._version != policy_version:
+            return None
+        return await self.publish(policy_version)
+
+    async def meet_engines(self) -> tuple[str, int]:
+        """See `SendingLearners`."""
+        (meeting,) = self._processes[0].call("meet_engines")
+        address: tuple[str, int] = await self._calls.call(
+            self.names[0], "meet_engines", meeting
+        )
+        return address
+
+    async def open_sender(
+        self, transport: Transport, group: TransferGroup, timeout_s: float
+    ) -> None:
+        """See `SendingLearners`."""
+        await self._every("open_sender", transport, group, timeout_s)
+
+    async def next_piece(self, *, is_first: bool) -> TransferPiece | None:
+        """See `SendingLearners`."""
+        pieces: list[TransferPiece | None] = await self._every("next_piece", is_first)
+        return pieces[0]
+
+    def close_sender(self) -> None:
+        """See `SendingLearners`."""
+        for process in self._processes:
+            process.interject("close_sender")
 
     async def follow_teacher(self) -> None:
         """See `LearnerGroup`."""

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from topd_ray.config import Transport
+from topd_ray.engines.protocols import TransferGroup, TransferPiece
+from topd_ray.errors import TopdError
 from topd_ray.evaluation import Accuracy
 from topd_ray.messages import (
     CandidateSet,
@@ -239,11 +242,13 @@ class TeacherHandle(DecoderHandle, Protocol):
         self,
         partials: Sequence[Ref[list[PartialRollout]]],
         known: frozenset[str],
+        threshold: float,
         log: WorkLog,
     ) -> ReadAhead:
         """Read beginnings of rollouts and find the forks that are certain.
 
-        `known`: rollouts whose fork was found before.
+        `known`: rollouts whose fork was found before. `threshold`: nats of surprise
+        above which a token is an error, where the verdict asks for it.
         """
         ...
 
@@ -339,6 +344,85 @@ class LearnerGroup(Protocol):
         ...
 
 
+class SendingLearners(Protocol):
+    """All learner ranks, as the senders of a direct transfer."""
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the ranks, in order."""
+        ...
+
+    async def meet_engines(self) -> tuple[str, int]:
+        """Open a port on rank 0 where the engines meet it; return its address."""
+        ...
+
+    async def open_sender(
+        self, transport: Transport, group: TransferGroup, timeout_s: float
+    ) -> None:
+        """Join the engines in a group; return when all have joined."""
+        ...
+
+    async def next_piece(self, *, is_first: bool) -> TransferPiece | None:
+        """Return the next piece of the weights for the engines; None at the end."""
+        ...
+
+    def close_sender(self) -> None:
+        """Leave the group at once, also while a call of `next_piece` waits in it."""
+        ...
+
+
+class ReceivingHandle(Protocol):
+    """One rollout engine, as a receiver of a direct transfer."""
+
+    @property
+    def name(self) -> str:
+        """Name in errors and metrics."""
+        ...
+
+    @property
+    def num_starts(self) -> int:
+        """Return the number of processes that have had its place."""
+        ...
+
+    def update(self, weights: PublishedWeights) -> Awaitable[Span]:
+        """Submit weights from the object store now; await the span of their load."""
+        ...
+
+    def join(self, group: TransferGroup, rank_offset: int) -> Awaitable[None]:
+        """Submit the call that joins the group; await its end."""
+        ...
+
+    def take_piece(self, policy_version: int, piece: TransferPiece) -> Awaitable[Span]:
+        """Submit a piece now; await the time span of its load.
+
+        An engine that is lost is not replaced: the caller decides what it loads then.
+        """
+        ...
+
+    async def replace(
+        self, error: TopdError, weights: PublishedWeights, *, is_loss: bool
+    ) -> Span:
+        """Replace the engine by one that loads `weights`; return the span of both.
+
+        Args:
+            error: Why. It is raised where no replacement is granted.
+            weights: A version in the object store.
+            is_loss: Whether it counts against `cluster.max_failures`.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectEnds:
+    """Both ends of a transfer from the learner's memory to that of the engines."""
+
+    transport: Transport
+    learners: SendingLearners
+    engines: Sequence[ReceivingHandle]
+    workers: int
+    """Worker processes of one engine."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fleet:
     """Handles of the four kinds of actor of one session."""
@@ -347,6 +431,8 @@ class Fleet:
     teachers: Sequence[TeacherHandle]
     probers: Sequence[ProberHandle]
     learners: LearnerGroup
+    direct: DirectEnds | None = None
+    """None where weights travel through the object store."""
 
     @property
     def decoders(self) -> list[DecoderHandle]:

@@ -80,6 +80,15 @@ class Replacement:
             raise error
         self._on_loss(actor, error)
 
+    def note(self, actor: str, error: TopdError) -> None:
+        """Record a replacement that is no loss: another actor's loss made it needed.
+
+        Raises `error` where the session has ended.
+        """
+        if self._closed:
+            raise error
+        self._on_loss(actor, error)
+
     def close(self) -> None:
         """Refuse from here on: the session has ended its actors."""
         self._closed = True

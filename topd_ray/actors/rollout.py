@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from topd_ray.actors.worker import Worker
-from topd_ray.config import Config
+from topd_ray.config import Config, Transport
 from topd_ray.engines.open import open_generation
-from topd_ray.engines.protocols import RolloutEngine
+from topd_ray.engines.protocols import RolloutEngine, TransferGroup, TransferPiece
 from topd_ray.evaluation import Accuracy, greedy_accuracy
 from topd_ray.messages import (
     CandidateSet,
@@ -32,9 +32,16 @@ from topd_ray.weights.buckets import WeightBucket
 class RolloutWorker(Worker):
     """Decodes rollouts, fresh windows, and answers to held-out problems."""
 
-    def __init__(self, config: Config, *, log: Path | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        transport: Transport = "store",
+        log: Path | None = None,
+    ) -> None:
         super().__init__(log)
         self._config = config
+        self._transport = transport
         self._folder = resolve_student(config)
         self._actor = RolloutActor(
             config.rollout,
@@ -51,6 +58,7 @@ class RolloutWorker(Worker):
             self._config.rollout.engine,
             max_model_len=self._config.student_context_tokens,
             seed=self._config.run.seed,
+            transport=self._transport,
         )
 
     def roll_out(
@@ -113,6 +121,16 @@ class RolloutWorker(Worker):
         """Load the weights of `policy_version`; return the time span of the load."""
         began_s = time.monotonic()
         self._actor.update(policy_version, buckets)
+        return Span.since(began_s)
+
+    def join(self, group: TransferGroup, rank_offset: int) -> None:
+        """Join the learner in a group for weights; waits for all other engines."""
+        self._actor.join(group, rank_offset=rank_offset)
+
+    def take_piece(self, policy_version: int, piece: TransferPiece) -> Span:
+        """Load a piece of the weights of `policy_version`; return when it did."""
+        began_s = time.monotonic()
+        self._actor.take_piece(policy_version, piece)
         return Span.since(began_s)
 
     def evaluate(self, problems: Sequence[Prompt]) -> Accuracy:

@@ -22,6 +22,7 @@ from topd_ray.config.stages import (
     TeacherConfig,
     WindowsConfig,
 )
+from topd_ray.config.weights import Transport, WeightsConfig
 
 __all__ = [
     "METHODS",
@@ -43,6 +44,8 @@ __all__ = [
     "RunConfig",
     "TakeoverConfig",
     "TeacherConfig",
+    "Transport",
+    "WeightsConfig",
     "WindowsConfig",
     "dump_config",
     "load_config",

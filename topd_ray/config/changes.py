@@ -42,6 +42,7 @@ CHANGEABLE: dict[str, str] = {
     "evaluation.every": "how often the student is measured",
     "health.*": "when a step cannot be trusted",
     "cluster.*": _PLACE,
+    "weights.*": "how weights travel; the engines hold the same ones",
     "rollout.num_engines": _PLACE,
     "teacher.num_engines": _PLACE,
     "probe.num_workers": _PLACE,

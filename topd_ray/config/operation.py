@@ -119,41 +119,14 @@ class ClusterConfig(Section):
     """Ray cluster to join (`auto`: the one this machine belongs to); none starts a
     local one. A job submitted with `ray job submit` always joins its own cluster.
     """
-    env: dict[VariableName, str] = Field(default_factory=dict)
-    """Environment variables of every actor's process, e.g. `NCCL_SOCKET_IFNAME`,
-    `NCCL_IB_HCA`, `HF_HOME`, `VLLM_CACHE_ROOT`. Without them an actor has those of `ray
-    start` on its machine.
+    layout: Literal["manual", "disaggregated", "colocated"] = "manual"
+    """Which actor is on which GPU. `manual`: by the fields `gpus`. `disaggregated`:
+    every actor has whole GPUs for itself. `colocated`: learner ranks, rollout engines
+    and teachers share all GPUs, at most one of each kind on a GPU (paper).
     """
-    object_store_gib: PositiveFloat = 2.0
-    """Object store of the local cluster, in GiB."""
-    start_deadline_s: PositiveFloat = 600.0
-    """Longest wait for an actor to load its model."""
-    call_deadline_s: PositiveFloat = 1800.0
-    """Longest wait for one call of an actor; then the call counts as lost."""
-    max_failures: NonNegativeInt = 3
-    """Actors lost (dead, or silent beyond their deadline) that a run survives within
-    `failure_window_steps`: an engine or a probe worker is replaced, with a learner rank
-    the run goes back to its newest checkpoint.
+    gpus_per_node: PositiveInt = 8
+    """GPUs of a machine, for the map of `topd check`; a run takes those it finds."""
+    gpu_memory_gib: PositiveFloat | None = None
+    """Memory of one GPU in GiB as the driver reports it (H100 80 GB: 79.6). A run that
+    needs more is refused. None: memory is summed and not compared.
     """
-    failure_window_steps: PositiveInt = 100
-    """Optimizer steps within which lost actors count against `max_failures`."""
-    grace_s: PositiveFloat = 120.0
-    """Seconds after SIGTERM that the step under way may still take. Then it is
-    abandoned and the last finished step is written.
-    """
-    max_chunks_in_flight: PositiveInt = 8
-    """Most chunks between rollout and learner at one time."""
-    placement: Literal["actors", "inline"] = "actors"
-    """`actors`: each role in processes of Ray. `inline`: all four roles in the driver's
-    process, one call after the other, without Ray, for many small runs on few cores; it
-    takes `hf` engines, one of each role.
-    """
-
-    @model_validator(mode="after")
-    def _variables_have_a_process(self) -> Self:
-        if self.env and self.placement == "inline":
-            raise ValueError(
-                f"cluster.env={self.env} with cluster.placement=inline: no actor has a"
-                " process of its own; set them in the shell that starts topd"
-            )
-        return self

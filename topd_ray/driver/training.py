@@ -10,6 +10,7 @@ from topd_ray.actors.replacement import FailureBudget
 from topd_ray.config import Config
 from topd_ray.driver.bad_steps import BadSteps
 from topd_ray.driver.checkpoint import Checkpoint, save_checkpoint
+from topd_ray.driver.direct_transfer import DirectTransfer
 from topd_ray.driver.evaluation import evaluate
 from topd_ray.driver.health import truncation_notice
 from topd_ray.driver.loop import FinishedStep, LoopHooks, Schedule, StepLoop
@@ -71,12 +72,19 @@ class Training(LoopHooks):
         self._run = run
         self._fleet = fleet
         self._checkpoint = checkpoint
-        self._weight_sync = WeightSync(fleet)
+        self._weight_sync = WeightSync(
+            fleet, _direct_transfer(run, fleet), on_failure=self._note_transfer
+        )
         self._bad_steps = BadSteps(run.config, run.folder, fleet.learners, run.log)
         self._has_warned = False
         self._last_ended_s = 0.0
         self._last_ended_cpu_s = 0.0
         self._earlier_works: Sequence[Work] = []
+
+    def _note_transfer(self, policy_version: int, reason: str) -> None:
+        log = self._run.log
+        log.event("transfer_failed", policy_version=policy_version, reason=reason)
+        log.say(f"weights {policy_version} went through the object store: {reason}")
 
     async def go(self) -> Accuracies | None:
         """Train to the end; None where a stop ended the training before it."""
@@ -244,3 +252,9 @@ class Training(LoopHooks):
         self._run.state.totals.add_seconds("evaluation", seconds)
         self._run.log.evaluated(accuracy, when)
         return accuracy
+
+
+def _direct_transfer(run: RunContext, fleet: Fleet) -> DirectTransfer | None:
+    if fleet.direct is None:
+        return None
+    return DirectTransfer(fleet.direct, run.config.weights)

@@ -1,33 +1,53 @@
 """New weights, from the learner to the engines that decode or score with them."""
 
 import asyncio
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from topd_ray.actors.calls import all_of
 from topd_ray.actors.protocols import Fleet, PublishedWeights
+from topd_ray.driver.direct_transfer import DirectTransfer, TransferError
 from topd_ray.records.receipts import Span
 from topd_ray.records.timeline import Work
 
 
 @dataclass(frozen=True, slots=True)
 class _Sync:
-    """One published version, and its load by each rollout engine."""
+    """One version on its way, and its load by each rollout engine."""
 
-    weights: PublishedWeights
+    policy_version: int
+    published: Span
     engines: tuple[str, ...]
     loads: tuple["asyncio.Future[Span]", ...]
 
 
 class WeightSync:
-    """Publishes a version once, through the object store, and lets the engines load it.
+    """Sends a version to the engines, through the object store or directly.
 
     An engine loads weights between two calls, in the order of submission: what is
-    submitted to it after `publish` is answered with them. Nothing waits for the load
-    but `done`, where its errors surface.
+    submitted to it after `publish` is answered with them. Through the store nothing
+    waits for the load but `done`, where its errors surface.
     """
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        direct: DirectTransfer | None = None,
+        *,
+        on_failure: Callable[[int, str], None] = lambda *_: None,
+    ) -> None:
+        """Take the actors, and how weights travel.
+
+        Args:
+            fleet: The actors.
+            direct: Sends weights from memory to memory; None: through the store.
+            on_failure: Records a direct transfer that failed and was made good: the
+                policy version, and the reason.
+        """
         self._fleet = fleet
+        self._direct = direct
+        self._on_failure = on_failure
         self._syncs: list[_Sync] = []
         self.followed: PublishedWeights | None = None
         """What the teacher took last (self-distillation); None: the weights of its
@@ -38,24 +58,14 @@ class WeightSync:
         """Send the learner's weights to the rollout engines; return once they are sent.
 
         With `to_teachers` (self-distillation) the teacher's engines have loaded them
-        too on return.
+        too on return; such a version travels through the store to all.
         """
         for engine in self._fleet.rollouts:
             engine.forget_weights()  # the store need not hold two versions at once
-        weights = await self._fleet.learners.publish(policy_version)
-        self._syncs.append(
-            _Sync(
-                weights,
-                tuple(engine.name for engine in self._fleet.rollouts),
-                tuple(
-                    asyncio.ensure_future(engine.update(weights))
-                    for engine in self._fleet.rollouts
-                ),
-            )
-        )
-        if to_teachers:
-            await self.give_to_teachers(weights)
-            await self._fleet.learners.follow_teacher()
+        if self._direct is None or to_teachers:
+            await self._through_store(policy_version, to_teachers=to_teachers)
+        else:
+            await self._directly(self._direct, policy_version)
 
     async def done(self, up_to: int | None = None) -> tuple[float, list[Work]]:
         """Wait until the engines have loaded the versions `up_to`; by default all.
@@ -65,15 +75,14 @@ class WeightSync:
         that it has received rollouts of. Returns the seconds of publishing and loading,
         and the work of each actor; both are reported once.
         """
-        ripe = [s for s in self._syncs if up_to is None or _version(s) <= up_to]
+        ripe = [s for s in self._syncs if up_to is None or s.policy_version <= up_to]
         self._syncs = [sync for sync in self._syncs if sync not in ripe]
         works: list[Work] = []
         for sync in ripe:
             spans = await all_of(sync.loads)
-            version = _version(sync)
-            published = sync.weights.span
+            version = sync.policy_version
             for name in self._fleet.learners.names:
-                works.append(_work(name, "publish", version, published))
+                works.append(_work(name, "publish", version, sync.published))
             for name, span in zip(sync.engines, spans, strict=True):
                 works.append(_work(name, "update", version, span))
         return sum(work.ended_s - work.began_s for work in works), works
@@ -91,9 +100,53 @@ class WeightSync:
             await asyncio.gather(*sync.loads, return_exceptions=True)
         self._syncs = []
 
+    async def _through_store(self, policy_version: int, *, to_teachers: bool) -> None:
+        weights = await self._fleet.learners.publish(policy_version)
+        loads = [
+            asyncio.ensure_future(engine.update(weights))
+            for engine in self._fleet.rollouts
+        ]
+        self._add(policy_version, weights.span, loads)
+        if to_teachers:
+            await self.give_to_teachers(weights)
+            await self._fleet.learners.follow_teacher()
 
-def _version(sync: _Sync) -> int:
-    return sync.weights.policy_version
+    async def _directly(self, direct: DirectTransfer, policy_version: int) -> None:
+        began_s = time.monotonic()
+        try:
+            spans = await direct.send(policy_version)
+        except TransferError as failed:
+            spans = await self._made_good(direct, failed, policy_version)
+        sent = Span.since(began_s)
+        self._add(policy_version, sent, [_ended(span) for span in spans])
+
+    async def _made_good(
+        self, direct: DirectTransfer, failed: TransferError, policy_version: int
+    ) -> list[Span]:
+        """Bring all engines to the version through the store.
+
+        Raises the first error where no engine was lost: the next transfer would end
+        like this one.
+        """
+        if failed.loss is None and failed.errors:
+            raise next(iter(failed.errors.values()))
+        self._on_failure(policy_version, str(failed))
+        began_s = time.monotonic()
+        weights = await self._fleet.learners.publish(policy_version)
+        await direct.recover(failed, weights)
+        return [Span.since(began_s) for _ in self._fleet.rollouts]
+
+    def _add(
+        self, policy_version: int, sent: Span, loads: Sequence["asyncio.Future[Span]"]
+    ) -> None:
+        names = tuple(engine.name for engine in self._fleet.rollouts)
+        self._syncs.append(_Sync(policy_version, sent, names, tuple(loads)))
+
+
+def _ended(span: Span) -> "asyncio.Future[Span]":
+    load: asyncio.Future[Span] = asyncio.get_running_loop().create_future()
+    load.set_result(span)
+    return load
 
 
 def _work(actor: str, what: str, version: int, span: Span) -> Work:

@@ -8,8 +8,9 @@ is divided in the backward pass, and the step divides once, by normaliser / worl
 import logging
 import math
 import os
+import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch._C._distributed_c10d import Store
 
-from topd_ray.engines.protocols import NamedArray, OptimizerOutcome
+from topd_ray.engines.protocols import NamedArray, OptimizerOutcome, WeightFact
+from topd_ray.models.checkpoint_names import CheckpointNames
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
@@ -84,6 +86,7 @@ class DeepSpeedTraining:
             store: Where the ranks have met; see `engines.rendezvous`.
         """
         self._trained = trained
+        self._names = CheckpointNames(trained)
         self._world_size = world_size
         self._rank = rank
         self._lr = lr
@@ -166,15 +169,27 @@ class DeepSpeedTraining:
         return OptimizerOutcome(grad_norm=grad_norm, lr=lr, skipped=skipped)
 
     def weights(self) -> Iterator[NamedArray]:
-        """See `TrainingEngine`. Names are those of `trained`; tied weights come
-        once.
-        """
-        for name, weight in self._trained.named_parameters():
-            with self._whole(weight):
-                array = (
-                    _to_numpy(weight) if self._rank == 0 else np.empty(0, np.float32)
-                )
+        """See `TrainingEngine`."""
+        for name, weight in self.tensors():
+            array = _to_numpy(weight) if self._rank == 0 else np.empty(0, np.float32)
             yield name, array
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """See `WeightSource`. Names are those of the files of `trained`; tied weights
+        come once.
+        """
+        for layer in by_layer(self._trained.named_parameters()):
+            with self._whole(*(weight for _, weight in layer)):
+                for name, weight in layer:
+                    yield from self._names.of(name, weight.detach())
+
+    def facts(self) -> list[WeightFact]:
+        """See `WeightSource`."""
+        return [
+            WeightFact(name=name, dtype=_dtype_name(empty), shape=tuple(empty.shape))
+            for parameter, weight in self._trained.named_parameters()
+            for name, empty in self._names.of(parameter, _without_memory(weight))
+        ]
 
     def whole(self, weight: Tensor) -> Tensor:
         """Return a copy of one weight, whole, on every rank; every rank must call
@@ -234,9 +249,9 @@ class DeepSpeedTraining:
         self._engine.step()
         return grad_norm
 
-    def _whole(self, weight: Tensor) -> AbstractContextManager[Any]:
+    def _whole(self, *weights: Tensor) -> AbstractContextManager[Any]:
         gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(
-            [weight], enabled=self._zero_stage == 3
+            list(weights), enabled=self._zero_stage == 3
         )
         return gathered
 
@@ -294,6 +309,42 @@ def _ds_config(
     if dtype == torch.bfloat16:
         config["bf16"] = {"enabled": True, "check_grad_overflow": True}
     return config
+
+
+def by_layer(
+    weights: Iterable[tuple[str, Tensor]],
+) -> Iterator[list[tuple[str, Tensor]]]:
+    """Yield the weights in their order, those of one layer at a time.
+
+    A layer is gathered by one collective: for a weight at a time they are hundreds, of
+    a few kilobytes each for the norms. The first number in a name is that of its layer;
+    what has no number is gathered for itself.
+    """
+    layer: list[tuple[str, Tensor]] = []
+    for name, weight in weights:
+        stem = _layer_of(name)
+        if layer and (stem is None or stem != _layer_of(layer[0][0])):
+            yield layer
+            layer = []
+        layer.append((name, weight))
+    if layer:
+        yield layer
+
+
+def _layer_of(name: str) -> str | None:
+    """Return e.g. `model.layers.3` of `model.layers.3.mlp.up_proj.weight`."""
+    found = re.match(r"[^0-9]*?\.\d+(?=\.)", name)
+    return found[0] if found else None
+
+
+def _without_memory(weight: Tensor) -> Tensor:
+    """Return a tensor of the weight's whole shape and dtype on the meta device."""
+    shape = getattr(weight, "ds_shape", weight.shape)  # DeepSpeed's, of a sharded one
+    return torch.empty(shape, dtype=weight.dtype, device="meta")
+
+
+def _dtype_name(weight: Tensor) -> str:
+    return str(weight.dtype).removeprefix("torch.")
 
 
 def _to_numpy(weight: Tensor) -> NDArray[Any]:

@@ -20,6 +20,7 @@ from topd_ray.engines.protocols import (
 from topd_ray.engines.tensors import view_as_torch
 from topd_ray.errors import TopdError, UserError
 from topd_ray.models.architecture import load_causal_lm, weight_shapes
+from topd_ray.models.checkpoint_names import CheckpointNames
 from topd_ray.models.facts import Shapes
 from topd_ray.models.stop_ids import eos_ids
 from topd_ray.models.vocabulary import num_ids
@@ -134,11 +135,18 @@ def replace_weights(model: Any, weights: Iterable[NamedArray], shapes: Shapes) -
     Raises:
         WeightsError: A weight is missing, unknown or of another shape.
     """
-    whole = whole_weights(weights, shapes)
-    parameters = dict(model.named_parameters())
+    whole = dict(whole_weights(weights, shapes))
+    names = CheckpointNames(model)
     with torch.no_grad():
-        for name, array in whole:
-            parameters[name].copy_(view_as_torch(array))
+        for parameter, held in model.named_parameters():
+            if parameter in whole:
+                held.copy_(view_as_torch(whole[parameter]))
+                continue
+            # transformers holds the experts of a layer in one weight.
+            numbers = held.view(-1)
+            for name, places in names.places(parameter, held):
+                array = view_as_torch(whole[name])
+                numbers[places.view(-1)] = array.reshape(-1).to(held.dtype)
 
 
 __all__ = [

@@ -3,11 +3,17 @@
 from pathlib import Path
 
 from topd_ray.config.base import EngineConfig
+from topd_ray.config.weights import Transport
 from topd_ray.engines.protocols import RolloutEngine, TeacherEngine
 
 
 def open_generation(
-    folder: Path, engine: EngineConfig, *, max_model_len: int, seed: int = 0
+    folder: Path,
+    engine: EngineConfig,
+    *,
+    max_model_len: int,
+    seed: int = 0,
+    transport: Transport = "store",
 ) -> RolloutEngine:
     """Return an engine that decodes.
 
@@ -17,12 +23,15 @@ def open_generation(
             argument.
         max_model_len: Longest sequence, in tokens.
         seed: Seed of the process of vLLM; each request carries a seed too.
+        transport: How new weights come; all but `store` are vLLM's alone.
     """
     length = engine.max_model_len or max_model_len
     if engine.backend == "vllm":
         from topd_ray.engines.vllm import VllmGeneration
 
-        return VllmGeneration(folder, engine, max_model_len=length, seed=seed)
+        return VllmGeneration(
+            folder, engine, max_model_len=length, seed=seed, transport=transport
+        )
     if engine.backend == "hf":
         from topd_ray.engines.hf import HfGeneration
 

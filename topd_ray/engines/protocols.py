@@ -4,6 +4,7 @@ Every back end passes the same contract suite (`tests/contract`), with transform
 the oracle.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,62 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
 
-from topd_ray.messages import FinishReason, Floats, Ints
+from topd_ray.messages import FinishReason, Floats, HiddenStates, Ints
 
 if TYPE_CHECKING:  # the fake engine and the driver load no torch
+    import torch
     from torch import Tensor
 
 NamedArray = tuple[str, NDArray[Any]]
 """A weight under its Hugging Face name: float32, or the bits of bfloat16 in uint16."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightFact:
+    """What is known of a weight without gathering it."""
+
+    name: str
+    """Hugging Face name."""
+    dtype: str
+    """Name of its torch dtype, such as `bfloat16`."""
+    shape: tuple[int, ...]
+
+    @property
+    def torch_dtype(self) -> "torch.dtype":
+        """Return the dtype."""
+        import torch
+
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Return the size in bytes."""
+        return math.prod(self.shape) * self.torch_dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferGroup:
+    """Where learner rank 0 and the workers of all rollout engines meet."""
+
+    address: str
+    port: int
+    world_size: int
+    """Rank 0 and all workers."""
+    buffer_bytes: int
+    """Weights are packed until they are more than this; both ends must agree."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferPiece:
+    """A part of a policy version, as every rollout engine is told to load it."""
+
+    update_info: Mapping[str, Any] | None
+    """What vLLM's transfer engine takes; None where the version only ends."""
+    is_first: bool
+    is_last: bool
+    is_read_first: bool = False
+    """Whether every engine must have answered before the next piece is asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +133,8 @@ class Generation:
     """Tokens that were decoded behind a cut and dropped."""
     num_cached_tokens: int = 0
     """Prompt tokens found in the prefix cache; 0 for a back end without a cache."""
-    states_ND: Floats | None = None
-    """The hidden state that predicts each token, after the final norm, float32.
+    states_ND: HiddenStates | None = None
+    """The hidden state that predicts each token, after the final norm.
 
     None where the request asks for none.
     """
@@ -145,12 +195,35 @@ class RolloutEngine(GenerationEngine, Protocol):
         ...
 
 
+class ReceivingEngine(GenerationEngine, Protocol):
+    """A `GenerationEngine` that takes weights from the learner's memory."""
+
+    @property
+    def num_workers(self) -> int:
+        """Return the number of its worker processes, one a GPU."""
+        ...
+
+    def join(self, group: TransferGroup, *, rank_offset: int) -> None:
+        """Join the group of a broadcast; waits until all others have joined.
+
+        `rank_offset`: the rank of its first worker.
+        """
+        ...
+
+    def take_piece(self, piece: TransferPiece) -> None:
+        """Load a piece of a version; the last one drops every cached prefix.
+
+        Where it fails, the weights are of no version, and the engine must be replaced.
+        """
+        ...
+
+
 class ScoringEngine(Protocol):
     """Runs a model over given token ids."""
 
     def hidden_states(
         self, sequences: Sequence[Ints], starts: Sequence[int] | None = None
-    ) -> list[Floats]:
+    ) -> Sequence[HiddenStates]:
         """Return the last hidden states, after the final norm, of the tokens.
 
         Args:
@@ -159,7 +232,8 @@ class ScoringEngine(Protocol):
                 What lies before it may be read from the prefix cache.
 
         Returns:
-            One float32 array (len - start, D) for each sequence, in their order.
+            One array (len - start, D) for each sequence, in their order. An engine that
+            computes in bfloat16 may hand over its bits.
         """
         ...
 
@@ -195,7 +269,38 @@ class OptimizerOutcome:
     """Whether no weight was moved."""
 
 
-class TrainingEngine(Protocol):
+class WeightSource(Protocol):
+    """The weights of a learner rank, for a transfer."""
+
+    def facts(self) -> list[WeightFact]:
+        """Return what `tensors` yields, in its order; gathers nothing."""
+        ...
+
+    def tensors(self) -> "Iterator[tuple[str, Tensor]]":
+        """Yield every weight, whole, on the device of the engine, as `weights` does.
+
+        Every rank gets them and must exhaust the iterator.
+        """
+        ...
+
+
+class WeightSender(Protocol):
+    """A learner rank's end of a transfer."""
+
+    def pieces(self, source: WeightSource) -> Iterator[TransferPiece | None]:
+        """Yield the pieces of a version; what ranks above 0 yield is not used.
+
+        Work is done when the next piece is asked for: a broadcast begins when the
+        engines have been told of its piece. Every rank must exhaust it.
+        """
+        ...
+
+    def close(self) -> None:
+        """Leave the group, also while another thread waits in it."""
+        ...
+
+
+class TrainingEngine(WeightSource, Protocol):
     """Holds a sharded module and its optimizer; the module computes its own loss."""
 
     def accumulate(self, *inputs: "Tensor | bool") -> tuple[float, ...]:
@@ -267,8 +372,14 @@ __all__ = [
     "NamedArray",
     "OptimizerOutcome",
     "Progress",
+    "ReceivingEngine",
     "RolloutEngine",
     "ScoringEngine",
     "TeacherEngine",
     "TrainingEngine",
+    "TransferGroup",
+    "TransferPiece",
+    "WeightFact",
+    "WeightSender",
+    "WeightSource",
 ]

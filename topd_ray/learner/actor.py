@@ -2,6 +2,7 @@
 
 import json
 import math
+import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch._C._distributed_c10d import Store
 
-from topd_ray.config import LearnerConfig, ObjectiveConfig, TeacherConfig
+from topd_ray.config import LearnerConfig, ObjectiveConfig, TeacherConfig, Transport
+from topd_ray.engines.protocols import TransferGroup, TransferPiece, WeightSender
 from topd_ray.errors import TopdError
 from topd_ray.learner.divergence import TokenLoss
 from topd_ray.learner.gaps import token_gap
@@ -85,6 +87,8 @@ class LearnerActor:
         self._step = 0
         self._num_batches = 0
         self._sums = LossSums()
+        self._sender: WeightSender | None = None
+        self._pieces: Iterator[TransferPiece | None] | None = None
         dtype = _DTYPES[config.dtype]
         self._model = DistillationModel(
             load_student(
@@ -273,6 +277,52 @@ class LearnerActor:
             for _ in self._engine.weights():
                 pass
 
+    def open_sender(
+        self,
+        transport: Transport,
+        group: TransferGroup,
+        *,
+        listener: socket.socket | None,
+        timeout_s: float,
+    ) -> None:
+        """Join the rollout engines in a group; on rank 0 waits until all have joined.
+
+        `listener`: the socket of the group's port, on rank 0 alone.
+        """
+        from topd_ray.engines.vllm_transfer import open_sender
+
+        self.close_sender()
+        self._sender = open_sender(
+            transport, group, rank=self._rank, listener=listener, timeout_s=timeout_s
+        )
+
+    def next_piece(self, *, is_first: bool) -> TransferPiece | None:
+        """Return the next piece of the weights that every engine must take.
+
+        A broadcast is made by the call that returns None, the end, while the engines
+        take the piece before it. Only rank 0's pieces count, and every rank must be
+        called.
+
+        Args:
+            is_first: Whether to begin with the weights anew.
+
+        Raises:
+            TopdError: The group is closed.
+        """
+        if self._sender is None:
+            raise TopdError("the group for weights is closed; open another one")
+        if is_first or self._pieces is None:
+            self._pieces = self._sender.pieces(self._engine)
+        return next(self._pieces, None)
+
+    def close_sender(self) -> None:
+        """Leave the group, also while another thread waits in `next_piece`."""
+        sender = self._sender
+        self._sender = None
+        self._pieces = None
+        if sender is not None:
+            sender.close()
+
     def save(self, folder: Path) -> None:
         """Write weights, optimizer and schedule.
 
@@ -311,6 +361,7 @@ class LearnerActor:
 
     def close(self) -> None:
         """Leave the process group."""
+        self.close_sender()
         self._engine.close()
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from topd_ray.errors import UserError, first_line
+from topd_ray.models.checkpoint_names import CheckpointNames
 from topd_ray.models.facts import EMBEDDING_NAMES, HEAD, Shapes, read_facts
 from topd_ray.models.files import CONFIG, read_config
 from topd_ray.models.headers import TensorFact, stray_files, tensor_facts
@@ -35,7 +36,7 @@ class Architecture:
     """What a model of some config.json holds, by transformers."""
 
     parameters: Shapes
-    """Shapes of the trainable tensors; a tied head is left out."""
+    """Shapes of the trainable tensors, as they are saved; a tied head is left out."""
     state: Shapes
     """Shapes of all tensors that a file should hold, a tied head included."""
     tied: Mapping[str, str]
@@ -54,9 +55,9 @@ class Architecture:
 def weight_shapes(folder: Path) -> Shapes:
     """Return the shape of every weight that an engine of this model takes.
 
-    These are the parameters of the model, by name as in transformers. A tied head and
-    tables that the files happen to hold are none. Raises UserError where transformers
-    knows no such model.
+    These are the parameters of the model, by name and shape as transformers saves them.
+    A tied head and tables that the files happen to hold are none. Raises UserError
+    where transformers knows no such model.
     """
     return dict(_architecture(folder).parameters)
 
@@ -103,31 +104,34 @@ def config_of_text_model(folder: Path) -> dict[str, Any]:
 
 
 def check_names(folder: Path, *, field: str) -> None:
-    """Raise UserError for a student whose weights have other names while it is trained.
+    """Raise UserError for a student whose weights have other names when it is saved.
 
     Engines and exports take the names of the files, so the first weights that the
     learner publishes would fit nowhere. transformers holds the experts of a layer in
-    one tensor, for example (`mlp.experts.gate_up_proj`). A teacher publishes nothing.
-    A quantized student is refused too: it has no weights that could be trained.
+    one tensor, for example, and takes it apart again (`CheckpointNames`). A teacher
+    publishes nothing. A quantized student is refused too: it has no weights that could
+    be trained.
     """
     if QUANTIZED in read_config(folder):
         raise UserError(
             f"{field}: {folder} is quantized ({QUANTIZED} in {CONFIG}), so it can be a"
             " teacher but no student; take the model that it was made from"
         )
-    sources = _architecture(folder).sources
+    architecture = _architecture(folder)
     renamed = [
         name
-        for name, (target, is_converted) in sources.items()
-        if is_converted or not target.endswith(name)
+        for name, (target, is_converted) in architecture.sources.items()
+        if name not in architecture.parameters
+        and (is_converted or not target.endswith(name))
     ]
     if renamed:
         name = renamed[0]
         raise UserError(
             f"{field}: {folder} holds {name}{_and_more(renamed)}, which the learner"
-            f" holds as {sources[name][0]}: the weights that it publishes would not fit"
-            " the engines. Such a model (a mixture of experts, for example) can be a"
-            " teacher but no student; take a dense student"
+            f" holds as {architecture.sources[name][0]}, and transformers does not"
+            " save it under its first name: the weights that it publishes would not"
+            " fit the engines. Such a model can be a teacher but no student; take"
+            " another student"
         )
 
 
@@ -173,13 +177,23 @@ def _read_architecture(
     model = _empty_model(folder)
     state = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     return Architecture(
-        parameters={name: tuple(p.shape) for name, p in model.named_parameters()},
+        parameters=_saved_shapes(folder, model),
         state=state,
         tied=dict(model.all_tied_weights_keys),
         sources=_sources(model, held),
         optional=tuple(model._keys_to_ignore_on_load_missing or ()),
         ignored=tuple(model._keys_to_ignore_on_load_unexpected or ()),
     )
+
+
+def _saved_shapes(folder: Path, model: Any) -> Shapes:
+    with _as_user_error(folder):
+        names = CheckpointNames(model)
+        return {
+            name: tuple(weight.shape)
+            for parameter, held in model.named_parameters()
+            for name, weight in names.of(parameter, held)
+        }
 
 
 def _empty_model(folder: Path) -> Any:

@@ -1,7 +1,9 @@
 """Decode rollouts with the student, in chunks; load new weights between steps."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain, islice
+from typing import cast
 
 import numpy as np
 
@@ -10,7 +12,10 @@ from topd_ray.engines.protocols import (
     Generation,
     GenerationRequest,
     Progress,
+    ReceivingEngine,
     RolloutEngine,
+    TransferGroup,
+    TransferPiece,
 )
 from topd_ray.errors import TopdError
 from topd_ray.messages import (
@@ -25,6 +30,9 @@ from topd_ray.messages import (
 from topd_ray.rollout.request_order import FinishedRollouts, RequestOrder
 from topd_ray.seeds import derive_seed
 from topd_ray.weights.buckets import WeightBucket, open_buckets
+
+_NO_VERSION = -1
+"""Of an engine between two pieces of a version: it serves no request."""
 
 
 class RolloutActor:
@@ -187,20 +195,46 @@ class RolloutActor:
         """
         if self._engine is not None:
             weights = open_buckets(buckets, policy_version=policy_version)
-            try:
+            with self._loading(policy_version):
                 self._engine.load_weights(weights)
-            # Any exception of the engine is kept: the calls that were submitted behind
-            # this one fail too, and one of those may be the first that the driver hears
-            # of.
-            except Exception as error:
-                kind = type(error) if isinstance(error, TopdError) else TopdError
-                self._failed_load = kind(
-                    f"loading the weights of policy_version {policy_version} failed:"
-                    f" {type(error).__name__}: {error}"
-                )
-                raise
         self._failed_load = None
         self._policy_version = policy_version
+
+    def join(self, group: TransferGroup, *, rank_offset: int) -> None:
+        """Join the learner in a group; waits until all other engines have joined."""
+        self._receiver.join(group, rank_offset=rank_offset)
+
+    def take_piece(self, policy_version: int, piece: TransferPiece) -> None:
+        """Load a piece of the weights of `policy_version`, with the last the version.
+
+        Between two pieces, and where one fails, the engine holds no version.
+        """
+        with self._loading(policy_version):
+            self._failed_load = None
+            self._policy_version = _NO_VERSION
+            self._receiver.take_piece(piece)
+        if piece.is_last:
+            self._policy_version = policy_version
+
+    @property
+    def _receiver(self) -> ReceivingEngine:
+        # The config refuses a transport with engines of other kinds.
+        return cast("ReceivingEngine", self.engine)
+
+    @contextmanager
+    def _loading(self, policy_version: int) -> Iterator[None]:
+        """Keep the error of a load for the calls behind it."""
+        try:
+            yield
+        # Any exception of the engine is kept: the calls that were submitted behind
+        # this one fail too, and one of those may be the first that the driver hears of.
+        except Exception as error:
+            kind = type(error) if isinstance(error, TopdError) else TopdError
+            self._failed_load = kind(
+                f"loading the weights of policy_version {policy_version} failed:"
+                f" {type(error).__name__}: {error}"
+            )
+            raise
 
     def close(self) -> None:
         """Free the engine, where there is one."""

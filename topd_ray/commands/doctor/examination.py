@@ -87,7 +87,7 @@ def _run(config: Config, num_gpus: int | None) -> Iterator[Finding]:
     yield run_checks.check_run_root(Path(config.run.root))
     yield run_checks.check_checkpoint_room(config)
     if num_gpus is not None:
-        yield run_checks.check_gpu_count(config, num_gpus)
+        yield run_checks.check_placement(config, num_gpus)
 
 
 def print_findings(findings: Iterable[Finding]) -> bool:

@@ -53,17 +53,17 @@ def all_reduce(rank: int, port: int, *, device: str, mib: int) -> float:
         dist.destroy_process_group()
 
 
-def compare_attention(*, device: str, compiled: bool) -> float:
-    """Compare flex attention with torch's own on a CPU, forwards and backwards.
+def compare_attention(*, device: str, compiled: bool, slopes: bool = True) -> float:
+    """Compare flex attention with torch's own on a CPU.
 
-    Returns the largest difference of outputs and slopes over a few lengths. Compiled on
-    a GPU it takes Triton and a C compiler, as training does.
+    Returns the largest difference of outputs, and of slopes, over a few lengths.
+    Compiled on a GPU it takes Triton and a C compiler, as training does.
     """
     kernel = torch.compile(flex_attention) if compiled else flex_attention
     worst = 0.0
     for length in _LENGTHS:
-        cpu = _outcome(length, "cpu", None)
-        other = _outcome(length, device, kernel)
+        cpu = _outcome(length, "cpu", None, slopes)
+        other = _outcome(length, device, kernel, slopes)
         for a, b in zip(cpu, other, strict=True):
             worst = max(worst, float((a - b.cpu()).abs().max()))
     if worst > _TOLERANCE:
@@ -71,12 +71,12 @@ def compare_attention(*, device: str, compiled: bool) -> float:
     return worst
 
 
-def _outcome(length: int, device: str, kernel: Any) -> list[Tensor]:
+def _outcome(length: int, device: str, kernel: Any, slopes: bool) -> list[Tensor]:
     """Return output and slopes of causal attention; torch's own without `kernel`."""
     generator = torch.Generator().manual_seed(length)
     shape = (_HEADS, length, _WIDTH)
     inputs = [
-        torch.randn(shape, generator=generator).to(device).requires_grad_()
+        torch.randn(shape, generator=generator).to(device).requires_grad_(slopes)
         for _ in range(3)
     ]
     query, key, value = inputs
@@ -90,9 +90,10 @@ def _outcome(length: int, device: str, kernel: Any) -> list[Tensor]:
         out = kernel(
             query[None], key[None], value[None], block_mask=blocks, scale=_SCALE
         )[0]
-    out.square().sum().backward()
-    slopes = [entry.grad for entry in inputs if entry.grad is not None]
-    return [out.detach(), *slopes]
+    if slopes:
+        out.square().sum().backward()
+    gradients = [entry.grad for entry in inputs if entry.grad is not None]
+    return [out.detach(), *gradients]
 
 
 def share_memory(*, device: str, wait_s: float = _WAIT_S) -> None:

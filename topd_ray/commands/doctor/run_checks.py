@@ -3,12 +3,12 @@
 import tempfile
 from pathlib import Path
 
+from topd_ray.actors.placement import ClusterNode, place
 from topd_ray.commands.doctor.finding import Finding, not_looked_at
 from topd_ray.commands.doctor.machine import check_disk, free_gib
 from topd_ray.config import Config
 from topd_ray.errors import UserError, first_line
 from topd_ray.inputs.estimates import sizes_of
-from topd_ray.inputs.resources import make_plan
 from topd_ray.inputs.run_inputs import check_inputs
 from topd_ray.models.folder import find_model
 from topd_ray.models.roles import find_student
@@ -45,21 +45,21 @@ def check_config(config: Config) -> Finding:
 def check_run_root(root: Path) -> Finding:
     """Write a file where run folders go; leaves nothing behind."""
     check = "run.root"
-    place = root.absolute()
+    folder = root.absolute()
     try:
-        while not place.exists():
-            place = place.parent
-        with tempfile.TemporaryFile(dir=place) as file:
+        while not folder.exists():
+            folder = folder.parent
+        with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"topd doctor")
     except OSError as error:
         return Finding(
             check=check,
             verdict="fails",
-            seen=f"{place}: {error.strerror}",
+            seen=f"{folder}: {error.strerror}",
             way_out="a folder that you may write to, on storage that every node sees",
         )
     seen = (
-        f"{root} can be written" if place == root.absolute() else f"{place}: writable"
+        f"{root} can be written" if folder == root.absolute() else f"{folder}: writable"
     )
     return Finding(check=check, verdict="ok", seen=seen)
 
@@ -70,13 +70,13 @@ def check_checkpoint_room(config: Config) -> Finding:
     sizes = sizes_of(find_student(config), config.learner.size_b)
     if sizes is None:
         return not_looked_at(check, "the student's size is unknown; set learner.size_b")
-    place = Path(config.run.root).absolute()
-    while not place.exists():
-        place = place.parent
+    folder = Path(config.run.root).absolute()
+    while not folder.exists():
+        folder = folder.parent
     # One more is written before the oldest goes.
     kept = config.run.keep_checkpoints + 1
     needed = kept * sizes.parameters * _CHECKPOINT_BYTES / 2**30
-    return check_disk(check, free_gib(place), needed, f"{kept} checkpoints of")
+    return check_disk(check, free_gib(folder), needed, f"{kept} checkpoints of")
 
 
 def check_model(field: str, name: str, revision: str | None) -> Finding:
@@ -116,17 +116,22 @@ def _asked_hub(name: str, revision: str | None) -> str | None:
     return None
 
 
-def check_gpu_count(config: Config, found: int) -> Finding:
-    """Compare the GPUs that the config asks for with those of this machine."""
-    wanted = make_plan(config).gpus
-    seen = f"the config asks for {wanted:g}, this machine has {found}"
+def check_placement(config: Config, num_gpus: int) -> Finding:
+    """Place the config's actors on the GPUs of this machine, and start none."""
+    check = "placement"
     if config.cluster.address is not None:
-        return not_looked_at("GPUs of the config", f"{seen}; the cluster's count")
-    if wanted <= found:
-        return Finding(check="GPUs of the config", verdict="ok", seen=seen)
-    return Finding(
-        check="GPUs of the config",
-        verdict="fails",
-        seen=seen,
-        way_out="another machine, or a config of configs/ for fewer GPUs",
-    )
+        why = f"{num_gpus} GPUs here; cluster.address has nodes of its own"
+        return not_looked_at(check, why)
+    machine = ClusterNode(name="this machine", gpus=num_gpus)
+    try:
+        placement = place(config, [machine], where="this machine")
+    except UserError as error:
+        return Finding(
+            check=check,
+            verdict="fails",
+            seen=first_line(error),
+            way_out="another machine, or a config of configs/ for fewer GPUs",
+        )
+    used = {gpu for actor in placement.actors for gpu in actor.gpus}
+    seen = f"{len(placement.actors)} actors on {len(used)} of {num_gpus} GPUs"
+    return Finding(check=check, verdict="ok", seen=seen)
