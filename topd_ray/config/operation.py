@@ -16,20 +16,24 @@ from pydantic import (
 from topd_ray.config.base import ColumnNames, Fraction, Name, Section
 from topd_ray.config.objective import Method
 
-
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_TAKEN = {"CUDA_VISIBLE_DEVICES": "the placement of the actors sets it"}
+_SECRET = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)$", re.IGNORECASE)
 
 
-def _is_variable(name: str) -> str:
+def _checked_variable(name: str) -> str:
     if not _VARIABLE.fullmatch(name):
         raise ValueError(f"{name!r} is no name of an environment variable")
-    if name in _TAKEN:
-        raise ValueError(f"{name}: {_TAKEN[name]}; drop it")
+    if name == "CUDA_VISIBLE_DEVICES":
+        raise ValueError(f"{name}: the placement of the actors sets it; drop it")
+    if _SECRET.search(name):
+        raise ValueError(
+            f"{name}: the run folder would hold it in plain text; export it on the"
+            " nodes, before `ray start`"
+        )
     return name
 
 
-VariableName = Annotated[str, AfterValidator(_is_variable)]
+VariableName = Annotated[str, AfterValidator(_checked_variable)]
 
 
 class RunConfig(Section):
@@ -130,3 +134,41 @@ class ClusterConfig(Section):
     """Memory of one GPU in GiB as the driver reports it (H100 80 GB: 79.6). A run that
     needs more is refused. None: memory is summed and not compared.
     """
+    env: dict[VariableName, str] = Field(default_factory=dict)
+    """Environment variables of every actor's process, e.g. `NCCL_SOCKET_IFNAME`,
+    `NCCL_IB_HCA`, `HF_HOME`, `VLLM_CACHE_ROOT`. Without them an actor has those of `ray
+    start` on its machine. No secrets: they are written into the run folder.
+    """
+    object_store_gib: PositiveFloat = 2.0
+    """Object store of the local cluster, in GiB."""
+    start_deadline_s: PositiveFloat = 600.0
+    """Longest wait for an actor to load its model."""
+    call_deadline_s: PositiveFloat = 1800.0
+    """Longest wait for one call of an actor; then the call counts as lost."""
+    max_failures: NonNegativeInt = 3
+    """Actors lost (dead, or silent beyond their deadline) that a run survives within
+    `failure_window_steps`: an engine or a probe worker is replaced, with a learner rank
+    the run goes back to its newest checkpoint.
+    """
+    failure_window_steps: PositiveInt = 100
+    """Optimizer steps within which lost actors count against `max_failures`."""
+    grace_s: PositiveFloat = 120.0
+    """Seconds after SIGTERM that the step under way may still take. Then it is
+    abandoned and the last finished step is written.
+    """
+    max_chunks_in_flight: PositiveInt = 8
+    """Most chunks between rollout and learner at one time."""
+    placement: Literal["actors", "inline"] = "actors"
+    """`actors`: each role in processes of Ray. `inline`: all four roles in the driver's
+    process, one call after the other, without Ray, for many small runs on few cores; it
+    takes `hf` engines, one of each role.
+    """
+
+    @model_validator(mode="after")
+    def _variables_have_a_process(self) -> Self:
+        if self.env and self.placement == "inline":
+            raise ValueError(
+                f"cluster.env={self.env} with cluster.placement=inline: no actor has a"
+                " process of its own; set them in the shell that starts topd"
+            )
+        return self

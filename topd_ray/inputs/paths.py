@@ -13,9 +13,8 @@ from topd_ray.contexts.prompt_forms import BUILT_IN
 from topd_ray.errors import UserError
 from topd_ray.models.folder import local_folder
 
-
 _SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Variable that Ray sets for the entry point of a submitted job, and for nothing else."""
+"""Variable that Ray sets for the entry point of a submitted job alone."""
 
 
 def refuse_passing_folder(config: Config) -> None:
