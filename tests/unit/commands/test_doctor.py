@@ -1,5 +1,6 @@
 """`topd doctor`: each planted fault is named, with the way out."""
 
+import json
 import os
 import resource
 import socket
@@ -9,8 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from tests.gpu_smoke import complaints
 from tests.runs import topd
 from topd_ray.commands.doctor import gpu_work, gpus, installation, machine, run_checks
 from topd_ray.commands.doctor.examination import examine, print_findings
@@ -93,8 +96,6 @@ def test_torch_for_cpus_on_a_gpu_machine_fails():
 
 
 def test_torchs_cuda_version_is_read_without_an_import():
-    import torch
-
     assert installation.torch_cuda() == torch.version.cuda
 
 
@@ -265,13 +266,21 @@ def test_two_processes_add_up_a_tensor():
         )
         for rank in range(2)
     ]
-    speeds = [float(process.communicate(timeout=300)[0]) for process in both]
+    said = [process.communicate(timeout=300)[0] for process in both]
+    speeds = [float(text) for text in said]
     assert all(speed > 0 for speed in speeds)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_is_compared_with_torchs_own():
     assert compare_attention(device="cpu", compiled=False, slopes=False) < 1e-4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_a_gpu_kernels_compile_and_processes_share_memory():
+    assert compare_attention(device="cuda", compiled=True) < 2e-2
+    share_memory(device="cuda")
 
 
 def test_another_process_writes_into_shared_memory():
@@ -376,3 +385,21 @@ def test_the_command_ends_with_code_2_where_a_run_could_not_start(tmp_path):
     assert "checks would stop a run" in done.output
     assert "run.root" in done.output
     assert "cluster.address=127.0.0.1:9: nothing answers" in done.output
+
+
+def test_the_smoke_run_is_judged_by_what_it_taught(tmp_path):
+    summary = {"accuracy_before": 0.34, "accuracy_after": 0.88, "steps": 1}
+    metrics = {"step": 1, "loss/opd": 0.4}
+
+    def judged(**changed):
+        (tmp_path / "summary.json").write_text(json.dumps(summary | changed))
+        (tmp_path / "metrics.jsonl").write_text(json.dumps(metrics) + "\n")
+        return complaints(tmp_path)
+
+    assert judged() == []
+    assert judged(accuracy_after=0.4) == [
+        "accuracy went from 34.0% to 40.0%: no training"
+    ]
+    assert judged(steps=2) == ["1 of 2 steps are in metrics.jsonl"]
+    metrics["loss/opd"] = float("nan")
+    assert judged() == ["step 1: loss nan"]
