@@ -46,7 +46,7 @@ def connected(config: Config) -> Iterator[Placement | None]:
     with nullcontext() if address else _own_token():
         try:
             if address:
-                _join(address)
+                _join(address, config.cluster.env)
             else:
                 _start_local(config)
             # Here, because a config that is refused must leave no run folder.
@@ -55,10 +55,15 @@ def connected(config: Config) -> Iterator[Placement | None]:
             ray.shutdown()
 
 
-def _join(address: str) -> None:
+def _join(address: str, env: Mapping[str, str]) -> None:
     try:
         _try_port(address)
-        ray.init(address=address, log_to_driver=False, logging_level="warning")
+        ray.init(
+            address=address,
+            runtime_env=_runtime_env(env),
+            log_to_driver=False,
+            logging_level="warning",
+        )
     except (OSError, ValueError, RayError) as error:
         raise UserError(
             f"cluster.address={address}: no Ray cluster there, or none that lets this"
@@ -81,6 +86,7 @@ def _start_local(config: Config) -> None:
             num_cpus=max(math.ceil(cpus), os.cpu_count() or 1),
             object_store_memory=int(store_gib * 2**30),
             include_dashboard=False,
+            runtime_env=_runtime_env(config.cluster.env),
             log_to_driver=False,
             logging_level="warning",
         )
@@ -90,6 +96,11 @@ def _start_local(config: Config) -> None:
             f" store of cluster.object_store_gib={store_gib:g} must fit into /dev/shm:"
             " lower it, or enlarge /dev/shm (`docker run --shm-size=…`)"
         ) from None
+
+
+def _runtime_env(env: Mapping[str, str]) -> dict[str, Any] | None:
+    # None where there is nothing to set: Ray would start an agent for an empty one.
+    return {"env_vars": dict(env)} if env else None
 
 
 @contextmanager

@@ -41,7 +41,7 @@ from topd_ray.errors import (
 )
 from topd_ray.inputs.gpu_memory import gpu_memory, refuse_too_little_memory
 from topd_ray.inputs.memory import memory_hint
-from topd_ray.inputs.paths import with_absolute_paths
+from topd_ray.inputs.paths import refuse_passing_folder, with_absolute_paths
 from topd_ray.inputs.run_inputs import RunInputs, load_inputs
 from topd_ray.models.roles import with_pinned_revisions, with_revisions_of
 from topd_ray.records.run_folder import RunFolder, write_json
@@ -57,6 +57,7 @@ def train(config: Config, *, resume_if_there: bool = False) -> Summary | None:
     the user.
     """
     started_s = time.monotonic()
+    refuse_passing_folder(config)
     config = with_absolute_paths(config)
     path = RunFolder.of(config).path
     if resume_if_there and RunFolder(path).config.is_file():
