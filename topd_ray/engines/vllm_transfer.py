@@ -187,23 +187,16 @@ def open_sender(
     transport: str,
     group: TransferGroup,
     *,
-    rank: int,
     listener: socket.socket | None,
     timeout_s: float,
 ) -> WeightSender:
-    """Return the learner's end of a transfer; waits until all engines have joined.
+    """Return a sender: every learner rank's by IPC, rank 0's of a broadcast.
 
-    Args:
-        transport: `nccl`, `gloo` or `ipc`.
-        group: Where they meet.
-        rank: This learner rank; rank 0 alone joins a broadcast.
-        listener: The socket that rank 0 listens on; None on the others.
-        timeout_s: Longest wait for an engine.
+    Waits until all engines have joined a broadcast. `listener` is the socket of the
+    group's port, which a broadcast needs.
     """
     if transport == "ipc":
         return IpcSender(buffer_bytes=group.buffer_bytes)
-    if rank > 0:
-        return GatheringRank()
     assert listener is not None, "rank 0 listens"
     if transport == GLOO:
         store = meet(
@@ -229,19 +222,6 @@ def _nccl_group(
     with unpinned_nccl_env():
         device = torch.accelerator.current_device_index()
         return PyNcclCommunicator(meeting, device=device)
-
-
-class GatheringRank:
-    """A learner rank above 0 in a broadcast: it takes part in gathering alone."""
-
-    def pieces(self, source: WeightSource) -> Iterator[TransferPiece | None]:
-        """Yield once, as rank 0 does, and then gather."""
-        yield None
-        for _ in source.tensors():
-            pass
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 class BroadcastSender:
