@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from topd_ray.actors.transport import transport_of
 from topd_ray.config import Config
 from topd_ray.inputs.resources import Plan
 
@@ -39,6 +40,7 @@ def print_plan(config: Config, plan: Plan, notes: Sequence[str]) -> None:
         f" {plan.teacher_tokens_a_step:,} by the teacher; longest sequence"
         f" {config.teacher_context_tokens:,}"
     )
+    console.print(f"weights travel by {transport_of(config)}")
     # No markup: a path may hold brackets.
     for note in notes:
         console.print(f"note: {note}", style="yellow", markup=False)
