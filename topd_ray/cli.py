@@ -298,12 +298,16 @@ ToyWorld = Annotated[
 ]
 
 
+Jobs = Annotated[int, typer.Option(min=1, help="Models trained at a time, a core each")]
+
+
 @toy_app.command("build")
 def toy_build(
     folder: Annotated[Path, typer.Argument(help="Where the world is written")],
     world: ToyWorld = "shipped",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     students: Annotated[int, typer.Option(min=0, help="Warm-started students")] = 5,
+    jobs: Jobs = 1,
 ) -> None:
     """Build a toy world: problems, tokenizer, teacher, warm-started students."""
     import logging
@@ -313,7 +317,7 @@ def toy_build(
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     recipe = replace(WORLDS[world], num_students=students)
-    build_world(folder, seed=seed, recipe=recipe)
+    build_world(folder, seed=seed, recipe=recipe, jobs=jobs)
 
 
 @toy_app.command("extend")
@@ -323,6 +327,7 @@ def toy_extend(
     problems: Annotated[int, typer.Option(min=1, help="Held-out problems to add")],
     world: ToyWorld = "shipped",
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    jobs: Jobs = 1,
 ) -> None:
     """Make more students and held-out problems of a toy world, in a folder."""
     import logging
@@ -336,6 +341,7 @@ def toy_extend(
         num_held_out=problems,
         seed=seed,
         recipe=WORLDS[world],
+        jobs=jobs,
     )
 
 

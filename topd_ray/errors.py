@@ -42,6 +42,13 @@ class UserError(TopdError):
     exit_code = 2
 
 
+class PlacementError(UserError):
+    """Actors that the nodes of the cluster have no room for.
+
+    On a larger cluster a resumed run goes on.
+    """
+
+
 class WeightsError(TopdError):
     """Weights that an engine cannot take, or computes with otherwise than the learner.
 
@@ -65,11 +72,23 @@ class ActorOutOfMemoryError(ActorDiedError):
     """Ray ended an actor because its machine ran out of memory."""
 
 
+class EngineDiedError(ActorDiedError):
+    """The process of an actor lives, but can compute no more: its GPU failed, or
+    another process that it computes with is gone.
+
+    Another actor can repeat the call.
+    """
+
+
 class LostObjectError(TopdError):
     """An actor's result was lost with the machine that held it.
 
     The run can only go back to a checkpoint.
     """
+
+
+class LostNodeError(LostObjectError):
+    """The machine with an actor's GPUs is gone, so the actor has no place any more."""
 
 
 class BadStepsError(TopdError):

@@ -2,6 +2,7 @@
 successor writes the same.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -138,10 +139,16 @@ def what_is_trained(
     return trained, Run(RunFolder(Path(chosen.run.root) / chosen.run.name).path)
 
 
+@pytest.mark.parametrize("verdict", ["confident", "surprise"])
 def test_early_stop_changes_no_trained_token(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, verdict: str
 ) -> None:
-    given = ["evaluation.path=null", "prompts.per_step=4"]
+    given = [
+        "evaluation.path=null",
+        "prompts.per_step=4",
+        f"takeover.verdict={verdict}",
+        "takeover.quantile=0.95",
+    ]
     whole, off = what_is_trained(monkeypatch, tmp_path, *given, "run.name=whole")
     stopped, on = what_is_trained(
         monkeypatch, tmp_path, *given, "run.name=stopped", "takeover.stride=8"
@@ -150,8 +157,18 @@ def test_early_stop_changes_no_trained_token(
     for late, early in zip(off.metrics, on.metrics, strict=True):
         assert early["loss"] == pytest.approx(late["loss"], rel=1e-4)
         assert early["takeover/num_tokens"] == late["takeover/num_tokens"] > 0
-        assert early["teacher/num_tokens"] < late["teacher/num_tokens"]
-        assert 0 < early["rollout/num_overshot"] < early["rollout/num_tokens"]
+    assert surprises(on) == pytest.approx(surprises(off), rel=1e-4)
+    # The first step of `surprise` finds its own threshold in whole rollouts.
+    last, last_whole = on.metrics[-1], off.metrics[-1]
+    assert last["teacher/num_tokens"] < last_whole["teacher/num_tokens"]
+    assert 0 < last["rollout/num_overshot"] < last["rollout/num_tokens"]
+
+
+def surprises(run: Run) -> list[float]:
+    """What the next step's threshold is a quantile of, oldest first."""
+    (checkpoint,) = run.path.glob("checkpoints/*/driver.json")
+    found: list[float] = json.loads(checkpoint.read_text())["recent_distances"]
+    return found
 
 
 def test_early_stop_on_ray_and_vllm_trains_as_much_with_fewer_student_tokens(

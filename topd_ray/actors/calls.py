@@ -26,6 +26,7 @@ from topd_ray.errors import (
     ActorFailedError,
     ActorOutOfMemoryError,
     DeadlineError,
+    EngineDiedError,
     LostObjectError,
     TopdError,
     first_line,
@@ -133,6 +134,13 @@ class Calls:
         self, actor: str, what: str, cause: Exception, report: str
     ) -> TopdError:
         """Return our own error for an exception that a call of Ray's ended with."""
+        if isinstance(cause, EngineDiedError):
+            full = "out of memory" in str(cause)
+            hint = self._memory_hint(actor) if full else ""
+            return EngineDiedError(
+                f"{actor} died in {what}: {cause}; its stack is in logs/{actor}.log in"
+                f" the run folder{hint}"
+            )
         if isinstance(cause, TopdError):
             return cause
         if isinstance(cause, ObjectLostError):  # the result, or an argument of the call

@@ -422,10 +422,13 @@ class TeacherActorHandle(DecoderActorHandle):
         self,
         partials: Sequence[Ref[list[PartialRollout]]],
         known: frozenset[str],
+        threshold: float,
         log: WorkLog,
     ) -> ReadAhead:
         """See `TeacherHandle`."""
-        forks, receipt = await self._call("read_ahead", known, *partials, num_returns=2)
+        forks, receipt = await self._call(
+            "read_ahead", known, threshold, *partials, num_returns=2
+        )
         return ReadAhead(forks, self._noted("read_ahead", receipt, log))
 
     async def take_over(

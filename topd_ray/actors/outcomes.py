@@ -59,9 +59,10 @@ def takeover_receipt(
     rollouts: Sequence[CandidateSet],
     continued: Takeovers,
     outcomes: Sequence[TakeoverOutcome],
+    judged_values: tuple[tuple[str, tuple[float, ...]], ...],
     span: Span,
 ) -> TakeoverReceipt:
-    """Return the counts of a chunk; all three sequences are rollout by rollout."""
+    """Return the counts of a chunk; all sequences are rollout by rollout."""
     dropped = []
     lengths = []
     num_taken_over = 0
@@ -94,5 +95,6 @@ def takeover_receipt(
         num_tokens=num_tokens,
         num_prefix_tokens=continued.num_prefix_tokens,
         num_cached_tokens=continued.num_cached_tokens,
+        judged_values=judged_values,
         span=span,
     )

@@ -21,7 +21,7 @@ from topd_ray.windows import solved_distances, threshold_group
 
 
 class ProbeWorker(DecodingWorker):
-    """Solves transport on the CPU; has an engine where `probe.engine` is a section."""
+    """Solves transport; has an engine where `probe.engine` is a section."""
 
     def __init__(self, config: Config, *, log: Path | None = None) -> None:
         super().__init__(config, log)
@@ -39,7 +39,10 @@ class ProbeWorker(DecodingWorker):
         # A worker of a method that only rewrites loads no embedding.
         if config.uses_probes:
             self._prober = ProbeActor(
-                config.probe, folder, student_folder=resolve_student(config)
+                config.probe,
+                folder,
+                student_folder=resolve_student(config),
+                device=config.transport_device,
             )
         self._uses_probes = config.uses_probes
 

@@ -242,11 +242,13 @@ class TeacherHandle(DecoderHandle, Protocol):
         self,
         partials: Sequence[Ref[list[PartialRollout]]],
         known: frozenset[str],
+        threshold: float,
         log: WorkLog,
     ) -> ReadAhead:
         """Read beginnings of rollouts and find the forks that are certain.
 
-        `known`: rollouts whose fork was found before.
+        `known`: rollouts whose fork was found before. `threshold`: nats of surprise
+        above which a token is an error, where the verdict asks for it.
         """
         ...
 

@@ -15,11 +15,14 @@ class ActorResources:
 
 
 def resources_of(config: Config) -> dict[str, ActorResources]:
-    """Return the resources of the kinds: rollout, teacher, prober, learner."""
+    """Return the resources of the kinds: learner, rollout, teacher, prober."""
     rollout = config.rollout.engine
     teacher = config.teacher.engine
     own = config.probe_engine
     return {
+        "learner": ActorResources(
+            config.learner.num_ranks, config.learner.cpus, config.learner.gpus
+        ),
         "rollout": ActorResources(
             config.rollout.num_engines,
             rollout.cpus,
@@ -34,16 +37,18 @@ def resources_of(config: Config) -> dict[str, ActorResources]:
             own.cpus if own else config.probe.cpus,
             own.gpus if own else 0.0,
         ),
-        "learner": ActorResources(
-            config.learner.num_ranks, config.learner.cpus, config.learner.gpus
-        ),
     }
 
 
 def total_resources(config: Config) -> dict[str, float]:
-    """Return logical CPUs and GPUs of all actors together, by Ray's names for them."""
+    """Return logical CPUs and GPUs of all actors together, by Ray's names for them.
+
+    With `cluster.layout: colocated` the kinds of actor share the GPUs.
+    """
     kinds = resources_of(config).values()
+    gpus = [kind.count * kind.gpus for kind in kinds]
+    is_colocated = config.cluster.layout == "colocated"
     return {
-        "GPU": sum(kind.count * kind.gpus for kind in kinds),
+        "GPU": max(gpus) if is_colocated else sum(gpus),
         "CPU": sum(kind.count * kind.cpus for kind in kinds),
     }

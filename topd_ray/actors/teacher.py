@@ -22,6 +22,7 @@ from topd_ray.messages import (
     HIGH,
     LOW,
     CandidateSet,
+    Floats,
     Ints,
     PartialRollout,
     ProbeSet,
@@ -41,8 +42,8 @@ from topd_ray.teacher import TeacherActor
 from topd_ray.weights.buckets import WeightBucket
 from topd_ray.windows import threshold_group
 
-_MOST_VALUES = 256
-"""Of a chunk; its receipt goes to the driver."""
+_MOST_VALUES = 64
+"""Of a rollout; its receipt goes to the driver."""
 
 
 class TeacherWorker(DecodingWorker):
@@ -117,12 +118,16 @@ class TeacherWorker(DecodingWorker):
         return (*scored, candidate_sets, receipt)
 
     def read_ahead(
-        self, known: frozenset[str], *partials: Sequence[PartialRollout]
+        self,
+        known: frozenset[str],
+        threshold: float,
+        *partials: Sequence[PartialRollout],
     ) -> tuple[list[CandidateSet], ReadReceipt]:
         """Read beginnings of rollouts; return the forks that are certain.
 
         Args:
             known: Rollouts whose fork was found before: they are not read on.
+            threshold: Nats of surprise above which a token is an error.
             partials: Beginnings; of a rollout that comes twice the later one counts.
 
         Returns:
@@ -140,6 +145,7 @@ class TeacherWorker(DecodingWorker):
                 reading.logq_N,
                 reading.entropy_N,
                 self._config.takeover,
+                threshold,
                 min_window=self._config.candidates.min_window,
             )
             if fork is not None:
@@ -171,9 +177,7 @@ class TeacherWorker(DecodingWorker):
         began_s = time.monotonic()
         probes = {probe_set.rollout_id: probe_set for probe_set in probe_sets}
         forks = [
-            None
-            if rollout.rollout_id in known
-            else fork_of(
+            fork_of(
                 rollout,
                 probes.get(rollout.rollout_id),
                 self._config.takeover,
@@ -181,22 +185,54 @@ class TeacherWorker(DecodingWorker):
             )
             for rollout in candidates
         ]
-        continued = self._taker.take_over(candidates, forks)
+        continued = self._taker.take_over(
+            candidates,
+            [
+                None if rollout.rollout_id in known else fork
+                for rollout, fork in zip(candidates, forks, strict=True)
+            ],
+        )
         outcomes = [
             self._outcome(rollout, takeover, answers.get(rollout.rollout_id))
             for rollout, takeover in zip(candidates, continued.takeovers, strict=True)
         ]
-        receipt = takeover_receipt(candidates, continued, outcomes, Span.since(began_s))
+        receipt = takeover_receipt(
+            candidates,
+            continued,
+            outcomes,
+            self._judged_values(candidates, forks),
+            Span.since(began_s),
+        )
         return (*continued.takeovers, receipt)
 
     def _threshold_values(
         self, candidate_sets: Sequence[CandidateSet]
     ) -> tuple[float, ...]:
-        """Return surprises of some of a chunk's tokens, evenly spread."""
-        if self._config.uses_probes or not self._config.needs_threshold:
+        """Return surprises that a first threshold is taken from, where one is."""
+        if not self._judges_by_surprise:
             return ()
-        values = np.concatenate([rollout.losses_W for rollout in candidate_sets])
-        return tuple(map(float, values[:: 1 + len(values) // _MOST_VALUES]))
+        return tuple(
+            chain.from_iterable(_spread(rollout.losses_W) for rollout in candidate_sets)
+        )
+
+    def _judged_values(
+        self, candidate_sets: Sequence[CandidateSet], forks: Sequence[int | None]
+    ) -> tuple[tuple[str, tuple[float, ...]], ...]:
+        """Return surprises up to each rollout's fork, by its id.
+
+        What lies behind a fork does not count: a student that was stopped there has
+        nothing behind it.
+        """
+        if not self._judges_by_surprise:
+            return ()
+        return tuple(
+            (rollout.rollout_id, _spread(rollout.losses_W[: _num_judged(fork)]))
+            for rollout, fork in zip(candidate_sets, forks, strict=True)
+        )
+
+    @property
+    def _judges_by_surprise(self) -> bool:
+        return self._config.needs_threshold and not self._config.uses_probes
 
     def _outcome(
         self, rollout: CandidateSet, takeover: Takeover | None, answer: str | None
@@ -256,3 +292,12 @@ class TeacherWorker(DecodingWorker):
             controls=self._controls,
             run_seed=self._config.run.seed,
         )
+
+
+def _spread(values_W: Floats) -> tuple[float, ...]:
+    """Return some of a rollout's values, evenly spread."""
+    return tuple(map(float, values_W[:: 1 + len(values_W) // _MOST_VALUES]))
+
+
+def _num_judged(fork: int | None) -> int | None:
+    return None if fork is None else fork + 1

@@ -51,15 +51,20 @@ class EngineConfig(Section):
     """Sequences decoded at once."""
     tensor_parallel: PositiveInt = 1
     """GPUs that one engine is split over."""
-    gpu_memory_utilization: PositiveFloat = 0.9
-    """Share of a GPU's memory that vLLM may take (weights and cache); ignored on
-    CPU.
+    gpu_memory_utilization: Fraction = 0.9
+    """Share of a GPU's memory that vLLM may take for weights and cache, where
+    `kv_cache_gib` is not set; ignored on CPU.
     """
-    kv_cache_gib: PositiveFloat = 1.0
-    """Size of the cache on CPU, in GiB; ignored on a GPU."""
+    kv_cache_gib: PositiveFloat | None = None
+    """Size of the cache in GiB, on each GPU of the engine. None: 1 GiB on CPU; on a GPU
+    what `gpu_memory_utilization` leaves. vLLM measures that at its start, so an engine
+    that shares its GPU needs a size.
+    """
     enforce_eager: bool = False
     """No graph capture or compilation: slower on a GPU, quicker to start on a CPU."""
     cpus: NonNegativeFloat = 1.0
     """Logical CPUs that Ray sets aside for one engine."""
     gpus: NonNegativeFloat = 0.0
-    """GPUs that Ray sets aside for one engine; a fraction shares one."""
+    """GPUs of one engine, by `cluster.layout: manual`; a fraction shares one. 0: a CPU.
+    The other layouts set it to `tensor_parallel`.
+    """

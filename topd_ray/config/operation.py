@@ -95,6 +95,17 @@ class ClusterConfig(Section):
     """Ray cluster to join (`auto`: the one this machine belongs to); none starts a
     local one. A job submitted with `ray job submit` always joins its own cluster.
     """
+    layout: Literal["manual", "disaggregated", "colocated"] = "manual"
+    """Which actor is on which GPU. `manual`: by the fields `gpus`. `disaggregated`:
+    every actor has whole GPUs for itself. `colocated`: learner ranks, rollout engines
+    and teachers share all GPUs, at most one of each kind on a GPU (paper).
+    """
+    gpus_per_node: PositiveInt = 8
+    """GPUs of a machine, for the map of `topd check`; a run takes those it finds."""
+    gpu_memory_gib: PositiveFloat | None = None
+    """Memory of one GPU in GiB as the driver reports it (H100 80 GB: 79.6). A run that
+    needs more is refused. None: memory is summed and not compared.
+    """
     object_store_gib: PositiveFloat = 2.0
     """Object store of the local cluster, in GiB."""
     start_deadline_s: PositiveFloat = 600.0

@@ -272,11 +272,11 @@ def stride_rules(
         ),
     )
     yield (
-        reads_ahead and takeover.verdict != "confident",
+        reads_ahead and takeover.verdict not in ("confident", "surprise"),
         (
             f"takeover.stride={stride} with takeover.verdict={takeover.verdict}: it"
-            " knows the fork when the rollout is whole; set verdict=confident, or drop"
-            " stride"
+            " knows the fork when the rollout is whole; set verdict=confident or"
+            " surprise, or drop stride"
         ),
     )
     yield (

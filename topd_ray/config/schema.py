@@ -1,11 +1,12 @@
 """The whole configuration of a run: its sections, and what follows from them."""
 
 from itertools import chain
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
 from topd_ray.config.base import EngineConfig, Section
+from topd_ray.config.layout import layout_rules, merged_with_layout
 from topd_ray.config.objective import ObjectiveConfig, merged_with_method
 from topd_ray.config.operation import (
     ClusterConfig,
@@ -130,6 +131,14 @@ class Config(Section):
         return self.probe.engine if decodes and self.probe.engine != "shared" else None
 
     @property
+    def transport_device(self) -> Literal["cpu", "cuda"]:
+        """Where a probe worker solves transport: on its engine's GPU, if it has one.
+
+        A worker without an engine has booked no GPU, so it must not use any.
+        """
+        return "cuda" if self.probe_engine and self.probe_engine.gpus else "cpu"
+
+    @property
     def num_probe_workers(self) -> int:
         """`probe.num_workers`, or 0 where probe workers have nothing to do."""
         return self.probe.num_workers if self.uses_probes or self.probe_engine else 0
@@ -191,10 +200,10 @@ class Config(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _method_fills_what_is_left_open(cls, values: Any) -> Any:
+    def _method_and_layout_fill_what_is_left_open(cls, values: Any) -> Any:
         # Before validation, where a field that was left open can still be told from one
         # that was set to its default.
-        return merged_with_method(values)
+        return merged_with_layout(merged_with_method(values))
 
     @model_validator(mode="after")
     def _sections_go_together(self) -> Self:
@@ -281,14 +290,13 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _gpus_fit_tensor_parallel(self) -> Self:
-        for field, engine in self._engines():
-            if engine.tensor_parallel > 1 and engine.gpus != engine.tensor_parallel:
-                raise ValueError(
-                    f"{field}.gpus={engine.gpus:g} does not fit "
-                    f"{field}.tensor_parallel={engine.tensor_parallel}; set gpus to "
-                    f"{engine.tensor_parallel}"
-                )
+    def _gpus_fit_the_layout(self) -> Self:
+        engines = [
+            (field, engine)
+            for field, engine in self._engines()
+            if self.decodes_rollouts or field != "rollout.engine"
+        ]
+        refuse_broken(layout_rules(self.cluster, engines, self.learner))
         return self
 
     def _engines(self) -> list[tuple[str, EngineConfig]]:

@@ -292,8 +292,8 @@ class TakeoverConfig(Section):
     max_teacher_entropy: PositiveFloat = 0.5
     """The teacher is sure where its entropy is below this many nats."""
     quantile: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.98
-    """With `surprise`: share of recent tokens that are taken for no error.
-    `windows.divergence.history` tokens are remembered.
+    """With `surprise`: share of recent tokens, up to the forks, that are taken for no
+    error. `windows.divergence.history` tokens are remembered.
     """
     candidates: PositiveInt = 3
     """Earliest positions that are probed, with `d_ot` and `both`."""
@@ -354,5 +354,7 @@ class LearnerConfig(Section):
     """Recompute activations in the backward pass: less memory, a third more compute."""
     cpus: NonNegativeFloat = 1.0
     """Logical CPUs that Ray sets aside for one rank."""
-    gpus: NonNegativeFloat = 0.0
-    """GPUs that Ray sets aside for one rank; a fraction shares a GPU."""
+    gpus: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """GPU of one rank, by `cluster.layout: manual`; a fraction shares it with engines,
+    never with another rank. 0: a CPU. The other layouts set it to 1.
+    """

@@ -8,7 +8,8 @@
 A beginning is read when the teacher is done with those before it. When a chunk of
 finished rollouts comes, all its beginnings have come before. Which forks are found
 early depends on the timing; what is trained does not: a fork that was not found early
-is found when the chunk is scored.
+is found when the chunk is scored. A first step that has to find its own threshold
+(`takeover.verdict: surprise`) stops no rollout: it needs them all for that.
 """
 
 import asyncio
@@ -76,10 +77,11 @@ class EarlyStop:
         """Read all that came while the teacher was at the beginnings before."""
         if before is not None:
             await before
+        threshold = await self._step.fork_threshold()
         partials = self._waiting
         self._waiting = []
         read = await self._teacher.read_ahead(
-            partials, frozenset(self._taking), self._step.log
+            partials, frozenset(self._taking), threshold, self._step.log
         )
         self._step.reads.append(read.receipt)
         if read.receipt.forks:

@@ -96,7 +96,7 @@ class Pipeline:
                 block,
                 policy_version=policy_version,
                 room=opened.room_per_engine,
-                stride=self._config.takeover.stride,
+                stride=self._config.takeover.stride if opened.reads_ahead else None,
             )
             for engine, block in zip(self._fleet.rollouts, blocks, strict=True)
         ]
@@ -148,8 +148,7 @@ class Pipeline:
         self._ledger.close_step(step.rollout_ids)
         # After the update: the threshold of a step never depends on its own distances,
         # but for the first step.
-        for chunk in step.chunks():
-            self._recent.add(chunk.threshold_values)
+        self._recent.add(step.values_for_later())
         return report, receipts
 
     async def abandon(self, step: StepInFlight) -> None:
@@ -191,7 +190,7 @@ class Pipeline:
         engine: int,
         prompts: Sequence[Prompt],
     ) -> EarlyStop | None:
-        if self._config.takeover.stride is None:
+        if not step.reads_ahead:
             return None
         teachers = self._fleet.teachers
         return EarlyStop(

@@ -169,9 +169,8 @@ class StepInFlight:
         # A first step without a threshold needs every probe before the learner takes
         # any chunk, and fresh windows are decoded when the engine is done with all
         # rollouts: every chunk then has to wait somewhere.
-        all_at_once = (
-            config.needs_threshold and threshold is None
-        ) or config.probe.student == "resample"
+        self._finds_threshold = config.needs_threshold and threshold is None
+        all_at_once = self._finds_threshold or config.probe.student == "resample"
         # Room is kept for each engine: were it shared, a fast engine could fill it with
         # chunks that wait for the turn of a slow engine's first chunk.
         self.room_per_engine = max(
@@ -193,6 +192,24 @@ class StepInFlight:
         """D_OT above which a window diverges, or nats of surprise above which a token
         is an error; None before it is known.
         """
+        return self._threshold
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether rollouts are stopped at their forks: a step that takes its threshold
+        from its own rollouts needs them whole.
+        """
+        return self._config.takeover.stride is not None and not self._finds_threshold
+
+    async def fork_threshold(self) -> float:
+        """Return the threshold of forks when it is known.
+
+        0 where no other token decides a fork: that waits for no step.
+        """
+        if not self._config.needs_threshold:
+            return 0.0
+        await self._threshold_known.wait()
+        assert self._threshold is not None
         return self._threshold
 
     def chunk(
@@ -263,6 +280,22 @@ class StepInFlight:
             missing = len(self._turns) - len(self._judged)
             raise TopdError(f"{missing} chunks were never learned")
         return [self._judged[turn] for turn in range(len(self._turns))]
+
+    def values_for_later(self) -> list[float]:
+        """Return what the step says about later thresholds: distances, or surprises.
+
+        The surprises are in the order of the step's rollouts, whichever chunk a rollout
+        came in.
+        """
+        chunks = self.chunks()
+        if self._config.uses_probes:
+            return list(chain.from_iterable(c.threshold_values for c in chunks))
+        judged = dict(
+            chain.from_iterable(c.takeover.judged_values for c in chunks if c.takeover)
+        )
+        return list(
+            chain.from_iterable(judged.get(name, ()) for name in self.rollout_ids)
+        )
 
     def receipts(self) -> StepReceipts:
         """Return all receipts, in order; only when the step is done."""

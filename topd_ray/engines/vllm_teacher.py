@@ -12,14 +12,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from topd_ray.config.base import EngineConfig
 from topd_ray.engines.checks import check_requests, check_sequences, whole_weights
 from topd_ray.engines.protocols import Generation, GenerationRequest, NamedArray
 from topd_ray.engines.stepping import Add, Stepper
-from topd_ray.engines.tensors import to_torch
 from topd_ray.engines.vllm import (
     GENERATION_OPTIONS,
     as_generation,
@@ -31,7 +27,7 @@ from topd_ray.engines.vllm import (
     tokens_prompt,
 )
 from topd_ray.engines.vllm_worker import DECODING, SCORING
-from topd_ray.messages import Floats, Ints
+from topd_ray.messages import HiddenStates, Ints
 from topd_ray.models.architecture import weight_shapes
 from topd_ray.models.facts import read_facts
 from topd_ray.models.stop_ids import eos_ids
@@ -64,7 +60,7 @@ class VllmTeacher:
 
     def hidden_states(
         self, sequences: Sequence[Ints], starts: Sequence[int] | None = None
-    ) -> list[Floats]:
+    ) -> list[HiddenStates]:
         """See `ScoringEngine`.
 
         What lies before a start is read from the prefix cache. Where the cache holds
@@ -89,7 +85,7 @@ class VllmTeacher:
         sequences: Sequence[Ints],
         starts: Sequence[int],
         read_cache: Sequence[bool],
-    ) -> list[Floats | None]:
+    ) -> list[HiddenStates | None]:
         """Return the states from the starts on; None where the cache held some."""
         place = {f"{SCORING}{next(self._names)}": i for i in range(len(sequences))}
         adds = [
@@ -102,7 +98,7 @@ class VllmTeacher:
             for name, index in place.items()
         ]
 
-        def finish(vllm: "_Vllm", output: Any) -> tuple[int, Floats | None]:
+        def finish(vllm: "_Vllm", output: Any) -> tuple[int, HiddenStates | None]:
             index = place[output.request_id]
             start = starts[index]
             if (output.num_cached_tokens or 0) > start:
@@ -110,7 +106,7 @@ class VllmTeacher:
                 return index, None
             return index, vllm.states(output, start, len(sequences[index]))
 
-        states: list[Floats | None] = [None] * len(sequences)
+        states: list[HiddenStates | None] = [None] * len(sequences)
         call = self._stepper.begin(adds, finish)
         try:
             for _ in sequences:
@@ -206,17 +202,14 @@ class _Vllm:
     def step(self) -> Sequence[Any]:
         return [output for output in self.engine.step() if output.finished]
 
-    def states(self, output: Any, first: int, last: int) -> Floats:
+    def states(self, output: Any, first: int, last: int) -> HiddenStates:
         """Take the states of a finished request's tokens, `first` to `last`.
 
-        Returns (last - first, D), in float32.
+        Returns (last - first, D), float32 or the bits of bfloat16.
         """
         arguments = (self._kept.pop(output.request_id), first, last)
-        taken: NDArray[Any] = self.engine.collective_rpc("take_states", args=arguments)[
-            0
-        ]
-        if taken.dtype == np.uint16:
-            taken = to_torch(taken).float().numpy()
+        taken: HiddenStates
+        taken, *_ = self.engine.collective_rpc("take_states", args=arguments)
         return taken
 
     def drop(self, output: Any) -> None:

@@ -5,6 +5,7 @@ model.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -83,11 +84,22 @@ class WorkerExtension:
             self.kept_states.drop(request_ids)
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some tokens' hidden states on the CPU, or on their way there."""
+
+    start: int
+    """Index of the first token."""
+    rows_LD: torch.Tensor
+    copied: torch.Event | None
+    """Happens when the rows are there; None where they are already."""
+
+
 class KeptStates:
     """Hidden states of some requests, in the pieces in which they were computed."""
 
     def __init__(self) -> None:
-        self._pieces: dict[str, list[tuple[int, torch.Tensor]]] = {}
+        self._pieces: dict[str, list[Piece]] = {}
 
     def behind(self, runner: Any) -> Any:
         """Return the runner's `execute_model`, wrapped to keep hidden states.
@@ -100,6 +112,8 @@ class KeptStates:
 
         def watched(scheduler_output: Any, *rest: Any, **options: Any) -> Any:
             output = execute_model(scheduler_output, *rest, **options)
+            if options.get("dummy_run"):  # of requests that were never added
+                return output
             state = runner.execute_model_state
             if state is not None and state.hidden_states is not None:
                 batch = getattr(state, "input_batch", None) or runner.input_batch
@@ -124,36 +138,31 @@ class KeptStates:
             start = end
             end = end + scheduled.num_scheduled_tokens[request_id]
             if request_id.startswith((SCORING, DECODING)):
-                # Copied in the order of the stream: the next step may overwrite the
-                # buffer of a CUDA graph.
-                rows_LD = torch.empty_like(
-                    states_TD[start:end], device="cpu", pin_memory=states_TD.is_cuda
-                ).copy_(states_TD[start:end], non_blocking=True)
-                self._pieces.setdefault(request_id, []).append(
-                    (computed[request_id], rows_LD)
-                )
+                piece = _copied(computed[request_id], states_TD[start:end])
+                self._pieces.setdefault(request_id, []).append(piece)
 
     def take(self, request_id: str, first: int, last: int) -> NDArray[Any]:
         """Return the states of the tokens `first` to `last` of a request; drop all.
 
         After a preemption vLLM computes tokens again; the later states are taken.
         """
-        if torch.cuda.is_available():
-            torch.cuda.current_stream().synchronize()
         pieces = self._pieces.pop(request_id, [])
         covered_L = np.zeros(last, bool)
         covered_L[:first] = True
-        for start, rows_LD in pieces:
-            covered_L[start : start + len(rows_LD)] = True
+        for piece in pieces:
+            covered_L[piece.start : piece.start + len(piece.rows_LD)] = True
         if not covered_L.all():
             raise TopdError(
                 f"request {request_id}: vLLM computed {int(covered_L[first:].sum())} of"
                 f" {last - first} hidden states; this model runner does not hand over"
                 " the others"
             )
-        states_LD = pieces[0][1].new_empty(last, pieces[0][1].shape[1])
-        for start, rows_LD in pieces:
-            states_LD[start : start + len(rows_LD)] = rows_LD[: max(0, last - start)]
+        states_LD = pieces[0].rows_LD.new_empty(last, pieces[0].rows_LD.shape[1])
+        for piece in pieces:
+            if piece.copied is not None:
+                piece.copied.synchronize()
+            end = piece.start + len(piece.rows_LD)
+            states_LD[piece.start : end] = piece.rows_LD[: max(0, last - piece.start)]
         states_LD = states_LD[first:]
         if states_LD.dtype == torch.bfloat16:
             return states_LD.view(torch.int16).numpy().view(np.uint16)
@@ -163,6 +172,21 @@ class KeptStates:
         """Drop the states of these requests."""
         for request_id in request_ids:
             self._pieces.pop(request_id, None)
+
+
+def _copied(start: int, rows_LD: torch.Tensor) -> Piece:
+    """Return a copy on the CPU of rows that the next step may overwrite.
+
+    On a GPU it is queued behind the model, and has an event for itself: a wait for the
+    stream would be one for the next step too, which vLLM has queued by then.
+    """
+    on_cpu_LD = torch.empty_like(rows_LD, device="cpu", pin_memory=rows_LD.is_cuda)
+    on_cpu_LD.copy_(rows_LD, non_blocking=True)
+    if not rows_LD.is_cuda:
+        return Piece(start, on_cpu_LD, None)
+    copied = torch.Event("cuda")
+    copied.record()
+    return Piece(start, on_cpu_LD, copied)
 
 
 def repack_head(model: Any) -> None:

@@ -16,6 +16,8 @@ BYTES = {"float32": 4, "bfloat16": 2}
 GIB = 2**30
 _LIBRARIES_GIB = {"vllm": 0.9, "hf": 0.7, "fake": 0.2, "learner": 0.75, "probe": 0.38}
 """What a process holds before it loads a model."""
+_CPU_CACHE_GIB = 1.0
+"""Cache of vLLM on CPU where the config sets none."""
 _PROFILED_TOKENS = 2**13
 """Tokens of the forward pass by which vLLM measures its memory at the start."""
 _SCORED_POSITIONS = 2**10
@@ -77,7 +79,9 @@ def engine_gib(model: ModelSizes, engine: EngineConfig) -> float:
     # vLLM packs a layer's weights in their place, and the head into two more copies.
     profile = width * _PROFILED_TOKENS * (3 * model.inner + 4 * model.width)
     total = weights + 2 * width * model.head + profile
-    return _LIBRARIES_GIB["vllm"] + engine.kv_cache_gib + total / GIB
+    return (
+        _LIBRARIES_GIB["vllm"] + (engine.kv_cache_gib or _CPU_CACHE_GIB) + total / GIB
+    )
 
 
 def teacher_gib(config: Config, model: ModelSizes) -> float:

@@ -9,7 +9,9 @@ from itertools import accumulate
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask
+
+from topd_ray.learner.blocks import block_mask
 
 _RUN_TOKENS = 128
 """Windows of one trunk attend in one call up to this many tokens.
@@ -53,6 +55,8 @@ class Layout:
         index_L = torch.arange(int(length_S.sum()), device=length_S.device)
         self._segment_L = torch.repeat_interleave(length_S)
         self._trunk_L = trunk_S[self._segment_L]
+        self._start_L = start_S[self._segment_L]
+        self._trunk_start_L = start_S[self._trunk_L]
         end_S = start_S[trunk_S] + branch_S
         self._end_L = torch.where(branch_S > 0, end_S, 0)[self._segment_L]
         self.place_L = index_L + (branch_S - start_S)[self._segment_L]
@@ -111,14 +115,16 @@ class Layout:
     def blocks(self, reach: int | None = None) -> BlockMask:
         """Return `sees` as the block mask of flex attention."""
         if reach not in self._blocks:
-            length = len(self.place_L)
-            self._blocks[reach] = create_block_mask(
-                lambda _batch, _head, query, key: self.sees(query, key, reach),
-                B=None,
-                H=None,
-                Q_LEN=length,
-                KV_LEN=length,
-                device=str(self.place_L.device),
+            far = reach or len(self.place_L)
+            end_L = 1 + torch.arange(len(self.place_L), device=self.place_L.device)
+            # Where a trunk would end if the window's tokens followed it at once.
+            trunk_end_L = self._trunk_start_L + self.place_L + 1
+            seen = [
+                (torch.maximum(self._start_L, end_L - far), end_L),
+                (torch.maximum(self._trunk_start_L, trunk_end_L - far), self._end_L),
+            ]
+            self._blocks[reach] = block_mask(
+                seen, lambda _batch, _head, query, key: self.sees(query, key, reach)
             )
         return self._blocks[reach]
 

@@ -48,7 +48,12 @@ class ProbeActor:
     """
 
     def __init__(
-        self, config: ProbeConfig, folder: Path, *, student_folder: Path | None = None
+        self,
+        config: ProbeConfig,
+        folder: Path,
+        *,
+        student_folder: Path | None = None,
+        device: str = "cpu",
     ) -> None:
         """Load the embedding table of the ground cost (D5).
 
@@ -56,9 +61,10 @@ class ProbeActor:
             config: The section `probe` of the config.
             folder: The teacher's model folder.
             student_folder: The student's, needed for `probe.embedding: student`.
+            device: Where transport is solved; see `Config.transport_device`.
         """
         self._config = config
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._device = device
         self._num_ids = num_ids(folder)
         self._measure_by(_embedding(config, folder, student_folder))
 

@@ -90,8 +90,8 @@ class ScoreReceipt(Receipt):
     loss_sum: float
     """Sum of the candidate loss (D1) over all response tokens, nats."""
     threshold_values: tuple[float, ...] = ()
-    """Surprises that the threshold is a quantile of, with `takeover.verdict:
-    surprise`.
+    """Surprises that the first step's threshold is a quantile of, with
+    `takeover.verdict: surprise`.
     """
 
 
@@ -127,6 +127,10 @@ class TakeoverReceipt(Receipt):
     num_prefix_tokens: int
     num_cached_tokens: int
     """Prefix tokens that the engine had in its cache."""
+    judged_values: tuple[tuple[str, tuple[float, ...]], ...] = ()
+    """With `takeover.verdict: surprise`: surprises up to its fork, by rollout; later
+    thresholds are a quantile of them.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

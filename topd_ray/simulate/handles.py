@@ -264,6 +264,7 @@ class SimulatedTeacher(SimulatedDecoder):
         self,
         partials: Sequence[Ref[list[PartialRollout]]],
         known: frozenset[str],
+        threshold: float,
         log: WorkLog,
     ) -> ReadAhead:
         """See `TeacherHandle`. No simulated engine sends beginnings of rollouts."""

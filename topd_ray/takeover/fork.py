@@ -10,6 +10,7 @@ from topd_ray.config import CandidatesConfig, TakeoverConfig
 from topd_ray.messages import (
     HIGH,
     CandidateSet,
+    Flags,
     Floats,
     Ints,
     PartialRollout,
@@ -32,8 +33,8 @@ def fork_candidates(
     Returns:
         With `confident` the fork alone, with `d_ot` and `both` the positions to probe,
         with `surprise` every position, whose losses are the surprises, with `always`
-        position 0; ascending, and empty where there is none. Of a rollout that was cut
-        the last position: there the fork was found while the student decoded.
+        position 0; ascending, and empty where there is none. A rollout that was cut
+        ends at its fork: it was found while the student decoded.
     """
     positions_W = _positions(scored, config, candidates.min_window)
     loss_N = scored.token_loss_N
@@ -52,39 +53,45 @@ def fork_ahead(
     logq_N: Floats,
     entropy_N: Floats,
     config: TakeoverConfig,
+    threshold: float,
     *,
     min_window: int,
 ) -> CandidateSet | None:
     """Return the fork of a rollout that is still decoded, once it is certain.
 
-    It is the one that `fork_candidates` finds in the whole rollout: the first unlikely
-    token behind which `min_window` tokens are there, itself included.
+    It is the one that `fork_of` finds in the whole rollout: the first error behind
+    which `min_window` tokens are there, itself included.
 
     Args:
         partial: The rollout's beginning.
         logq_N: The teacher's log-probability of each of its tokens.
         entropy_N: Its entropy at each position, nats.
-        config: The verdict `confident` and its limits.
+        config: The verdict, `confident` or `surprise`, and its limits.
+        threshold: Nats of surprise above which a token is an error.
         min_window: Fewest tokens from the fork to the end of the rollout.
     """
-    unlikely_W = unlikely_positions(
-        logq_N,
-        entropy_N,
-        max_prob=config.max_teacher_prob,
-        max_entropy=config.max_teacher_entropy,
-        min_window=min_window,
-    )
-    if len(unlikely_W) == 0:
+    if config.verdict == "surprise":
+        is_error_N = surprise(logq_N, entropy_N) > threshold
+        errors_W = _eligible(is_error_N, min_window)
+    else:
+        errors_W = unlikely_positions(
+            logq_N,
+            entropy_N,
+            max_prob=config.max_teacher_prob,
+            max_entropy=config.max_teacher_entropy,
+            min_window=min_window,
+        )
+    if len(errors_W) == 0:
         return None
-    fork = int(unlikely_W[0])
+    fork = int(errors_W[0])
     return CandidateSet(
         rollout_id=partial.rollout_id,
         policy_version=partial.policy_version,
         prompt_ids_P=partial.prompt_ids_P,
         teacher_prompt_ids_P=partial.teacher_prompt_ids_P,
         response_ids_N=partial.response_ids_N[: fork + 1],
-        positions_W=unlikely_W[:1],
-        losses_W=-logq_N[unlikely_W[:1]],
+        positions_W=errors_W[:1],
+        losses_W=-logq_N[errors_W[:1]],
         groups_W=np.full(1, HIGH, np.int32),
         truncated=False,
         cut=True,
@@ -107,7 +114,9 @@ def fork_of(
             surprise above which it is an error.
     """
     positions_W = candidates.positions_W
-    if probes is not None:
+    if candidates.cut:
+        positions_W = positions_W[-1:]
+    elif probes is not None:
         positions_W = positions_W[divergent(probes, threshold)]
     elif config.verdict == "surprise":
         positions_W = positions_W[candidates.losses_W > threshold]
@@ -140,8 +149,7 @@ def unlikely_positions(
     is_unlikely_N = logq_N < np.log(max_prob)
     if entropy_N is not None:
         is_unlikely_N &= entropy_N < max_entropy
-    num_eligible = max(0, len(logq_N) - min_window + 1)
-    return np.flatnonzero(is_unlikely_N[:num_eligible]).astype(np.int32)
+    return _eligible(is_unlikely_N, min_window)
 
 
 def surprise(logq_N: Floats, entropy_N: Floats) -> Floats:
@@ -159,15 +167,16 @@ def surprise(logq_N: Floats, entropy_N: Floats) -> Floats:
 
 
 def _positions(scored: ScoredRollout, config: TakeoverConfig, min_window: int) -> Ints:
+    num_tokens = len(scored.logq_N)
     if scored.rollout.finish_reason == "cut":
-        return np.array([len(scored.logq_N) - 1], np.int32)
+        first = 0 if config.verdict == "surprise" else num_tokens - 1
+        return np.arange(first, num_tokens, dtype=np.int32)
     if config.verdict == "never":
         return np.zeros(0, np.int32)
     if config.verdict == "always":
         return np.zeros(1, np.int32)
     if config.verdict == "surprise":
-        num_eligible = max(0, len(scored.logq_N) - min_window + 1)
-        return np.arange(num_eligible, dtype=np.int32)
+        return _eligible(np.ones(num_tokens, np.bool_), min_window)
     is_sure = config.verdict in ("confident", "both")
     unlikely_W = unlikely_positions(
         scored.logq_N,
@@ -177,6 +186,12 @@ def _positions(scored: ScoredRollout, config: TakeoverConfig, min_window: int) -
         min_window=min_window,
     )
     return unlikely_W[: 1 if config.verdict == "confident" else config.candidates]
+
+
+def _eligible(is_wanted_N: Flags, min_window: int) -> Ints:
+    """Return the wanted positions that `min_window` tokens follow, itself included."""
+    num_eligible = max(0, len(is_wanted_N) - min_window + 1)
+    return np.flatnonzero(is_wanted_N[:num_eligible]).astype(np.int32)
 
 
 __all__ = [

@@ -18,6 +18,7 @@ from topd_ray.errors import TopdError, WeightsError
 from topd_ray.messages import (
     Floats,
     HiddenSignal,
+    HiddenStates,
     Ints,
     PartialRollout,
     Rollout,
@@ -30,9 +31,11 @@ from topd_ray.models.facts import read_facts
 from topd_ray.models.tensors import EMBEDDING_NAMES, HEAD_NAMES, output_head
 from topd_ray.models.vocabulary import num_ids
 from topd_ray.teacher.kept import KeptReadings, ReadSoFar
+from topd_ray.teacher.product import head_dtype
 from topd_ray.teacher.reading import Reading, read_response
 from topd_ray.weights.buckets import WeightBucket, open_buckets
 
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Positions whose logits exist at one time: 0.6 GB in float32 for 150k ids.
 _HEAD_CHUNK = 1024
 _CHECK_PROMPT = 4
@@ -126,7 +129,7 @@ class TeacherActor:
 
     def _states(
         self, rollouts: Sequence[Rollout | PartialRollout]
-    ) -> list[list[Floats]]:
+    ) -> list[list[HiddenStates]]:
         """Return the states that predict each token, in pieces; read what is missing.
 
         Raises TopdError when the engine returns another number of states than tokens.
@@ -226,12 +229,14 @@ class TeacherActor:
         )
 
     def _take_head(self, head_RD: Tensor) -> None:
-        # In float32 for every engine dtype: a log-probability in bfloat16 has two
-        # digits.
+        # Not the head of the engine: its logits in bfloat16 are off by up to 1/16 nat.
+        # This one also shows where the engine's is another (`refuse_mismatch`).
         self._head_is_bfloat16 = head_RD.dtype == torch.bfloat16
-        self._head_RD = head_RD.float().to(_device())
+        device = _device()
+        states = _DTYPES[self._config.engine.dtype]
+        self._head_RD = head_RD.to(device, head_dtype(head_RD, states, device))
 
-    def _scored(self, rollout: Rollout, hidden_ND: Floats) -> ScoredRollout:
+    def _scored(self, rollout: Rollout, hidden_ND: HiddenStates) -> ScoredRollout:
         """Return the scored rollout; `hidden_ND` are the states of its tokens."""
         compares = self._loss == "reverse_kl" and _sampled(rollout)
         reading = self._reading(
@@ -249,7 +254,7 @@ class TeacherActor:
         )
 
     def read(
-        self, response_ids_N: Ints, hidden_ND: Floats
+        self, response_ids_N: Ints, hidden_ND: HiddenStates
     ) -> tuple[TeacherSignal, Floats]:
         """Return the signal of tokens that the teacher decoded, and their log q.
 
@@ -262,7 +267,7 @@ class TeacherActor:
 
     def _reading(
         self,
-        hidden_ND: Floats,
+        hidden_ND: HiddenStates,
         response_ids_N: Ints,
         *,
         student_top: tuple[Ints, Floats] | None = None,
@@ -280,12 +285,12 @@ class TeacherActor:
             with_entropy=with_entropy,
         )
 
-    def _signal(self, hidden_ND: Floats, reading: Reading) -> TeacherSignal:
+    def _signal(self, hidden_ND: HiddenStates, reading: Reading) -> TeacherSignal:
         if self._config.signal == "topk":
             return TopkSignal(ids_NM=reading.top_ids_NK, logq_NM=reading.top_logq_NK)
         if self._config.signal == "sampled":
             return SampledSignal(logq_N=reading.logq_N)
-        if self._config.engine.dtype == "float32":
+        if self._config.engine.dtype == "float32" or hidden_ND.dtype == np.uint16:
             return HiddenSignal(hidden_ND=hidden_ND)
         # The engine computed in bfloat16, so its bits are the whole state in half the
         # bytes.

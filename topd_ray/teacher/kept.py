@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from topd_ray.messages import Floats, Ints, PartialRollout, Rollout
+from topd_ray.messages import Floats, HiddenStates, Ints, PartialRollout, Rollout
 
 
 @dataclass(slots=True)
@@ -17,7 +17,7 @@ class ReadSoFar:
 
     policy_version: int
     response_ids_N: Ints
-    states: list[Floats] = field(default_factory=list)
+    states: list[HiddenStates] = field(default_factory=list)
     """The states that predict the tokens, in pieces of (n, D)."""
     logq_N: Floats = field(default_factory=lambda: np.zeros(0, np.float32))
     entropy_N: Floats = field(default_factory=lambda: np.zeros(0, np.float32))

@@ -29,18 +29,38 @@ def head_product(
     numbers are multiplied in float32.
 
     Args:
-        states_CD: Hidden states in float32; those of an engine in bfloat16 are numbers
-            that bfloat16 holds.
-        head_RD: Output head in float32.
+        states_CD: Hidden states, in float32 or bfloat16; those of an engine in bfloat16
+            are numbers that bfloat16 holds.
+        head_RD: Output head in float32; on a GPU in bfloat16 where the states are too.
         head_is_bfloat16: Whether bfloat16 holds every number of the head.
 
     Returns:
         Logits.
     """
-    if head_is_bfloat16 and torch.equal(states_CD, states_CD.bfloat16().float()):
+    if head_RD.dtype == torch.bfloat16:
+        # The units of a GPU sum in float32, and this product does not round the sums.
+        return torch.mm(states_CD.bfloat16(), head_RD.T, out_dtype=torch.float32)
+    exact = states_CD.dtype == torch.bfloat16
+    states_CD = states_CD.float()
+    exact = exact or torch.equal(states_CD, states_CD.bfloat16().float())
+    if head_is_bfloat16 and exact:
         with _bfloat16_units():
             return states_CD @ head_RD.T
     return states_CD @ head_RD.T
+
+
+def head_dtype(
+    head_RD: Float[Tensor, "R D"], states: torch.dtype, device: str
+) -> torch.dtype:
+    """Return the number format in which a head is held for `head_product`.
+
+    Args:
+        head_RD: The head as its model has it.
+        states: Number format in which the engine computes the hidden states.
+        device: `cpu` or `cuda`. A CPU has no product of bfloat16 with exact sums.
+    """
+    is_half = head_RD.dtype == states == torch.bfloat16
+    return torch.bfloat16 if is_half and device == "cuda" else torch.float32
 
 
 @contextmanager
@@ -57,4 +77,4 @@ def _bfloat16_units() -> Iterator[None]:
             setting.fp32_precision = before
 
 
-__all__ = ["head_product"]
+__all__ = ["head_dtype", "head_product"]

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from topd_ray.messages import Floats, Ints
+from topd_ray.engines.tensors import to_torch
+from topd_ray.messages import Floats, HiddenStates, Ints
 from topd_ray.teacher.divergence import entropy, reverse_kl_on_top_ids
 from topd_ray.teacher.product import head_product
 
@@ -39,7 +40,7 @@ class Reading:
 @torch.inference_mode()
 def read_response(
     *,
-    hidden_ND: Floats,
+    hidden_ND: HiddenStates,
     head_RD: Tensor,
     head_is_bfloat16: bool,
     num_ids: int,
@@ -57,7 +58,8 @@ def read_response(
     Args:
         hidden_ND: The teacher's states after its final norm, at the positions that
             predict the response tokens.
-        head_RD: The teacher's output head in float32; its device does the work.
+        head_RD: The teacher's output head, in the number format that `head_product`
+            wants; its device does the work.
         head_is_bfloat16: Whether bfloat16 holds every number of the head.
         num_ids: V; rows of the head behind it are padding.
         response_ids_N: The response, at least one token.
@@ -109,17 +111,13 @@ def read_response(
     )
 
 
-def _tensor(array: Floats | Ints, like: Tensor) -> Tensor:
-    """Return the array as a tensor on the device of `like`.
-
-    Copies, because arrays out of the object store are read-only and torch has no
-    read-only tensors.
-    """
-    return torch.from_numpy(array.copy()).to(like.device)
+def _tensor(array: HiddenStates | Ints, like: Tensor) -> Tensor:
+    """Return a copy of the array on the device of `like`."""
+    return to_torch(array).to(like.device)
 
 
 def _check(
-    hidden_ND: Floats,
+    hidden_ND: HiddenStates,
     head_RD: Tensor,
     num_ids: int,
     response_ids_N: Ints,

@@ -2,9 +2,11 @@
 
 import json
 import logging
+import multiprocessing
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -36,12 +38,12 @@ log = logging.getLogger(__name__)
 
 
 def build_world(
-    directory: Path, *, seed: int = 0, recipe: WorldRecipe | None = None
+    directory: Path, *, seed: int = 0, recipe: WorldRecipe | None = None, jobs: int = 1
 ) -> None:
     """Make every file of a world, then replace `directory` in one move.
 
-    Takes about half an hour on one core. Raises UserError if `directory` holds anything
-    other than a world.
+    Takes one to two core hours; `jobs` processes of one thread train a model each.
+    Raises UserError if `directory` holds anything other than a world.
     """
     recipe = recipe or WorldRecipe()
     speakers = {"teacher": recipe.teacher} | _students(
@@ -58,7 +60,7 @@ def build_world(
     with _staged(directory) as staged:
         for split, expressions in problems.items():
             _write_problems(staged / f"{split}.jsonl", split, expressions, seed)
-        _make_speakers(staged, seed, recipe, speakers, problems)
+        _make_speakers(staged, seed, recipe, speakers, problems, jobs)
 
 
 def extend_world(
@@ -68,6 +70,7 @@ def extend_world(
     num_held_out: int,
     seed: int = 0,
     recipe: WorldRecipe | None = None,
+    jobs: int = 1,
 ) -> None:
     """Make more students and more held-out problems of a world, in `directory`.
 
@@ -86,7 +89,7 @@ def extend_world(
     with _staged(directory) as staged:
         path = staged / "heldout.jsonl"
         _write_problems(path, "heldout", held_out, seed, skipped=skipped)
-        _make_speakers(staged, seed, recipe, speakers, problems)
+        _make_speakers(staged, seed, recipe, speakers, problems, jobs)
 
 
 @contextmanager
@@ -110,20 +113,20 @@ def _make_speakers(
     recipe: WorldRecipe,
     speakers: Mapping[str, ModelRecipe],
     problems: Mapping[Split, list[Expression]],
+    jobs: int,
 ) -> None:
     """Write forms, models and, last, the recipe with all checksums."""
-    tokenizer = make_tokenizer()
     (directory / FORMS_FILE).write_text(yaml.safe_dump(dict(FORMS), width=200))
-    on_dev: dict[str, dict[str, float]] = {}
-    on_held_out = {}
-    for name, speaker in speakers.items():
-        model = _make_speaker(directory / name, seed, recipe, speaker, tokenizer)
-        share_solved = partial(_share_solved, model, tokenizer, seed, recipe)
-        on_dev[name] = {}
-        for lesson in speaker.lessons:
-            on_dev[name] |= share_solved(lesson.form, problems["dev"])
-        on_held_out[name] = share_solved("plain", problems["heldout"])["plain"]
-        log.info("%s: share of dev problems solved %s", name, on_dev[name])
+    make = partial(_make_speaker, directory, seed, recipe, problems)
+    # A process each, also for one job: a model's weights must not depend on how many
+    # threads the machine offers.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        jobs, mp_context=spawn, initializer=_use_one_thread
+    ) as pool:
+        made = list(pool.map(make, speakers, speakers.values()))
+    on_dev = dict(zip(speakers, (dev for dev, _ in made), strict=True))
+    on_held_out = dict(zip(speakers, (held_out for _, held_out in made), strict=True))
     record = {
         "seed": seed,
         "recipe": asdict(recipe),
@@ -146,7 +149,34 @@ def _students(recipe: WorldRecipe, numbers: Iterable[int]) -> dict[str, ModelRec
     }
 
 
+def _use_one_thread() -> None:
+    torch.set_num_threads(1)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+
 def _make_speaker(
+    directory: Path,
+    seed: int,
+    recipe: WorldRecipe,
+    problems: Mapping[Split, list[Expression]],
+    name: str,
+    speaker: ModelRecipe,
+) -> tuple[dict[str, float], float]:
+    """Make one model; return its greedy accuracies on dev and on held-out problems.
+
+    The first are by form of prompt, the second is under the plain one.
+    """
+    tokenizer = make_tokenizer()
+    model = _train_speaker(directory / name, seed, recipe, speaker, tokenizer)
+    share_solved = partial(_share_solved, model, tokenizer, seed, recipe)
+    on_dev: dict[str, float] = {}
+    for lesson in speaker.lessons:
+        on_dev |= share_solved(lesson.form, problems["dev"])
+    log.info("%s: share of dev problems solved %s", name, on_dev)
+    return on_dev, share_solved("plain", problems["heldout"])["plain"]
+
+
+def _train_speaker(
     directory: Path,
     seed: int,
     recipe: WorldRecipe,

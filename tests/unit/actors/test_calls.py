@@ -6,6 +6,7 @@ from ray.exceptions import (
     OutOfMemoryError,
     RayActorError,
     RayError,
+    RayTaskError,
     RuntimeEnvSetupError,
 )
 
@@ -16,6 +17,7 @@ from topd_ray.errors import (
     ActorFailedError,
     ActorOutOfMemoryError,
     DeadlineError,
+    EngineDiedError,
     LostObjectError,
     TopdError,
 )
@@ -80,6 +82,20 @@ def test_an_actor_killed_for_memory_is_a_loss_that_says_who_held_what() -> None:
     assert isinstance(found, ActorDiedError)  # it counts as a lost actor
     assert "22.81GB / 23.50GB" in str(found)
     assert "windows.token_budget" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("message", "is_memory"),
+    [("CUDA error: unknown error", False), ("CUDA out of memory.", True)],
+)
+def test_an_engine_that_died_is_a_loss_with_a_reason(
+    message: str, is_memory: bool
+) -> None:
+    found = outcome(RayTaskError("accumulate", "stack", EngineDiedError(message)))
+    assert isinstance(found, ActorDiedError)
+    assert f"learner[0] died in accumulate: {message}" in str(found)
+    assert "logs/learner[0].log" in str(found)
+    assert ("windows.token_budget" in str(found)) is is_memory
 
 
 def test_the_deadlines_are_those_of_the_config() -> None:

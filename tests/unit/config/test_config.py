@@ -296,9 +296,12 @@ def test_a_baseline_run_needs_no_room_for_probes() -> None:
 def test_probe_workers_share_the_teachers_engine_unless_they_are_given_one() -> None:
     shared = parse()
     assert (shared.probe_engine, shared.num_probe_workers) == (None, 1)
+    assert shared.transport_device == "cpu"
+    assert parse(probe={"engine": {"cpus": 2}}).transport_device == "cpu"
     own = parse(probe={"engine": {"gpus": 1}, "num_workers": 3})
     assert own.probe_engine is not None
     assert (own.probe_engine.gpus, own.num_probe_workers) == (1, 3)
+    assert own.transport_device == "cuda"
     with pytest.raises(UserError, match=r"probe\.engine"):
         parse(probe={"engine": "mine"})
 
@@ -314,11 +317,71 @@ def test_a_window_must_be_able_to_exist() -> None:
 @pytest.mark.parametrize("section", ["rollout", "teacher", "probe"])
 def test_tensor_parallel_needs_as_many_gpus(section: str) -> None:
     parse(**{section: {"engine": {"tensor_parallel": 2, "gpus": 2}}})
-    parse(**{section: {"engine": {"tensor_parallel": 1, "gpus": 0.25}}})
+    shared = {"tensor_parallel": 1, "gpus": 0.25, "kv_cache_gib": 4}
+    parse(**{section: {"engine": shared}})
     with pytest.raises(
         UserError, match=rf"{section}\.engine\.gpus=1 .*; set gpus to 2"
     ):
         parse(**{section: {"engine": {"tensor_parallel": 2, "gpus": 1}}})
+
+
+def test_a_second_gpu_of_an_engine_that_is_not_split_would_idle() -> None:
+    with pytest.raises(UserError, match=r"gpus=2 does not fit .*; set gpus to 1"):
+        parse(teacher={"engine": {"gpus": 2}})
+
+
+@pytest.mark.parametrize("layout", ["disaggregated", "colocated"])
+def test_a_layout_sets_the_gpus_of_every_actor(layout: str) -> None:
+    engine = {"kv_cache_gib": 4}
+    config = parse(
+        cluster={"layout": layout},
+        rollout={"engine": engine},
+        teacher={"engine": {"tensor_parallel": 4, **engine}},
+    )
+    assert config.rollout.engine.gpus == 1
+    assert config.teacher.engine.gpus == 4
+    assert config.learner.gpus == 1
+    assert config.probe.engine == "shared"
+    own = {"engine": {"tensor_parallel": 2, **engine}}
+    assert config.rollout.engine.tensor_parallel == 1
+    dedicated = parse(
+        cluster={"layout": layout},
+        rollout={"engine": engine},
+        teacher={"engine": engine},
+        probe=own,
+    ).probe_engine
+    assert dedicated is not None
+    assert dedicated.gpus == 2
+    # A run folder holds the filled values, and must load again.
+    assert parse_config(config.model_dump(mode="json"), source="again") == config
+
+
+def test_a_layout_takes_no_gpus_by_hand() -> None:
+    split = {"cluster": {"layout": "disaggregated"}}
+    with pytest.raises(UserError, match=r"rollout\.engine\.gpus=0.5 with cluster"):
+        parse(**split, rollout={"engine": {"gpus": 0.5, "kv_cache_gib": 1}})
+    with pytest.raises(UserError, match=r"learner\.gpus=0.5 with cluster"):
+        parse(**split, learner={"gpus": 0.5})
+    with pytest.raises(UserError, match=r"layout=disaggregated with .*inline"):
+        parse(
+            cluster={"layout": "disaggregated", "placement": "inline"},
+            rollout={"engine": {"backend": "hf"}},
+            teacher={"engine": {"backend": "hf"}},
+        )
+
+
+def test_an_engine_that_shares_its_gpu_needs_a_cache_of_a_size() -> None:
+    message = r"{}\.engine\.kv_cache_gib is missing, and the engine shares its GPU"
+    with pytest.raises(UserError, match=message.format("teacher")):
+        parse(teacher={"engine": {"gpus": 0.5}})
+    with pytest.raises(UserError, match=message.format("rollout")):
+        parse(cluster={"layout": "colocated"})
+    parse(teacher={"engine": {"gpus": 0.5, "backend": "hf"}})
+    parse(teacher={"engine": {"gpus": 1}})
+    # Given responses need no rollout engine.
+    kd = {"method": "kd"}
+    teacher = {"engine": {"kv_cache_gib": 1}}
+    parse(run=kd, cluster={"layout": "colocated"}, teacher=teacher)
 
 
 def test_a_threshold_goes_with_the_absolute_rule_alone() -> None:

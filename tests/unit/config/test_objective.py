@@ -265,4 +265,6 @@ def test_a_stride_needs_a_fork_that_is_known_while_the_student_decodes(
     takeover = {"stride": 16} | sections.get("takeover", {})
     with pytest.raises(UserError, match=f"{message}.*drop (it|stride)"):
         config(method, **sections | {"takeover": takeover})
-    assert config("takeover", takeover={"stride": 16}).takeover.stride == 16
+    for verdict in ("confident", "surprise"):
+        takeover = {"stride": 16, "verdict": verdict}
+        assert config("takeover", takeover=takeover).takeover.stride == 16

@@ -182,9 +182,16 @@ RESPONSE = 14
 """Tokens of every rollout that is not cut."""
 
 
-def fork_of(name: str) -> int | None:
+def fork_of(name: str, threshold: float = 0.0) -> int | None:
     """Where a rollout goes wrong; early, late, or nowhere."""
+    if surprise_of(name) <= threshold:
+        return None
     return (None, 2, 9, 12)[zlib.crc32(name.encode()) % 4]
+
+
+def surprise_of(name: str) -> float:
+    """By how much its fork surprises the teacher, from 0 to 1."""
+    return (1 + zlib.crc32(name.encode()[::-1])) / 2**32
 
 
 class FakeRollout(FakeWorker):
@@ -317,11 +324,14 @@ class FakeTeacher(FakeDecoder):
             num_sequence_tokens=(10,) * len(chunk),
             num_candidates=len(chunk),
             loss_sum=1.0,
+            threshold_values=tuple(map(surprise_of, chunk)),
             span=NO_TIME,
         )
         return (*chunk, chunk, receipt)
 
-    async def read_ahead(self, known: frozenset[str], *partials: dict[str, int]) -> Any:
+    async def read_ahead(
+        self, known: frozenset[str], threshold: float, *partials: dict[str, int]
+    ) -> Any:
         """A fork is certain when two tokens follow it."""
         newest = {n: length for partial in partials for n, length in partial.items()}
         await asyncio.sleep(self.delay(f"read {next(iter(newest))}"))
@@ -329,7 +339,7 @@ class FakeTeacher(FakeDecoder):
             (name, fork)
             for name, num_tokens in newest.items()
             if name not in known
-            and (fork := fork_of(name)) is not None
+            and (fork := fork_of(name, threshold)) is not None
             and num_tokens >= fork + 2
         )
         receipt = ReadReceipt(forks=forks, span=NO_TIME)
@@ -345,7 +355,11 @@ class FakeTeacher(FakeDecoder):
     ) -> Any:
         """Takeovers of the samples in `wrong` are dropped."""
         assert probed in ((), tuple(f"probed {name}" for name in chunk))
-        forked = [n for n in chunk if not self.some_fork or fork_of(n) is not None]
+        forked = [
+            name
+            for name in chunk
+            if not self.some_fork or fork_of(name, threshold) is not None
+        ]
         forked = [name for name in forked if name not in known]
         self.forked.extend((name, threshold) for name in forked)
         await asyncio.sleep(self.delay(f"take over {chunk[0]}"))
@@ -366,6 +380,7 @@ class FakeTeacher(FakeDecoder):
             num_prefix_tokens=10,
             num_cached_tokens=9,
             num_tokens=len(chunk),
+            judged_values=tuple((name, (surprise_of(name),)) for name in chunk),
             span=NO_TIME,
         )
         taken = (f"taken over {n}" if n in forked else None for n in chunk)

@@ -23,7 +23,7 @@ from topd_ray.actors.replacement import FailureBudget, Replacement
 from topd_ray.simulate.clock import run_in_virtual_time
 
 STRIDE = 4
-STEPS = 2
+STEPS = 3
 
 
 def trained(
@@ -33,9 +33,13 @@ def trained(
     engines: int = 1,
     share: float = 0.0,
     seed: int = 0,
+    verdict: str = "confident",
+    staleness: int = 0,
 ) -> tuple[Fakes, Steps]:
-    """Two steps of eight rollouts; a call fails with the probability `share`."""
-    takeover = {"stride": stride} if stride else {}
+    """Steps of eight rollouts; a call fails with the probability `share`."""
+    takeover = {"verdict": verdict, "quantile": 0.4} | (
+        {"stride": stride} if stride else {}
+    )
     chosen = config(
         {
             "run": {"method": "takeover"},
@@ -44,7 +48,10 @@ def trained(
                 "samples_per_prompt": 2,
                 "chunk_size": 2,
                 "num_engines": engines,
+                "max_staleness": staleness,
             },
+            # few enough that the oldest surprises are forgotten
+            "windows": {"divergence": {"history": 12}},
         }
     )
     rng = random.Random(seed)
@@ -67,9 +74,9 @@ def trained(
     return workers, steps
 
 
-def what_is_trained(workers: Fakes) -> tuple[list[str], list[str]]:
+def what_is_trained(workers: Fakes) -> tuple[list[str], list[str], list[float]]:
     (learner,) = workers.learners
-    return learner.taken, learner.taken_over
+    return learner.taken, learner.taken_over, learner.thresholds
 
 
 @settings(max_examples=60, deadline=None)
@@ -78,9 +85,11 @@ def what_is_trained(workers: Fakes) -> tuple[list[str], list[str]]:
     most_s=st.sampled_from([0.0, 0.003, 1.0]),
     share=st.sampled_from([0.0, 0.05]),
     engines=st.sampled_from([1, 2]),
+    verdict=st.sampled_from(["confident", "surprise"]),
+    staleness=st.sampled_from([0, 1]),
 )
 def test_the_same_is_trained_in_the_same_order_whatever_the_timing(
-    seed: int, most_s: float, share: float, engines: int
+    seed: int, most_s: float, share: float, engines: int, verdict: str, staleness: int
 ) -> None:
     slow_s = dict.fromkeys(["read", "decode", "take"], most_s)
 
@@ -89,13 +98,46 @@ def test_the_same_is_trained_in_the_same_order_whatever_the_timing(
     def delay(work: str) -> float:
         return rng.random() * slow_s.get(work.split()[0], 0.003)
 
-    plain, _ = trained(random_delays(0), stride=None, engines=engines)
-    early, _ = trained(delay, engines=engines, share=share, seed=seed)
-    names, taken_over = what_is_trained(early)
-    assert (names, taken_over) == what_is_trained(plain)
+    plain, _ = trained(
+        random_delays(0),
+        stride=None,
+        engines=engines,
+        verdict=verdict,
+        staleness=staleness,
+    )
+    early, _ = trained(
+        delay,
+        engines=engines,
+        share=share,
+        seed=seed,
+        verdict=verdict,
+        staleness=staleness,
+    )
+    assert what_is_trained(early) == what_is_trained(plain)
+    names, taken_over, thresholds = what_is_trained(early)
+    per_chunk = len(names) // len(thresholds)
     assert taken_over == [
-        f"taken over {name}" for name in names if fork_of(name) is not None
+        f"taken over {name}"
+        for index, name in enumerate(names)
+        if fork_of(name, thresholds[index // per_chunk]) is not None
     ]
+    assert (len(set(thresholds)) == STEPS) == (verdict == "surprise")
+
+
+def test_by_surprise_only_a_step_that_finds_its_own_threshold_stops_no_rollout() -> (
+    None
+):
+    def delay(work: str) -> float:
+        return 1.0 if work.startswith("decode") else 0.01
+
+    workers, steps = trained(delay, verdict="surprise")
+    (rollout,) = workers.rollouts
+    first, *others = steps.receipts
+    assert not first.reads
+    assert all(receipts.reads for receipts in others)
+    assert any(read.forks for receipts in others for read in receipts.reads)
+    whole = len(others) * 8 * (RESPONSE - RESPONSE % STRIDE)
+    assert 0 < rollout.num_decoded < whole
 
 
 def test_the_student_decodes_less_and_each_takeover_is_made_once() -> None:

@@ -3,12 +3,14 @@ them.
 """
 
 from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
-from topd_ray.engines.vllm_worker import DECODING, SCORING, KeptStates
+from topd_ray.engines import vllm_worker
+from topd_ray.engines.vllm_worker import DECODING, SCORING, KeptStates, Piece
 from topd_ray.errors import TopdError
 
 MINE, OTHER, PROBE = f"{SCORING}1-abc", f"{SCORING}2-def", "3-ghi"
@@ -109,6 +111,36 @@ def test_a_runner_that_carries_its_batch_with_the_step_is_read_there():
     )
     kept.behind(runner)(scheduled)
     np.testing.assert_array_equal(kept.take(MINE, 0, 3), states(MINE, 0, 3))
+
+
+def test_rows_under_way_from_a_gpu_are_waited_for_piece_by_piece(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The rows arrive when their own event is waited for, and no stream is."""
+
+    class Event:
+        def __init__(self, rows_LD: torch.Tensor, wanted_LD: torch.Tensor) -> None:
+            self.rows_LD, self.wanted_LD = rows_LD, wanted_LD
+
+        def synchronize(self) -> None:
+            self.rows_LD.copy_(self.wanted_LD)
+
+    def copied(start: int, rows_LD: torch.Tensor) -> Any:
+        on_its_way = torch.full_like(rows_LD, torch.nan)
+        return Piece(start, on_its_way, cast("Any", Event(on_its_way, rows_LD.clone())))
+
+    monkeypatch.setattr(vllm_worker, "_copied", copied)
+    kept = KeptStates()
+    step(kept, (MINE, 0, 3), (OTHER, 0, 5), new=(MINE, OTHER))
+    step(kept, (MINE, 3, 8))
+    np.testing.assert_array_equal(kept.take(MINE, 0, 8), states(MINE, 0, 8))
+    np.testing.assert_array_equal(kept.take(OTHER, 1, 5), states(OTHER, 1, 5))
+
+
+def test_a_dummy_batch_is_not_looked_at() -> None:
+    """vLLM's second model runner runs them, with requests of their own."""
+    runner = SimpleNamespace(execute_model=lambda *_, **__: "ran")
+    assert KeptStates().behind(runner)(None, dummy_run=True) == "ran"
 
 
 def test_bfloat16_comes_as_bits():

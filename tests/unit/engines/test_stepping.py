@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from topd_ray.engines.stepping import EngineCall, Stepper
-from topd_ray.errors import TopdError
+from topd_ray.errors import EngineDiedError, TopdError
 
 TIMEOUT_S = 60
 """A wait that never ends fails here."""
@@ -28,7 +28,7 @@ class Countdown:
         self.aborted: list[str] = []
         self.threads: Counter[int] = Counter()
         self.closed = 0
-        self.fails = False
+        self.error: Exception | None = None
 
     def add(self, request_id: str) -> str:
         self.threads[threading.get_ident()] += 1
@@ -37,8 +37,8 @@ class Countdown:
 
     def step(self) -> list[Output]:
         self.threads[threading.get_ident()] += 1
-        if self.fails:
-            raise ValueError("out of memory")
+        if self.error is not None:
+            raise self.error
         self.left = {key: steps - 1 for key, steps in self.left.items()}
         done = [key for key, steps in self.left.items() if steps <= 0]
         for key in done:
@@ -118,15 +118,24 @@ def test_an_output_that_cannot_be_finished_ends_its_call_alone(stepper):
     assert soon(other.next) == "50-a"
 
 
-def test_a_step_that_fails_ends_all_calls_and_refuses_more(stepper, engine):
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ValueError("out of range"), TopdError),
+        (RuntimeError("CUDA error: unknown error"), EngineDiedError),
+    ],
+)
+def test_a_step_that_fails_ends_all_calls_and_refuses_more(
+    stepper, engine, error: Exception, kind: type[TopdError]
+):
     calls = [begin(stepper, "1000000000-a"), begin(stepper, "1000000000-b")]
-    engine.fails = True
+    engine.error = error
+    reason = f"the engine died: {type(error).__name__}: {error}"
     for call in calls:
-        with pytest.raises(
-            TopdError, match="the engine died: ValueError: out of memory"
-        ):
+        with pytest.raises(TopdError, match=reason) as caught:
             soon(call.next)
-    with pytest.raises(TopdError, match="the engine died"):
+        assert type(caught.value) is kind
+    with pytest.raises(kind, match="the engine died"):
         soon(lambda: begin(stepper, "1-c"))
     stepper.finish(calls[0])
     assert engine.closed == 1

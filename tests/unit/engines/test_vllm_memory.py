@@ -7,6 +7,7 @@ import pytest
 
 from topd_ray.config import EngineConfig
 from topd_ray.engines import vllm
+from topd_ray.errors import UserError
 
 
 @pytest.fixture
@@ -14,6 +15,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     platform = SimpleNamespace(is_cpu=lambda: platform.cpu, cpu=False)
     platforms = ModuleType("vllm.platforms")
     monkeypatch.setattr(platforms, "current_platform", platform, raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
     monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
     return platform
@@ -21,8 +23,27 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def test_on_a_gpu_vllm_takes_its_share_of_the_memory(machine: SimpleNamespace) -> None:
     machine.cpu = False
-    options = vllm._machine(EngineConfig(gpu_memory_utilization=0.3, kv_cache_gib=2))
+    options = vllm._machine(EngineConfig(gpu_memory_utilization=0.3))
     assert options == {"gpu_memory_utilization": 0.3}
+
+
+def test_on_a_gpu_a_cache_with_a_size_needs_no_measurement(
+    machine: SimpleNamespace,
+) -> None:
+    machine.cpu = False
+    options = vllm._machine(EngineConfig(gpu_memory_utilization=0.3, kv_cache_gib=2))
+    assert options["kv_cache_memory_bytes"] == 2 * 2**30
+    # vLLM refuses to start where less than this share is free.
+    assert options["gpu_memory_utilization"] < 0.05
+
+
+def test_an_engine_of_a_gpu_build_that_sees_no_gpu_says_what_to_set(
+    machine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.cpu = False
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match="sees none: set `gpus`"):
+        vllm._machine(EngineConfig())
 
 
 def test_on_a_cpu_vllm_gets_a_cache_of_the_size_that_was_set(
@@ -32,3 +53,4 @@ def test_on_a_cpu_vllm_gets_a_cache_of_the_size_that_was_set(
     options = vllm._machine(EngineConfig(gpu_memory_utilization=0.3, kv_cache_gib=2))
     assert options["kv_cache_memory_bytes"] == 2 * 2**30
     assert "gpu_memory_utilization" not in options
+    assert vllm._machine(EngineConfig())["kv_cache_memory_bytes"] == 2**30

@@ -121,22 +121,23 @@ def partial(num_tokens: int) -> PartialRollout:
     logq=st.lists(st.sampled_from([-0.1, -3.9, -5.0]), min_size=1, max_size=30),
     sure=st.lists(st.booleans(), min_size=30, max_size=30),
     min_window=st.integers(1, 10),
+    verdict=st.sampled_from(["confident", "surprise"]),
 )
 def test_the_fork_that_is_found_ahead_is_that_of_the_whole_rollout(
-    logq: list[float], sure: list[bool], min_window: int
+    logq: list[float], sure: list[bool], min_window: int, verdict: str
 ) -> None:
     logq_N = np.array(logq, np.float32)
     entropy_N = np.where(sure[: len(logq)], 0.1, 2.0).astype(np.float32)
     whole = replace(make.scored(length=len(logq)), logq_N=logq_N, entropy_N=entropy_N)
-    config = TakeoverConfig()
-    expected = fork_candidates(
-        whole, config, CandidatesConfig(min_window=min_window)
-    ).positions_W.tolist()
+    config = TakeoverConfig(verdict=verdict)
+    candidates = fork_candidates(whole, config, CandidatesConfig(min_window=min_window))
+    fork = fork_of(candidates, None, config, threshold=3.0)
+    expected = [] if fork is None else [fork]
     ahead = []
     for n in range(1, len(logq) + 1):
         beginning = replace(partial(1), response_ids_N=whole.rollout.response_ids_N[:n])
         found_ahead = fork_ahead(
-            beginning, logq_N[:n], entropy_N[:n], config, min_window=min_window
+            beginning, logq_N[:n], entropy_N[:n], config, 3.0, min_window=min_window
         )
         if found_ahead is not None:
             ahead.append(found_ahead.positions_W.tolist())
@@ -156,6 +157,9 @@ def test_a_rollout_that_was_cut_has_its_fork_at_its_last_token() -> None:
         entropy_N=ENTROPY[:4],
         token_loss_N=whole.token_loss_N[:4],
     )
-    found_W = fork_candidates(cut, TakeoverConfig(), CandidatesConfig(min_window=8))
-    assert found_W.positions_W.tolist() == [3]
+    for verdict, positions in (("confident", [3]), ("surprise", [0, 1, 2, 3])):
+        config = TakeoverConfig(verdict=verdict)
+        found_W = fork_candidates(cut, config, CandidatesConfig(min_window=8))
+        assert found_W.positions_W.tolist() == positions
+        assert fork_of(found_W, None, config, threshold=1e9) == 3
     assert found_W.cut

@@ -4,8 +4,9 @@ import threading
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from topd_ray.teacher.product import head_product
+from topd_ray.teacher.product import head_dtype, head_product
 
 SETTING = torch.backends.mkldnn.matmul
 
@@ -27,6 +28,52 @@ def test_the_product_is_that_of_float64_up_to_float32(
     # sums of 512 products of size 1; rounded inputs alone would be off by 0.1
     assert (got_CR - want_CR).abs().max() < 512 * 2**-23
     assert got_CR.dtype == torch.float32
+
+
+def test_bfloat16_states_are_multiplied_as_the_same_numbers_in_float32() -> None:
+    states_CD = numbers(64, 512, seed=0, rounded=True)
+    head_RD = numbers(1000, 512, seed=1, rounded=True)
+    want_CR = head_product(states_CD, head_RD, head_is_bfloat16=True)
+    got_CR = head_product(states_CD.bfloat16(), head_RD, head_is_bfloat16=True)
+    assert torch.equal(got_CR, want_CR)
+
+
+@pytest.mark.parametrize(
+    ("head", "states", "device", "held"),
+    [
+        (torch.bfloat16, torch.bfloat16, "cuda", torch.bfloat16),
+        (torch.bfloat16, torch.float32, "cuda", torch.float32),
+        (torch.float32, torch.bfloat16, "cuda", torch.float32),
+        (torch.bfloat16, torch.bfloat16, "cpu", torch.float32),
+    ],
+)
+def test_a_head_is_held_in_half_the_bytes_only_where_its_product_is_exact(
+    head: torch.dtype, states: torch.dtype, device: str, held: torch.dtype
+) -> None:
+    assert head_dtype(torch.zeros(2, 2, dtype=head), states, device) == held
+
+
+def test_a_product_on_a_gpu_returns_float32_without_a_float32_copy_of_the_head() -> (
+    None
+):
+    with FakeTensorMode():  # knows the operators of a GPU, and needs none
+        states_CD = torch.empty(7, 16, dtype=torch.bfloat16, device="cuda")
+        head_RD = torch.empty(30, 16, dtype=torch.bfloat16, device="cuda")
+        logits_CR = head_product(states_CD, head_RD, head_is_bfloat16=True)
+    assert (logits_CR.dtype, logits_CR.shape) == (torch.float32, (7, 30))
+
+
+@pytest.mark.gpu
+def test_a_product_on_a_gpu_is_that_of_float64_up_to_float32() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    states_CD = numbers(64, 512, seed=0, rounded=True)
+    head_RD = numbers(1000, 512, seed=1, rounded=True)
+    got_CR = head_product(
+        states_CD.bfloat16().cuda(), head_RD.bfloat16().cuda(), head_is_bfloat16=True
+    )
+    want_CR = states_CD.double() @ head_RD.double().T
+    assert (got_CR.cpu() - want_CR).abs().max() < 512 * 2**-23
 
 
 def test_the_setting_is_as_before_whatever_calls_overlap() -> None:

@@ -3,6 +3,7 @@
 Axes: N positions, V vocabulary, D width, M kept ids of the student, K of the teacher.
 """
 
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -265,6 +266,17 @@ def test_no_positions_are_refused() -> None:
             top_k=1,
             student_top=None,
             chunk=5,
+        )
+
+
+def test_the_bits_of_bfloat16_states_are_read_as_the_numbers_they_are() -> None:
+    case = Case(top=7)
+    rounded_ND = torch.from_numpy(case.hidden_ND.copy()).bfloat16()
+    bits = case.read(hidden_ND=rounded_ND.view(torch.uint16).numpy())
+    numbers = case.read(hidden_ND=rounded_ND.float().numpy())
+    for field in fields(Reading):
+        np.testing.assert_array_equal(
+            getattr(bits, field.name), getattr(numbers, field.name)
         )
 
 

@@ -158,6 +158,28 @@ def test_a_bfloat16_teacher_sends_the_bits_of_its_states(teacher_folder, reader)
     assert torch.equal(torch.from_numpy(half.hidden_ND).view(torch.bfloat16), rounded)
 
 
+def test_bits_of_an_engine_are_sent_as_they_are(teacher_folder):
+    class Bits(Reader):
+        def states(self, sequence: Ints) -> Any:
+            rounded = torch.from_numpy(super().states(sequence)).bfloat16()
+            return rounded.view(torch.uint16).numpy()
+
+    class Rounded(Bits):
+        def states(self, sequence: Ints) -> Any:
+            bits = torch.from_numpy(super().states(sequence).view(np.int16))
+            return bits.view(torch.bfloat16).float().numpy()
+
+    given = rollout()
+    (bits,), (rounded,) = (
+        actor(teacher_folder, reader, dtype="bfloat16").score([given])
+        for reader in (Bits(64), Rounded(64))
+    )
+    assert isinstance(bits.signal, HiddenSignal)
+    assert isinstance(rounded.signal, HiddenSignal)
+    np.testing.assert_array_equal(bits.signal.hidden_ND, rounded.signal.hidden_ND)
+    np.testing.assert_array_equal(bits.token_loss_N, rounded.token_loss_N)
+
+
 def test_the_candidate_loss_is_the_configured_one(teacher_folder, reader, head_VD):
     length = 6
     sampled_rollout = rollout(

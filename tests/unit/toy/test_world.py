@@ -216,8 +216,11 @@ def test_a_small_world_is_built_whole_and_verifies(built_world):
         )
 
 
-def test_the_same_seed_builds_the_same_problems_and_weights(built_world, tmp_path):
-    build_world(tmp_path / "again", seed=3, recipe=small_recipe(num_students=2))
+def test_the_same_seed_builds_the_same_world_on_any_number_of_cores(
+    built_world, tmp_path
+):
+    recipe = small_recipe(num_students=2)
+    build_world(tmp_path / "again", seed=3, recipe=recipe, jobs=2)
     assert (tmp_path / "again" / "recipe.json").read_text() == (
         built_world / "recipe.json"
     ).read_text()
