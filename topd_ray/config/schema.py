@@ -227,9 +227,7 @@ class Config(Section):
                 ),
                 staleness_rules(self.objective, self.rollout, self.teacher, self.probe),
                 idle_rules(self.objective, self.prompts, self.rollout, self.learner),
-                transport_rules(
-                    self.weights, self.rollout, placement=self.cluster.placement
-                ),
+                transport_rules(self.weights, self.rollout),
             )
         )
         return self

@@ -46,6 +46,7 @@ from topd_ray.engines.protocols import (
 )
 from topd_ray.engines.rendezvous import meet
 from topd_ray.engines.vllm_worker import WorkerExtension, repack_head
+from topd_ray.errors import TopdError
 
 GLOO = "gloo"
 _PREFIX = "weights"
@@ -239,6 +240,15 @@ class BroadcastSender:
         tensors = source.tensors()
         try:
             self._broadcast(tensors)
+        except (torch.AcceleratorError, torch.OutOfMemoryError):
+            raise
+        except RuntimeError as error:
+            # Of a lost engine, or a group that was closed: the learner itself is well,
+            # and an error of gloo's or NCCL's would end its process.
+            raise TopdError(
+                f"the broadcast of weights broke off ({type(error).__name__}): a"
+                " rollout engine is gone, or owed its part for too long"
+            ) from None
         finally:
             # The other ranks gather to the end, and would wait for this one.
             for _ in tensors:
