@@ -50,6 +50,8 @@ from topd_ray.errors import TopdError
 
 GLOO = "gloo"
 _PREFIX = "weights"
+_WORKER_TIMEOUT_S = 3600.0
+"""A worker waits for the learner as long as the run lets it: the run ends engines."""
 
 
 class GlooGroup:
@@ -130,9 +132,6 @@ class GlooTransferEngine(NCCLWeightTransferEngine):
         self.model_update_group = None
 
 
-_WORKER_TIMEOUT_S = 3600.0
-"""A worker waits for the learner as long as the run lets it: the run ends engines."""
-
 WeightTransferEngineFactory.register_engine(GLOO, GlooTransferEngine)
 
 
@@ -153,7 +152,7 @@ def _packs(
 class TransferWorker(WorkerExtension):
     """vLLM's worker where weights come by one of these transports."""
 
-    init_weight_transfer_engine: Any
+    # Methods of vLLM's worker.
     start_weight_update: Any
     update_weights: Any
     finish_weight_update: Any
