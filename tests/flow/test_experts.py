@@ -30,7 +30,7 @@ def test_a_mixture_of_experts_learns_and_is_exported_as_it_was_read(
         "experts", *INLINE, "run.steps=2", "run.method=opd", "evaluation.path=null"
     )
     assert len(run.metrics) == 2
-    assert abs(run.metrics[1]["health/rollout_kl"]) < 1e-6
+    assert abs(run.metrics[1]["learner/rollout_kl"]) < 1e-6
     before = load_file(student / "model.safetensors")
     after = load_file(run.path / "export" / "model.safetensors")
     assert {n: t.shape for n, t in after.items()} == {
