@@ -6,12 +6,13 @@ uint16 holds bfloat16's bits.
 import re
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+T = TypeVar("T")
 _BLOCK_ELEMENTS = 2**18
 """Elements that `add_blocks` converts at a time: they stay in a CPU's cache."""
 
@@ -52,15 +53,15 @@ def add_blocks(total: torch.Tensor, part: torch.Tensor) -> None:
 
 
 def by_layer(
-    weights: Iterable[tuple[str, torch.Tensor]],
-) -> Iterator[list[tuple[str, torch.Tensor]]]:
+    weights: Iterable[tuple[str, T]],
+) -> Iterator[list[tuple[str, T]]]:
     """Yield the weights in their order, those of one layer at a time.
 
     A layer is gathered by one collective: for a weight at a time they are hundreds, of
     a few kilobytes each for the norms. The first number in a name is that of its layer;
     what has no number is gathered for itself.
     """
-    layer: list[tuple[str, torch.Tensor]] = []
+    layer: list[tuple[str, T]] = []
     for name, weight in weights:
         stem = _layer_of(name)
         if layer and (stem is None or stem != _layer_of(layer[0][0])):
