@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from topd_ray.actors.placement import Placement, assumed_placement
+from topd_ray.actors.transport import transport_of
 from topd_ray.config import Config
 from topd_ray.inputs.gpu_memory import (
     GpuMemory,
@@ -26,14 +27,16 @@ def check(config: Config) -> None:
     placement = assumed_placement(config)
     gpus = gpu_memory(config, placement)
     console = Console()
-    _print_roles(console, config, make_plan(config))
+    _print_roles(console, config, make_plan(config), placement)
     if gpus:
         _print_gpus(console, config, placement, gpus)
     refuse_too_little_memory(config, gpus)
     _print_notes(console, config, [*notes, *_gpu_notes(config, gpus)])
 
 
-def _print_roles(console: Console, config: Config, plan: Plan) -> None:
+def _print_roles(
+    console: Console, config: Config, plan: Plan, placement: Placement
+) -> None:
     table = Table(
         title=f"{config.run.name}: {config.run.method}, seed {config.run.seed}"
     )
@@ -61,6 +64,7 @@ def _print_roles(console: Console, config: Config, plan: Plan) -> None:
         f" {plan.teacher_tokens_a_step:,} by the teacher; longest sequence"
         f" {config.teacher_context_tokens:,}"
     )
+    console.print(f"weights travel by {transport_of(config, placement)}")
 
 
 def _print_gpus(

@@ -234,9 +234,7 @@ class Config(Section):
                     self.num_probe_workers,
                     self.learner,
                 ),
-                transport_rules(
-                    self.weights, self.rollout, placement=self.cluster.placement
-                ),
+                transport_rules(self.weights, self.rollout),
             )
         )
         return self

@@ -25,6 +25,7 @@ from topd_ray.models.vocabulary import num_ids
 from topd_ray.seeds import derive_seed
 from topd_ray.weights.buckets import WeightBucket, in_buckets
 from topd_ray.weights.export import export_folder
+from topd_ray.weights.transport import open_sender
 
 _STATE = "learner.json"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -298,8 +299,6 @@ class LearnerActor:
 
         `listener`: the socket of the group's port, on rank 0 alone.
         """
-        from topd_ray.engines.vllm_transfer import open_sender
-
         self.close_sender()
         self._sender = open_sender(
             transport, group, rank=self._rank, listener=listener, timeout_s=timeout_s
