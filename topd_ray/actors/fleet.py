@@ -171,9 +171,7 @@ async def open_fleet(
         try:
             placement = reservation and reservation.placement
             transport = transport_of(config, placement)
-            fleet = _opened(
-                starter, folder, calls, replacement, total_steps, transport
-            )
+            fleet = _opened(starter, folder, calls, replacement, total_steps, transport)
             await _all_ready(fleet, reservation)
             yield fleet.public
         finally:
