@@ -35,7 +35,7 @@ ENGINES := tests/chaos tests/flow tests/contract -m "not chaos" --numprocesses=2
 LOCK := locks/$(HARDWARE).txt
 STAMP := $(VENV)/.installed-$(HARDWARE)-$(shell cat Makefile pyproject.toml $(LOCK) | cksum | cut -d' ' -f1)
 
-.PHONY: help setup lock demo real real-small test check static unit audit integration durations chaos chaos-faults chaos-soak fuzz format flow shape docs reproduce bench bench-gpu
+.PHONY: help setup lock demo real real-small test check static unit audit integration durations chaos chaos-faults chaos-soak fuzz format flow shape docs reproduce bench bench-gpu gpu-smoke
 help:
 	@echo "make demo    train a toy student on the real engines and show that it got better"
 	@echo "make real    train a pretrained 0.5B under its 1.5B on two CPU cores (5 minutes; 1.6 GB to download once)"
@@ -53,6 +53,7 @@ help:
 	@echo "make docs    the pages of docs/ with search into build/docs; every link is checked"
 	@echo "make reproduce   the papers' studies on the toy world, into benchmarks/RESULTS.md (an hour)"
 	@echo "make bench   every claim on speed, into benchmarks/RESULTS.md"
+	@echo "make gpu-smoke   the doctor, the tests that need a GPU, and the demo on one; ten minutes"
 	@echo "make bench-gpu   those that have a GPU side, on a machine with one"
 
 setup: $(STAMP)
@@ -155,7 +156,18 @@ bench: setup
 ifeq ($(HARDWARE),gpu)
 bench-gpu: setup
 	$(BIN)/python benchmarks/results.py --run gpu
+
+# Kernels against the CPU's, then a whole run with every engine on one GPU; ten minutes.
+gpu-smoke: setup
+	$(BIN)/topd doctor configs/gpu-toy.yaml
+	$(BIN)/pytest tests -m gpu
+	rm -rf runs/gpu-smoke
+	$(BIN)/topd train configs/gpu-toy.yaml run.name=gpu-smoke
+	$(BIN)/python tests/gpu_smoke.py runs/gpu-smoke
 else
+gpu-smoke:
+	@echo "gpu-smoke cannot run: nvidia-smi lists no GPU on this machine"; exit 2
+
 bench-gpu:
 	@echo "skipped: nvidia-smi lists no GPU on this machine, and nothing is claimed without one"
 endif

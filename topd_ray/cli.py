@@ -17,6 +17,8 @@ app = typer.Typer(
 )
 toy_app = typer.Typer(help="The small world of the demo.", no_args_is_help=True)
 app.add_typer(toy_app, name="toy")
+data_app = typer.Typer(help="Prompt files from public data sets.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
 
 ConfigFile = Annotated[
     Path, typer.Argument(help="YAML file, e.g. configs/local-toy.yaml")
@@ -29,14 +31,36 @@ Overrides = Annotated[
 @app.command()
 def check(config: ConfigFile, overrides: Overrides = None) -> None:
     """Validate a config and print its plan; start nothing, need no GPU."""
-    from topd_ray.commands.check import print_plan
     from topd_ray.config import load_config
-    from topd_ray.inputs.resources import make_plan
-    from topd_ray.inputs.run_inputs import check_inputs
 
     loaded = load_config(config, overrides)
-    notes = check_inputs(loaded)
-    print_plan(loaded, make_plan(loaded), notes)
+    from topd_ray.commands import check as command
+
+    command.check(loaded)
+
+
+@app.command()
+def doctor(
+    config: Annotated[
+        Path | None,
+        typer.Argument(help="Config to check for; by default the machine alone"),
+    ] = None,
+    overrides: Overrides = None,
+    no_gpu: Annotated[
+        bool, typer.Option("--no-gpu", help="Look at no GPU; while an image is built")
+    ] = False,
+) -> None:
+    """Look at this machine: what would stop a run on it, and the way out.
+
+    Takes up to half a minute. Exit code 2: something would stop a run.
+    """
+    from topd_ray.config import load_config
+
+    loaded = None if config is None else load_config(config, overrides)
+    from topd_ray.commands.doctor.examination import examine, print_findings
+
+    if print_findings(examine(loaded, no_gpu=no_gpu)):
+        raise typer.Exit(2)
 
 
 @app.command()
@@ -109,6 +133,21 @@ def resume(
     from topd_ray.driver import session as run
 
     run.resume(folder, checkpoint, overrides=overrides or [], accept=accept or [])
+
+
+@app.command()
+def runs(
+    folder: Annotated[
+        Path, typer.Argument(help="A folder that holds run folders")
+    ] = Path("runs"),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON instead of a table")
+    ] = False,
+) -> None:
+    """List runs: method, step, accuracy, and whether each is going on."""
+    from topd_ray.commands.runs import print_runs
+
+    print_runs(folder, as_json=as_json)
 
 
 @app.command()
@@ -343,6 +382,25 @@ def toy_extend(
         recipe=WORLDS[world],
         jobs=jobs,
     )
+
+
+@data_app.command("openthoughts3")
+def data_openthoughts3(
+    out: Annotated[Path, typer.Argument(help="JSONL file that is written")],
+    start: Annotated[
+        int, typer.Option(min=0, help="Position of the first row in the math part")
+    ] = 20_000,
+    stop: Annotated[
+        int, typer.Option(min=1, help="Position behind the last row")
+    ] = 30_000,
+    source: Annotated[
+        str, typer.Option(help="Name on the hub, or a Parquet file or folder")
+    ] = "open-thoughts/OpenThoughts3-1.2M",
+) -> None:
+    """Write problems of OpenThoughts3's math part as prompts, in its order."""
+    from topd_ray.commands.data import write_openthoughts3
+
+    typer.echo(write_openthoughts3(out, source, start=start, stop=stop))
 
 
 def main() -> None:

@@ -50,9 +50,11 @@ def test_a_process_without_the_token_is_refused_and_one_with_it_is_not(
 
     shut_down = ray.shutdown
     monkeypatch.setattr(ray, "shutdown", shutdown)
-    small = config(object_store_gib=0.1)
+    small = config(object_store_gib=0.1, env={"NCCL_SOCKET_IFNAME": "lo"})
     with connected(small):
         address = ray.get_runtime_context().gcs_address
+        variable = ray.remote(lambda: os.environ.get("NCCL_SOCKET_IFNAME"))
+        assert ray.get(variable.remote(), timeout=60) == "lo"  # cluster.env
         inside = outside | {
             name: os.environ[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
         }

@@ -1,11 +1,39 @@
 """Config sections around the stages: the run, its evaluation, its health, its place."""
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from topd_ray.config.base import ColumnNames, Fraction, Name, Section
 from topd_ray.config.objective import Method
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SECRET = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)$", re.IGNORECASE)
+
+
+def _checked_variable(name: str) -> str:
+    if not _VARIABLE.fullmatch(name):
+        raise ValueError(f"{name!r} is no name of an environment variable")
+    if name == "CUDA_VISIBLE_DEVICES":
+        raise ValueError(f"{name}: the placement of the actors sets it; drop it")
+    if _SECRET.search(name):
+        raise ValueError(
+            f"{name}: the run folder would hold it in plain text; export it on the"
+            " nodes, before `ray start`"
+        )
+    return name
+
+
+VariableName = Annotated[str, AfterValidator(_checked_variable)]
 
 
 class RunConfig(Section):
@@ -100,11 +128,16 @@ class ClusterConfig(Section):
     every actor has whole GPUs for itself. `colocated`: learner ranks, rollout engines
     and teachers share all GPUs, at most one of each kind on a GPU (paper).
     """
-    gpus_per_node: PositiveInt = 8
+    gpus_per_node: Annotated[int, Field(ge=1, le=128)] = 8
     """GPUs of a machine, for the map of `topd check`; a run takes those it finds."""
     gpu_memory_gib: PositiveFloat | None = None
     """Memory of one GPU in GiB as the driver reports it (H100 80 GB: 79.6). A run that
     needs more is refused. None: memory is summed and not compared.
+    """
+    env: dict[VariableName, str] = Field(default_factory=dict)
+    """Environment variables of every actor's process, e.g. `NCCL_SOCKET_IFNAME`,
+    `NCCL_IB_HCA`, `HF_HOME`, `VLLM_CACHE_ROOT`. Without them an actor has those of `ray
+    start` on its machine. No secrets: they are written into the run folder.
     """
     object_store_gib: PositiveFloat = 2.0
     """Object store of the local cluster, in GiB."""
@@ -130,3 +163,12 @@ class ClusterConfig(Section):
     process, one call after the other, without Ray, for many small runs on few cores; it
     takes `hf` engines, one of each role.
     """
+
+    @model_validator(mode="after")
+    def _variables_have_a_process(self) -> Self:
+        if self.env and self.placement == "inline":
+            raise ValueError(
+                f"cluster.env={self.env} with cluster.placement=inline: no actor has a"
+                " process of its own; set them in the shell that starts topd"
+            )
+        return self

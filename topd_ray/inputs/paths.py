@@ -5,11 +5,31 @@ started by hand it is the one in which `ray start` ran. So the driver resolves e
 path before it hands the config on.
 """
 
+import os
 from pathlib import Path
 
 from topd_ray.config import Config
 from topd_ray.contexts.prompt_forms import BUILT_IN
+from topd_ray.errors import UserError
 from topd_ray.models.folder import local_folder
+
+_SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Variable that Ray sets for the entry point of a submitted job alone."""
+
+
+def refuse_passing_folder(config: Config) -> None:
+    """Raise UserError where a submitted job would write its run into a passing folder.
+
+    The job runs in an unpacked copy of the checkout, on the disk of one node, which Ray
+    deletes when it needs room.
+    """
+    root = Path(config.run.root)
+    if _SUBMITTED in os.environ and not root.is_absolute():
+        raise UserError(
+            f"run.root={root} in a submitted job: Ray deletes its working folder"
+            f" {Path.cwd()} some time after it; give an absolute path on storage that"
+            " every node sees"
+        )
 
 
 def with_absolute_paths(config: Config) -> Config:
@@ -52,4 +72,4 @@ def _absolute(name: str) -> str:
     return str(path.absolute()) if path.exists() else name
 
 
-__all__ = ["with_absolute_paths"]
+__all__ = ["refuse_passing_folder", "with_absolute_paths"]

@@ -52,6 +52,30 @@ class Shape:
         return 2.0 * self.cache_width * self.layers * _BF16
 
 
+_QWEN3_0_6B = Shape(
+    layers=28,
+    attention_width=16 * 128,
+    cache_width=8 * 128,
+    width=1024,
+    vocab=151_936,
+    dense=0.596e9,
+)
+_QWEN3_1_7B = Shape(
+    layers=28,
+    attention_width=16 * 128,
+    cache_width=8 * 128,
+    width=2048,
+    vocab=151_936,
+    dense=1.72e9,
+)
+_QWEN3_8B = Shape(
+    layers=36,
+    attention_width=32 * 128,
+    cache_width=8 * 128,
+    width=4096,
+    vocab=151_936,
+    dense=7.57e9,  # without the embedding, which is another table than the head
+)
 _QWEN3_4B = Shape(
     layers=36,
     attention_width=32 * 128,
@@ -71,7 +95,13 @@ _QWEN3_30B_A3B = Shape(
     experts=48 * 128 * 3 * 2048 * 768,
     expert_share=8 / 128,
 )
-SHAPES = {"Qwen3-4B": _QWEN3_4B, "Qwen3-30B-A3B": _QWEN3_30B_A3B}
+SHAPES = {
+    "Qwen3-0.6B": _QWEN3_0_6B,
+    "Qwen3-1.7B": _QWEN3_1_7B,
+    "Qwen3-4B": _QWEN3_4B,
+    "Qwen3-8B": _QWEN3_8B,
+    "Qwen3-30B-A3B": _QWEN3_30B_A3B,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +214,7 @@ def _learn(
     passes = 4 if config.learner.gradient_checkpointing else 3
     flops_s = hardware.flops * hardware.train_share
     # DeepSpeed's bfloat16 optimizer shards gradients even at stage 0 or 1.
-    stage = max(2, config.learner.zero_stage)
+    stage = config.learner.running_zero_stage
     ranks = config.learner.num_ranks
     sharing = config.learner.sequence_parallel
     moved = (

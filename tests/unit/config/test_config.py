@@ -134,6 +134,22 @@ OVERRIDE_MISTAKES = [
         "candidates.loss=kl",
         "candidates.loss: Input should be 'reverse_kl', 'log_ratio' or",
     ),
+    (
+        "teacher.engine={batch_invariant: true}",
+        "teacher.engine: batch_invariant=True with gpus=0: vLLM has it on a GPU alone",
+    ),
+    (
+        "teacher.engine={expert_parallel: true, gpus: 1}",
+        "teacher.engine: expert_parallel=True with tensor_parallel=1: one GPU holds",
+    ),
+    (
+        "rollout.engine={backend: hf, gpus: 1, max_num_batched_tokens: 4096}",
+        "rollout.engine: max_num_batched_tokens=4096 with backend=hf: it is an option",
+    ),
+    (
+        "rollout.engine={gpus: 1, max_num_batched_tokens: 32}",
+        "rollout.engine: max_num_batched_tokens=32 is less than max_num_seqs=64",
+    ),
     ("rollout.engine.backend=sglang", "rollout.engine.backend: Input should be 'vllm'"),
     (
         "windows.divergence.quantile=1",
@@ -433,3 +449,28 @@ def test_the_schema_loads_neither_torch_nor_ray() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_actors_may_have_environment_variables() -> None:
+    env = {"NCCL_SOCKET_IFNAME": "eth0", "HF_HOME": "/shared/huggingface"}
+    assert parse(cluster={"env": env}).cluster.env == env
+
+
+@pytest.mark.parametrize(
+    ("env", "why"),
+    [
+        ({"A B": "1"}, "'A B' is no name of an environment variable"),
+        ({"CUDA_VISIBLE_DEVICES": "0"}, "the placement of the actors sets it"),
+        ({"HF_TOKEN": "x"}, "HF_TOKEN: the run folder would hold it in plain text"),
+    ],
+)
+def test_a_variable_that_cannot_be_given_to_actors_is_refused(
+    env: dict[str, str], why: str
+) -> None:
+    with pytest.raises(UserError, match=why):
+        parse(cluster={"env": env})
+
+
+def test_variables_without_a_process_are_refused() -> None:
+    with pytest.raises(UserError, match=r"cluster\.env=.*placement=inline"):
+        parse(cluster={"env": {"A": "1"}, "placement": "inline"})

@@ -39,6 +39,7 @@ def config_of(**sections: dict[str, Any]) -> Config:
     [
         ({"dtype": "bfloat16"}, 2 + 4 + 12),
         ({"dtype": "float32"}, 4 + 4 + 8),
+        ({"dtype": "float32", "num_ranks": 2}, 4 + (4 + 8) / 2),
         ({"dtype": "float32", "zero_stage": 1, "num_ranks": 2}, 4 + 4 + 8 / 2),
         ({"dtype": "float32", "zero_stage": 2, "num_ranks": 2}, 4 + (4 + 8) / 2),
         ({"dtype": "bfloat16", "zero_stage": 1, "num_ranks": 2}, 2 + (4 + 12) / 2),
@@ -124,6 +125,6 @@ def test_sizes_come_from_the_folder_or_from_the_config(tmp_path) -> None:
     assert sizes_of(None, 9.0) == ModelSizes(parameters=9e9)
     assert sizes_of(None, None) is None
     lora = LoraConfig(rank=2, targets=("up_proj",))
-    with_adapters = sizes_of(folder, None, lora)
+    with_adapters = sizes_of(folder, None, lora=lora)
     assert with_adapters == replace(sizes, adapters=2 * 2 * (16 + 32))
-    assert sizes_of(None, 9.0, lora) == ModelSizes(parameters=9e9, adapters=0)
+    assert sizes_of(None, 9.0, lora=lora) == ModelSizes(parameters=9e9, adapters=0)

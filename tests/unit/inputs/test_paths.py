@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from topd_ray.config import Config, parse_config
-from topd_ray.inputs.paths import with_absolute_paths
+from topd_ray.errors import UserError
+from topd_ray.inputs.paths import refuse_passing_folder, with_absolute_paths
 
 
 @pytest.fixture
@@ -82,3 +83,15 @@ def test_the_home_of_the_user_is_resolved(
     monkeypatch.setenv("HOME", str(here))
     config = config_of(forms="math", student="~/student", teacher="acme/teacher")
     assert with_absolute_paths(config).learner.model == str(here / "student")
+
+
+def test_a_submitted_job_needs_a_run_root_that_outlives_its_working_folder(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(forms="math", student="student", teacher="models/teacher")
+    refuse_passing_folder(config)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(UserError, match=r"run\.root=runs in a submitted job.*absolute"):
+        refuse_passing_folder(config)
+    run = config.run.model_copy(update={"root": str(here / "runs")})
+    refuse_passing_folder(config.model_copy(update={"run": run}))

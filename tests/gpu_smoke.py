@@ -1,0 +1,40 @@
+"""Judge the run folder of `make gpu-smoke`: every step was taken, and it taught.
+
+python tests/gpu_smoke.py RUN
+"""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+_LEAST_GAIN = 0.2
+"""The demo gains 0.54 on CPU; less than this says that something computes wrongly."""
+
+
+def complaints(run: Path) -> list[str]:
+    """Return what is wrong with a finished run folder."""
+    found = []
+    summary = json.loads((run / "summary.json").read_text())
+    before = summary["accuracy_before"]
+    after = summary["accuracy_after"]
+    if after - before < _LEAST_GAIN:
+        found.append(f"accuracy went from {before:.1%} to {after:.1%}: no training")
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    for line in map(json.loads, lines):
+        if not math.isfinite(line["loss/opd"]):
+            found.append(f"step {line['step']}: loss {line['loss/opd']}")
+    if len(lines) != summary["steps"]:
+        found.append(f"{len(lines)} of {summary['steps']} steps are in metrics.jsonl")
+    return found
+
+
+def main() -> None:
+    """Print the complaints; the exit code says whether there are any."""
+    found = complaints(Path(sys.argv[1]))
+    print("\n".join(found) or "gpu-smoke: the run has taught its student")
+    sys.exit(bool(found))
+
+
+if __name__ == "__main__":
+    main()
