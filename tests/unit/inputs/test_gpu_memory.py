@@ -1,5 +1,6 @@
 """What each GPU holds, added up again from the sizes of the models."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,9 @@ def test_the_map_is_printed_gpu_by_gpu_and_its_numbers_are_the_sums(
     output = printed(*PAPER, capsys=capsys, monkeypatch=monkeypatch)
     _, gpus = memory_of(*PAPER)
     assert "4 GPUs on 1 node of 4 (layout colocated)" in output
+    # Three kinds of actor, four GPUs each, and they are the same four.
+    in_all = next(line for line in output.splitlines() if "in all" in line)
+    assert re.findall(r"\d+", in_all) == ["8", "11", "4"]
     for gpu in gpus:
         assert f"node 0 GPU {gpu.gpu} " in output
         assert f"of 79.6: {gpu.margin_gib:.1f} left" in output
