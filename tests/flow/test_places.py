@@ -277,6 +277,11 @@ def test_a_node_that_goes_away_with_its_gpus_ends_the_session(
             if seen[name]["node"] == node.node_id
         )
         cluster.remove_node(node, allow_graceful=False)
+        # Until Ray knows, the actors on the node still answer.
+        ends_s = time.monotonic() + DEADLINE_S
+        while any(living.name == node.node_id for living in living_nodes()):
+            assert time.monotonic() < ends_s
+            await asyncio.sleep(0.1)
         await lost.pin(0)
 
     with pytest.raises(LostNodeError, match="is gone; the run is placed anew"):
