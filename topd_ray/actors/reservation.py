@@ -8,6 +8,7 @@ tensor-parallel engine among them, and no other job is given it.
 """
 
 import asyncio
+import importlib
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -53,6 +54,21 @@ def living_nodes() -> list[ClusterNode]:
             cpus=node["Resources"].get("CPU", 0.0),
         )
         for node in nodes
+    ]
+
+
+def free_nodes() -> list[ClusterNode]:
+    """Return the living nodes with what no actor or job holds of them."""
+    # Ray's public functions give the sum over all nodes only.
+    state: Any = importlib.import_module("ray._private.state")
+    free = state.available_resources_per_node()
+    return [
+        ClusterNode(
+            name=node.name,
+            gpus=int(free.get(node.name, {}).get("GPU", 0)),
+            cpus=free.get(node.name, {}).get("CPU", 0.0),
+        )
+        for node in living_nodes()
     ]
 
 
@@ -110,7 +126,11 @@ async def reserved(config: Config, calls: Calls) -> AsyncIterator[Reservation]:
     Raises PlacementError where an actor has no place, or where others hold the GPUs for
     longer than `cluster.start_deadline_s`.
     """
-    placement = place(config, living_nodes(), where=cluster_name(config.cluster))
+    where = cluster_name(config.cluster)
+    try:
+        placement = place(config, free_nodes(), where=where)
+    except PlacementError:  # what others hold may become free
+        placement = place(config, living_nodes(), where=where)
     if not placement.bundles:
         yield Reservation(placement, None, {})
         return

@@ -56,7 +56,9 @@ def _print_roles(
         )
     table.add_section()
     actors = sum(role.count for role in plan.roles)
-    table.add_row("in all", str(actors), f"{plan.cpus:g}", f"{plan.gpus:g}", "", "")
+    table.add_row(
+        "in all", str(actors), f"{plan.cpus:g}", str(placement.num_gpus), "", ""
+    )
     console.print(table)
     console.print(
         f"a step: {plan.rollouts_a_step:,} rollouts, at most"
@@ -71,10 +73,10 @@ def _print_gpus(
     console: Console, config: Config, placement: Placement, gpus: Sequence[GpuMemory]
 ) -> None:
     """Print what each GPU holds, actor by actor, and what is left of it."""
-    nodes = len(placement.nodes)
+    size = f"{_counted(len(gpus), 'GPU')} on {_counted(len(placement.nodes), 'node')}"
     table = Table(
         title=(
-            f"{len(gpus)} GPUs on {nodes} node{'s' * (nodes > 1)} of"
+            f"{size} of"
             f" {config.cluster.gpus_per_node} (layout {config.cluster.layout}); GiB,"
             " estimated"
         )
@@ -91,6 +93,10 @@ def _print_gpus(
         table.add_row("", "sum", _gib(gpu.gib), _left(gpu))
         table.add_section()
     console.print(table)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _gib(gib: float | None) -> str:

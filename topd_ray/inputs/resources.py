@@ -61,11 +61,6 @@ class Plan:
         """Return the logical CPUs of all actors."""
         return sum(role.count * role.cpus for role in self.roles)
 
-    @property
-    def gpus(self) -> float:
-        """Return the GPUs of all actors."""
-        return sum(role.count * role.gpus for role in self.roles)
-
 
 def make_plan(config: Config) -> Plan:
     """Return the plan of a config; reads model folders that are on this machine."""

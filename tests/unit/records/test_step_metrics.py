@@ -215,7 +215,7 @@ def test_the_plan_counts_actors_gpus_memory_and_tokens(tmp_path: Path) -> None:
         )
     )
     by_name = {role.name: role for role in plan.roles}
-    assert (plan.gpus, plan.rollouts_a_step, plan.student_tokens_a_step) == (2, 8, 8000)
+    assert (plan.rollouts_a_step, plan.student_tokens_a_step) == (8, 8000)
     assert plan.teacher_tokens_a_step == 8 * 22 * 50
     assert by_name["teacher"].gib > 30e9 * 2 / 2**30
     assert by_name["learner"].gib > 4e9 * (2 + 4 + 12) / 2 / 2**30
