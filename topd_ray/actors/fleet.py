@@ -169,7 +169,7 @@ async def open_fleet(
     async with _reserved(config, calls) as reservation:
         starter = _Starter(config, folder.logs, workers, reservation)
         try:
-            placement = reservation and reservation.placement
+            placement = None if reservation is None else reservation.placement
             transport = transport_of(config, placement)
             fleet = _opened(starter, folder, calls, replacement, total_steps, transport)
             await _all_ready(fleet, reservation)
