@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from tests.contract import oracle
 from tests.contract.learner_ranks import TEACHER_WIDTH
@@ -97,19 +98,35 @@ class Story:
     killed: list[int]
 
 
-@pytest.fixture(scope="module")
-def story(setting: Setting) -> Story:
-    """Versions 1 to 4: the store, a broadcast, one with a kill in it, one after it."""
+ON_GPUS = {
+    "gloo": (),
+    "nccl": ("rollout.engine.gpus=1", "learner.gpus=1"),
+    "ipc": ("cluster.layout=colocated",),
+}
+"""Overrides of a transport: GPUs of their own, or the same one."""
+
+
+def on_gpus(transport: str, count: int) -> Any:
+    """A transport whose tests need so many GPUs."""
+    missing = torch.cuda.device_count() < count
+    skipped = pytest.mark.skipif(missing, reason=f"needs {count} GPUs")
+    return pytest.param(transport, marks=[pytest.mark.gpu, skipped])
+
+
+@pytest.fixture(scope="module", params=["gloo", on_gpus("nccl", 2), on_gpus("ipc", 1)])
+def story(request: pytest.FixtureRequest, setting: Setting) -> Story:
+    """Versions 1 to 4: the store, a transfer, one with a kill in it, one after it."""
     chosen = load_config(
         setting.file,
         [
-            "run.name=transfers",
+            f"run.name=transfers-{request.param}",
+            f"weights.transport={request.param}",
+            *ON_GPUS[request.param],
             "rollout.temperature=0",
             f"rollout.max_response_tokens={MAX_TOKENS}",
             "learner.lr=0.05",
             "run.method=opd",
             "teacher.engine.backend=hf",
-            "weights.transport=gloo",
             "weights.deadline_s=120",
             "evaluation.path=null",
         ],
@@ -198,7 +215,7 @@ async def _expected(folder: Path, fleet: Fleet) -> list[list[int]]:
 
 @pytest.mark.parametrize(
     ("version", "way"),
-    [(1, "store"), (2, "broadcast"), (3, "broadcast with a kill"), (4, "broadcast")],
+    [(1, "store"), (2, "directly"), (3, "with a kill"), (4, "directly again")],
 )
 def test_the_engine_answers_as_the_model_that_was_sent(
     story: Story, version: int, way: str

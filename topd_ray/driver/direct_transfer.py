@@ -112,7 +112,7 @@ class DirectTransfer:
             self._joined = []
             await self._ends.learners.close_sender()
             late = isinstance(error, TimeoutError)
-            errors = await calls.errors(0.0 if late else _GRACE_S)
+            errors = await calls.errors(is_late=late)
             raise TransferError(errors, progress) from None
         finally:
             calls.forget()
@@ -223,14 +223,18 @@ class _TransferCalls:
         await self._until(lambda: all(task.done() for task in self._tasks.values()))
         self._tasks = {}
 
-    async def errors(self, grace_s: float) -> dict[str, TopdError]:
-        """Return the errors of those that failed, or owe their answer for too long."""
-        if self._tasks:
-            await asyncio.wait(self._tasks.values(), timeout=grace_s)
+    async def errors(self, *, is_late: bool) -> dict[str, TopdError]:
+        """Return the errors of those that failed, or have not answered.
+
+        Where the deadline has passed, a call without an answer is a loss; else it only
+        waits for the member that failed.
+        """
+        if self._tasks and not is_late:
+            await asyncio.wait(self._tasks.values(), timeout=_GRACE_S)
         errors: dict[str, TopdError] = {}
         for name, task in self._tasks.items():
             if not task.done():
-                errors[name] = self._owed(name)
+                errors[name] = self._owed(name) if is_late else _left_waiting(name)
             elif isinstance(error := task.exception(), TopdError):
                 errors[name] = error
         return errors
@@ -253,6 +257,10 @@ class _TransferCalls:
             f"{name} owed its part of a transfer of weights for {self._deadline_s:g} s"
             " (weights.deadline_s); raise it where the transfer is only slow"
         )
+
+
+def _left_waiting(name: str) -> TopdError:
+    return TopdError(f"{name} was left waiting in a transfer of weights that failed")
 
 
 __all__ = ["DirectTransfer", "TransferError", "TransferProgress"]

@@ -193,9 +193,11 @@ def open_sender(
     """Return a sender: every learner rank's by IPC, rank 0's of a broadcast.
 
     Waits until all engines have joined a broadcast. `listener` is the socket of the
-    group's port, which a broadcast needs.
+    group's port, which a broadcast needs; it is closed where it is not used.
     """
     if transport == "ipc":
+        if listener is not None:
+            listener.close()
         return IpcSender(buffer_bytes=group.buffer_bytes)
     assert listener is not None, "rank 0 listens"
     if transport == GLOO:

@@ -148,7 +148,7 @@ def _checksum(
         # xxhash refuses memory that is not contiguous.
         flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         for block in _sampled(flat):
-            digest.update(block)
+            digest.update(block.data)
     return digest.hexdigest()
 
 

@@ -256,11 +256,12 @@ def test_a_transfer_that_hangs_ends_at_its_deadline_and_says_who_owed_it(
     assert [is_loss for _, is_loss in fixture.engines[1].losses] == [True]
 
 
-def test_a_sender_that_fails_with_all_engines_alive_ends_the_run() -> None:
+@pytest.mark.parametrize("fate", ["follows", "hangs"])
+def test_a_sender_that_fails_with_all_engines_alive_ends_the_run(fate: str) -> None:
     """Every further transfer would end like it, and would replace all engines."""
 
     def made() -> Fixture:
-        fixture = Fixture(("follows", "follows"))
+        fixture = Fixture((fate, fate))
         fixture.learners.fails = ActorFailedError("learner[0] failed in next_piece: x")
         return fixture
 
