@@ -32,7 +32,6 @@ from topd_ray.actors.learner_group import LearnerActorGroup
 from topd_ray.actors.process import Process
 from topd_ray.actors.protocols import Fleet
 from topd_ray.actors.replacement import Replacement
-from topd_ray.actors.resources import ActorResources
 from topd_ray.actors.worker import Worker
 from topd_ray.config import Config, load_config, parse_config
 from topd_ray.driver.ledger import Ledger
@@ -220,7 +219,7 @@ def fleet(size: Size, calls: Calls, *, over_ray: bool) -> Fleet:
 
     def starter(worker: Callable[[Size], Worker]) -> Callable[[], Process]:
         if over_ray:
-            return lambda: RayProcess(worker, ActorResources(1, 0.01, 0.0), size)
+            return lambda: RayProcess(worker, {"num_cpus": 0.01}, size)
         return lambda: InlineProcess(worker(size))
 
     never = Replacement.never()

@@ -191,8 +191,8 @@ def words(parts: dict[str, float]) -> str:
         " way in), and a tied output head takes over the packing that vLLM makes of"
         " the embedding, instead of packing once more (together a quarter of the"
         " reload). What is left of ours is one copy out of DeepSpeed, one into the"
-        " store, and two checksums. On a GPU nothing is packed; nothing is claimed"
-        " for it."
+        " store, and two checksums of samples. On a GPU nothing is packed; nothing is"
+        " claimed for it."
     )
 
 

@@ -31,14 +31,12 @@ Overrides = Annotated[
 @app.command()
 def check(config: ConfigFile, overrides: Overrides = None) -> None:
     """Validate a config and print its plan; start nothing, need no GPU."""
-    from topd_ray.commands.check import print_plan
     from topd_ray.config import load_config
-    from topd_ray.inputs.resources import make_plan
-    from topd_ray.inputs.run_inputs import check_inputs
 
     loaded = load_config(config, overrides)
-    notes = check_inputs(loaded)
-    print_plan(loaded, make_plan(loaded), notes)
+    from topd_ray.commands import check as command
+
+    command.check(loaded)
 
 
 @app.command()
@@ -135,6 +133,21 @@ def resume(
     from topd_ray.driver import session as run
 
     run.resume(folder, checkpoint, overrides=overrides or [], accept=accept or [])
+
+
+@app.command()
+def runs(
+    folder: Annotated[
+        Path, typer.Argument(help="A folder that holds run folders")
+    ] = Path("runs"),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON instead of a table")
+    ] = False,
+) -> None:
+    """List runs: method, step, accuracy, and whether each is going on."""
+    from topd_ray.commands.runs import print_runs
+
+    print_runs(folder, as_json=as_json)
 
 
 @app.command()

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch._C._distributed_c10d import Store
 
+from tests.contract.receiving import sent_by_gloo
 from tests.tiny import VOCAB
 from topd_ray.config import LearnerConfig, ObjectiveConfig, TeacherConfig
 from topd_ray.engines.rendezvous import meet, open_listener
@@ -38,7 +39,7 @@ TEACHER_WIDTH = 64
 TOP_K = 4
 OBJECTIVE = ObjectiveConfig(lambda_traj=0.3)
 TOTAL_STEPS = 8
-RANK_DEADLINE_S = 120
+RANK_DEADLINE_S = 300
 Weights = dict[str, NDArray[Any]]
 
 
@@ -315,6 +316,8 @@ class Outcome:
 
     reports: list[StepReport]
     after_first: Weights
+    sent: list[Weights]
+    """The weights after the first step, as each of two receivers had them by gloo."""
     after_skip: Weights
     after_third: Weights
     after_third_again: Weights
@@ -380,6 +383,7 @@ def _play(
     )
     reports = [take_step(learner, step_batches(0, signal)[rank])]
     after_first = held_weights(learner)
+    sent = sent_by_gloo(learner, rank, num_receivers=2)
     first, *others = step_batches(1, signal)[rank]
     reports.append(take_step(learner, [poisoned(first) if rank else first, *others]))
     after_skip = held_weights(learner)
@@ -400,7 +404,13 @@ def _play(
     )
     again.close()
     return Outcome(
-        reports, after_first, after_skip, after_third, after_third_again, self_loss
+        reports,
+        after_first,
+        sent,
+        after_skip,
+        after_third,
+        after_third_again,
+        self_loss,
     )
 
 

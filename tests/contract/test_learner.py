@@ -170,6 +170,18 @@ def test_both_ranks_report_the_same_and_only_rank_0_publishes(
 
 
 @two_rank_cases
+def test_a_broadcast_brings_every_receiver_what_is_published(
+    two_ranks, stage, tied, signal
+):
+    mine, theirs = two_ranks[f"{stage}{tied}{signal}"]
+    assert len(mine.sent) == 2
+    for received in mine.sent:
+        assert list(received) == list(mine.after_first)
+        assert_identical(received, mine.after_first)
+    assert theirs.sent == []
+
+
+@two_rank_cases
 def test_a_loss_that_is_not_finite_on_one_rank_moves_nothing_on_any(
     two_ranks, expected, stage, tied, signal
 ):

@@ -19,10 +19,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.make import rollout
+from topd_ray.actors.placement import assumed_placement
 from topd_ray.config import load_config
 from topd_ray.driver.checkpoint import MANIFEST, open_checkpoint, seal
 from topd_ray.driver.state import RunState
 from topd_ray.errors import UserError
+from topd_ray.inputs.gpu_memory import gpu_memory
 from topd_ray.inputs.prompts import load_source
 from topd_ray.inputs.resources import make_plan
 from topd_ray.models.facts import read_facts
@@ -165,6 +167,7 @@ def test_a_config_of_odd_values(
     config = refused_or(lambda: load_config(changed), changed.name)
     if config is not None:
         make_plan(config)
+        refused_or(lambda: gpu_memory(config, assumed_placement(config)), "lower")
 
 
 ROWS: list[dict[str, Any]] = [

@@ -12,8 +12,10 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from topd_ray.actors.placement import Placement, cluster_name, place
+from topd_ray.actors.reservation import living_nodes
 from topd_ray.actors.resources import total_resources
-from topd_ray.config import ClusterConfig, Config
+from topd_ray.config import Config
 from topd_ray.errors import UserError, first_line
 
 _CONNECT_S = 10.0
@@ -27,14 +29,15 @@ _AUTH_TOKEN = "RAY_AUTH_TOKEN"
 
 
 @contextmanager
-def connected(config: Config) -> Iterator[None]:
+def connected(config: Config) -> Iterator[Placement | None]:
     """Join the cluster of the config or of the submitted job, or start a local one.
 
-    Does nothing with `cluster.placement: inline`. Raises UserError where there is no
-    such cluster, or where it is too small for the config.
+    Yields where the actors would be. With `cluster.placement: inline` there is no
+    cluster and no such place. Raises UserError where there is no such cluster, and
+    PlacementError where it is too small for the config.
     """
     if config.cluster.placement == "inline":
-        yield
+        yield None
         return
     for key, value in _QUIET.items():
         os.environ.setdefault(key, value)
@@ -46,8 +49,8 @@ def connected(config: Config) -> Iterator[None]:
                 _join(address, config.cluster.env)
             else:
                 _start_local(config)
-            _refuse_what_does_not_fit(config)
-            yield
+            # Here, because a config that is refused must leave no run folder.
+            yield place(config, living_nodes(), where=cluster_name(config.cluster))
         finally:
             ray.shutdown()
 
@@ -75,16 +78,24 @@ def _start_local(config: Config) -> None:
     # its control store.
     os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     cpus = total_resources(config)["CPU"]
-    ray.init(
-        address="local",
-        # CPUs are numbers to Ray: on a laptop more actors may share fewer cores
-        num_cpus=max(math.ceil(cpus), os.cpu_count() or 1),
-        object_store_memory=int(config.cluster.object_store_gib * 2**30),
-        include_dashboard=False,
-        runtime_env=_runtime_env(config.cluster.env),
-        log_to_driver=False,
-        logging_level="warning",
-    )
+    store_gib = config.cluster.object_store_gib
+    try:
+        ray.init(
+            address="local",
+            # CPUs are numbers to Ray: on a laptop more actors may share fewer cores
+            num_cpus=max(math.ceil(cpus), os.cpu_count() or 1),
+            object_store_memory=int(store_gib * 2**30),
+            include_dashboard=False,
+            runtime_env=_runtime_env(config.cluster.env),
+            log_to_driver=False,
+            logging_level="warning",
+        )
+    except (ValueError, OSError, RayError) as error:
+        raise UserError(
+            f"Ray does not start on this machine ({first_line(error)}); the object"
+            f" store of cluster.object_store_gib={store_gib:g} must fit into /dev/shm:"
+            " lower it, or enlarge /dev/shm (`docker run --shm-size=…`)"
+        ) from None
 
 
 def _runtime_env(env: Mapping[str, str]) -> dict[str, Any] | None:
@@ -138,19 +149,3 @@ def _try_port(address: str) -> None:
         where = (host.strip("[]"), int(port))
         with socket.create_connection(where, timeout=_CONNECT_S):
             pass
-
-
-def _refuse_what_does_not_fit(config: Config) -> None:
-    available = ray.cluster_resources()
-    where = _where(config.cluster)
-    for kind, wanted in total_resources(config).items():
-        if wanted > available.get(kind, 0.0):
-            raise UserError(
-                f"the config asks for {wanted:g} {kind}s in all, {where} has"
-                f" {available.get(kind, 0.0):g}; lower the `{kind.lower()}s` fields or"
-                " the number of engines, workers and ranks (`topd check` lists them)"
-            )
-
-
-def _where(cluster: ClusterConfig) -> str:
-    return cluster.address or "this machine"

@@ -1,8 +1,8 @@
 """Worker classes -> a fleet of handles: Ray actors, or workers in this process."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,7 +10,6 @@ import ray
 
 from topd_ray.actors.calls import Calls, all_of
 from topd_ray.actors.handles import (
-    Handle,
     ProberActorHandle,
     RolloutActorHandle,
     TeacherActorHandle,
@@ -22,7 +21,7 @@ from topd_ray.actors.prober import ProbeWorker
 from topd_ray.actors.process import Process, Reference, Stream
 from topd_ray.actors.protocols import DirectEnds, Fleet, Ref
 from topd_ray.actors.replacement import Replacement
-from topd_ray.actors.resources import ActorResources, resources_of
+from topd_ray.actors.reservation import Reservation, reserved
 from topd_ray.actors.rollout import RolloutWorker
 from topd_ray.actors.teacher import TeacherWorker
 from topd_ray.actors.transport import transport_of
@@ -49,19 +48,19 @@ class RayProcess:
     def __init__(
         self,
         worker: WorkerClass,
-        resources: ActorResources,
+        options: Mapping[str, Any],
         *arguments: object,
         **named: object,
     ) -> None:
+        """`options`: Ray's, of where the actor is and what it takes there."""
         # A teacher reads a chunk while it continues from others; all other workers do
         # one thing at a time.
         concurrency = _TEACHER_CALLS if worker is TeacherWorker else 1
         remote = ray.remote(
-            num_cpus=resources.cpus,
-            num_gpus=resources.gpus,
             max_restarts=0,
             max_concurrency=concurrency,
             concurrency_groups={_BESIDE: 1},
+            **options,
         )(worker)
         self.actor: Any = remote.remote(*arguments, **named)
 
@@ -106,22 +105,49 @@ def put(config: Config, value: T) -> Ref[T]:
     return reference
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerClasses:
+    """The class of the workers of each kind."""
+
+    rollout: WorkerClass = RolloutWorker
+    teacher: WorkerClass = TeacherWorker
+    prober: WorkerClass = ProbeWorker
+    learner: WorkerClass = LearnerWorker
+
+
 @dataclass(frozen=True, slots=True)
 class _Starter:
-    """Makes the processes of a run's actors."""
+    """Makes the processes of a run's actors, and ends them."""
 
     config: Config
     logs: Path
+    workers: WorkerClasses
+    reservation: Reservation | None
+    """None with `cluster.placement: inline`."""
+    started: list[Process] = field(default_factory=list)
 
-    def process(
-        self, name: str, worker: WorkerClass, **named: object
-    ) -> Callable[[], Process]:
+    def process(self, name: str, **named: object) -> Callable[[], Process]:
         """Return what starts the actor `name`, as often as it is called."""
-        if self.config.cluster.placement == "inline":
-            return lambda: InlineProcess(worker(self.config, **named))
-        resources = resources_of(self.config)[name.partition("[")[0]]
+
+        def start() -> Process:
+            process = self._process(name, **named)
+            self.started.append(process)
+            return process
+
+        return start
+
+    def end_all(self) -> None:
+        """End every process that was started."""
+        for process in self.started:
+            process.kill()
+
+    def _process(self, name: str, **named: object) -> Process:
+        worker: WorkerClass = getattr(self.workers, name.partition("[")[0])
+        if self.reservation is None:
+            return InlineProcess(worker(self.config, **named))
+        options = self.reservation.options(name)
         log = self.logs / f"{name}.log"
-        return lambda: RayProcess(worker, resources, self.config, log=log, **named)
+        return RayProcess(worker, options, self.config, log=log, **named)
 
 
 @asynccontextmanager
@@ -132,86 +158,129 @@ async def open_fleet(
     replacement: Replacement,
     *,
     total_steps: int,
+    workers: WorkerClasses = WorkerClasses(),
 ) -> AsyncIterator[Fleet]:
-    """Start all actors side by side; yield their handles when each has its model.
+    """Place and start all actors; yield their handles when each has its model.
 
-    At the end of the block every actor is ended and none is replaced any more, also
-    where the start fails.
+    At the end of the block every actor is ended, none is replaced any more, and no GPU
+    is held, also where the start fails. Raises PlacementError where an actor has no
+    place.
     """
-    starter = _Starter(config, folder.logs)
-    transport = transport_of(config)
-    opened: list[Handle | LearnerActorGroup] = []
-    try:
-        learners = _open_learners(starter, calls, folder, total_steps)
-        opened.append(learners)
-        rollouts = []
-        for index in range(config.rollout.num_engines):
-            name = f"rollout[{index}]"
-            engine = RolloutActorHandle(
+    async with _reserved(config, calls) as reservation:
+        starter = _Starter(config, folder.logs, workers, reservation)
+        try:
+            placement = reservation and reservation.placement
+            transport = transport_of(config, placement)
+            fleet = _opened(starter, folder, calls, replacement, total_steps, transport)
+            await _all_ready(fleet, reservation)
+            yield fleet.public
+        finally:
+            replacement.close()
+            starter.end_all()
+
+
+@asynccontextmanager
+async def _reserved(config: Config, calls: Calls) -> AsyncIterator[Reservation | None]:
+    if config.cluster.placement == "inline":
+        yield None
+        return
+    async with reserved(config, calls) as reservation:
+        yield reservation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OpenedFleet:
+    """The handles of all actors, which may not be ready yet."""
+
+    rollouts: list[RolloutActorHandle]
+    teachers: list[TeacherActorHandle]
+    probers: list[ProberActorHandle]
+    learners: LearnerActorGroup
+    transport: Transport
+    workers: int
+    """Processes of one rollout engine."""
+
+    @property
+    def public(self) -> Fleet:
+        """Return what the driver may call."""
+        return Fleet(
+            rollouts=self.rollouts,
+            teachers=self.teachers,
+            probers=self.probers,
+            learners=self.learners,
+            direct=None if self.transport == "store" else self._direct_ends(),
+        )
+
+    def _direct_ends(self) -> DirectEnds:
+        assert self.transport != "store"
+        return DirectEnds(
+            transport=self.transport,
+            learners=self.learners,
+            engines=self.rollouts,
+            workers=self.workers,
+        )
+
+
+def _opened(
+    starter: _Starter,
+    folder: RunFolder,
+    calls: Calls,
+    replacement: Replacement,
+    total_steps: int,
+    transport: Transport,
+) -> _OpenedFleet:
+    """Start every process; none is awaited."""
+    config = starter.config
+    learners = _open_learners(starter, calls, folder, total_steps)
+    return _OpenedFleet(
+        learners=learners,
+        transport=transport,
+        workers=config.rollout.engine.tensor_parallel,
+        rollouts=[
+            RolloutActorHandle(
                 name,
-                starter.process(name, RolloutWorker, transport=transport),
+                starter.process(name, transport=transport),
                 calls,
                 replacement,
                 replaceable=config.rollout.max_staleness == 0,
                 publish_again=learners.publish_again,
             )
-            rollouts.append(engine)
-            opened.append(engine)
-        teachers = []
-        for index in range(config.teacher.num_engines):
-            name = f"teacher[{index}]"
-            teacher = TeacherActorHandle(
-                name, starter.process(name, TeacherWorker), calls, replacement
-            )
-            teachers.append(teacher)
-            opened.append(teacher)
-        probers = []
-        for index in range(config.num_probe_workers):
-            name = f"prober[{index}]"
-            prober = ProberActorHandle(
-                name, starter.process(name, ProbeWorker), calls, replacement
-            )
-            probers.append(prober)
-            opened.append(prober)
-        handles = [*rollouts, *teachers, *probers]
-        await all_of([learners.start(), *(handle.ready() for handle in handles)])
-        yield Fleet(
-            rollouts=rollouts,
-            teachers=teachers,
-            probers=probers,
-            learners=learners,
-            direct=_direct_ends(config, transport, learners, rollouts),
-        )
-    finally:
-        replacement.close()
-        for actor in opened:
-            actor.kill()
-
-
-def _direct_ends(
-    config: Config,
-    transport: Transport,
-    learners: LearnerActorGroup,
-    rollouts: Sequence[RolloutActorHandle],
-) -> DirectEnds | None:
-    if transport == "store" or not config.decodes_rollouts:
-        return None
-    return DirectEnds(
-        transport=transport,
-        learners=learners,
-        engines=rollouts,
-        workers=config.rollout.engine.tensor_parallel,
+            for name in _names("rollout", config.rollout.num_engines)
+        ],
+        teachers=[
+            TeacherActorHandle(name, starter.process(name), calls, replacement)
+            for name in _names("teacher", config.teacher.num_engines)
+        ],
+        probers=[
+            ProberActorHandle(name, starter.process(name), calls, replacement)
+            for name in _names("prober", config.num_probe_workers)
+        ],
     )
+
+
+def _names(kind: str, count: int) -> list[str]:
+    return [f"{kind}[{index}]" for index in range(count)]
+
+
+async def _all_ready(fleet: _OpenedFleet, reservation: Reservation | None) -> None:
+    """Wait until each actor has its model."""
+    handles = [*fleet.rollouts, *fleet.teachers, *fleet.probers]
+    engines = [handle.ready() for handle in handles]
+    if reservation is not None and reservation.placement.learners_share:
+        # vLLM expects that nobody else allocates on its GPUs while it starts.
+        await all_of(engines)
+        await fleet.learners.start()
+    else:
+        await all_of([fleet.learners.start(), *engines])
 
 
 def _open_learners(
     starter: _Starter, calls: Calls, folder: RunFolder, total_steps: int
 ) -> LearnerActorGroup:
     processes = []
-    for rank in range(starter.config.learner.num_ranks):
+    for rank, name in enumerate(_names("learner", starter.config.learner.num_ranks)):
         start = starter.process(
-            f"learner[{rank}]",
-            LearnerWorker,
+            name,
             rank=rank,
             total_steps=total_steps,
             windows_folder=folder.windows,

@@ -3,6 +3,7 @@
 import socket
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -110,7 +111,8 @@ class LearnerWorker(Worker):
             if isinstance(item, ScoredRollout)
         ]
         probe_sets = [item for item in items if isinstance(item, ProbeSet)]
-        batches = pack(
+        packed = partial(
+            pack,
             scored,
             probe_sets if self._config.uses_probes else None,
             threshold=threshold,
@@ -118,6 +120,11 @@ class LearnerWorker(Worker):
             token_budget=self._config.windows.token_budget,
             run_seed=self._config.run.seed,
         )
+        batches = packed()
+        fullest = self._actor.fullest(len(batches))
+        if len(batches) < fullest:
+            # Smaller micro-batches, so that no rank waits in an empty one.
+            batches = packed(at_least=fullest)
         sums = self._actor.accumulate(batches)
         if self._recorder:
             self._recorder.add(probe_sets, threshold)

@@ -122,10 +122,10 @@ class LearnerActorGroup:
         pieces: list[TransferPiece | None] = await self._every("next_piece", is_first)
         return pieces[0]
 
-    def close_sender(self) -> None:
+    async def close_sender(self) -> None:
         """See `SendingLearners`."""
-        for process in self._processes:
-            process.interject("close_sender")
+        closing = [process.interject("close_sender") for process in self._processes]
+        await self._answers("close_sender", closing)
 
     async def follow_teacher(self) -> None:
         """See `LearnerGroup`."""

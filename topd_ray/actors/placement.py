@@ -57,11 +57,11 @@ class PlacedActor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GpuBundle:
-    """One GPU that is reserved, with the CPUs of the actors that have it first."""
+class NodeBundle:
+    """The GPUs of one node that are held for a run, and the CPUs of their actors."""
 
     node: int
-    gpu: int
+    gpus: tuple[int, ...]
     cpus: float
 
 
@@ -82,13 +82,22 @@ class Placement:
         return [a for a in self.actors if a.node == node and gpu in a.gpus]
 
     @property
-    def bundles(self) -> tuple[GpuBundle, ...]:
-        """Return every GPU in use, by node and index."""
-        used = sorted({(a.node, gpu) for a in self.actors for gpu in a.gpus})
+    def bundles(self) -> tuple[NodeBundle, ...]:
+        """Return what is held on each node with a GPU in use, in order."""
         return tuple(
-            GpuBundle(node=node, gpu=gpu, cpus=self._cpus_of(node, gpu))
-            for node, gpu in used
+            NodeBundle(
+                node=node,
+                gpus=tuple(sorted({gpu for a in actors for gpu in a.gpus})),
+                cpus=sum(actor.cpus for actor in actors),
+            )
+            for node in range(len(self.nodes))
+            if (actors := [a for a in self.actors if a.node == node and a.gpus])
         )
+
+    @property
+    def num_gpus(self) -> int:
+        """Return the number of GPUs in use."""
+        return sum(len(bundle.gpus) for bundle in self.bundles)
 
     @property
     def learners_share(self) -> bool:
@@ -99,10 +108,6 @@ class Placement:
             if actor.kind == "learner"
             for gpu in actor.gpus
         )
-
-    def _cpus_of(self, node: int, gpu: int) -> float:
-        actors = (a for a in self.actors if a.node == node and a.gpus[:1] == (gpu,))
-        return sum(actor.cpus for actor in actors)
 
 
 def place(config: Config, nodes: Sequence[ClusterNode], *, where: str) -> Placement:
@@ -217,14 +222,14 @@ def _in_order(demands: Sequence[_Demand], *, is_colocated: bool) -> list[_Demand
 class _Gpu:
     node: int
     index: int
+    left: float = 1.0
     occupants: list[_Demand] = field(default_factory=list)
+    kinds: set[str] = field(default_factory=set)
 
-    @property
-    def left(self) -> float:
-        return 1 - sum(occupant.share for occupant in self.occupants)
-
-    def has(self, kind: str) -> bool:
-        return any(occupant.kind == kind for occupant in self.occupants)
+    def take(self, demand: _Demand) -> None:
+        self.left -= demand.share
+        self.occupants.append(demand)
+        self.kinds.add(demand.kind)
 
 
 _Preference = Callable[[_Gpu], tuple[float, ...]]
@@ -264,7 +269,7 @@ class _Board:
         node = gpus[0].node if gpus else self._node_for(demand)
         self._cpus[node] -= demand.cpus
         for gpu in gpus:
-            gpu.occupants.append(demand)
+            gpu.take(demand)
             self._used.add(node)
         return PlacedActor(
             name=demand.name,
@@ -291,9 +296,9 @@ class _Board:
 
     def _has_room(self, gpu: _Gpu, demand: _Demand) -> bool:
         if self._is_colocated:
-            return not gpu.has(demand.kind)
+            return demand.kind not in gpu.kinds
         # NCCL refuses two ranks of one group on one GPU.
-        is_second_rank = demand.kind == "learner" and gpu.has("learner")
+        is_second_rank = demand.kind == "learner" and "learner" in gpu.kinds
         return gpu.left >= demand.share - _SLACK and not is_second_rank
 
     def _node_for(self, demand: _Demand) -> int:
@@ -361,7 +366,7 @@ def cluster_name(cluster: ClusterConfig) -> str:
 
 __all__ = [
     "ClusterNode",
-    "GpuBundle",
+    "NodeBundle",
     "PlacedActor",
     "Placement",
     "assumed_placement",

@@ -366,7 +366,7 @@ class SendingLearners(Protocol):
         """Return the next piece of the weights for the engines; None at the end."""
         ...
 
-    def close_sender(self) -> None:
+    async def close_sender(self) -> None:
         """Leave the group at once, also while a call of `next_piece` waits in it."""
         ...
 

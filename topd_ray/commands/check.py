@@ -1,17 +1,42 @@
-"""`topd check`: print the plan of a run as a table."""
+"""`topd check`: print the plan of a run as tables."""
 
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
+from topd_ray.actors.placement import Placement, assumed_placement
+from topd_ray.actors.transport import transport_of
 from topd_ray.config import Config
-from topd_ray.inputs.resources import Plan
+from topd_ray.inputs.gpu_memory import (
+    GpuMemory,
+    gpu_memory,
+    refuse_too_little_memory,
+)
+from topd_ray.inputs.resources import Plan, make_plan
+from topd_ray.inputs.run_inputs import check_inputs
 
 
-def print_plan(config: Config, plan: Plan, notes: Sequence[str]) -> None:
-    """Print what each role takes, the sums, the tokens of a step, and the notes."""
+def check(config: Config) -> None:
+    """Judge a config, and print what a run of it takes of which machine.
+
+    Raises UserError for what is not sound, among it an actor that fits no node and a
+    GPU with too little memory; the map of the GPUs is printed before.
+    """
+    notes = check_inputs(config)
+    placement = assumed_placement(config)
+    gpus = gpu_memory(config, placement)
     console = Console()
+    _print_roles(console, config, make_plan(config), placement)
+    if gpus:
+        _print_gpus(console, config, placement, gpus)
+    refuse_too_little_memory(config, gpus)
+    _print_notes(console, config, [*notes, *_gpu_notes(config, gpus)])
+
+
+def _print_roles(
+    console: Console, config: Config, plan: Plan, placement: Placement
+) -> None:
     table = Table(
         title=f"{config.run.name}: {config.run.method}, seed {config.run.seed}"
     )
@@ -26,7 +51,7 @@ def print_plan(config: Config, plan: Plan, notes: Sequence[str]) -> None:
             str(role.count),
             f"{role.cpus:g}",
             f"{role.gpus:g}",
-            gib,
+            "see map" if role.gpus else gib,
             role.what,
         )
     table.add_section()
@@ -39,6 +64,67 @@ def print_plan(config: Config, plan: Plan, notes: Sequence[str]) -> None:
         f" {plan.teacher_tokens_a_step:,} by the teacher; longest sequence"
         f" {config.teacher_context_tokens:,}"
     )
+    console.print(f"weights travel by {transport_of(config, placement)}")
+
+
+def _print_gpus(
+    console: Console, config: Config, placement: Placement, gpus: Sequence[GpuMemory]
+) -> None:
+    """Print what each GPU holds, actor by actor, and what is left of it."""
+    nodes = len(placement.nodes)
+    table = Table(
+        title=(
+            f"{len(gpus)} GPUs on {nodes} node{'s' * (nodes > 1)} of"
+            f" {config.cluster.gpus_per_node} (layout {config.cluster.layout}); GiB,"
+            " estimated"
+        )
+    )
+    table.add_column("GPU")
+    table.add_column("actor")
+    table.add_column("GiB", justify="right")
+    table.add_column("holds")
+    for gpu in gpus:
+        name = f"node {gpu.node} GPU {gpu.gpu}"
+        for actor in gpu.actors:
+            table.add_row(name, actor.actor, _gib(actor.gib), _terms(actor.parts))
+            name = ""
+        table.add_row("", "sum", _gib(gpu.gib), _left(gpu))
+        table.add_section()
+    console.print(table)
+
+
+def _gib(gib: float | None) -> str:
+    return "?" if gib is None else f"{gib:.1f}"
+
+
+def _terms(parts: dict[str, float] | None) -> str:
+    if parts is None:
+        return "the model's size is not known"
+    return " + ".join(f"{what} {gib:.1f}" for what, gib in parts.items())
+
+
+def _left(gpu: GpuMemory) -> str:
+    if gpu.margin_gib is None:
+        return ""
+    colour = "red" if gpu.margin_gib < 0 else "green"
+    margin = f"[{colour}]{gpu.margin_gib:.1f} left[/{colour}]"
+    return f"of {gpu.card_gib:g}: {margin}"
+
+
+def _gpu_notes(config: Config, gpus: Sequence[GpuMemory]) -> list[str]:
+    if gpus and config.cluster.gpu_memory_gib is None:
+        return [
+            "cluster.gpu_memory_gib is not set, so the sums were compared with no card"
+        ]
+    if any(gpu.gib is None for gpu in gpus):
+        return [
+            "a model is neither here nor of known size, so the sums were compared with"
+            " no card; set learner.size_b and teacher.size_b"
+        ]
+    return []
+
+
+def _print_notes(console: Console, config: Config, notes: Sequence[str]) -> None:
     # No markup: a path may hold brackets.
     for note in notes:
         console.print(f"note: {note}", style="yellow", markup=False)

@@ -1,6 +1,6 @@
 """The base class of config sections, and the section of an inference engine."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -9,6 +9,7 @@ from pydantic import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    model_validator,
 )
 
 
@@ -49,8 +50,20 @@ class EngineConfig(Section):
     """
     max_num_seqs: PositiveInt = 64
     """Sequences decoded at once."""
+    max_num_batched_tokens: PositiveInt | None = None
+    """Tokens of one step of vLLM on a GPU; a longer prompt is read in pieces. Fewer
+    need less memory and delay running sequences less; by default vLLM chooses.
+    """
     tensor_parallel: PositiveInt = 1
     """GPUs that one engine is split over."""
+    expert_parallel: bool = False
+    """With `tensor_parallel`, give each GPU whole experts and not a slice of each; for
+    mixtures of experts, whose slices are narrow on many GPUs.
+    """
+    batch_invariant: bool = False
+    """Let no sequence's numbers depend on what else is in the batch (vLLM's kernels for
+    that, on a GPU): a repeated run gives the same tokens, more slowly.
+    """
     gpu_memory_utilization: Fraction = 0.9
     """Share of a GPU's memory that vLLM may take for weights and cache, where
     `kv_cache_gib` is not set; ignored on CPU.
@@ -68,3 +81,36 @@ class EngineConfig(Section):
     """GPUs of one engine, by `cluster.layout: manual`; a fraction shares one. 0: a CPU.
     The other layouts set it to `tensor_parallel`.
     """
+
+    @model_validator(mode="after")
+    def _options_of_vllm_have_what_they_need(self) -> Self:
+        on_gpu = {
+            "max_num_batched_tokens": self.max_num_batched_tokens is not None,
+            "batch_invariant": self.batch_invariant,
+            "expert_parallel": self.expert_parallel,
+        }
+        for name in (name for name, is_set in on_gpu.items() if is_set):
+            value = getattr(self, name)
+            if self.backend != "vllm":
+                raise ValueError(
+                    f"{name}={value} with backend={self.backend}: it is an option of"
+                    " vLLM; drop it, or set backend=vllm"
+                )
+            if self.gpus == 0:
+                raise ValueError(
+                    f"{name}={value} with gpus=0: vLLM has it on a GPU alone; drop it,"
+                    " or give the engine a GPU"
+                )
+        if self.expert_parallel and self.tensor_parallel == 1:
+            raise ValueError(
+                "expert_parallel=True with tensor_parallel=1: one GPU holds all experts"
+                " anyway; drop it, or raise tensor_parallel"
+            )
+        tokens = self.max_num_batched_tokens
+        if tokens is not None and tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens={tokens} is less than"
+                f" max_num_seqs={self.max_num_seqs}, of which each decodes a token a"
+                " step; raise the one or lower the other"
+            )
+        return self

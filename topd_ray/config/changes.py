@@ -15,10 +15,12 @@ from topd_ray.errors import UserError
 _HARDWARE = (
     "cpus",
     "enforce_eager",
+    "expert_parallel",
     "gpu_memory_utilization",
     "gpus",
     "kv_cache_gib",
     "max_model_len",
+    "max_num_batched_tokens",
     "max_num_seqs",
     "tensor_parallel",
 )

@@ -128,7 +128,7 @@ class ClusterConfig(Section):
     every actor has whole GPUs for itself. `colocated`: learner ranks, rollout engines
     and teachers share all GPUs, at most one of each kind on a GPU (paper).
     """
-    gpus_per_node: PositiveInt = 8
+    gpus_per_node: Annotated[int, Field(ge=1, le=128)] = 8
     """GPUs of a machine, for the map of `topd check`; a run takes those it finds."""
     gpu_memory_gib: PositiveFloat | None = None
     """Memory of one GPU in GiB as the driver reports it (H100 80 GB: 79.6). A run that

@@ -451,28 +451,33 @@ def idle_rules(
     objective: ObjectiveConfig,
     prompts: PromptsConfig,
     rollout: RolloutConfig,
+    teacher: TeacherConfig,
+    num_probe_workers: int,
     learner: LearnerConfig,
 ) -> Iterator[Rule]:
-    """Yield the rules that give every engine and every rank a rollout in each step."""
+    """Yield the rules that give every actor a rollout in each step."""
     rollouts = prompts.per_step * rollout.samples_per_prompt
     seen = (
         f"prompts.per_step={prompts.per_step} x"
         f" rollout.samples_per_prompt={rollout.samples_per_prompt} ="
         f" {rollouts} rollouts a step"
     )
-    yield (
-        objective.trajectory != "given" and rollouts < rollout.num_engines,
+    is_given = objective.trajectory == "given"
+    for field, count, idles in (
+        # Engines of given responses only answer the problems of an evaluation.
         (
-            f"rollout.num_engines={rollout.num_engines} with {seen}: an engine would"
-            f" never decode; set rollout.num_engines to at most {rollouts}, or raise"
-            " prompts.per_step"
+            "rollout.num_engines",
+            0 if is_given else rollout.num_engines,
+            "an engine would never decode",
         ),
-    )
-    yield (
-        rollouts < learner.num_ranks,
-        (
-            f"learner.num_ranks={learner.num_ranks} with {seen}: a rank would train on"
-            f" nothing; set learner.num_ranks to at most {rollouts}, or raise"
-            " prompts.per_step"
-        ),
-    )
+        ("teacher.num_engines", teacher.num_engines, "a teacher would never score"),
+        ("probe.num_workers", num_probe_workers, "a worker would never probe"),
+        ("learner.num_ranks", learner.num_ranks, "a rank would train on nothing"),
+    ):
+        yield (
+            rollouts < count,
+            (
+                f"{field}={count} with {seen}: {idles}; set {field} to at most"
+                f" {rollouts}, or raise prompts.per_step"
+            ),
+        )

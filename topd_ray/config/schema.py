@@ -226,10 +226,15 @@ class Config(Section):
                     self.learner,
                 ),
                 staleness_rules(self.objective, self.rollout, self.teacher, self.probe),
-                idle_rules(self.objective, self.prompts, self.rollout, self.learner),
-                transport_rules(
-                    self.weights, self.rollout, placement=self.cluster.placement
+                idle_rules(
+                    self.objective,
+                    self.prompts,
+                    self.rollout,
+                    self.teacher,
+                    self.num_probe_workers,
+                    self.learner,
                 ),
+                transport_rules(self.weights, self.rollout),
             )
         )
         return self

@@ -330,9 +330,11 @@ class LearnerConfig(Section):
     """
     num_ranks: PositiveInt = 1
     """Data-parallel learner ranks, one Ray actor each."""
-    zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
+    zero_stage: Annotated[int, Field(ge=0, le=3)] | None = None
     """DeepSpeed ZeRO: 0 shards nothing, 1 the optimizer, 2 also gradients, 3 also
-    weights. In bfloat16, 0 and 1 run as 2.
+    weights. By default 2 with several ranks: 3 gathers every weight twice a
+    micro-batch, and is for students whose weights do not fit beside the rest. In
+    bfloat16, 0 and 1 run as 2.
     """
     dtype: Dtype = "bfloat16"
     """Number format of the forward and backward pass; the optimizer keeps float32."""
@@ -358,3 +360,11 @@ class LearnerConfig(Section):
     """GPU of one rank, by `cluster.layout: manual`; a fraction shares it with engines,
     never with another rank. 0: a CPU. The other layouts set it to 1.
     """
+
+    @property
+    def running_zero_stage(self) -> int:
+        """The ZeRO stage that runs."""
+        stage = self.zero_stage
+        if stage is None:
+            stage = 2 if self.num_ranks > 1 else 0
+        return stage if self.dtype == "float32" else max(stage, 2)

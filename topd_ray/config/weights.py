@@ -31,7 +31,7 @@ class WeightsConfig(Section):
 
 
 def transport_rules(
-    weights: WeightsConfig, rollout: RolloutConfig, *, placement: str
+    weights: WeightsConfig, rollout: RolloutConfig
 ) -> Iterator[tuple[bool, str]]:
     """Yield the rules of transports that no placement of GPUs could make possible."""
     chosen = f"weights.transport={weights.transport}"
@@ -43,10 +43,6 @@ def transport_rules(
             f"{chosen} with rollout.engine.backend={rollout.engine.backend}: only vllm"
             f" takes weights in that way; {way_out}"
         ),
-    )
-    yield (
-        direct and placement == "inline",
-        f"{chosen} with cluster.placement=inline, where nothing travels; {way_out}",
     )
     # The learner would wait for an engine that decodes steps ahead, whose rollouts wait
     # for the learner.

@@ -54,6 +54,12 @@ class TransferError(Exception):
             None,
         )
 
+    @property
+    def cause(self) -> TopdError:
+        """Return the error to show: of the lost engine, else of the learner."""
+        name = self.loss or _LEARNER
+        return self.errors.get(name) or next(iter(self.errors.values()))
+
 
 class TransferProgress:
     """What the engines have loaded of a version."""
@@ -104,7 +110,7 @@ class DirectTransfer:
                 await self._send(calls, policy_version, progress)
         except (TopdError, TimeoutError) as error:
             self._joined = []
-            self._ends.learners.close_sender()
+            await self._ends.learners.close_sender()
             late = isinstance(error, TimeoutError)
             errors = await calls.errors(0.0 if late else _GRACE_S)
             raise TransferError(errors, progress) from None

@@ -15,6 +15,7 @@ from pathlib import Path
 from topd_ray.actors.calls import Calls
 from topd_ray.actors.cluster import connected
 from topd_ray.actors.fleet import open_fleet
+from topd_ray.actors.placement import Placement
 from topd_ray.actors.replacement import LOST, FailureBudget, Replacement
 from topd_ray.config import Config
 from topd_ray.config.changes import Change, changes, refuse_unchangeable
@@ -32,11 +33,13 @@ from topd_ray.driver.summary import Summary, summarize
 from topd_ray.driver.training import Accuracies, RunContext, Training
 from topd_ray.errors import (
     LostObjectError,
+    PlacementError,
     TopdError,
     UserError,
     WeightsError,
     first_line,
 )
+from topd_ray.inputs.gpu_memory import gpu_memory, refuse_too_little_memory
 from topd_ray.inputs.memory import memory_hint
 from topd_ray.inputs.paths import refuse_passing_folder, with_absolute_paths
 from topd_ray.inputs.run_inputs import RunInputs, load_inputs
@@ -71,7 +74,8 @@ def train(config: Config, *, resume_if_there: bool = False) -> Summary | None:
     inputs = load_inputs(config)
     config = with_pinned_revisions(config)
     # A config that its cluster refuses leaves no folder, so that its name stays free.
-    with connected(config):
+    with connected(config) as placement:
+        _refuse_too_little_memory(config, placement)
         folder = RunFolder.create(config)
         with folder.locked():
             return _Run(config, folder, inputs, None, started_s).go()
@@ -127,7 +131,8 @@ def _resume(
             done=RunState.of(config, opened).step,
             total=_total_steps(config, inputs),
         )
-        with connected(config):
+        with connected(config) as placement:
+            _refuse_too_little_memory(config, placement)
             # Nothing of the run is touched before this line.
             if opened is not None:
                 make_latest(folder, opened.path.name)
@@ -136,6 +141,11 @@ def _resume(
             run = _Run(config, folder, inputs, opened, started_s)
             run.note_changes(changed, accepted)
             return run.go()
+
+
+def _refuse_too_little_memory(config: Config, placement: Placement | None) -> None:
+    if placement is not None:
+        refuse_too_little_memory(config, gpu_memory(config, placement))
 
 
 def _num_items(config: Config, inputs: RunInputs) -> int:
@@ -291,6 +301,7 @@ class _Run:
             "a resumed run would fail in the same way; correct the cause and start"
             " another run"
             if isinstance(error, (UserError, WeightsError))
+            and not isinstance(error, PlacementError)
             else f"`topd resume {run.folder.path}` goes on from {self._newest()}"
         )
         run.log.say(f"stopped after step {run.state.step}; {way_on}")

@@ -166,6 +166,7 @@ class StepInFlight:
         self._turn_open = [asyncio.Event() for _ in order]
         self._judged: dict[int, Chunk] = {}
         self._gathering = Round()
+        self._num_to_come = len(rollout_ids)
         # A first step without a threshold needs every probe before the learner takes
         # any chunk, and fresh windows are decoded when the engine is done with all
         # rollouts: every chunk then has to wait somewhere.
@@ -260,15 +261,17 @@ class StepInFlight:
     def join_round(self, chunk: Chunk) -> Round | None:
         """Add a chunk, in its turn, to the round that is gathered.
 
-        Returns the round once it has a rollout for every rank or the step has no
+        Returns the round once it has a rollout for every rank, or the step has no
         further chunk; None while it waits for more, or where there is nothing to learn
-        from.
+        from. It also waits for a rest that would be too small to be a round.
         """
         if chunk.rollout_ids:
             self._gathering.chunks.append(chunk)
+        self._num_to_come -= len(chunk.rollout.rollout_ids)
         is_last = chunk.turn + 1 == len(self._turns)
         num_rollouts = self._gathering.num_rollouts
-        if num_rollouts < self._config.learner.num_ranks and not is_last:
+        fewest = min(num_rollouts, self._num_to_come or num_rollouts)
+        if fewest < self._config.learner.num_ranks and not is_last:
             return None
         complete = self._gathering
         self._gathering = Round()

@@ -125,11 +125,11 @@ class WeightSync:
     ) -> list[Span]:
         """Bring all engines to the version through the store.
 
-        Raises the first error where no engine was lost: the next transfer would end
-        like this one.
+        Raises the cause where no engine was lost: the next transfer would end like this
+        one.
         """
-        if failed.loss is None and failed.errors:
-            raise next(iter(failed.errors.values()))
+        if failed.loss is None:
+            raise failed.cause
         self._on_failure(policy_version, str(failed))
         began_s = time.monotonic()
         weights = await self._fleet.learners.publish(policy_version)

@@ -8,9 +8,8 @@ is divided in the backward pass, and the step divides once, by normaliser / worl
 import logging
 import math
 import os
-import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import Store
 
 from topd_ray.engines.protocols import NamedArray, OptimizerOutcome, WeightFact
+from topd_ray.engines.tensors import by_layer
 from topd_ray.models.checkpoint_names import CheckpointNames
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
@@ -309,32 +309,6 @@ def _ds_config(
     if dtype == torch.bfloat16:
         config["bf16"] = {"enabled": True, "check_grad_overflow": True}
     return config
-
-
-def by_layer(
-    weights: Iterable[tuple[str, Tensor]],
-) -> Iterator[list[tuple[str, Tensor]]]:
-    """Yield the weights in their order, those of one layer at a time.
-
-    A layer is gathered by one collective: for a weight at a time they are hundreds, of
-    a few kilobytes each for the norms. The first number in a name is that of its layer;
-    what has no number is gathered for itself.
-    """
-    layer: list[tuple[str, Tensor]] = []
-    for name, weight in weights:
-        stem = _layer_of(name)
-        if layer and (stem is None or stem != _layer_of(layer[0][0])):
-            yield layer
-            layer = []
-        layer.append((name, weight))
-    if layer:
-        yield layer
-
-
-def _layer_of(name: str) -> str | None:
-    """Return e.g. `model.layers.3` of `model.layers.3.mlp.up_proj.weight`."""
-    found = re.match(r"[^0-9]*?\.\d+(?=\.)", name)
-    return found[0] if found else None
 
 
 def _without_memory(weight: Tensor) -> Tensor:

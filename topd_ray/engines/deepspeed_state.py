@@ -138,7 +138,8 @@ class AdamState:
         """
         for master, state in zip(self._masters(), self._states(), strict=True):
             if not state:
-                state["step"] = torch.zeros((), dtype=torch.float32)
+                # beside the weights: the fused AdamW of a GPU reads it there
+                state["step"] = torch.zeros((), device=master.device)
                 for part in _MOMENTS:
                     state[part] = torch.zeros_like(master)
         if self._zero_stage in (1, 2):

@@ -1,15 +1,18 @@
-"""Weights and hidden states as numpy arrays -> torch, and sums of two number formats.
+"""Weights and hidden states -> torch, layer by layer, and sums of two formats.
 
 uint16 holds bfloat16's bits.
 """
 
+import re
 import warnings
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+T = TypeVar("T")
 _BLOCK_ELEMENTS = 2**18
 """Elements that `add_blocks` converts at a time: they stay in a CPU's cache."""
 
@@ -49,4 +52,30 @@ def add_blocks(total: torch.Tensor, part: torch.Tensor) -> None:
         block.add_(other)
 
 
-__all__ = ["add_blocks", "to_torch", "view_as_torch"]
+def by_layer(
+    weights: Iterable[tuple[str, T]],
+) -> Iterator[list[tuple[str, T]]]:
+    """Yield the weights in their order, those of one layer at a time.
+
+    A layer is gathered by one collective: for a weight at a time they are hundreds, of
+    a few kilobytes each for the norms. The first number in a name is that of its layer;
+    what has no number is gathered for itself.
+    """
+    layer: list[tuple[str, T]] = []
+    for name, weight in weights:
+        stem = _layer_of(name)
+        if layer and (stem is None or stem != _layer_of(layer[0][0])):
+            yield layer
+            layer = []
+        layer.append((name, weight))
+    if layer:
+        yield layer
+
+
+def _layer_of(name: str) -> str | None:
+    """Return e.g. `model.layers.3` of `model.layers.3.mlp.up_proj.weight`."""
+    found = re.match(r"[^0-9]*?\.\d+(?=\.)", name)
+    return found[0] if found else None
+
+
+__all__ = ["add_blocks", "by_layer", "to_torch", "view_as_torch"]

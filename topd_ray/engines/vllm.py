@@ -230,6 +230,8 @@ def start_engine(folder: Path, engine: EngineConfig, **options: Any) -> Any:
     """Return vLLM's `LLMEngine`, started; its class `LLM` would need a tokenizer."""
     os.environ.update(ENVIRONMENT)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", LOGGING_LEVEL)
+    # vLLM reads it at its import, and so do the processes that it starts.
+    os.environ["VLLM_BATCH_INVARIANT"] = str(int(engine.batch_invariant))
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # would win over the config
     # Else vLLM leaves the process with one thread, for what comes after it too. Ray
     # sets the variable for its actors.
@@ -255,7 +257,9 @@ def _start(folder: Path, engine: EngineConfig, options: dict[str, Any]) -> Any:
         dtype=engine.dtype,
         max_num_seqs=engine.max_num_seqs,
         enforce_eager=engine.enforce_eager,
+        max_num_batched_tokens=engine.max_num_batched_tokens,
         tensor_parallel_size=engine.tensor_parallel,
+        enable_expert_parallel=engine.expert_parallel,
         distributed_executor_backend="uni" if engine.tensor_parallel == 1 else "mp",
         disable_log_stats=True,
         **(_WORKER | _machine(engine) | options),

@@ -46,9 +46,12 @@ from topd_ray.engines.protocols import (
 )
 from topd_ray.engines.rendezvous import meet
 from topd_ray.engines.vllm_worker import WorkerExtension, repack_head
+from topd_ray.errors import TopdError
 
 GLOO = "gloo"
 _PREFIX = "weights"
+_WORKER_TIMEOUT_S = 3600.0
+"""A worker waits for the learner as long as the run lets it: the run ends engines."""
 
 
 class GlooGroup:
@@ -129,9 +132,6 @@ class GlooTransferEngine(NCCLWeightTransferEngine):
         self.model_update_group = None
 
 
-_WORKER_TIMEOUT_S = 3600.0
-"""A worker waits for the learner as long as the run lets it: the run ends engines."""
-
 WeightTransferEngineFactory.register_engine(GLOO, GlooTransferEngine)
 
 
@@ -152,7 +152,7 @@ def _packs(
 class TransferWorker(WorkerExtension):
     """vLLM's worker where weights come by one of these transports."""
 
-    init_weight_transfer_engine: Any
+    # Methods of vLLM's worker.
     start_weight_update: Any
     update_weights: Any
     finish_weight_update: Any
@@ -187,23 +187,16 @@ def open_sender(
     transport: str,
     group: TransferGroup,
     *,
-    rank: int,
     listener: socket.socket | None,
     timeout_s: float,
 ) -> WeightSender:
-    """Return the learner's end of a transfer; waits until all engines have joined.
+    """Return a sender: every learner rank's by IPC, rank 0's of a broadcast.
 
-    Args:
-        transport: `nccl`, `gloo` or `ipc`.
-        group: Where they meet.
-        rank: This learner rank; rank 0 alone joins a broadcast.
-        listener: The socket that rank 0 listens on; None on the others.
-        timeout_s: Longest wait for an engine.
+    Waits until all engines have joined a broadcast. `listener` is the socket of the
+    group's port, which a broadcast needs.
     """
     if transport == "ipc":
         return IpcSender(buffer_bytes=group.buffer_bytes)
-    if rank > 0:
-        return GatheringRank()
     assert listener is not None, "rank 0 listens"
     if transport == GLOO:
         store = meet(
@@ -231,19 +224,6 @@ def _nccl_group(
         return PyNcclCommunicator(meeting, device=device)
 
 
-class GatheringRank:
-    """A learner rank above 0 in a broadcast: it takes part in gathering alone."""
-
-    def pieces(self, source: WeightSource) -> Iterator[TransferPiece | None]:
-        """Yield once, as rank 0 does, and then gather."""
-        yield None
-        for _ in source.tensors():
-            pass
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-
 class BroadcastSender:
     """Learner rank 0 in a broadcast. Base of the two kinds of group."""
 
@@ -259,6 +239,15 @@ class BroadcastSender:
         tensors = source.tensors()
         try:
             self._broadcast(tensors)
+        except (torch.AcceleratorError, torch.OutOfMemoryError):
+            raise
+        except RuntimeError as error:
+            # Of a lost engine, or a group that was closed: the learner itself is well,
+            # and an error of gloo's or NCCL's would end its process.
+            raise TopdError(
+                f"the broadcast of weights broke off ({type(error).__name__}): a"
+                " rollout engine is gone, or owed its part for too long"
+            ) from None
         finally:
             # The other ranks gather to the end, and would wait for this one.
             for _ in tensors:

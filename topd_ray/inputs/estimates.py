@@ -5,12 +5,13 @@ actor allocates there, and vLLM adds its cache. `benchmarks/bench_memory.py` com
 the sums for a CPU with what actors take; those for a GPU were not measured.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from topd_ray.config import Config, EngineConfig
 from topd_ray.models.facts import read_facts
 from topd_ray.models.files import read_config
+from topd_ray.models.roles import find_student, find_teacher
 
 BYTES = {"float32": 4, "bfloat16": 2}
 GIB = 2**30
@@ -42,6 +43,8 @@ class ModelSizes:
     inner: int = 0
     """Inner width of a feed-forward layer."""
     layers: int = 0
+    cached: int = 0
+    """Numbers that the cache keeps of a token in one layer: keys and values."""
 
     @property
     def head(self) -> int:
@@ -49,23 +52,67 @@ class ModelSizes:
         return self.rows * self.width
 
 
-def sizes_of(folder: Path | None, size_b: float | None) -> ModelSizes | None:
+_QWEN3_ROWS = 151_936
+PUBLISHED = {
+    name: ModelSizes(
+        parameters=parameters,
+        rows=_QWEN3_ROWS,
+        width=width,
+        inner=inner,
+        layers=layers,
+        cached=2 * key_heads * 128,
+    )
+    for name, parameters, width, inner, layers, key_heads in (
+        ("Qwen3-0.6B", 0.596e9, 1024, 3072, 28, 8),
+        ("Qwen3-1.7B", 1.72e9, 2048, 6144, 28, 8),
+        ("Qwen3-4B", 4.022e9, 2560, 9728, 36, 8),
+        ("Qwen3-8B", 8.19e9, 4096, 12288, 36, 8),
+        ("Qwen3-32B", 32.76e9, 5120, 25600, 64, 8),
+        # Eight experts of width 768 work on a token.
+        ("Qwen3-30B-A3B", 30.53e9, 2048, 6144, 48, 4),
+    )
+}
+"""Sizes by config.json on the hub, for models that are not on this machine."""
+
+
+def sizes_of(
+    folder: Path | None, size_b: float | None, name: str = ""
+) -> ModelSizes | None:
     """Return the sizes of a model; None where nothing is known of it.
 
     Args:
         folder: Its folder; None where it is not on this machine.
         size_b: Parameters in billions, by the config.
+        name: Its name on the hub, of which a part may be one of `PUBLISHED`.
     """
     if folder is None:
-        return None if size_b is None else ModelSizes(parameters=size_b * 1e9)
+        published = [sizes for part, sizes in PUBLISHED.items() if part in name]
+        if size_b is None:
+            return published[0] if published else None
+        known = published[0] if published else ModelSizes(parameters=0.0)
+        return replace(known, parameters=size_b * 1e9)
     facts = read_facts(folder)
+    values = read_config(folder)
+    heads = values.get("num_attention_heads") or 1
+    key_heads = values.get("num_key_value_heads") or heads
+    head_width = values.get("head_dim") or facts.hidden_size // heads
     return ModelSizes(
         parameters=facts.num_parameters,
         rows=facts.vocab_size,
         width=facts.hidden_size,
-        inner=read_config(folder).get("intermediate_size") or 4 * facts.hidden_size,
+        inner=values.get("intermediate_size") or 4 * facts.hidden_size,
         layers=facts.layers,
+        cached=2 * key_heads * head_width,
     )
+
+
+def model_sizes(config: Config) -> tuple[ModelSizes | None, ModelSizes | None]:
+    """Return the sizes of student and teacher; reads folders on this machine."""
+    learner = config.learner
+    student = sizes_of(find_student(config), learner.size_b, learner.model)
+    size_b = config.teacher.size_b
+    teacher = sizes_of(find_teacher(config), size_b, config.teacher_model)
+    return student, teacher
 
 
 def engine_gib(model: ModelSizes, engine: EngineConfig) -> float:
@@ -86,9 +133,13 @@ def engine_gib(model: ModelSizes, engine: EngineConfig) -> float:
 
 def teacher_gib(config: Config, model: ModelSizes) -> float:
     """Return the memory of a teacher: its engine, a float32 head, and its logits."""
+    return engine_gib(model, config.teacher.engine) + scoring_gib(config, model)
+
+
+def scoring_gib(config: Config, model: ModelSizes) -> float:
+    """Return what a teacher holds beside its engine: a float32 head, and logits."""
     positions = min(_SCORED_POSITIONS, config.response_tokens)
-    scoring = 4 * (model.head + 2 * positions * model.rows)
-    return engine_gib(model, config.teacher.engine) + scoring / GIB
+    return 4 * (model.head + 2 * positions * model.rows) / GIB
 
 
 def prober_gib(config: Config, teacher: ModelSizes) -> float:
@@ -103,35 +154,35 @@ def learner_gib(config: Config, student: ModelSizes, teacher: ModelSizes) -> flo
 
     Gradients of earlier micro-batches and the optimizer's states are there too.
     """
-    learner = config.learner
-    parts = [
-        _state_bytes(config) * student.parameters,
-        _activation_bytes(config, student),
-        _loss_bytes(config, student, teacher),
-    ]
-    libraries = 0.0 if learner.gpus else _LIBRARIES_GIB["learner"]
-    return libraries + sum(parts) / GIB
+    libraries = 0.0 if config.learner.gpus else _LIBRARIES_GIB["learner"]
+    return libraries + sum(learner_parts(config, student, teacher).values())
 
 
-def zero_stage(config: Config) -> int:
-    """Return the ZeRO stage that runs: in bfloat16, 0 and 1 run as 2."""
-    learner = config.learner
-    is_float32 = learner.dtype == "float32"
-    return learner.zero_stage if is_float32 else max(learner.zero_stage, 2)
+def learner_parts(
+    config: Config, student: ModelSizes, teacher: ModelSizes
+) -> dict[str, float]:
+    """Return what a learner rank holds, in GiB, without its libraries."""
+    parts = {
+        what: count * student.parameters for what, count in _state_bytes(config).items()
+    }
+    parts["activations"] = _activation_bytes(config, student)
+    parts["loss"] = _loss_bytes(config, student, teacher)
+    return {what: size / GIB for what, size in parts.items()}
 
 
-def _state_bytes(config: Config) -> float:
+def _state_bytes(config: Config) -> dict[str, float]:
     """Return the bytes a parameter of weights, gradient and optimizer.
 
     DeepSpeed's mixed precision holds weights, float32 gradients, a float32 copy of the
     weights, and AdamW's two moments.
     """
     ranks = config.learner.num_ranks
-    stage = zero_stage(config)
+    stage = config.learner.running_zero_stage
     weights = BYTES[config.learner.dtype] / (ranks if stage >= 3 else 1)
     gradients = 4.0 / (ranks if stage >= 2 else 1)
     master = 0.0 if config.learner.dtype == "float32" else 4.0
-    return weights + gradients + (8.0 + master) / (ranks if stage >= 1 else 1)
+    states = (8.0 + master) / (ranks if stage >= 1 else 1)
+    return {"weights": weights, "gradients": gradients, "optimizer": states}
 
 
 def _activation_bytes(config: Config, student: ModelSizes) -> float:
@@ -168,11 +219,14 @@ def _loss_bytes(config: Config, student: ModelSizes, teacher: ModelSizes) -> flo
 
 
 __all__ = [
+    "PUBLISHED",
     "ModelSizes",
     "engine_gib",
     "learner_gib",
+    "learner_parts",
+    "model_sizes",
     "prober_gib",
+    "scoring_gib",
     "sizes_of",
     "teacher_gib",
-    "zero_stage",
 ]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from topd_ray.config import Config
 from topd_ray.contexts import load_forms
 from topd_ray.errors import UserError
-from topd_ray.models.architecture import check_names, check_tensors
+from topd_ray.models.architecture import check_names, check_tensors, joins_weights
 from topd_ray.models.facts import check_context, read_facts
 from topd_ray.models.folder import check_folder
 from topd_ray.models.pair import compare_models
@@ -21,6 +21,7 @@ from topd_ray.models.roles import (
     resolve_student,
     resolve_teacher,
 )
+from topd_ray.models.splits import check_splits
 from topd_ray.models.stop_ids import eos_ids
 from topd_ray.models.vocabulary import check_vocabulary
 
@@ -114,6 +115,7 @@ def _check_pair(config: Config, student: Path, teacher: Path) -> list[str]:
     # Before the tensors, whose names would be the complaint.
     check_folder(student, role="student")
     check_names(student, field="learner.model")
+    _refuse_experts_on_cpu(config, student)
     for folder, role, tokens in (
         (student, "student", config.student_context_tokens),
         (teacher, "teacher", config.teacher_context_tokens),
@@ -125,9 +127,35 @@ def _check_pair(config: Config, student: Path, teacher: Path) -> list[str]:
         check_vocabulary(folder, facts, ends=eos_ids(folder), role=role)
         check_logits(folder, role=role)
         notes += check_tensors(folder, role=role)
+    for field, folder, engine in (
+        ("rollout.engine", student, config.rollout.engine),
+        ("teacher.engine", teacher, config.teacher.engine),
+        ("probe.engine", teacher, config.probe_engine),
+    ):
+        if engine is not None:
+            check_splits(folder, engine, field=field)
     # Last, because it compares two folders that are sound by themselves.
     compare_models(student, teacher)
     return notes
+
+
+def _refuse_experts_on_cpu(config: Config, student: Path) -> None:
+    """Raise UserError where an engine could not load the weights of a student's update.
+
+    vLLM packs the experts of a layer for a CPU's kernels, and then finds no room for
+    new ones.
+    """
+    followers = [("rollout.engine", config.rollout.engine, config.decodes_rollouts)]
+    follows = config.teacher.follow_every > 0
+    followers.append(("teacher.engine", config.teacher.engine, follows))
+    for field, engine, follows_student in followers:
+        on_cpu = engine.backend == "vllm" and engine.gpus == 0
+        if follows_student and on_cpu and joins_weights(student):
+            raise UserError(
+                f"learner.model: {student} is a mixture of experts, and vLLM on a CPU"
+                " cannot load new weights of one; set"
+                f" {field}.backend=hf, or give {field} a GPU, or take a dense student"
+            )
 
 
 __all__ = ["CheckedModels", "check_models", "check_what_is_here"]

@@ -10,12 +10,10 @@ from topd_ray.inputs.estimates import (
     ModelSizes,
     engine_gib,
     learner_gib,
+    model_sizes,
     prober_gib,
-    sizes_of,
     teacher_gib,
-    zero_stage,
 )
-from topd_ray.models.roles import find_student, find_teacher
 
 _ACTORS = {
     "rollout": "rollout engine",
@@ -71,8 +69,7 @@ class Plan:
 
 def make_plan(config: Config) -> Plan:
     """Return the plan of a config; reads model folders that are on this machine."""
-    student = sizes_of(find_student(config), config.learner.size_b)
-    teacher = sizes_of(find_teacher(config), config.teacher.size_b)
+    student, teacher = model_sizes(config)
     rollouts = config.prompts.per_step * config.rollout.samples_per_prompt
     tokens = rollouts * config.rollout.max_response_tokens
     roles = [
@@ -193,7 +190,7 @@ def _learner_role(
         gpus=learner.gpus,
         gib=known,
         what=(
-            f"ZeRO {zero_stage(config)}, {learner.dtype}: weights, gradients,"
+            f"ZeRO {learner.running_zero_stage}, {learner.dtype}: weights, gradients,"
             " optimizer, activations, loss"
         ),
     )

@@ -17,7 +17,7 @@ from topd_ray.engines.protocols import TransferGroup, TransferPiece, WeightSende
 from topd_ray.errors import TopdError
 from topd_ray.learner.divergence import TokenLoss
 from topd_ray.learner.gaps import token_gap
-from topd_ray.learner.inputs import empty_batch, forward_inputs
+from topd_ray.learner.inputs import empty_batch, forward_inputs, padded
 from topd_ray.learner.model import DistillationModel, load_student, student_head
 from topd_ray.learner.schedule import lr_factor
 from topd_ray.messages import LossSums, StepReport, TrainBatch
@@ -25,9 +25,12 @@ from topd_ray.models.vocabulary import num_ids
 from topd_ray.seeds import derive_seed
 from topd_ray.weights.buckets import WeightBucket, in_buckets
 from topd_ray.weights.export import export_folder
+from topd_ray.weights.transport import open_sender
 
 _STATE = "learner.json"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_MIN_TOKENS_ON_GPU = 128
+"""Flex attention has another kernel for fewer queries, which is made for decoding."""
 
 
 class LearnerActor:
@@ -105,7 +108,7 @@ class LearnerActor:
         self._engine = DeepSpeedTraining(
             self._model,
             trained=self._model.student,
-            zero_stage=config.zero_stage,
+            zero_stage=config.running_zero_stage,
             dtype=dtype,
             lr=config.lr,
             lr_factor=lambda updates: lr_factor(
@@ -146,10 +149,19 @@ class LearnerActor:
             self._refuse_if_stale(batch)
         sums = LossSums()
         for batch in [*batches, *self._padding(len(batches))]:
-            batch_sums = self._add_gradient(batch)
+            batch_sums = self._add_gradient(padded(batch, _min_tokens()))
             sums = sums + batch_sums
             self._sums = self._sums + batch_sums
         return sums
+
+    def fullest(self, num_batches: int) -> int:
+        """Return the number of micro-batches of the rank that has most of them.
+
+        Every rank must call it.
+        """
+        if self._config.num_ranks == 1:
+            return num_batches
+        return self._engine.all_max(num_batches)
 
     def _refuse_if_stale(self, batch: TrainBatch) -> None:
         if not 0 <= self._step - batch.policy_version <= self._max_staleness:
@@ -162,12 +174,10 @@ class LearnerActor:
 
     def _padding(self, num_batches: int) -> list[TrainBatch]:
         """Return the empty micro-batches that this rank lacks to the fullest rank."""
-        if self._config.num_ranks == 1:
-            return []
         padding = empty_batch(
             self._signal, width=self._signal_width, policy_version=self._step
         )
-        return [padding] * (self._engine.all_max(num_batches) - num_batches)
+        return [padding] * (self.fullest(num_batches) - num_batches)
 
     def _add_gradient(self, batch: TrainBatch) -> LossSums:
         # A seed for each micro-batch: the student's randomness (dropout) must not
@@ -289,8 +299,6 @@ class LearnerActor:
 
         `listener`: the socket of the group's port, on rank 0 alone.
         """
-        from topd_ray.engines.vllm_transfer import open_sender
-
         self.close_sender()
         self._sender = open_sender(
             transport, group, rank=self._rank, listener=listener, timeout_s=timeout_s
@@ -363,6 +371,11 @@ class LearnerActor:
         """Leave the process group."""
         self.close_sender()
         self._engine.close()
+
+
+def _min_tokens() -> int:
+    """Return the length to which a shorter micro-batch is padded."""
+    return _MIN_TOKENS_ON_GPU if torch.cuda.is_available() else 1
 
 
 def _token_loss(objective: ObjectiveConfig, teacher: TeacherConfig) -> TokenLoss:

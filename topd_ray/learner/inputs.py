@@ -3,6 +3,7 @@
 Axes as in messages.py.
 """
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -50,6 +51,23 @@ def forward_inputs(batch: TrainBatch, *, num_ids: int) -> tuple[Tensor, ...]:
         _ids(batch.target_ids_QK),
         to_torch(batch.target_weights_QK),
         *_signal_inputs(batch.signal, num_ids),
+    )
+
+
+def padded(batch: TrainBatch, min_tokens: int) -> TrainBatch:
+    """Return a micro-batch with at least so many tokens.
+
+    The further tokens are a segment for themselves and train nothing.
+    """
+    missing = min_tokens - len(batch.input_ids_L)
+    if missing <= 0:
+        return batch
+    return replace(
+        batch,
+        input_ids_L=np.append(batch.input_ids_L, np.zeros(missing, np.int32)),
+        length_S=np.append(batch.length_S, np.int32(missing)),
+        trunk_S=np.append(batch.trunk_S, np.int32(len(batch.trunk_S))),
+        branch_S=np.append(batch.branch_S, np.int32(0)),
     )
 
 
@@ -119,4 +137,4 @@ def _ids(array: Ints) -> Tensor:
     return to_torch(array).long()
 
 
-__all__ = ["Signal", "empty_batch", "forward_inputs"]
+__all__ = ["Signal", "empty_batch", "forward_inputs", "padded"]

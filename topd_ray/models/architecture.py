@@ -135,6 +135,15 @@ def check_names(folder: Path, *, field: str) -> None:
         )
 
 
+def joins_weights(folder: Path) -> bool:
+    """Return whether transformers joins several tensors of the files in one weight.
+
+    It does so with the experts of a layer.
+    """
+    sources = _architecture(folder).sources.values()
+    return any(is_converted for _, is_converted in sources)
+
+
 def load_causal_lm(folder: Path, **options: Any) -> Any:
     """Return the transformers model of a folder, on the CPU.
 
@@ -398,6 +407,7 @@ __all__ = [
     "check_names",
     "check_tensors",
     "config_of_text_model",
+    "joins_weights",
     "load_causal_lm",
     "weight_shapes",
 ]

@@ -370,7 +370,7 @@ class SimulatedLearners:
         batches = max(num_micro_batches(lengths, budget) for lengths in rows)
         spans = await self._every(
             [self._world.rates.learn.seconds(r, calls=batches) for r in rows],
-            meets=self._world.config.learner.zero_stage >= 2,
+            meets=self._world.config.learner.running_zero_stage >= 2,
         )
         receipts = []
         for name, pieces, span in zip(self.names, own, spans, strict=True):

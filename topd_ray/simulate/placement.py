@@ -178,7 +178,9 @@ def _with_split(config: Config, split: GpuSplit) -> Config:
     rollouts = config.prompts.per_step * config.rollout.samples_per_prompt
     # Rollouts of one engine; a larger chunk would never be full.
     an_engine = -(-rollouts // split.rollouts)
-    engine = config.rollout.engine.model_copy(update={"gpus": share})
+    engine = config.rollout.engine.model_copy(
+        update={"gpus": share, "tensor_parallel": 1}
+    )
     parts = {
         "rollout": config.rollout.model_copy(
             update={
@@ -199,6 +201,7 @@ def _with_split(config: Config, split: GpuSplit) -> Config:
         ),
         "cluster": config.cluster.model_copy(
             update={
+                "layout": "manual",
                 # Two chunks an engine: with fewer, engines would wait for each other's
                 # chunks.
                 "max_chunks_in_flight": max(

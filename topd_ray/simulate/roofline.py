@@ -214,7 +214,7 @@ def _learn(
     passes = 4 if config.learner.gradient_checkpointing else 3
     flops_s = hardware.flops * hardware.train_share
     # DeepSpeed's bfloat16 optimizer shards gradients even at stage 0 or 1.
-    stage = max(2, config.learner.zero_stage)
+    stage = config.learner.running_zero_stage
     ranks = config.learner.num_ranks
     moved = (
         student.dense * _BF16 * (3 if stage == 3 else 1)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from topd_ray.actors.placement import assumed_placement
 from topd_ray.actors.protocols import Fleet
 from topd_ray.actors.resources import resources_of, total_resources
 from topd_ray.config import Config
@@ -178,32 +179,18 @@ def _fleet(world: World, cores: int) -> Fleet:
 def _devices(config: Config, cores: int) -> dict[str, list[Device]]:
     """Return the device of each actor of each kind.
 
-    Actors without a GPU share the cores; each other one goes to the first GPU with
-    room. Learner ranks are placed first, so that the neighbour of one on its GPU is a
-    rollout engine, as Ray's packing would have it. An engine over several GPUs is one
-    device.
+    Actors without a GPU share the cores. An engine over several GPUs is on the first of
+    them, where the actors that it shares them with are too.
     """
-    resources = resources_of(config)
     host = Device(cores)
-    gpus: list[tuple[float, Device]] = []
-    return {
-        kind: [_placed(of.gpus, host, gpus) for _ in range(of.count)]
-        for kind in ("learner", "rollout", "teacher", "prober")
-        if (of := resources[kind])
-    }
-
-
-def _placed(share: float, host: Device, gpus: list[tuple[float, Device]]) -> Device:
-    """Return a device with room; `gpus` (room and device of each) may grow by one."""
-    if share == 0:
-        return host
-    for index, (room, device) in enumerate(gpus):
-        if room >= share - 1e-9:
-            gpus[index] = room - share, device
-            return device
-    device = Device(1)
-    gpus.append((max(0.0, 1 - share), device))
-    return device
+    gpus: dict[tuple[int, int], Device] = {}
+    devices: dict[str, list[Device]] = {kind: [] for kind in resources_of(config)}
+    for actor in assumed_placement(config).actors:
+        device = host
+        if actor.gpus:
+            device = gpus.setdefault((actor.node, actor.gpus[0]), Device(1))
+        devices[actor.kind].append(device)
+    return devices
 
 
 def num_gpus(config: Config) -> float:

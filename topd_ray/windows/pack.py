@@ -34,6 +34,7 @@ def pack(
     objective: ObjectiveConfig,
     token_budget: int,
     run_seed: int,
+    at_least: int = 1,
 ) -> list[TrainBatch]:
     """Return the micro-batches of one learner rank, the largest first.
 
@@ -49,6 +50,8 @@ def pack(
         token_budget: Most tokens of a micro-batch (prompts, responses and windows). A
             rollout that is longer has a micro-batch to itself.
         run_seed: Seed of the run, for the random selection of tokens.
+        at_least: Number of micro-batches of the fullest rank: this one has as many,
+            where it has as many rollouts.
 
     Returns:
         The micro-batches, none of them empty; [] without rollouts.
@@ -72,7 +75,8 @@ def pack(
         for rollout in scored
     ]
     return [
-        _batch(bin_rows, weights, objective) for bin_rows in _fill(rows, token_budget)
+        _batch(bin_rows, weights, objective)
+        for bin_rows in _fill(rows, token_budget, at_least)
     ]
 
 
@@ -95,12 +99,12 @@ def _by_rollout(
     return windows
 
 
-def _fill(rows: Sequence[Row], token_budget: int) -> list[list[Row]]:
+def _fill(rows: Sequence[Row], token_budget: int, at_least: int) -> list[list[Row]]:
     """Return the fewest bins that hold all rows, the fullest first."""
     order = sorted(rows, key=lambda row: (-row.num_tokens, row.name))
     total = sum(row.num_tokens for row in rows)
     # Rows beyond the budget could ask for more bins than there are rows.
-    num_bins = min(len(rows), math.ceil(total / token_budget))
+    num_bins = min(len(rows), max(at_least, math.ceil(total / token_budget)))
     while (bins := _spread(order, token_budget, num_bins)) is None:
         num_bins += 1
     return bins

@@ -121,6 +121,22 @@ OVERRIDE_MISTAKES = [
         "candidates.loss=kl",
         "candidates.loss: Input should be 'reverse_kl', 'log_ratio' or",
     ),
+    (
+        "teacher.engine={batch_invariant: true}",
+        "teacher.engine: batch_invariant=True with gpus=0: vLLM has it on a GPU alone",
+    ),
+    (
+        "teacher.engine={expert_parallel: true, gpus: 1}",
+        "teacher.engine: expert_parallel=True with tensor_parallel=1: one GPU holds",
+    ),
+    (
+        "rollout.engine={backend: hf, gpus: 1, max_num_batched_tokens: 4096}",
+        "rollout.engine: max_num_batched_tokens=4096 with backend=hf: it is an option",
+    ),
+    (
+        "rollout.engine={gpus: 1, max_num_batched_tokens: 32}",
+        "rollout.engine: max_num_batched_tokens=32 is less than max_num_seqs=64",
+    ),
     ("rollout.engine.backend=sglang", "rollout.engine.backend: Input should be 'vllm'"),
     (
         "windows.divergence.quantile=1",

@@ -417,6 +417,7 @@ class FakeLearner(FakeWorker):
     def __init__(self, delay: Delay) -> None:
         self.delay = delay
         self.taken = list[str]()
+        self.shares = list[int]()
         self.thresholds = list[float]()
         self.steps = 0
         self.steps_before = list[int]()
@@ -435,6 +436,7 @@ class FakeLearner(FakeWorker):
             if None not in given:
                 assert beside in ([], wanted)
         self.taken.extend(scored)
+        self.shares.append(len(scored))
         self.thresholds.append(threshold)
         self.steps_before.append(self.steps)
         await asyncio.sleep(self.delay(f"learn {scored[0] if scored else 'nothing'}"))

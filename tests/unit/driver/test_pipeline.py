@@ -353,6 +353,15 @@ def test_with_one_rollout_a_chunk_two_ranks_still_share_the_work() -> None:
     assert len(receipts.rounds) == 4  # two chunks each
 
 
+def test_the_last_round_has_work_for_every_rank_too() -> None:
+    """Eight rollouts for three ranks: rounds of 3 and 5, not of 3, 3 and 2."""
+    workers = fakes(random_delays(12), ranks=3, size=1)
+    run(workers, num_prompts=4, sections=ONE)
+    shares = [learner.shares for learner in workers.learners]
+    assert [sum(sizes) for sizes in zip(*shares, strict=True)] == [3, 5]
+    assert all(size for sizes in shares for size in sizes)
+
+
 def test_a_step_whose_last_round_is_short_leaves_a_rank_an_empty_share() -> None:
     workers = fakes(random_delays(11), ranks=2, size=1, wrong=frozenset({1}))
     sections = REWRITE | ONE

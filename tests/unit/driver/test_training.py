@@ -76,7 +76,7 @@ def training(state: RunState | None = None) -> tuple[Training, Any, Any]:
         source="test",
     )
     fleet = SimpleNamespace(
-        rollouts=[Engine()], decoders=[Engine()], learners=Learners()
+        rollouts=[Engine()], decoders=[Engine()], learners=Learners(), direct=None
     )
     run = SimpleNamespace(
         config=chosen,

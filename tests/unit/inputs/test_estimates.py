@@ -38,6 +38,7 @@ def config_of(**sections: dict[str, Any]) -> Config:
     [
         ({"dtype": "bfloat16"}, 2 + 4 + 12),
         ({"dtype": "float32"}, 4 + 4 + 8),
+        ({"dtype": "float32", "num_ranks": 2}, 4 + (4 + 8) / 2),
         ({"dtype": "float32", "zero_stage": 1, "num_ranks": 2}, 4 + 4 + 8 / 2),
         ({"dtype": "float32", "zero_stage": 2, "num_ranks": 2}, 4 + (4 + 8) / 2),
         ({"dtype": "bfloat16", "zero_stage": 1, "num_ranks": 2}, 2 + (4 + 12) / 2),

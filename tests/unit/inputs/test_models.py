@@ -92,6 +92,20 @@ def test_experts_are_refused_in_the_student_alone(
     )
 
 
+@pytest.mark.parametrize("field", ["rollout", "teacher", "probe"])
+def test_an_engine_that_cannot_be_split_is_refused_before_it_starts(
+    field: str, student: Path, teacher: Path, tmp_path: Path
+) -> None:
+    split = {"engine": {"tensor_parallel": 3, "gpus": 3}}
+    config = config_of(
+        tmp_path,
+        learner={"model": str(student)},
+        **{"teacher": {"model": str(teacher)}}
+        | {field: {"model": str(teacher)} | split if field == "teacher" else split},
+    )
+    refused(config, rf"^{field}\.engine\.tensor_parallel=3 does not divide num_att")
+
+
 @pytest.mark.parametrize("follow_every", [0, 10])
 def test_a_student_with_experts_cannot_teach_itself_either(
     follow_every: int, tmp_path: Path

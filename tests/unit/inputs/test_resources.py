@@ -58,6 +58,18 @@ def test_a_model_of_unknown_size_has_no_line() -> None:
             " decode; set rollout.num_engines to at most 4, or raise prompts.per_step",
         ),
         (
+            {"teacher": {"num_engines": 5}},
+            "teacher.num_engines=5 with prompts.per_step=2 x"
+            " rollout.samples_per_prompt=2 = 4 rollouts a step: a teacher would never"
+            " score; set teacher.num_engines to at most 4, or raise prompts.per_step",
+        ),
+        (
+            {"probe": {"num_workers": 5}},
+            "probe.num_workers=5 with prompts.per_step=2 x"
+            " rollout.samples_per_prompt=2 = 4 rollouts a step: a worker would never"
+            " probe; set probe.num_workers to at most 4, or raise prompts.per_step",
+        ),
+        (
             {"learner": {"num_ranks": 5}},
             "learner.num_ranks=5 with prompts.per_step=2 x"
             " rollout.samples_per_prompt=2 = 4 rollouts a step: a rank would train on"

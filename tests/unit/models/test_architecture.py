@@ -14,6 +14,7 @@ from topd_ray.learner.model import load_student
 from topd_ray.models.architecture import (
     check_names,
     check_tensors,
+    joins_weights,
     load_causal_lm,
     weight_shapes,
 )
@@ -137,12 +138,16 @@ def test_a_quantized_model_is_not_compared_and_the_note_says_so(folder: Path) ->
         check_names(folder, field="learner.model")
 
 
-def test_a_student_with_experts_is_refused_before_it_loads(experts: Path) -> None:
-    message = r"^learner\.model: .* holds .*\.experts\.\d.* teacher but no student"
-    with pytest.raises(UserError, match=message):
-        check_names(experts, field="learner.model")
-    with pytest.raises(UserError, match=message):
-        load_student(experts, dtype=torch.float32, gradient_checkpointing=False)
+def test_a_student_with_experts_is_saved_under_the_names_of_its_files(
+    experts: Path,
+) -> None:
+    check_names(experts, field="learner.model")
+    name = "model.layers.1.mlp.experts.3.up_proj.weight"
+    assert weight_shapes(experts)[name] == (16, 32)
+    assert joins_weights(experts)
+    assert (
+        weight_shapes(experts).keys() == load_file(experts / "model.safetensors").keys()
+    )
 
 
 def test_a_dense_student_keeps_its_names(

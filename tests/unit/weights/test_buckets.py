@@ -161,3 +161,13 @@ def test_an_altered_bucket_is_refused_before_anything_of_it_is_yielded(weights, 
 def test_nothing_to_publish_is_an_error():
     with pytest.raises(TopdError, match="policy_version 2 has no weights"):
         list(in_buckets([], policy_version=2, max_bytes=10))
+
+
+@pytest.mark.parametrize("place", [0, -1])
+def test_the_ends_of_a_weight_that_is_only_sampled_are_checked(place):
+    large = np.zeros(2**20, np.float32)  # 4 MiB, of which 256 KiB are read
+    (bucket,) = in_buckets([("w", large)], policy_version=3, max_bytes=2**30)
+    altered = large.copy()
+    altered[place] = 1.0
+    refused([replace(bucket, arrays=(("w", altered),))], "checksum")
+    assert list(open_buckets([bucket], policy_version=3))

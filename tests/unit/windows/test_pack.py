@@ -33,6 +33,7 @@ def packed(
     *,
     threshold: float = 0.5,
     token_budget: int = 100,
+    at_least: int = 1,
     **objective: Any,
 ) -> list[TrainBatch]:
     parts = {"lambda_traj": 0.3 if found else 0.0} | objective
@@ -43,6 +44,7 @@ def packed(
         objective=ObjectiveConfig.model_validate(parts),
         token_budget=token_budget,
         run_seed=0,
+        at_least=at_least,
     )
 
 
@@ -347,6 +349,14 @@ def test_every_rollout_is_packed_once_and_no_batch_is_empty(
     assert sum(len(batch.position_TU) for batch in batches) == sum(lengths)
     for batch in batches:
         assert batch.input_ids_L.size <= budget or len(batch.rollout_ids) == 1
+
+
+def test_a_rank_with_less_has_as_many_micro_batches_as_the_fullest() -> None:
+    rollouts = [scored(f"r{i}", length=10) for i in range(4)]
+    assert len(packed(rollouts, token_budget=1000)) == 1
+    three = packed(rollouts, token_budget=1000, at_least=3)
+    assert [len(batch.rollout_ids) for batch in three] == [2, 1, 1]
+    assert len(packed(rollouts, token_budget=1000, at_least=9)) == 4  # none is empty
 
 
 def test_windows_count_for_the_token_budget() -> None:

@@ -1,0 +1,271 @@
+"""The fleet of a run on nodes with GPUs that Ray only believes in.
+
+Two nodes of four such GPUs, real actors and placement groups; the workers hold no
+model and write down which devices they see.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from ray.util.placement_group import placement_group_table
+
+from tests.stub_worker import FailingRank, StubWorker
+from topd_ray.actors.calls import Calls
+from topd_ray.actors.cluster import connected
+from topd_ray.actors.fleet import WorkerClasses, open_fleet
+from topd_ray.actors.placement import Placement, place
+from topd_ray.actors.protocols import Fleet
+from topd_ray.actors.replacement import FailureBudget, Replacement
+from topd_ray.actors.reservation import living_nodes
+from topd_ray.actors.resources import resources_of, total_resources
+from topd_ray.config import Config, load_config
+from topd_ray.errors import (
+    ActorFailedError,
+    LostNodeError,
+    PlacementError,
+    UserError,
+)
+from topd_ray.records.run_folder import RunFolder
+
+pytestmark = [pytest.mark.engines, pytest.mark.timeout(300)]
+CONFIGS = Path(__file__).parents[2] / "configs"
+LOCAL = CONFIGS / "local-toy.yaml"
+H100 = CONFIGS / "qwen3-30b-a3b-to-4b-4xh100.yaml"
+PAPER = (
+    "cluster.layout=colocated",
+    "rollout.engine.gpus=2",
+    "rollout.engine.tensor_parallel=2",
+    "rollout.engine.kv_cache_gib=8",
+    "teacher.engine.gpus=4",
+    "teacher.engine.tensor_parallel=4",
+    "teacher.engine.kv_cache_gib=4",
+    "learner.gpus=1",
+    "learner.num_ranks=4",
+)
+NODE = {"num_cpus": 12, "num_gpus": 4, "object_store_memory": 100_000_000}
+DEADLINE_S = 120
+"""An actor starts in two seconds, but not on a machine that others keep busy."""
+STUBS = WorkerClasses(
+    rollout=StubWorker, teacher=StubWorker, prober=StubWorker, learner=StubWorker
+)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    found = Cluster(
+        initialize_head=True, head_node_args={**NODE, "include_dashboard": False}
+    )
+    found.add_node(**NODE)
+    ray.init(found.address, log_to_driver=False, logging_level="warning")
+    yield found
+    ray.shutdown()
+    found.shutdown()
+
+
+def shipped() -> list[tuple[str, Config]]:
+    """Shipped configs: the demo's, and those with GPUs that want different things."""
+    found = {}
+    files = [LOCAL, *sorted(CONFIGS.glob("*.yaml"))]
+    for file in files:
+        config = load_config(file)
+        if file == LOCAL or total_resources(config)["GPU"]:
+            wanted = (str(resources_of(config)), config.cluster.layout)
+            found.setdefault(wanted, (file.stem, config))
+    return list(found.values())
+
+
+def start(
+    config: Config,
+    folder: Path,
+    then: Callable[[Fleet], Any] | None = None,
+    *,
+    workers: WorkerClasses = STUBS,
+) -> None:
+    """Open the fleet of a config, and do something with it."""
+
+    async def go() -> None:
+        budget = FailureBudget(1, window_steps=1)
+        async with open_fleet(
+            config,
+            RunFolder(folder),
+            Calls(start_deadline_s=DEADLINE_S, call_deadline_s=DEADLINE_S),
+            Replacement(budget, lambda *_: None),
+            total_steps=1,
+            workers=workers,
+        ) as fleet:
+            if then is not None:
+                await then(fleet)
+
+    asyncio.run(go())
+
+
+def seen_by(folder: Path) -> dict[str, dict[str, Any]]:
+    return {
+        file.name.removesuffix(".log"): json.loads(file.read_text())
+        for file in (folder / "logs").iterdir()
+    }
+
+
+def devices(seen: dict[str, Any]) -> list[str]:
+    return [gpu for gpu in seen["gpus"].split(",") if gpu]
+
+
+def assert_as_planned(placement: Placement, seen: dict[str, dict[str, Any]]) -> None:
+    """Node by node, each GPU of the placement is one of Ray's, for every actor."""
+    assert sorted(seen) == sorted(actor.name for actor in placement.actors)
+    names: dict[tuple[int, int], str] = {}
+    for actor in placement.actors:
+        of_actor = seen[actor.name]
+        if actor.gpus:
+            assert of_actor["node"] == placement.nodes[actor.node].name
+        assert len(devices(of_actor)) == len(actor.gpus)
+        for gpu, name in zip(actor.gpus, devices(of_actor), strict=True):
+            assert names.setdefault((actor.node, gpu), name) == name
+    for node in range(len(placement.nodes)):
+        on_node = [name for (index, _), name in names.items() if index == node]
+        assert len(set(on_node)) == len(on_node)
+
+
+def assert_nothing_is_held(timeout_s: float = 20) -> None:
+    def free() -> bool:
+        available = ray.available_resources()
+        whole = ray.cluster_resources()
+        return all(available.get(kind) == whole[kind] for kind in ("CPU", "GPU"))
+
+    ends_s = time.monotonic() + timeout_s
+    while not free():
+        assert time.monotonic() < ends_s, ray.available_resources()
+        time.sleep(0.1)
+    states = {group["state"] for group in placement_group_table().values()}
+    assert states <= {"REMOVED"}
+
+
+@pytest.mark.parametrize(
+    "config", [pytest.param(config, id=name) for name, config in shipped()]
+)
+def test_every_actor_of_a_shipped_config_sees_the_devices_of_its_placement(
+    config: Config, cluster: Cluster, tmp_path: Path
+) -> None:
+    del cluster
+    placement = place(config, living_nodes(), where="here")
+    start(config, tmp_path)
+    assert_as_planned(placement, seen_by(tmp_path))
+    assert_nothing_is_held()
+
+
+def test_the_papers_layout_shares_all_gpus_and_an_engine_comes_back_to_its_own(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    del cluster
+    config = load_config(H100, PAPER)
+    seen: dict[str, dict[str, Any]] = {}
+
+    async def kill_one(fleet: Fleet) -> None:
+        seen.update(seen_by(tmp_path))
+        os.kill(seen["rollout[1]"]["pid"], signal.SIGKILL)
+        await fleet.rollouts[1].pin(0)
+
+    start(config, tmp_path, kill_one)
+    assert_as_planned(place(config, living_nodes(), where="here"), seen)
+    assert devices(seen["teacher[0]"]) == ["0", "1", "2", "3"]
+    assert devices(seen["rollout[1]"]) == ["2", "3"]
+    assert [devices(seen[f"learner[{rank}]"]) for rank in range(4)] == [
+        ["0"],
+        ["1"],
+        ["2"],
+        ["3"],
+    ]
+    # An empty value, not a missing one: that would show every GPU.
+    assert seen["prober[0]"]["gpus"] == ""
+    engines = [one["at_s"] for name, one in seen.items() if "learner" not in name]
+    ranks = [one["at_s"] for name, one in seen.items() if "learner" in name]
+    assert max(engines) < min(ranks)
+    successor = seen_by(tmp_path)["rollout[1]"]
+    assert successor["pid"] != seen["rollout[1]"]["pid"]
+    assert devices(successor) == ["2", "3"]
+    assert successor["node"] == seen["rollout[1]"]["node"]
+
+
+def test_a_failed_start_leaves_no_actor_and_holds_no_gpu(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    del cluster
+    stubs = WorkerClasses(
+        rollout=StubWorker, teacher=StubWorker, prober=StubWorker, learner=FailingRank
+    )
+    with pytest.raises(ActorFailedError, match="no room on the card"):
+        start(load_config(H100), tmp_path, workers=stubs)
+    pids = [one["pid"] for one in seen_by(tmp_path).values()]
+    assert len(pids) == 5  # all but the rank that failed
+    assert_nothing_is_held()
+    ends_s = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < ends_s
+        time.sleep(0.1)
+
+
+def test_gpus_that_others_hold_are_named_after_the_deadline(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    del cluster
+    holders = [ray.remote(num_gpus=4)(StubWorker).remote(0, log=tmp_path / "a" / "b")]
+    ray.get(holders[0].clock.remote())
+    config = load_config(H100, (*PAPER, "cluster.start_deadline_s=1"))
+    with pytest.raises(PlacementError, match=r"not free within 1 s .*: 4 GPUs and"):
+        start(config, tmp_path)
+    ray.kill(holders[0])
+    assert_nothing_is_held()
+
+
+def test_a_store_larger_than_the_shared_memory_is_a_mistake_of_the_user(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def init(**_: object) -> None:
+        raise ValueError("The configured object store size exceeds /dev/shm size")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    config = load_config(H100, ["cluster.object_store_gib=64"])
+    with (
+        pytest.raises(UserError, match=r"exceeds /dev/shm.*object_store_gib=64 must"),
+        connected(config),
+    ):
+        pass
+
+
+def test_a_node_that_goes_away_with_its_gpus_ends_the_session(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    whole_nodes = [
+        f"{kind}.engine.{field}={value}"
+        for kind in ("rollout", "teacher")
+        for field, value in {"gpus": 4, "tensor_parallel": 4}.items()
+    ]
+    config = load_config(LOCAL, whole_nodes)
+    (node,) = cluster.worker_nodes
+
+    async def lose_the_node(fleet: Fleet) -> None:
+        seen = seen_by(tmp_path)
+        engines = {"rollout[0]": fleet.rollouts[0], "teacher[0]": fleet.teachers[0]}
+        (lost,) = (
+            engine
+            for name, engine in engines.items()
+            if seen[name]["node"] == node.node_id
+        )
+        cluster.remove_node(node, allow_graceful=False)
+        await lost.pin(0)
+
+    with pytest.raises(LostNodeError, match="is gone; the run is placed anew"):
+        start(config, tmp_path, lose_the_node)
+    # The next session finds too little, and says so.
+    with pytest.raises(PlacementError, match=r"asks for 8 GPUs in all, .* has 4;"):
+        start(config, tmp_path)

@@ -1,0 +1,201 @@
+"""What each GPU holds, added up again from the sizes of the models."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from topd_ray.actors.placement import assumed_placement
+from topd_ray.config import Config, load_config
+from topd_ray.errors import UserError
+from topd_ray.inputs.estimates import PUBLISHED
+from topd_ray.inputs.gpu_memory import (
+    GpuMemory,
+    cached_tokens,
+    gpu_memory,
+    refuse_too_little_memory,
+)
+
+ROOT = Path(__file__).parents[3]
+H100 = ROOT / "configs" / "qwen3-30b-a3b-to-4b-4xh100.yaml"
+SHIPPED = [
+    file
+    for file in sorted((ROOT / "configs").glob("*.yaml"))
+    if load_config(file).cluster.gpu_memory_gib is not None
+]
+PAPER = (
+    "cluster.layout=colocated",
+    "rollout.engine.gpus=2",
+    "rollout.engine.tensor_parallel=2",
+    "rollout.engine.kv_cache_gib=8",
+    "teacher.engine.gpus=4",
+    "teacher.engine.tensor_parallel=4",
+    "teacher.engine.kv_cache_gib=4",
+    "learner.gpus=1",
+    "learner.num_ranks=4",
+    "learner.zero_stage=2",
+)
+GIB = 2**30
+
+
+def memory_of(*overrides: str, file: Path = H100) -> tuple[Config, list[GpuMemory]]:
+    config = load_config(file, overrides)
+    return config, gpu_memory(config, assumed_placement(config))
+
+
+def parts_of(gpus: list[GpuMemory], actor: str) -> dict[str, float]:
+    """What an actor holds on the first of its GPUs."""
+    found = next(a for gpu in gpus for a in gpu.actors if a.actor == actor)
+    assert found.parts is not None
+    return found.parts
+
+
+def test_weights_and_optimizer_of_the_papers_pair_are_those_of_its_sizes() -> None:
+    _, gpus = memory_of(*PAPER)
+    student = 4.02e9
+    teacher = 30.5e9
+    assert len(gpus) == 4
+    rank = parts_of(gpus, "learner[2]")
+    # ZeRO 2 over four ranks: all weights in bfloat16; a quarter of the float32
+    # gradients, of the float32 weights and of both moments.
+    assert rank["weights"] == pytest.approx(2 * student / GIB)
+    assert rank["gradients"] == pytest.approx(4 * student / 4 / GIB)
+    assert rank["optimizer"] == pytest.approx(12 * student / 4 / GIB)
+    assert "gathered" not in rank
+    rollout = parts_of(gpus, "rollout[1]")
+    assert rollout["weights"] == pytest.approx(2 * student / 2 / GIB)
+    assert rollout["cache"] == 8
+    scorer = parts_of(gpus, "teacher[0]")
+    assert scorer["weights"] == pytest.approx(2 * teacher / 4 / GIB)
+    assert scorer["cache"] == 4
+    # A float32 head, and 1,024 positions of logits twice.
+    head = 151_936 * 2048
+    logits = 2 * 1024 * 151_936
+    assert scorer["scoring"] == pytest.approx(4 * (head + logits) / GIB)
+    assert "scoring" not in (gpus[1].actors[2].parts or {})
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_the_sum_of_a_gpu_is_that_of_its_actors_and_fits_the_card(file: Path) -> None:
+    config, gpus = memory_of(file=file)
+    assert gpus
+    for gpu in gpus:
+        total = sum(gib for actor in gpu.actors for gib in (actor.parts or {}).values())
+        assert gpu.gib == pytest.approx(total)
+        assert gpu.margin_gib == pytest.approx(gpu.card_gib - total)
+        assert gpu.margin_gib > 0
+    assert {a.actor for gpu in gpus for a in gpu.actors} == {
+        actor.name for actor in assumed_placement(config).actors if actor.gpus
+    }
+    refuse_too_little_memory(config, gpus)
+
+
+def test_all_roles_of_the_paper_stay_on_four_cards_together() -> None:
+    config, gpus = memory_of(*PAPER)
+    refuse_too_little_memory(config, gpus)
+    # By hand, from the same models: 71.5 GiB with ZeRO 2.
+    assert [gpu.gib for gpu in gpus[1:]] == pytest.approx([71.5] * 3, rel=0.08)
+
+
+def test_too_little_memory_is_refused_with_the_sum() -> None:
+    config, gpus = memory_of(*PAPER, "cluster.gpu_memory_gib=24")
+    with pytest.raises(UserError) as caught:
+        refuse_too_little_memory(config, gpus)
+    message = str(caught.value)
+    assert f"GPU 0 of node 0 would hold {gpus[0].gib:.1f} GiB and has 24" in message
+    assert "learner[0] " in message
+    assert "+ optimizer 11.2 +" in message
+    assert "teacher[0] " in message
+
+
+def test_without_the_memory_of_a_card_nothing_is_compared() -> None:
+    config, gpus = memory_of(*PAPER, "cluster.gpu_memory_gib=null")
+    assert gpus[0].gib is not None
+    assert gpus[0].margin_gib is None
+    refuse_too_little_memory(config, gpus)
+
+
+def test_a_model_of_unknown_size_has_no_sum() -> None:
+    config, gpus = memory_of("learner.model=a/b", "learner.size_b=null")
+    assert [gpu.gib is None for gpu in gpus] == [False, False, True, True]
+    refuse_too_little_memory(config, gpus)
+
+
+def test_an_engine_alone_on_its_gpu_has_what_is_left_of_its_share_as_cache() -> None:
+    _, gpus = memory_of("teacher.engine.gpu_memory_utilization=0.8")
+    parts = parts_of(gpus, "teacher[0]")
+    share = sum(parts[what] for what in ("weights", "activations", "graphs", "cache"))
+    assert share == pytest.approx(0.8 * 79.6)
+
+
+@pytest.mark.parametrize(
+    ("override", "part", "factor"),
+    [
+        ("rollout.engine.enforce_eager=true", "graphs", 0.0),
+        ("rollout.engine.dtype=float32", "weights", 2.0),
+        ("rollout.engine.kv_cache_gib=6", "cache", 0.5),
+    ],
+)
+def test_a_field_of_an_engine_changes_its_part(
+    override: str, part: str, factor: float
+) -> None:
+    before = parts_of(memory_of()[1], "rollout[0]")[part]
+    after = parts_of(memory_of(override)[1], "rollout[0]")[part]
+    assert after == pytest.approx(before * factor)
+
+
+def test_a_single_rank_at_stage_2_gathers_nothing_and_has_no_group() -> None:
+    whole = parts_of(memory_of()[1], "learner[0]")
+    alone = ("learner.num_ranks=1", "learner.zero_stage=2")
+    single = parts_of(memory_of(*alone)[1], "learner[0]")
+    assert whole["gathered"] == pytest.approx(2e9 / GIB)
+    assert "gathered" not in single
+    assert single["context"] < whole["context"]
+
+
+def test_a_cache_must_hold_one_sequence() -> None:
+    config, gpus = memory_of("rollout.engine.kv_cache_gib=1")
+    # Keys and values of 8 heads of 128, in 36 layers, in bfloat16.
+    tokens = GIB // (2 * 2 * 8 * 128 * 36)
+    assert cached_tokens(config.rollout.engine, PUBLISHED["Qwen3-4B"]) == tokens
+    with pytest.raises(UserError) as caught:
+        refuse_too_little_memory(config, gpus)
+    assert str(caught.value) == (
+        f"rollout.engine.kv_cache_gib=1 holds {tokens:,} tokens, and one sequence may"
+        " have 8,851, so vLLM would not start; raise it to 1.22 or more"
+    )
+    config, gpus = memory_of("rollout.engine.kv_cache_gib=1.22")
+    refuse_too_little_memory(config, gpus)
+
+
+def printed(*overrides: str, capsys: Any, monkeypatch: Any) -> str:
+    from topd_ray.commands.check import check
+
+    monkeypatch.setenv("COLUMNS", "150")
+    try:
+        check(load_config(H100, overrides))
+    finally:
+        output: str = capsys.readouterr().out
+    return output
+
+
+def test_the_map_is_printed_gpu_by_gpu_and_its_numbers_are_the_sums(
+    capsys: Any, monkeypatch: Any
+) -> None:
+    output = printed(*PAPER, capsys=capsys, monkeypatch=monkeypatch)
+    _, gpus = memory_of(*PAPER)
+    assert "4 GPUs on 1 node of 4 (layout colocated)" in output
+    for gpu in gpus:
+        assert f"node 0 GPU {gpu.gpu} " in output
+        assert f"of 79.6: {gpu.margin_gib:.1f} left" in output
+    assert output.count(f" {gpus[0].gib:.1f} ") >= 1
+    assert "the config is sound" in output
+
+
+def test_a_config_that_fits_no_card_is_refused_after_its_map(
+    capsys: Any, monkeypatch: Any
+) -> None:
+    with pytest.raises(UserError, match="would hold"):
+        printed(
+            *PAPER, "cluster.gpu_memory_gib=40", capsys=capsys, monkeypatch=monkeypatch
+        )
