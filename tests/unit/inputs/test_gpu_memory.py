@@ -68,10 +68,10 @@ def test_weights_and_optimizer_of_the_papers_pair_are_those_of_its_sizes() -> No
     scorer = parts_of(gpus, "teacher[0]")
     assert scorer["weights"] == pytest.approx(2 * teacher / 4 / GIB)
     assert scorer["cache"] == 4
-    # A float32 head, and 1,024 positions of logits twice.
+    # The head in bfloat16, and 1,024 positions of float32 logits twice.
     head = 151_936 * 2048
     logits = 2 * 1024 * 151_936
-    assert scorer["scoring"] == pytest.approx(4 * (head + logits) / GIB)
+    assert scorer["scoring"] == pytest.approx((2 * head + 4 * logits) / GIB)
     assert "scoring" not in (gpus[1].actors[2].parts or {})
 
 
@@ -134,6 +134,7 @@ def test_an_engine_alone_on_its_gpu_has_what_is_left_of_its_share_as_cache() -> 
         ("rollout.engine.enforce_eager=true", "graphs", 0.0),
         ("rollout.engine.dtype=float32", "weights", 2.0),
         ("rollout.engine.kv_cache_gib=6", "cache", 0.5),
+        ("rollout.engine.max_num_batched_tokens=16384", "activations", 1.0),
     ],
 )
 def test_a_field_of_an_engine_changes_its_part(
@@ -144,8 +145,19 @@ def test_a_field_of_an_engine_changes_its_part(
     assert after == pytest.approx(before * factor)
 
 
+def test_fewer_tokens_of_a_step_need_fewer_activations() -> None:
+    def activations(tokens: int) -> float:
+        override = f"rollout.engine.max_num_batched_tokens={tokens}"
+        return parts_of(memory_of(override)[1], "rollout[0]")["activations"]
+
+    # Three vectors of the inner width and four of the model's, in bfloat16.
+    a_token = 2 * (3 * 9728 + 4 * 2560)
+    saved = activations(8192) - activations(2048)
+    assert saved == pytest.approx(6144 * a_token / GIB)
+
+
 def test_a_single_rank_at_stage_2_gathers_nothing_and_has_no_group() -> None:
-    whole = parts_of(memory_of()[1], "learner[0]")
+    whole = parts_of(memory_of("learner.zero_stage=3")[1], "learner[0]")
     alone = ("learner.num_ranks=1", "learner.zero_stage=2")
     single = parts_of(memory_of(*alone)[1], "learner[0]")
     assert whole["gathered"] == pytest.approx(2e9 / GIB)
