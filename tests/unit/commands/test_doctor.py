@@ -240,7 +240,12 @@ def test_the_drivers_tool_is_asked(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("count", "pairs"),
-    [(1, []), (2, [(0, 1)]), (4, [(0, 1), (2, 3), (1, 2), (3, 0)])],
+    [
+        (1, []),
+        (2, [(0, 1)]),
+        (3, [(0, 1), (1, 2)]),
+        (4, [(0, 1), (2, 3), (1, 2), (3, 0)]),
+    ],
 )
 def test_nccl_goes_round_the_ring_and_no_gpu_is_used_twice_at_a_time(count, pairs):
     rounds = gpu_work.plan_probes(count)

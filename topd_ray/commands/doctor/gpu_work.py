@@ -32,31 +32,31 @@ class Probe:
 
 
 def plan_probes(count: int) -> list[list[Probe]]:
-    """Return rounds of probes; those of a round run side by side, on GPUs of their own.
+    """Return rounds of probes; those of a round run side by side.
 
-    NCCL goes round the ring of GPUs: 0-1 and 2-3, then 1-2 and 3-0.
+    NCCL goes round the ring of GPUs: 0-1 and 2-3, then 1-2 and 3-0. The first round has
+    the kernels too, which mostly wait for the compiler.
     """
-    rounds = [_pairs(0, count), _pairs(1, count)]
-    single = [
-        Probe(
-            check="Triton, attention",
-            kind="Triton",
-            commands=(("attention",),),
-            gpus=(0,),
-        ),
-        Probe(
-            check="CUDA IPC", kind="shared handles", commands=(("sharing",),), gpus=(0,)
-        ),
-    ]
-    return [single, *(pairs for pairs in rounds if pairs)]
+    attention = Probe(
+        check="Triton, attention", kind="Triton", commands=(("attention",),), gpus=(0,)
+    )
+    sharing = Probe(
+        check="CUDA IPC", kind="shared handles", commands=(("sharing",),), gpus=(0,)
+    )
+    rounds = [[attention, sharing, *_pairs(0, count)], _pairs(1, count)]
+    return [probes for probes in rounds if probes]
 
 
 def _pairs(first: int, count: int) -> list[Probe]:
+    """Return every second pair of neighbours, from the one that begins at `first`."""
     probes = []
     for a in range(first, count, 2):
-        b = (a + 1) % count
-        if a == b or (first and count == 2) or (first and b == first):
-            continue
+        b = a + 1
+        if b == count:
+            # The ring closes in the round that leaves GPU 0 free.
+            if first == 0 or count == 2:
+                continue
+            b = 0
         port = str(_free_port())
         probes.append(
             Probe(
