@@ -145,7 +145,7 @@ def test_a_field_of_an_engine_changes_its_part(
 
 
 def test_a_single_rank_at_stage_2_gathers_nothing_and_has_no_group() -> None:
-    whole = parts_of(memory_of()[1], "learner[0]")
+    whole = parts_of(memory_of("learner.zero_stage=3")[1], "learner[0]")
     alone = ("learner.num_ranks=1", "learner.zero_stage=2")
     single = parts_of(memory_of(*alone)[1], "learner[0]")
     assert whole["gathered"] == pytest.approx(2e9 / GIB)
