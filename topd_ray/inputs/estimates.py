@@ -173,7 +173,7 @@ def prober_gib(config: Config, teacher: ModelSizes) -> float:
 
 
 def learner_gib(config: Config, student: ModelSizes, teacher: ModelSizes) -> float:
-    """Return the memory of a learner rank at the end of a forward pass.
+    """Return the memory of a learner rank at the peak of a micro-batch.
 
     Gradients of earlier micro-batches and the optimizer's states are there too.
     """
@@ -191,8 +191,14 @@ def learner_parts(
         what: size * counts.get(what, student.trained)
         for what, size in _state_bytes(config).items()
     }
-    parts["activations"] = _activation_bytes(config, student)
-    parts["loss"] = _loss_bytes(config, student, teacher)
+    parts["activations"] = _kept_bytes(config, student)
+    # One after the other: the loss is freed before the last layer's backward pass.
+    parts["loss or backward"] = max(
+        _loss_bytes(config, student), _backward_bytes(config, student)
+    )
+    if config.teacher.signal == "hidden":
+        head = BYTES[config.teacher.engine.dtype] * teacher.head
+        parts["teacher's head"] = head
     return {what: size / GIB for what, size in parts.items()}
 
 
@@ -211,21 +217,46 @@ def _state_bytes(config: Config) -> dict[str, float]:
     return {"weights": weights, "gradients": gradients, "optimizer": states}
 
 
-def _activation_bytes(config: Config, student: ModelSizes) -> float:
-    """Return the bytes that the backward pass of one micro-batch needs.
+def _kept_bytes(config: Config, student: ModelSizes) -> float:
+    """Return the bytes that the forward pass of one micro-batch keeps."""
+    kept = _layer_numbers(config, student)
+    if config.learner.gradient_checkpointing:
+        kept = student.width
+    return _token_bytes(config) * kept * student.layers
 
-    A layer keeps 14 vectors of the model's width for a token and 5 of the inner one; in
-    bfloat16 8 of the 14 are the float32 copies of its two norms.
+
+def _layer_numbers(config: Config, student: ModelSizes) -> float:
+    """Return the numbers that a layer keeps for a token.
+
+    They are 14 vectors of the model's width and 5 of the inner one; in bfloat16 8 of
+    the 14 are the float32 copies of its two norms.
+    """
+    norms = 4 if config.learner.dtype == "float32" else 8
+    return (6 + norms) * student.width + 5 * student.inner
+
+
+def _backward_bytes(config: Config, student: ModelSizes) -> float:
+    """Return the bytes that come to those kept while the last layer goes backward.
+
+    Two gradients of inner vectors, what the layer computes again, and the gradient of
+    the head, which waits for that of the embedding.
+    """
+    numbers = 2.0 * student.inner
+    if config.learner.gradient_checkpointing:
+        numbers += _layer_numbers(config, student)
+    # A frozen head has no gradient.
+    head = 0 if config.learner.lora else BYTES[config.learner.dtype] * student.head
+    return _token_bytes(config) * numbers + head
+
+
+def _token_bytes(config: Config) -> float:
+    """Return the bytes of one number for each token of a micro-batch.
+
+    Ranks that share a sequence hold a part of its tokens.
     """
     learner = config.learner
-    is_float32 = learner.dtype == "float32"
-    vectors = (10 if is_float32 else 14) * student.width + 5 * student.inner
-    kept = vectors * student.layers
-    if learner.gradient_checkpointing:
-        kept = student.width * student.layers + vectors
-    # Ranks that share a sequence hold a part of its tokens.
     tokens = _micro_batch_tokens(config) / learner.sequence_parallel
-    return BYTES[learner.dtype] * tokens * kept
+    return BYTES[learner.dtype] * tokens
 
 
 def _micro_batch_tokens(config: Config) -> int:
@@ -235,17 +266,17 @@ def _micro_batch_tokens(config: Config) -> int:
     return min(whole, max(config.windows.token_budget, config.sequence_tokens))
 
 
-def _loss_bytes(config: Config, student: ModelSizes, teacher: ModelSizes) -> float:
-    """Return the bytes of the head's gradient, the teacher's head, and the logits."""
+def _loss_bytes(config: Config, student: ModelSizes) -> float:
+    """Return the bytes of the head's gradient, the logits, and 8 vectors a token: the
+    last layer's states, what their norm keeps, and their gradient.
+    """
     width = BYTES[config.learner.dtype]
     copy = 0 if config.learner.dtype == "float32" else width
     chunk = _CHUNK_BYTES[config.learner.gpus > 0] * width / 4
+    states = 8 * _token_bytes(config) * student.width
     # A frozen head has no gradient.
     slope = 0 if config.learner.lora else (4 + copy) * student.head
-    total = slope + 2 * chunk
-    if config.teacher.signal == "hidden":
-        total += BYTES[config.teacher.engine.dtype] * teacher.head
-    return total
+    return slope + 2 * chunk + states
 
 
 __all__ = [

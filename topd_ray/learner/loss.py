@@ -195,8 +195,9 @@ def worst_gap(
     moved_T = (logp_T - sampled_logp_T).abs().nan_to_num(nan=torch.inf)
     moved_T = moved_T.masked_fill(sampled_logp_T.isposinf(), -1.0)
     at = moved_T.argmax()
-    place = torch.where(moved_T[at] < 0, -1, at)
-    return torch.stack([place.double(), logp_T[at].double()])
+    # not moved_T[at], which would wait for the GPU
+    place = torch.where(moved_T.take(at) < 0, -1, at)
+    return torch.stack([place.double(), logp_T.take(at).double()])
 
 
 def target_entropy(

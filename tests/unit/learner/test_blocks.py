@@ -1,12 +1,13 @@
 """Block masks out of segments, against those that torch makes of all pairs."""
 
+import random
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn.attention.flex_attention import create_block_mask
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -69,6 +70,29 @@ def test_the_blocks_are_those_that_torch_finds_among_all_pairs(
 @pytest.mark.parametrize("length", [1, 127, 128, 129, 384])
 def test_one_rollout_of_any_length_has_them_too(length: int) -> None:
     assert_same(make_layout((length, 0, 0)), None)
+
+
+def test_layouts_of_all_kinds_need_two_graphs() -> None:
+    """One for the first lengths, one for all others: a GPU compiles no third kernel."""
+    graphs = []
+
+    def counting(graph: Any, inputs: Any) -> Any:
+        graphs.append(inputs)
+        return graph.forward
+
+    torch.compiler.reset()
+    compiled = torch.compile(flex_attention, backend=counting)
+    rng = random.Random(0)
+    for number in range(20):
+        length = rng.randrange(130, 300)
+        branches = sorted(rng.sample(range(1, length), number % 5))
+        windows = [(rng.randrange(1, 40), 0, branch) for branch in branches]
+        layout = make_layout((length, 0, 0), *windows)
+        size = (1, 2, len(layout.place_L), 16)
+        states = [torch.zeros(size) for _ in range(3)]
+        compiled(*states, block_mask=layout.blocks(), scale=0.25)
+    torch.compiler.reset()
+    assert len(graphs) == 2
 
 
 class Largest(TorchDispatchMode):
