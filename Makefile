@@ -32,7 +32,7 @@ UNIT := tests/unit tests/fuzz --numprocesses=2 --dist=worksteal
 # loadfile: a file's tests share its engines, so one process runs all of them. Both take the
 # next file when they are through with one, and the longest ones come first.
 ENGINES := tests/chaos tests/flow tests/contract -m "not chaos" --numprocesses=2 --dist=loadfile --no-loadscope-reorder
-LOCK := locks/$(HARDWARE).txt
+LOCK := cluster/locks/$(HARDWARE).txt
 STAMP := $(VENV)/.installed-$(HARDWARE)-$(shell cat Makefile pyproject.toml $(LOCK) | cksum | cut -d' ' -f1)
 
 .PHONY: help setup lock demo real real-small test check static unit audit integration durations chaos chaos-faults chaos-soak fuzz format flow shape docs reproduce bench bench-gpu gpu-smoke
@@ -45,7 +45,7 @@ help:
 	@echo "make durations   the tests that cost most, into docs/tests.md"
 	@echo "make audit   known vulnerabilities of what is installed, where its data base can be reached"
 	@echo "make setup   the virtual environment (the others do it too)"
-	@echo "make lock    pin every package of CPU and of GPU machines in locks/"
+	@echo "make lock    pin every package of CPU and of GPU machines in cluster/locks/"
 	@echo "make chaos   every fault on the real engines, with a table into tests/chaos/README.md (two hours: TOPD_SOAK_MINUTES)"
 	@echo "make fuzz    10,000 broken configs, prompt files, checkpoints, model folders"
 	@echo "make flow    the stages and what flows between them"
@@ -106,7 +106,7 @@ static: setup
 	  --exclude-files '^topd_ray/toy/world/|^benchmarks/reproduction/.*(png|svg|json)$$'
 	$(BIN)/shellcheck .ci/run cluster/*.sh cluster/slurm.sbatch
 	$(BIN)/hadolint cluster/Dockerfile
-	$(BIN)/python locks/lock.py check gpu
+	$(BIN)/python cluster/locks/lock.py check gpu
 	-@$(MAKE) --no-print-directory audit
 	$(BIN)/mypy
 
@@ -126,7 +126,7 @@ test: check integration
 
 # UPGRADE=--upgrade takes the newest versions; without it, pins that still fit stay.
 lock: setup
-	$(BIN)/python locks/lock.py write $(UPGRADE)
+	$(BIN)/python cluster/locks/lock.py write $(UPGRADE)
 
 # Where the time of `make test` goes, into docs/tests.md.
 durations: setup

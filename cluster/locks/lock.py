@@ -1,8 +1,8 @@
 """Write the lock files of this folder, or check that one still resolves.
 
-    python locks/lock.py write           both files; pins that still fit are kept
-    python locks/lock.py write --upgrade both files, at the newest versions
-    python locks/lock.py check gpu       resolve against the index, download no wheel
+    lock.py write             both files; pins that still fit are kept
+    lock.py write --upgrade   both files, at the newest versions
+    lock.py check gpu         resolve against the index, download no wheel
 
 A lock file pins every package of one kind of machine. The package index decides at
 installation where a package comes from, so no index is named here.
@@ -16,7 +16,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # The oldest Python that all of them install on, and the oldest system that has wheels.
 _TARGET = ("--python-version", "3.11.5", "--python-platform", "x86_64-manylinux_2_28")
 # pip is whatever made the virtual environment; it should not replace itself halfway.
@@ -26,8 +26,13 @@ KINDS = tuple(_WHAT)
 _DEADLINE_S = 300.0
 _UNREACHABLE = "error sending request"
 """What uv says when it cannot talk to the index."""
-_HEAD = "# Every package of a machine with {what}: pip install -c locks/{kind}.txt …\n"
+_FILE = "cluster/locks/{kind}.txt"
+_HEAD = f"# Every package of a machine with {{what}}: pip install -c {_FILE} …\n"
 _HEAD += "# Written by `make lock`.\n"
+
+
+def _named(kind: str) -> str:
+    return _FILE.format(kind=kind)
 
 
 class IndexUnreachableError(Exception):
@@ -46,13 +51,13 @@ class Resolver:
     """
 
     root: Path
-    """Folder of pyproject.toml and locks/."""
+    """Folder of pyproject.toml and cluster/locks/."""
     options: tuple[str, ...] = ()
     """Further options of `uv pip compile`."""
 
     def lock(self, kind: str) -> Path:
         """Return the path of the lock file of `kind`."""
-        return self.root / "locks" / f"{kind}.txt"
+        return self.root / "cluster" / "locks" / f"{kind}.txt"
 
     def pins(self, kind: str, *, upgrade: bool = False) -> list[str]:
         """Return a pin for every package; those of the lock file where they fit.
@@ -103,12 +108,12 @@ def write(resolver: Resolver, *, upgrade: bool) -> None:
         try:
             pins = resolver.pins(kind, upgrade=upgrade)
         except UnresolvableError as error:
-            raise SystemExit(f"locks/{kind}.txt cannot be written:\n{error}") from None
+            raise SystemExit(f"{_named(kind)} cannot be written:\n{error}") from None
         except IndexUnreachableError as error:
             raise SystemExit(f"the package index cannot be reached: {error}") from None
         head = _HEAD.format(kind=kind, what=_WHAT[kind])
         resolver.lock(kind).write_text(head + "\n".join(pins) + "\n")
-        print(f"locks/{kind}.txt: {len(pins)} packages")
+        print(f"{_named(kind)}: {len(pins)} packages")
 
 
 def check(resolver: Resolver, kind: str) -> str:
@@ -120,19 +125,19 @@ def check(resolver: Resolver, kind: str) -> str:
     try:
         pins = resolver.pins(kind)
     except IndexUnreachableError:
-        return f"locks/{kind}.txt not resolved: the package index cannot be reached"
+        return f"{_named(kind)} not resolved: the package index cannot be reached"
     except UnresolvableError as error:
         raise SystemExit(
-            f"locks/{kind}.txt does not resolve:\n{error}\n`make lock` writes it anew"
+            f"{_named(kind)} does not resolve:\n{error}\n`make lock` writes it anew"
         ) from None
     held = pinned(resolver.lock(kind).read_text())
     changed = sorted(set(pins) ^ set(held))
     if changed:
         raise SystemExit(
-            f"locks/{kind}.txt is not what pyproject.toml resolves to: differs in"
+            f"{_named(kind)} is not what pyproject.toml resolves to: differs in"
             f" {', '.join(changed)}; `make lock` writes it anew"
         )
-    return f"locks/{kind}.txt resolves: {len(pins)} packages"
+    return f"{_named(kind)} resolves: {len(pins)} packages"
 
 
 def main() -> None:

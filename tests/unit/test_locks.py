@@ -15,7 +15,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("lock", ROOT / "locks" / "lock.py")
+    spec = importlib.util.spec_from_file_location(
+        "lock", ROOT / "cluster" / "locks" / "lock.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -44,7 +46,7 @@ def wheel(folder: Path, name: str, version: str, requires: str = "") -> None:
 @pytest.fixture
 def project(tmp_path):
     """A project that asks for `engine`, and packages of it on this disk."""
-    (tmp_path / "locks").mkdir()
+    (tmp_path / "cluster" / "locks").mkdir(parents=True)
     (tmp_path / "wheels").mkdir()
     (tmp_path / "pyproject.toml").write_text(
         "[project]\nname = 'p'\nversion = '0'\nrequires-python = '>=3.11'\n"
@@ -62,7 +64,7 @@ def project(tmp_path):
 def test_a_lock_pins_every_package_that_the_project_names(kind):
     pins = dict(
         pin.split("==")
-        for pin in lock.pinned((ROOT / "locks" / f"{kind}.txt").read_text())
+        for pin in lock.pinned((ROOT / "cluster" / "locks" / f"{kind}.txt").read_text())
     )
     versions = {canonicalize_name(name): version for name, version in pins.items()}
     extras = PROJECT["optional-dependencies"]
@@ -70,22 +72,24 @@ def test_a_lock_pins_every_package_that_the_project_names(kind):
     for text in asked:
         wanted = Requirement(text)
         version = versions.get(canonicalize_name(wanted.name))
-        assert version is not None, f"locks/{kind}.txt lacks {wanted.name}: `make lock`"
+        assert version is not None, (
+            f"cluster/locks/{kind}.txt lacks {wanted.name}: `make lock`"
+        )
         assert wanted.specifier.contains(version), (
-            f"{text}: locks/{kind}.txt has {version}"
+            f"{text}: cluster/locks/{kind}.txt has {version}"
         )
 
 
 @pytest.mark.parametrize("kind", lock.KINDS)
 def test_a_lock_names_no_host(kind):
-    text = (ROOT / "locks" / f"{kind}.txt").read_text()
+    text = (ROOT / "cluster" / "locks" / f"{kind}.txt").read_text()
     assert "://" not in text
     assert "--" not in text
 
 
 def test_both_locks_hold_the_torch_and_the_vllm_that_belong_together():
-    gpu = lock.pinned((ROOT / "locks" / "gpu.txt").read_text())
-    cpu = lock.pinned((ROOT / "locks" / "cpu.txt").read_text())
+    gpu = lock.pinned((ROOT / "cluster" / "locks" / "gpu.txt").read_text())
+    cpu = lock.pinned((ROOT / "cluster" / "locks" / "cpu.txt").read_text())
     shared = {pin for pin in gpu if pin.startswith(("torch==", "triton==", "ray=="))}
     assert len(shared) == 3
     assert shared <= set(cpu)
@@ -97,7 +101,7 @@ def test_writing_a_lock_keeps_the_versions_that_fit(project, capsys):
     lock.write(project, upgrade=False)
     pinned = lock.pinned(project.lock("gpu").read_text())
     assert pinned == ["compiler==3.7", "engine==1.0"]
-    assert "locks/gpu.txt: 2 packages" in capsys.readouterr().out
+    assert "cluster/locks/gpu.txt: 2 packages" in capsys.readouterr().out
     wheel(project.root / "wheels", "engine", "1.1", "compiler==3.7")
     lock.write(project, upgrade=False)
     assert lock.pinned(project.lock("gpu").read_text()) == pinned
@@ -120,7 +124,7 @@ def test_packages_that_do_not_resolve_are_refused(project):
 
 def test_a_lock_that_resolves_says_so(project):
     project.lock("gpu").write_text("compiler==3.7\nengine==1.0\n")
-    assert lock.check(project, "gpu") == "locks/gpu.txt resolves: 2 packages"
+    assert lock.check(project, "gpu") == "cluster/locks/gpu.txt resolves: 2 packages"
 
 
 def test_an_index_that_cannot_be_reached_is_said_and_no_failure(project, monkeypatch):

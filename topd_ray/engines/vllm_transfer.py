@@ -7,6 +7,7 @@ on its own GPU.
 """
 
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import timedelta
@@ -226,7 +227,7 @@ def _nccl_group(
         return PyNcclCommunicator(meeting, device=device)
 
 
-class BroadcastSender:
+class BroadcastSender(ABC):
     """Learner rank 0 in a broadcast. Base of the two kinds of group."""
 
     def __init__(self, group: Any, buffer_bytes: int) -> None:
@@ -255,12 +256,12 @@ class BroadcastSender:
             for _ in tensors:
                 pass
 
-    def _broadcast(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _broadcast(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> None: ...
 
+    @abstractmethod
     def close(self) -> None:
         """Leave the group, also while another thread waits in it."""
-        raise NotImplementedError
 
 
 class GlooSender(BroadcastSender):

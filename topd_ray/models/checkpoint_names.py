@@ -4,12 +4,12 @@ transformers 5 holds the experts of a layer in one weight, `mlp.experts.gate_up_
 and splits it when it saves. Engines take the names of the files.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # `topd check` of a dense model loads no torch
+    from torch import Tensor
 
-Named = tuple[str, Tensor]
+Named = tuple[str, "Tensor"]
 
 
 class CheckpointNames:
@@ -32,7 +32,7 @@ class CheckpointNames:
             model._weight_conversions = conversions
         self._model = model if conversions else None
 
-    def of(self, name: str, weight: Tensor) -> list[Named]:
+    def of(self, name: str, weight: "Tensor") -> list[Named]:
         """Return the weights of the files that one weight of the model holds.
 
         Their memory may be that of `weight`. A weight on the meta device gives shapes.
@@ -43,12 +43,14 @@ class CheckpointNames:
 
         return list(revert_weight_conversion(self._model, {name: weight}).items())
 
-    def places(self, name: str, weight: Tensor) -> list[Named]:
+    def places(self, name: str, weight: "Tensor") -> list[Named]:
         """Return each weight of the files with the places of its numbers in `weight`.
 
         Example: a weight of 4 numbers that is saved as `a` and `b` gives ("a", [0, 1])
         and ("b", [2, 3]); shapes are those of the files.
         """
+        import torch
+
         return self.of(name, torch.arange(weight.numel()).reshape(weight.shape))
 
 

@@ -1,6 +1,6 @@
 """Weights -> buckets of bounded size -> weights.
 
-A policy version travels from the learner to the engines in buckets. Axis: B bytes.
+A policy version travels from the learner to the engines in buckets.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
 from topd_ray.engines.protocols import NamedArray
 from topd_ray.errors import TopdError
@@ -20,9 +19,6 @@ Large enough that a call a bucket costs nothing beside the copy of it (a 4B mode
 bfloat16 is 30 buckets), and small enough that the smallest object store of a real run,
 a few GiB, holds several while the engines read.
 """
-_BLOCK_BYTES = 4096
-_SAMPLED_BLOCKS = 64
-"""Blocks of an array that its checksum reads; a smaller array is read whole."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,9 +38,7 @@ class WeightBucket:
     arrays: tuple[NamedArray, ...]
     """Weights with their Hugging Face names; bfloat16 as the bits in uint16."""
     checksum: str
-    """128 bits over every other field, the arrays' names, shapes and dtypes, and their
-    bytes; of a large array, of blocks of it.
-    """
+    """128 bits over every other field and the arrays' names, shapes, dtypes, bytes."""
 
 
 def in_buckets(
@@ -137,29 +131,16 @@ def _checksum(
 ) -> str:
     """Return 128 bits that tell a bucket from one altered by accident.
 
-    Of a large array some blocks are read, evenly spread: the memory of the object store
-    cannot be changed, and all bytes of all weights took a second a side for 8 GB, in
-    every weight sync.
+    No cryptographic hash: it is computed twice in every weight sync, over all weights,
+    and must be as fast as memory.
     """
     digest = xxhash.xxh3_128(f"{policy_version} {index} {is_last}".encode())
     for name, array in arrays:
         # Names and shapes too: two weights of equal bytes could change places.
         digest.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
         # xxhash refuses memory that is not contiguous.
-        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        for block in _sampled(flat):
-            digest.update(block.data)
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
-
-
-def _sampled(bytes_B: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
-    """Yield all bytes, or blocks from the first to the last that are evenly spread."""
-    if len(bytes_B) <= _SAMPLED_BLOCKS * _BLOCK_BYTES:
-        yield bytes_B
-        return
-    starts = np.linspace(0, len(bytes_B) - _BLOCK_BYTES, _SAMPLED_BLOCKS)
-    for start in starts.astype(int):
-        yield bytes_B[start : start + _BLOCK_BYTES]
 
 
 __all__ = ["WeightBucket", "in_buckets", "open_buckets"]

@@ -110,7 +110,8 @@ def test_the_image_has_what_triton_and_kuberay_need():
     packages = set(installs[1].split())
     assert packages >= {"build-essential", "python3-dev", "python3-venv", "git"}
     assert (
-        "uv pip sync --python .venv/bin/python --no-cache locks/gpu.txt" in dockerfile
+        "uv pip sync --python .venv/bin/python --no-cache cluster/locks/gpu.txt"
+        in dockerfile
     )
     assert re.search(r"ln -s /topd_ray/\.venv/bin/ray .*/usr/local/bin", dockerfile)
     last = dockerfile.strip().splitlines()[-1]

@@ -53,7 +53,10 @@ def plan(tmp_path: Path, **cluster: object) -> dict[str, object]:
 
 def test_the_versions_of_the_lock_pass():
     found = installation.check_packages("gpu", LOCK, {**LOCK, "torch": "2.13.0+cu130"})
-    assert (found.verdict, found.seen) == ("ok", "4 at the versions of locks/gpu.txt")
+    assert (found.verdict, found.seen) == (
+        "ok",
+        "4 at the versions of cluster/locks/gpu.txt",
+    )
 
 
 @pytest.mark.parametrize("version", ["0.26.0", None])

@@ -99,7 +99,7 @@ def test_heads_that_cannot_be_dealt_to_ranks_are_refused(
     refused(config, r"^learner\.sequence_parallel=3: the 2 attention heads")
 
 
-def test_experts_are_refused_in_the_student_alone(
+def test_experts_can_be_a_teacher_and_a_student_of_engines_that_reload_them(
     student: Path, tmp_path: Path
 ) -> None:
     experts = make_experts(tmp_path / "experts")
@@ -107,25 +107,28 @@ def test_experts_are_refused_in_the_student_alone(
         tmp_path, learner={"model": str(student)}, teacher={"model": str(experts)}
     )
     assert check_models(config) == (student, experts, [])
-    config = config_of(
-        tmp_path, learner={"model": str(experts)}, teacher={"model": str(student)}
-    )
+    trained = {"learner": {"model": str(experts)}, "teacher": {"model": str(student)}}
     refused(
-        config, rf"^learner\.model: {experts} holds .*\.experts\.\d.* teacher but no"
+        config_of(tmp_path, **trained),
+        rf"^learner\.model: {experts} is a mixture of experts, and vLLM on a CPU",
     )
+    rollout = {"max_response_tokens": 100, "engine": {"backend": "hf"}}
+    config = config_of(tmp_path, **trained, rollout=rollout)
+    assert check_models(config) == (experts, student, [])
 
 
 @pytest.mark.parametrize("field", ["rollout", "teacher", "probe"])
 def test_an_engine_that_cannot_be_split_is_refused_before_it_starts(
     field: str, student: Path, teacher: Path, tmp_path: Path
 ) -> None:
-    split = {"engine": {"tensor_parallel": 3, "gpus": 3}}
-    config = config_of(
-        tmp_path,
-        learner={"model": str(student)},
-        **{"teacher": {"model": str(teacher)}}
-        | {field: {"model": str(teacher)} | split if field == "teacher" else split},
-    )
+    sections: dict[str, dict[str, Any]] = {
+        "learner": {"model": str(student)},
+        "teacher": {"model": str(teacher)},
+        "rollout": {"max_response_tokens": 100},
+        "probe": {},
+    }
+    sections[field]["engine"] = {"tensor_parallel": 3, "gpus": 3}
+    config = config_of(tmp_path, **sections)
     refused(config, rf"^{field}\.engine\.tensor_parallel=3 does not divide num_att")
 
 

@@ -163,9 +163,9 @@ def test_nothing_to_publish_is_an_error():
         list(in_buckets([], policy_version=2, max_bytes=10))
 
 
-@pytest.mark.parametrize("place", [0, -1])
-def test_the_ends_of_a_weight_that_is_only_sampled_are_checked(place):
-    large = np.zeros(2**20, np.float32)  # 4 MiB, of which 256 KiB are read
+@pytest.mark.parametrize("place", [0, 123_457, -1])
+def test_every_number_of_a_large_weight_is_checked(place):
+    large = np.zeros(2**20, np.float32)
     (bucket,) = in_buckets([("w", large)], policy_version=3, max_bytes=2**30)
     altered = large.copy()
     altered[place] = 1.0

