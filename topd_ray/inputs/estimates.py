@@ -137,9 +137,14 @@ def teacher_gib(config: Config, model: ModelSizes) -> float:
 
 
 def scoring_gib(config: Config, model: ModelSizes) -> float:
-    """Return what a teacher holds beside its engine: a float32 head, and logits."""
+    """Return what a teacher holds beside its engine: a head, and float32 logits.
+
+    The head is in float32 on a CPU, as the engine's weights on a GPU.
+    """
+    engine = config.teacher.engine
+    width = BYTES[engine.dtype] if engine.gpus else 4
     positions = min(_SCORED_POSITIONS, config.response_tokens)
-    return 4 * (model.head + 2 * positions * model.rows) / GIB
+    return (width * model.head + 4 * 2 * positions * model.rows) / GIB
 
 
 def prober_gib(config: Config, teacher: ModelSizes) -> float:

@@ -166,7 +166,8 @@ def _engine(
     split = engine.tensor_parallel
     parts = {"weights": width * model.parameters / split / GIB}
     if engine.backend == "vllm":
-        step = width * _BATCHED_TOKENS * (3 * model.inner + 4 * model.width)
+        tokens = engine.max_num_batched_tokens or _BATCHED_TOKENS
+        step = width * tokens * (3 * model.inner + 4 * model.width)
         logits = 4 * _LOGITS_COPIES * engine.max_num_seqs * model.rows
         parts["activations"] = (step + logits) / GIB
         parts["graphs"] = 0.0 if engine.enforce_eager else _GRAPHS_GIB

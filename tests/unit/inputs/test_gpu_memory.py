@@ -71,7 +71,7 @@ def test_weights_and_optimizer_of_the_papers_pair_are_those_of_its_sizes() -> No
     # A float32 head, and 1,024 positions of logits twice.
     head = 151_936 * 2048
     logits = 2 * 1024 * 151_936
-    assert scorer["scoring"] == pytest.approx(4 * (head + logits) / GIB)
+    assert scorer["scoring"] == pytest.approx((2 * head + 4 * logits) / GIB)
     assert "scoring" not in (gpus[1].actors[2].parts or {})
 
 
