@@ -8,10 +8,17 @@ import numpy as np
 from topd_ray.config import TakeoverConfig
 from topd_ray.engines.protocols import Generation, GenerationEngine, GenerationRequest
 from topd_ray.errors import TopdError
-from topd_ray.messages import CandidateSet, Floats, Ints, Takeover, TeacherSignal
+from topd_ray.messages import (
+    CandidateSet,
+    Floats,
+    HiddenStates,
+    Ints,
+    Takeover,
+    TeacherSignal,
+)
 from topd_ray.seeds import derive_seed
 
-Read = Callable[[Ints, Floats], tuple[TeacherSignal, Floats]]
+Read = Callable[[Ints, HiddenStates], tuple[TeacherSignal, Floats]]
 """Turns tokens and the states that predicted them into signal and log q."""
 
 

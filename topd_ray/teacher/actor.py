@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,7 +89,7 @@ class TeacherActor:
         Raises TopdError when the engine returns another number of states than tokens.
         """
         scored = [
-            self._scored(rollout, np.concatenate(states)[: len(rollout.response_ids_N)])
+            self._scored(rollout, _rows(states, 0, len(rollout.response_ids_N)))
             for rollout, states in zip(rollouts, self._states(rollouts), strict=True)
         ]
         for rollout in rollouts:
@@ -171,7 +172,7 @@ class TeacherActor:
                     f" {len(states_LD)} hidden states for {len(sequence) - start}"
                     " tokens; refusing to guess which is which"
                 )
-            states_ND = np.ascontiguousarray(states_LD[first - start :])
+            states_ND = _rows([states_LD], first - start)
             pieces[index] = [*pieces[index], states_ND]
         return pieces
 
@@ -210,7 +211,7 @@ class TeacherActor:
             [np.concatenate([prompt_ids_P, answer.token_ids_N[:-1]])]
         )
         reading = self._reading(
-            np.ascontiguousarray(states_LD[len(prompt_ids_P) - 1 :]),
+            _rows([states_LD], len(prompt_ids_P) - 1),
             answer.token_ids_N,
         )
         gap_N = np.abs(answer.logp_N - reading.logq_N)
@@ -308,6 +309,14 @@ class TeacherActor:
         if self._loss == "reverse_kl":
             return reading.reverse_kl_N
         return rollout.logp_O - reading.logq_N
+
+
+def _rows(
+    pieces: Sequence[HiddenStates], start: int, end: int | None = None
+) -> HiddenStates:
+    """Return rows of the pieces together, contiguous."""
+    rows: HiddenStates = np.concatenate(list[Any](pieces))[start:end]
+    return rows
 
 
 def _check_request(prompt_ids_P: Ints) -> GenerationRequest:

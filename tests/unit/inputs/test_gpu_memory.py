@@ -68,7 +68,7 @@ def test_weights_and_optimizer_of_the_papers_pair_are_those_of_its_sizes() -> No
     scorer = parts_of(gpus, "teacher[0]")
     assert scorer["weights"] == pytest.approx(2 * teacher / 4 / GIB)
     assert scorer["cache"] == 4
-    # A float32 head, and 1,024 positions of logits twice.
+    # A bfloat16 head, and 1,024 positions of float32 logits twice.
     head = 151_936 * 2048
     logits = 2 * 1024 * 151_936
     assert scorer["scoring"] == pytest.approx((2 * head + 4 * logits) / GIB)
