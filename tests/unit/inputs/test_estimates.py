@@ -107,6 +107,12 @@ def test_a_teacher_holds_a_float32_head_beside_its_engine() -> None:
     assert more == pytest.approx(4 * (TEACHER.head + 2 * 400 * TEACHER.rows) / GIB)
 
 
+def test_on_a_gpu_that_head_is_in_the_format_of_the_engine() -> None:
+    config = config_of(teacher={"engine": {"gpus": 1}})
+    more = teacher_gib(config, TEACHER) - engine_gib(TEACHER, config.teacher.engine)
+    assert more == pytest.approx((2 * TEACHER.head + 8 * 400 * TEACHER.rows) / GIB)
+
+
 def test_a_prober_with_an_engine_is_an_engine() -> None:
     engine = {"dtype": "float32"}
     config = config_of(probe={"engine": engine})
