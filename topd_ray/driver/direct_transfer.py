@@ -18,10 +18,8 @@ from topd_ray.config import WeightsConfig
 from topd_ray.engines.protocols import TransferGroup, TransferPiece
 from topd_ray.errors import DeadlineError, TopdError, first_line
 from topd_ray.records.receipts import Span
-from topd_ray.weights.plan import rank_offsets
+from topd_ray.weights.plan import BUFFER_BYTES, rank_offsets
 
-BUFFER_BYTES = 2**30
-"""Weights are packed up to this size; memory of two such buffers is taken meanwhile."""
 _GRACE_S = 5.0
 """Longest wait for the other calls once one of a transfer has failed."""
 _LEARNER = "learner"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from topd_ray.actors.placement import PlacedActor, Placement
+from topd_ray.actors.transport import transport_of
 from topd_ray.config import Config, EngineConfig
 from topd_ray.errors import UserError
 from topd_ray.inputs.estimates import (
@@ -17,6 +18,7 @@ from topd_ray.inputs.estimates import (
     model_sizes,
     scoring_gib,
 )
+from topd_ray.weights.plan import BUFFER_BYTES
 
 _CONTEXT_GIB = 0.5
 """CUDA's context of one process, with the workspaces of its libraries."""
@@ -83,6 +85,9 @@ def gpu_memory(config: Config, placement: Placement) -> list[GpuMemory]:
     """Return the memory of every GPU in use, by node and index."""
     student, teacher = model_sizes(config)
     card_gib = config.cluster.gpu_memory_gib
+    # A learner rank's buffers find room where its activations and loss were.
+    receives = transport_of(config, placement) == "nccl"
+    buffers = {"rollout": 2 * BUFFER_BYTES / GIB} if receives else {}
     return [
         GpuMemory(
             node=bundle.node,
@@ -90,7 +95,14 @@ def gpu_memory(config: Config, placement: Placement) -> list[GpuMemory]:
             actors=tuple(
                 ActorMemory(
                     actor=actor.name,
-                    parts=_parts(config, actor, gpu, student, teacher),
+                    parts=_parts(
+                        config,
+                        actor,
+                        gpu,
+                        student,
+                        teacher,
+                        buffers_gib=buffers.get(actor.kind, 0.0),
+                    ),
                 )
                 for actor in placement.on(bundle.node, gpu)
             ),
@@ -133,6 +145,8 @@ def _parts(
     gpu: int,
     student: ModelSizes | None,
     teacher: ModelSizes | None,
+    *,
+    buffers_gib: float,
 ) -> dict[str, float] | None:
     if actor.kind == "learner":
         known = teacher or ModelSizes(parameters=0.0)
@@ -142,6 +156,8 @@ def _parts(
     if model is None:
         return None
     parts = _engine(config, engine, model)
+    if buffers_gib:
+        parts["new weights"] = buffers_gib
     if actor.kind == "teacher" and gpu == actor.gpus[0]:
         parts["scoring"] = scoring_gib(config, model)
         if engine.tensor_parallel > 1:  # by the actor itself, beside vLLM's process

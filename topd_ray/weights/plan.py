@@ -7,6 +7,9 @@ from itertools import combinations
 from topd_ray.config import Transport, WeightsConfig
 from topd_ray.errors import UserError
 
+BUFFER_BYTES = 2**30
+"""Weights are packed up to this size; a broadcast takes two such buffers at each end.
+"""
 Gpus = frozenset[str]
 """GPUs by names that tell apart those of different nodes, such as `node1:0`."""
 
@@ -119,4 +122,4 @@ def rank_offsets(workers: Sequence[int]) -> list[int]:
     return [1 + sum(workers[:index]) for index in range(len(workers))]
 
 
-__all__ = ["GpuPlacement", "Gpus", "choose_transport", "rank_offsets"]
+__all__ = ["BUFFER_BYTES", "GpuPlacement", "Gpus", "choose_transport", "rank_offsets"]

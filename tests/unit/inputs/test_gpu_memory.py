@@ -215,3 +215,12 @@ def test_a_config_that_fits_no_card_is_refused_after_its_map(
         printed(
             *PAPER, "cluster.gpu_memory_gib=40", capsys=capsys, monkeypatch=monkeypatch
         )
+
+
+def test_an_engine_that_new_weights_are_broadcast_to_has_room_for_two_buffers() -> None:
+    apart = ("rollout.engine.gpus=1", "learner.gpus=1", "cluster.gpus_per_node=8")
+    _, by_nccl = memory_of(*apart)
+    _, by_store = memory_of(*apart, "weights.transport=store")
+    assert parts_of(by_nccl, "rollout[1]")["new weights"] == 2.0
+    assert "new weights" not in parts_of(by_nccl, "teacher[0]")
+    assert "new weights" not in parts_of(by_store, "rollout[1]")
