@@ -101,7 +101,7 @@ def test_the_image_has_what_triton_and_kuberay_need():
         r"^FROM nvidia/cuda:(\d+)\.\S+-devel-\S+$", dockerfile, re.MULTILINE
     )
     assert base is not None
-    lock = (ROOT / "locks" / "gpu.txt").read_text()
+    lock = (ROOT / "cluster" / "locks" / "gpu.txt").read_text()
     cuda = re.search(r"^cuda-toolkit==(\d+)\.", lock, re.MULTILINE)
     assert cuda is not None
     assert base[1] == cuda[1]

@@ -80,7 +80,7 @@ def test_what_cannot_be_read_is_named_beside_the_others(
     (broken / "config.yaml").write_text(text, errors="surrogateescape")
     states = {Path(line.path).name: line.state for line in find_runs(tmp_path)}
     assert states == {"good": "stopped", "[red]broken": "unreadable"}
-    done = CliRunner().invoke(app, ["runs", str(tmp_path)], env={"COLUMNS": "200"})
+    done = CliRunner().invoke(app, ["runs", str(tmp_path)], env={"COLUMNS": "500"})
     assert done.exit_code == 0
     assert "[red]broken" in done.output
 
