@@ -14,7 +14,6 @@ from topd_ray.actors.calls import Calls
 from topd_ray.actors.fleet import RayProcess
 from topd_ray.actors.handles import Handle
 from topd_ray.actors.replacement import FailureBudget, Replacement
-from topd_ray.actors.resources import ActorResources
 from topd_ray.actors.worker import Worker
 from topd_ray.engines.hf import HfGeneration
 from topd_ray.engines.hf_teacher import HfTeacher
@@ -47,8 +46,8 @@ def test_an_actor_that_meets_a_cuda_error_is_ended_and_replaced(
     started = list[RayProcess]()
 
     def start() -> RayProcess:
-        resources = ActorResources(count=1, cpus=0.0, gpus=0.0)
-        started.append(RayProcess(Broken, resources, tmp_path / "once", log=log))
+        options = {"num_cpus": 0}
+        started.append(RayProcess(Broken, options, tmp_path / "once", log=log))
         return started[-1]
 
     async def scored() -> Any:
