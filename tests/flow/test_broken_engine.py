@@ -51,7 +51,7 @@ def test_an_actor_that_meets_a_cuda_error_is_ended_and_replaced(
         return started[-1]
 
     async def scored() -> Any:
-        calls = Calls(start_deadline_s=60.0, call_deadline_s=60.0)
+        calls = Calls(start_deadline_s=240.0, call_deadline_s=60.0)
         replacement = Replacement(
             FailureBudget(1, window_steps=9), lambda _, error: noted.append(str(error))
         )
