@@ -103,7 +103,7 @@ static: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --exclude-lines '$(HASH)' \
-	  --exclude-files '^topd_ray/toy/world/|^benchmarks/reproduction/.*(png|svg|json)$$'
+	  --exclude-files '^topd_ray/toy/world/|^benchmarks/worlds/|^benchmarks/reproduction/.*(png|svg|json)$$'
 	$(BIN)/shellcheck .ci/run cluster/*.sh cluster/slurm.sbatch
 	$(BIN)/hadolint cluster/Dockerfile
 	$(BIN)/python cluster/locks/lock.py check gpu

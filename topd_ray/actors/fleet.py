@@ -267,7 +267,7 @@ async def _all_ready(fleet: _OpenedFleet, reservation: Reservation | None) -> No
     handles = [*fleet.rollouts, *fleet.teachers, *fleet.probers]
     engines = [handle.ready() for handle in handles]
     if reservation is not None and reservation.placement.learners_share:
-        # vLLM expects that nobody else allocates on its GPUs while it starts.
+        # vLLM expects its GPUs for itself while it starts.
         await all_of(engines)
         await fleet.learners.start()
     else:

@@ -58,7 +58,7 @@ def layout_rules(
         layout != "manual" and cluster.placement == "inline",
         (
             f"cluster.layout={layout} with cluster.placement=inline: all roles are in"
-            " the driver's process, on no GPU of their own; drop one"
+            " the driver's process, on no GPU; drop one"
         ),
     )
     for field, engine in engines:

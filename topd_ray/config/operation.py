@@ -168,7 +168,7 @@ class ClusterConfig(Section):
     def _variables_have_a_process(self) -> Self:
         if self.env and self.placement == "inline":
             raise ValueError(
-                f"cluster.env={self.env} with cluster.placement=inline: no actor has a"
-                " process of its own; set them in the shell that starts topd"
+                f"cluster.env={self.env} with cluster.placement=inline: no actor has"
+                " its own process; set them in the shell that starts topd"
             )
         return self

@@ -85,7 +85,7 @@ class WorkerExtension:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class StatesPiece:
     """Some tokens' hidden states on the CPU, or on their way there."""
 
     start: int
@@ -99,7 +99,7 @@ class KeptStates:
     """Hidden states of some requests, in the pieces in which they were computed."""
 
     def __init__(self) -> None:
-        self._pieces: dict[str, list[Piece]] = {}
+        self._pieces: dict[str, list[StatesPiece]] = {}
 
     def behind(self, runner: Any) -> Any:
         """Return the runner's `execute_model`, wrapped to keep hidden states.
@@ -174,7 +174,7 @@ class KeptStates:
             self._pieces.pop(request_id, None)
 
 
-def _copied(start: int, rows_LD: torch.Tensor) -> Piece:
+def _copied(start: int, rows_LD: torch.Tensor) -> StatesPiece:
     """Return a copy on the CPU of rows that the next step may overwrite.
 
     On a GPU it is queued behind the model, and has an event for itself: a wait for the
@@ -183,10 +183,10 @@ def _copied(start: int, rows_LD: torch.Tensor) -> Piece:
     on_cpu_LD = torch.empty_like(rows_LD, device="cpu", pin_memory=rows_LD.is_cuda)
     on_cpu_LD.copy_(rows_LD, non_blocking=True)
     if not rows_LD.is_cuda:
-        return Piece(start, on_cpu_LD, None)
+        return StatesPiece(start, on_cpu_LD, None)
     copied = torch.Event("cuda")
     copied.record()
-    return Piece(start, on_cpu_LD, copied)
+    return StatesPiece(start, on_cpu_LD, copied)
 
 
 def repack_head(model: Any) -> None:

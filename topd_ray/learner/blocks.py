@@ -17,13 +17,13 @@ from torch.nn.attention.flex_attention import BlockMask
 
 BLOCK = 128
 """Tokens of a block, as flex attention has it by default."""
-Interval = tuple[Int[Tensor, "L"], Int[Tensor, "L"]]
+KeyInterval = tuple[Int[Tensor, "L"], Int[Tensor, "L"]]
 """For each token the first key that it sees, and the one behind the last; none where
 the second is not larger.
 """
 
 
-def block_mask(seen: Sequence[Interval], mask_mod: Any) -> BlockMask:
+def block_mask(seen: Sequence[KeyInterval], mask_mod: Any) -> BlockMask:
     """Return the block mask of tokens that see some intervals of keys.
 
     Args:
@@ -46,7 +46,7 @@ def block_mask(seen: Sequence[Interval], mask_mod: Any) -> BlockMask:
     )
 
 
-def _count_pairs(seen: Sequence[Interval]) -> Tensor:
+def _count_pairs(seen: Sequence[KeyInterval]) -> Tensor:
     """Return how many pairs of a block of queries and a block of keys are seen."""
     length = len(seen[0][0])
     num_blocks = -(-length // BLOCK)

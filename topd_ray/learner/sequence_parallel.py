@@ -3,7 +3,7 @@
 All of a model but attention works on tokens alone. For attention the ranks exchange
 (DeepSpeed Ulysses; Jacobs et al., 2023): each gets all tokens for its share of the
 heads, attends, and gives every rank the outputs of its tokens. Each rank has the losses
-of its own positions, so losses and gradients are sums over ranks as they are over
+at its positions, so losses and gradients are sums over ranks as they are over
 rollouts.
 
 DeepSpeed's own module splits a batch with labels and a mean loss; here a micro-batch

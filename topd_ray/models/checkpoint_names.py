@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # `topd check` of a dense model loads no torch
     from torch import Tensor
 
-Named = tuple[str, "Tensor"]
+NamedWeight = tuple[str, "Tensor"]
 
 
 class CheckpointNames:
@@ -32,7 +32,7 @@ class CheckpointNames:
             model._weight_conversions = conversions
         self._model = model if conversions else None
 
-    def of(self, name: str, weight: "Tensor") -> list[Named]:
+    def of(self, name: str, weight: "Tensor") -> list[NamedWeight]:
         """Return the weights of the files that one weight of the model holds.
 
         Their memory may be that of `weight`. A weight on the meta device gives shapes.
@@ -43,7 +43,7 @@ class CheckpointNames:
 
         return list(revert_weight_conversion(self._model, {name: weight}).items())
 
-    def places(self, name: str, weight: "Tensor") -> list[Named]:
+    def places(self, name: str, weight: "Tensor") -> list[NamedWeight]:
         """Return each weight of the files with the places of its numbers in `weight`.
 
         Example: a weight of 4 numbers that is saved as `a` and `b` gives ("a", [0, 1])

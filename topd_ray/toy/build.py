@@ -3,9 +3,10 @@
 import json
 import logging
 import multiprocessing
+import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from itertools import compress, islice
 from pathlib import Path
 from random import Random
 from statistics import mean
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -35,6 +37,10 @@ from topd_ray.toy.user_messages import FORMS, FORMS_FILE, Form
 from topd_ray.toy.wording import TEACHER_WORDING, question, worked_solution
 
 log = logging.getLogger(__name__)
+
+Measured = tuple[dict[str, float], float]
+"""Greedy accuracies of a model: on dev problems by form of prompt, on held-out ones."""
+_Make = Callable[[str, ModelRecipe], Measured]
 
 
 def build_world(
@@ -75,7 +81,9 @@ def extend_world(
     """Make more students and more held-out problems of a world, in `directory`.
 
     They are the ones that the world of this seed and recipe would have gone on with:
-    the same draws, behind its own. Raises UserError as `build_world` does.
+    the same draws, behind its own. A student that an earlier extension has left in the
+    folder, beside the same problems, is not trained again. Raises UserError as
+    `build_world` does, and where a file of that extension was changed.
     """
     recipe = recipe or WorldRecipe()
     last = recipe.num_students + num_students
@@ -89,7 +97,29 @@ def extend_world(
     with _staged(directory) as staged:
         path = staged / "heldout.jsonl"
         _write_problems(path, "heldout", held_out, seed, skipped=skipped)
-        _make_speakers(staged, seed, recipe, speakers, problems, jobs)
+        kept = _keep_students(directory, staged, seed, recipe)
+        _make_speakers(staged, seed, recipe, speakers, problems, jobs, kept)
+
+
+def _keep_students(
+    directory: Path, staged: Path, seed: int, recipe: WorldRecipe
+) -> dict[str, Measured]:
+    """Copy the students of an earlier extension; return what was measured of each."""
+    if not (directory / RECIPE_FILE).is_file():
+        return {}
+    verify_world(directory)
+    record = json.loads((directory / RECIPE_FILE).read_text())
+    held_out = [
+        (folder / "heldout.jsonl").read_text() for folder in (directory, staged)
+    ]
+    made_by = (record["seed"], record["recipe"])
+    if made_by != (seed, _plain(recipe)) or held_out[0] != held_out[1]:
+        return {}
+    on_dev = record["greedy_accuracy_dev"]
+    for name in on_dev:
+        shutil.copytree(directory / name, staged / name)
+    on_held_out = record["greedy_accuracy_held_out"]
+    return {name: (on_dev[name], on_held_out[name]) for name in on_dev}
 
 
 @contextmanager
@@ -114,24 +144,19 @@ def _make_speakers(
     speakers: Mapping[str, ModelRecipe],
     problems: Mapping[Split, list[Expression]],
     jobs: int,
+    kept: Mapping[str, Measured] = MappingProxyType({}),
 ) -> None:
     """Write forms, models and, last, the recipe with all checksums."""
     (directory / FORMS_FILE).write_text(yaml.safe_dump(dict(FORMS), width=200))
     make = partial(_make_speaker, directory, seed, recipe, problems)
-    # A process each, also for one job: a model's weights must not depend on how many
-    # threads the machine offers.
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        jobs, mp_context=spawn, initializer=_use_one_thread
-    ) as pool:
-        made = list(pool.map(make, speakers, speakers.values()))
-    on_dev = dict(zip(speakers, (dev for dev, _ in made), strict=True))
-    on_held_out = dict(zip(speakers, (held_out for _, held_out in made), strict=True))
+    missing = {name: one for name, one in speakers.items() if name not in kept}
+    made = _in_processes(make, missing, jobs) if jobs > 1 else _here(make, missing)
+    measured = {**kept, **dict(zip(missing, made, strict=True))}
     record = {
         "seed": seed,
-        "recipe": asdict(recipe),
-        "greedy_accuracy_dev": on_dev,
-        "greedy_accuracy_held_out": on_held_out,
+        "recipe": _plain(recipe),
+        "greedy_accuracy_dev": {name: dev for name, (dev, _) in measured.items()},
+        "greedy_accuracy_held_out": {name: one for name, (_, one) in measured.items()},
         "versions": {
             "torch": torch.__version__,
             "transformers": transformers.__version__,
@@ -149,6 +174,26 @@ def _students(recipe: WorldRecipe, numbers: Iterable[int]) -> dict[str, ModelRec
     }
 
 
+# One thread a model in both: its weights must not depend on how many the machine has.
+def _here(make: _Make, speakers: Mapping[str, ModelRecipe]) -> list[Measured]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return list(map(make, speakers, speakers.values()))
+    finally:
+        torch.set_num_threads(before)
+
+
+def _in_processes(
+    make: _Make, speakers: Mapping[str, ModelRecipe], jobs: int
+) -> list[Measured]:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        jobs, mp_context=spawn, initializer=_use_one_thread
+    ) as pool:
+        return list(pool.map(make, speakers, speakers.values()))
+
+
 def _use_one_thread() -> None:
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -161,7 +206,7 @@ def _make_speaker(
     problems: Mapping[Split, list[Expression]],
     name: str,
     speaker: ModelRecipe,
-) -> tuple[dict[str, float], float]:
+) -> Measured:
     """Make one model; return its greedy accuracies on dev and on held-out problems.
 
     The first are by form of prompt, the second is under the plain one.
@@ -269,6 +314,12 @@ def _refuse_to_replace_anything_but_a_world(directory: Path) -> None:
         raise UserError(
             f"{directory} exists and is no toy world; name a new or empty directory"
         )
+
+
+def _plain(recipe: WorldRecipe) -> dict[str, Any]:
+    """Return a recipe as JSON holds it."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
+    return plain
 
 
 def _write_json(path: Path, record: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from topd_ray.engines import vllm_worker
-from topd_ray.engines.vllm_worker import DECODING, SCORING, KeptStates, Piece
+from topd_ray.engines.vllm_worker import DECODING, SCORING, KeptStates, StatesPiece
 from topd_ray.errors import TopdError
 
 MINE, OTHER, PROBE = f"{SCORING}1-abc", f"{SCORING}2-def", "3-ghi"
@@ -127,7 +127,9 @@ def test_rows_under_way_from_a_gpu_are_waited_for_piece_by_piece(
 
     def copied(start: int, rows_LD: torch.Tensor) -> Any:
         on_its_way = torch.full_like(rows_LD, torch.nan)
-        return Piece(start, on_its_way, cast("Any", Event(on_its_way, rows_LD.clone())))
+        return StatesPiece(
+            start, on_its_way, cast("Any", Event(on_its_way, rows_LD.clone()))
+        )
 
     monkeypatch.setattr(vllm_worker, "_copied", copied)
     kept = KeptStates()

@@ -264,6 +264,24 @@ def test_an_extension_goes_on_where_the_world_ends(built_world, tmp_path):
     ).read_bytes()
 
 
+def test_an_extension_keeps_the_students_that_are_there(tmp_path):
+    folder = tmp_path / "more"
+    given = {"num_held_out": 5, "seed": 3, "recipe": small_recipe(num_students=1)}
+    extend_world(folder, num_students=1, **given)
+    first = json.loads((folder / "recipe.json").read_text())
+    # No training would measure this number.
+    first["greedy_accuracy_held_out"]["student-1"] = 0.123
+    (folder / "recipe.json").write_text(json.dumps(first))
+    extend_world(folder, num_students=2, **given)
+    verify_world(folder)
+    second = json.loads((folder / "recipe.json").read_text())
+    assert second["greedy_accuracy_held_out"]["student-1"] == 0.123
+    assert set(second["greedy_accuracy_dev"]) == {"student-1", "student-2"}
+    extend_world(folder, num_students=1, **given | {"num_held_out": 6})
+    other = json.loads((folder / "recipe.json").read_text())
+    assert other["greedy_accuracy_held_out"]["student-1"] != 0.123
+
+
 def test_the_worlds_differ_in_what_they_are_for():
     plain = WORLDS["shipped"]
     teacher = WORLDS["no-recovery"].teacher

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Verdict = Literal["ok", "note", "fails", "not looked at"]
+Grade = Literal["ok", "note", "fails", "not looked at"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +16,7 @@ class Finding:
 
     check: str
     """What was looked at."""
-    verdict: Verdict
+    verdict: Grade
     """`fails` would stop a run; `note` would make it slower, or stop some runs."""
     seen: str
     """The value seen."""

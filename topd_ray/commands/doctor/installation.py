@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from topd_ray.commands.doctor.finding import Finding, Verdict, not_looked_at
+from topd_ray.commands.doctor.finding import Finding, Grade, not_looked_at
 from topd_ray.errors import first_line
 
 LOCKS = Path(__file__).parents[3] / "cluster" / "locks"
@@ -117,7 +117,7 @@ def check_compiler(*, needed: bool) -> Finding:
         needed: a failure stops a run; else only one with compiled CPU engines.
     """
     check = "compiler, Python.h"
-    bad: Verdict = "fails" if needed else "note"
+    bad: Grade = "fails" if needed else "note"
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         return Finding(

@@ -102,7 +102,7 @@ def check_ray(address: str | None, *, port: int = _RAY_PORT) -> Finding:
     if address is None:
         taken = _listens("127.0.0.1", port)
         if not taken:
-            seen = f"port {port} is free; a run starts a Ray of its own"
+            seen = f"port {port} is free; a run starts its own Ray"
             return Finding(check=check, verdict="ok", seen=seen)
         return Finding(
             check=check,

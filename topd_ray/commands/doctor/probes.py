@@ -1,4 +1,4 @@
-"""What runs on the GPUs, each in processes of its own: NCCL, kernels, shared handles.
+"""What runs on the GPUs, each in its own processes: NCCL, kernels, shared handles.
 
 `python -m topd_ray.commands.doctor.probes NAME …` prints one line on success. The
 device is an argument, so that a test runs the same code on a CPU.

@@ -29,8 +29,8 @@ def check_config(config: Config) -> Finding:
             seen=first_line(error),
             way_out="topd check CONFIG",
         )
-    # Of a config for another machine `topd check` only notes it. The models have rows
-    # of their own.
+    # Of a config for another machine `topd check` only notes it. The models have
+    # their own rows.
     missing = [note for note in notes if ".path=" in note]
     if missing:
         return Finding(
@@ -120,7 +120,7 @@ def check_placement(config: Config, num_gpus: int) -> Finding:
     """Place the config's actors on the GPUs of this machine, and start none."""
     check = "placement"
     if config.cluster.address is not None:
-        why = f"{num_gpus} GPUs here; cluster.address has nodes of its own"
+        why = f"{num_gpus} GPUs here; cluster.address has other nodes"
         return not_looked_at(check, why)
     machine = ClusterNode(name="this machine", gpus=num_gpus)
     try:
