@@ -47,6 +47,7 @@ def assert_as_transformers(engine: TeacherEngine, model: torch.nn.Module) -> Non
         np.testing.assert_allclose(answer.states_ND, want_ND, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.chaos
 def test_an_engine_over_two_processes_is_one_model_and_dies_as_one(
     teacher_folder: Path,
 ) -> None:

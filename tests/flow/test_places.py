@@ -39,6 +39,8 @@ from topd_ray.records.run_folder import RunFolder
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(300)]
 CONFIGS = Path(__file__).parents[2] / "configs"
 LOCAL = CONFIGS / "local-toy.yaml"
+QUICK = {"local-toy", "qwen3-30b-a3b-to-4b-4xh100-colocated", "gpu-toy"}
+"""Configs that are placed by `make test`; `make chaos` places them all."""
 H100 = CONFIGS / "qwen3-30b-a3b-to-4b-4xh100.yaml"
 PAPER = (
     "cluster.layout=colocated",
@@ -156,7 +158,13 @@ def assert_nothing_else_is_held(*, gpus: int = 0, timeout_s: float = 60) -> None
 
 
 @pytest.mark.parametrize(
-    "config", [pytest.param(config, id=name) for name, config in shipped()]
+    "config",
+    [
+        pytest.param(
+            config, id=name, marks=[] if name in QUICK else [pytest.mark.chaos]
+        )
+        for name, config in shipped()
+    ],
 )
 def test_every_actor_of_a_shipped_config_sees_the_devices_of_its_placement(
     config: Config, cluster: Cluster, tmp_path: Path

@@ -113,11 +113,11 @@ def test_a_finished_run_is_not_resumed_and_its_name_not_taken(
 def test_more_gpus_than_there_are_is_refused_with_the_sum_and_leaves_nothing(
     joined: Setting,
 ) -> None:
-    whole = ["teacher.engine.gpus=64", "teacher.engine.tensor_parallel=64"]
+    whole = ["teacher.engine.gpus=2", "teacher.engine.tensor_parallel=2"]
     too_many = [*whole, "rollout.engine.gpus=0.5", "run.name=greedy"]
     done = topd("train", joined.file, *too_many)
     assert done.code == 2
-    assert "asks for 64.5 GPUs in all" in done.output
+    assert "asks for 2.5 GPUs in all" in done.output
     assert "Traceback" not in done.output
     assert not joined.run("greedy").path.exists()
 

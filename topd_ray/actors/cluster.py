@@ -16,7 +16,7 @@ from topd_ray.actors.placement import Placement, cluster_name, place
 from topd_ray.actors.reservation import living_nodes
 from topd_ray.actors.resources import total_resources
 from topd_ray.config import Config
-from topd_ray.errors import UserError, first_line
+from topd_ray.errors import TopdError, UserError, first_line
 
 _CONNECT_S = 10.0
 _QUIET = {
@@ -96,6 +96,12 @@ def _start_local(config: Config) -> None:
             f" store of cluster.object_store_gib={store_gib:g} must fit into /dev/shm:"
             " lower it, or enlarge /dev/shm (`docker run --shm-size=…`)"
         ) from None
+    # Ray raises a bare Exception where its processes are not up in half a minute.
+    except Exception as error:
+        raise TopdError(
+            f"Ray does not start on this machine: {first_line(error)} Where other work"
+            " keeps it busy, wait for that, and start again"
+        ) from error
 
 
 def _runtime_env(env: Mapping[str, str]) -> dict[str, Any] | None:
