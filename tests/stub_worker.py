@@ -1,7 +1,6 @@
 """A worker without a model: it writes down where it is and what it sees.
 
-A module of its own, because every actor imports it, and the tests' imports take
-seconds.
+Every actor imports this module, so it imports nothing of the tests: that takes seconds.
 """
 
 import json

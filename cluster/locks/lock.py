@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 # The oldest Python that all of them install on, and the oldest system that has wheels.
 _TARGET = ("--python-version", "3.11.5", "--python-platform", "x86_64-manylinux_2_28")
-# pip is whatever made the virtual environment; it should not replace itself halfway.
+# The virtual environment brings its pip: pip must not replace itself while it installs.
 _OUTPUT = ("--no-header", "--no-annotate", "--no-emit-package", "pip", "--quiet")
 _WHAT = {"cpu": "CPUs alone", "gpu": "NVIDIA GPUs"}
 KINDS = tuple(_WHAT)

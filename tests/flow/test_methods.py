@@ -263,6 +263,16 @@ def test_inline_and_actors_differ_in_placement_only(
     assert summaries[0]["accuracy_after"] == summaries[1]["accuracy_after"]
 
 
+def assert_same_first_step(two: Run, one: Run) -> None:
+    assert np.allclose(losses(two)[:1], losses(one)[:1], rtol=1e-5)
+    first, first_of_two = one.metrics[0], two.metrics[0]
+    assert first_of_two["learner/grad_norm"] == pytest.approx(
+        first["learner/grad_norm"], rel=1e-4
+    )
+    for name in ("windows/num_divergent", "learner/num_tokens"):
+        assert first_of_two[name] == first[name]
+
+
 def test_two_ranks_with_sharded_gradients_train_as_one(
     bench: Bench, cluster_address: str
 ) -> None:
@@ -275,12 +285,7 @@ def test_two_ranks_with_sharded_gradients_train_as_one(
         cluster=on_actors(cluster_address),
     )
     one = bench.method("topd-dedicated")
-    assert np.allclose(losses(two)[:1], losses(one)[:1], rtol=1e-5)
-    first, first_of_two = one.metrics[0], two.metrics[0]
-    assert first_of_two["learner/grad_norm"] == pytest.approx(
-        first["learner/grad_norm"], rel=1e-4
-    )
-    assert first_of_two["windows/num_divergent"] == first["windows/num_divergent"]
+    assert_same_first_step(two, one)
     assert [line["step"] for line in two.metrics] == [1, 2]
 
 
@@ -294,13 +299,7 @@ def test_two_ranks_that_share_sequences_train_as_one(
         cluster=on_actors(cluster_address),
     )
     one = bench.method("topd")
-    assert np.allclose(losses(two)[:1], losses(one)[:1], rtol=1e-5)
-    first, first_of_two = one.metrics[0], two.metrics[0]
-    assert first_of_two["learner/grad_norm"] == pytest.approx(
-        first["learner/grad_norm"], rel=1e-4
-    )
-    for name in ("windows/num_divergent", "learner/num_tokens"):
-        assert first_of_two[name] == first[name]
+    assert_same_first_step(two, one)
     files = [run.path / "windows" / "step_000001.parquet" for run in (two, one)]
     rows = [pq.read_table(file).num_rows for file in files]
     assert rows[0] == rows[1] > 0
@@ -345,12 +344,8 @@ def test_two_ranks_take_over_as_one(bench: Bench, cluster_address: str) -> None:
         },
     )
     one = bench.method("takeover")
-    assert np.allclose(losses(two)[:1], losses(one)[:1], rtol=1e-5)
-    first, first_of_two = one.metrics[0], two.metrics[0]
-    assert first_of_two["learner/grad_norm"] == pytest.approx(
-        first["learner/grad_norm"], rel=1e-4
-    )
-    assert first_of_two["takeover/num"] == first["takeover/num"]
+    assert_same_first_step(two, one)
+    assert two.metrics[0]["takeover/num"] == one.metrics[0]["takeover/num"]
 
 
 def test_a_following_teacher_survives_a_resume(bench: Bench) -> None:

@@ -42,17 +42,7 @@ LOCAL = CONFIGS / "local-toy.yaml"
 QUICK = {"local-toy", "qwen3-30b-a3b-to-4b-4xh100-colocated", "gpu-toy"}
 """Configs that are placed by `make test`; `make chaos` places them all."""
 H100 = CONFIGS / "qwen3-30b-a3b-to-4b-4xh100.yaml"
-PAPER = (
-    "cluster.layout=colocated",
-    "rollout.engine.gpus=2",
-    "rollout.engine.tensor_parallel=2",
-    "rollout.engine.kv_cache_gib=8",
-    "teacher.engine.gpus=4",
-    "teacher.engine.tensor_parallel=4",
-    "teacher.engine.kv_cache_gib=4",
-    "learner.gpus=1",
-    "learner.num_ranks=4",
-)
+PAPER = CONFIGS / "qwen3-30b-a3b-to-4b-4xh100-colocated.yaml"
 NODE = {"num_cpus": 12, "num_gpus": 4, "object_store_memory": 100_000_000}
 DEADLINE_S = 120
 """An actor starts in two seconds, but not on a machine that others keep busy."""
@@ -180,7 +170,7 @@ def test_the_papers_layout_shares_all_gpus_and_an_engine_comes_back_to_its_own(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     del cluster
-    config = load_config(H100, PAPER)
+    config = load_config(PAPER)
     seen: dict[str, dict[str, Any]] = {}
 
     async def kill_one(fleet: Fleet) -> None:

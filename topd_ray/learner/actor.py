@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C._distributed_c10d import Store
 
 from topd_ray.config import LearnerConfig, ObjectiveConfig, TeacherConfig, Transport
@@ -94,15 +94,7 @@ class LearnerActor:
         self._sums = LossSums()
         self._sender: WeightSender | None = None
         self._pieces: Iterator[TransferPiece | None] | None = None
-        dtype = _DTYPES[config.dtype]
-        student = load_student(
-            student_folder,
-            dtype=dtype,
-            gradient_checkpointing=config.gradient_checkpointing,
-            splits_sequences=config.sequence_parallel > 1,
-        )
-        if config.lora is not None:
-            add_adapters(student, config.lora, seed=derive_seed(seed, "lora"))
+        student = _open_student(config, student_folder, seed)
         self._model = DistillationModel(
             student,
             num_ids=num_ids(student_folder),
@@ -116,7 +108,7 @@ class LearnerActor:
             trained=student,
             adapters=adapters_of(student),
             zero_stage=config.running_zero_stage,
-            dtype=dtype,
+            dtype=_DTYPES[config.dtype],
             lr=config.lr,
             lr_factor=lambda updates: lr_factor(
                 updates,
@@ -387,6 +379,19 @@ class LearnerActor:
         """Leave the process group."""
         self.close_sender()
         self._engine.close()
+
+
+def _open_student(config: LearnerConfig, folder: Path, seed: int) -> nn.Module:
+    """Load the student, with adapters where the config has any."""
+    student = load_student(
+        folder,
+        dtype=_DTYPES[config.dtype],
+        gradient_checkpointing=config.gradient_checkpointing,
+        splits_sequences=config.sequence_parallel > 1,
+    )
+    if config.lora is not None:
+        add_adapters(student, config.lora, seed=derive_seed(seed, "lora"))
+    return student
 
 
 def _min_tokens() -> int:

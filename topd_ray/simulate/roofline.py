@@ -6,7 +6,7 @@ stated share of the data sheet's peak. Model shapes are those of their config.js
 the Hugging Face hub.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from topd_ray.config import Config
 from topd_ray.errors import UserError
@@ -52,55 +52,31 @@ class Shape:
         return 2.0 * self.cache_width * self.layers * _BF16
 
 
-_QWEN3_0_6B = Shape(
-    layers=28,
-    attention_width=16 * 128,
-    cache_width=8 * 128,
-    width=1024,
-    vocab=151_936,
-    dense=0.596e9,
-)
-_QWEN3_1_7B = Shape(
-    layers=28,
-    attention_width=16 * 128,
-    cache_width=8 * 128,
-    width=2048,
-    vocab=151_936,
-    dense=1.72e9,
-)
-_QWEN3_8B = Shape(
-    layers=36,
-    attention_width=32 * 128,
-    cache_width=8 * 128,
-    width=4096,
-    vocab=151_936,
-    dense=7.57e9,  # without the embedding, which is another table than the head
-)
-_QWEN3_4B = Shape(
-    layers=36,
-    attention_width=32 * 128,
-    cache_width=8 * 128,
-    width=2560,
-    vocab=151_936,
-    dense=4.02e9,
-)
-_QWEN3_30B_A3B = Shape(
-    layers=48,
-    attention_width=32 * 128,
-    cache_width=4 * 128,
-    width=2048,
-    vocab=151_936,
-    dense=1.23e9,
-    # Layers x experts x matrices of an expert x width x width of an expert.
-    experts=48 * 128 * 3 * 2048 * 768,
-    expert_share=8 / 128,
-)
+def _qwen3(*, layers: int, heads: int, width: int, dense: float) -> Shape:
+    """Return a dense model of the family: 8 heads of keys, 128 components a head."""
+    return Shape(
+        layers=layers,
+        attention_width=heads * 128,
+        cache_width=8 * 128,
+        width=width,
+        vocab=151_936,
+        dense=dense,
+    )
+
+
 SHAPES = {
-    "Qwen3-0.6B": _QWEN3_0_6B,
-    "Qwen3-1.7B": _QWEN3_1_7B,
-    "Qwen3-4B": _QWEN3_4B,
-    "Qwen3-8B": _QWEN3_8B,
-    "Qwen3-30B-A3B": _QWEN3_30B_A3B,
+    "Qwen3-0.6B": _qwen3(layers=28, heads=16, width=1024, dense=0.596e9),
+    "Qwen3-1.7B": _qwen3(layers=28, heads=16, width=2048, dense=1.72e9),
+    "Qwen3-4B": _qwen3(layers=36, heads=32, width=2560, dense=4.02e9),
+    # Without the embedding, which is another table than the head.
+    "Qwen3-8B": _qwen3(layers=36, heads=32, width=4096, dense=7.57e9),
+    "Qwen3-30B-A3B": replace(
+        _qwen3(layers=48, heads=32, width=2048, dense=1.23e9),
+        cache_width=4 * 128,
+        # Layers x experts x matrices of an expert x width x width of an expert.
+        experts=48 * 128 * 3 * 2048 * 768,
+        expert_share=8 / 128,
+    ),
 }
 
 

@@ -24,18 +24,7 @@ SHIPPED = [
     for file in sorted((ROOT / "configs").glob("*.yaml"))
     if load_config(file).cluster.gpu_memory_gib is not None
 ]
-PAPER = (
-    "cluster.layout=colocated",
-    "rollout.engine.gpus=2",
-    "rollout.engine.tensor_parallel=2",
-    "rollout.engine.kv_cache_gib=8",
-    "teacher.engine.gpus=4",
-    "teacher.engine.tensor_parallel=4",
-    "teacher.engine.kv_cache_gib=4",
-    "learner.gpus=1",
-    "learner.num_ranks=4",
-    "learner.zero_stage=2",
-)
+PAPER = ROOT / "configs" / "qwen3-30b-a3b-to-4b-4xh100-colocated.yaml"
 GIB = 2**30
 
 
@@ -52,7 +41,7 @@ def parts_of(gpus: list[GpuMemory], actor: str) -> dict[str, float]:
 
 
 def test_weights_and_optimizer_of_the_papers_pair_are_those_of_its_sizes() -> None:
-    _, gpus = memory_of(*PAPER)
+    _, gpus = memory_of(file=PAPER)
     student = 4.02e9
     teacher = 30.5e9
     assert len(gpus) == 4
@@ -92,14 +81,14 @@ def test_the_sum_of_a_gpu_is_that_of_its_actors_and_fits_the_card(file: Path) ->
 
 
 def test_all_roles_of_the_paper_stay_on_four_cards_together() -> None:
-    config, gpus = memory_of(*PAPER)
+    config, gpus = memory_of(file=PAPER)
     refuse_too_little_memory(config, gpus)
     # By hand, from the same models: 71.5 GiB with ZeRO 2.
     assert [gpu.gib for gpu in gpus[1:]] == pytest.approx([71.5] * 3, rel=0.08)
 
 
 def test_too_little_memory_is_refused_with_the_sum() -> None:
-    config, gpus = memory_of(*PAPER, "cluster.gpu_memory_gib=24")
+    config, gpus = memory_of("cluster.gpu_memory_gib=24", file=PAPER)
     with pytest.raises(UserError) as caught:
         refuse_too_little_memory(config, gpus)
     message = str(caught.value)
@@ -110,7 +99,7 @@ def test_too_little_memory_is_refused_with_the_sum() -> None:
 
 
 def test_without_the_memory_of_a_card_nothing_is_compared() -> None:
-    config, gpus = memory_of(*PAPER, "cluster.gpu_memory_gib=null")
+    config, gpus = memory_of("cluster.gpu_memory_gib=null", file=PAPER)
     assert gpus[0].gib is not None
     assert gpus[0].margin_gib is None
     refuse_too_little_memory(config, gpus)
@@ -181,12 +170,12 @@ def test_a_cache_must_hold_one_sequence() -> None:
     refuse_too_little_memory(config, gpus)
 
 
-def printed(*overrides: str, capsys: Any, monkeypatch: Any) -> str:
+def printed(*overrides: str, capsys: Any, monkeypatch: Any, file: Path = H100) -> str:
     from topd_ray.commands.check import check
 
     monkeypatch.setenv("COLUMNS", "150")
     try:
-        check(load_config(H100, overrides))
+        check(load_config(file, overrides))
     finally:
         output: str = capsys.readouterr().out
     return output
@@ -195,8 +184,8 @@ def printed(*overrides: str, capsys: Any, monkeypatch: Any) -> str:
 def test_the_map_is_printed_gpu_by_gpu_and_its_numbers_are_the_sums(
     capsys: Any, monkeypatch: Any
 ) -> None:
-    output = printed(*PAPER, capsys=capsys, monkeypatch=monkeypatch)
-    _, gpus = memory_of(*PAPER)
+    output = printed(file=PAPER, capsys=capsys, monkeypatch=monkeypatch)
+    _, gpus = memory_of(file=PAPER)
     assert "4 GPUs on 1 node of 4 (layout colocated)" in output
     # Three kinds of actor, four GPUs each, and they are the same four.
     in_all = next(line for line in output.splitlines() if "in all" in line)
@@ -213,7 +202,10 @@ def test_a_config_that_fits_no_card_is_refused_after_its_map(
 ) -> None:
     with pytest.raises(UserError, match="would hold"):
         printed(
-            *PAPER, "cluster.gpu_memory_gib=40", capsys=capsys, monkeypatch=monkeypatch
+            "cluster.gpu_memory_gib=40",
+            capsys=capsys,
+            monkeypatch=monkeypatch,
+            file=PAPER,
         )
 
 
