@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from topd_ray.actors.transport import transport_of
 from topd_ray.config import Config
 from topd_ray.inputs.fingerprints import Fingerprints, take_fingerprints
 from topd_ray.inputs.models import check_models, check_what_is_here
@@ -35,7 +34,6 @@ def check_inputs(config: Config) -> list[str]:
     Returns notes: what is not here, the tokens that end a response, and how many
     prompts there are. Raises UserError.
     """
-    transport_of(config)
     notes = check_what_is_here(config)
     student = find_student(config)
     teacher = find_teacher(config)
@@ -52,8 +50,7 @@ def check_inputs(config: Config) -> list[str]:
 
 
 def load_inputs(config: Config) -> RunInputs:
-    """Check transport and models, read prompts and problems. Raises UserError."""
-    transport_of(config)
+    """Check models, read prompts and problems. Raises UserError."""
     # Models first: a folder that is not whole is named there, and would fail in the
     # tokenizer with an error that does not say so.
     student, teacher, notes = check_models(config)

@@ -6,7 +6,6 @@ from tests.unit.driver.fleet import config
 from topd_ray.actors.transport import transport_of
 from topd_ray.config import Config, load_config
 from topd_ray.errors import UserError
-from topd_ray.inputs.run_inputs import check_inputs
 
 COLOCATED = "configs/qwen3-30b-a3b-to-4b-4xh100.yaml"
 
@@ -44,9 +43,9 @@ def test_engines_of_another_kind_take_the_object_store() -> None:
     assert transport_of(Config.model_validate(chosen)) == "store"
 
 
-def test_topd_check_refuses_a_transport_that_the_placement_cannot_do() -> None:
+def test_a_transport_that_the_placement_cannot_do_is_refused() -> None:
     with pytest.raises(UserError, match=r"^weights\.transport=ipc: GPU .* holds no"):
-        check_inputs(on_gpus(1, 1, transport="ipc"))
+        transport_of(on_gpus(1, 1, transport="ipc"))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from topd_ray.actors.placement import assumed_placement
+from topd_ray.actors.placement import ClusterNode, assumed_placement, place
 from topd_ray.config import Config, load_config
 from topd_ray.errors import UserError
 from topd_ray.inputs.estimates import PUBLISHED
@@ -216,3 +216,18 @@ def test_an_engine_that_new_weights_are_broadcast_to_has_room_for_two_buffers() 
     assert parts_of(by_nccl, "rollout[1]")["new weights"] == 2.0
     assert "new weights" not in parts_of(by_nccl, "teacher[0]")
     assert "new weights" not in parts_of(by_store, "rollout[1]")
+
+
+def test_a_transport_that_is_impossible_is_refused_by_the_placement_at_hand() -> None:
+    apart = ("rollout.engine.gpus=1", "learner.gpus=1", "cluster.gpus_per_node=8")
+    with pytest.raises(UserError, match=r"^weights\.transport=ipc: GPU .* holds no"):
+        memory_of(*apart, "weights.transport=ipc")
+
+
+def test_a_run_on_larger_nodes_than_topd_check_assumes_is_judged_by_those() -> None:
+    split = ("teacher.engine.gpus=8", "teacher.engine.tensor_parallel=8")
+    config = load_config(H100, [*split, "cluster.gpus_per_node=4"])
+    with pytest.raises(UserError, match="the largest node has 4"):
+        assumed_placement(config)
+    placement = place(config, [ClusterNode(name="n", gpus=16)], where="here")
+    assert len(gpu_memory(config, placement)) == 10
