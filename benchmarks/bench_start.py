@@ -183,7 +183,7 @@ def one_by_one(config: Config) -> list[Readiness]:
         ("learner", LearnerWorker, config.learner),
     ):
         began = time.perf_counter()
-        arguments = {"rank": 0, "total_steps": 1, "windows_folder": None}
+        arguments = {"rank": 0, "total_steps": 1, "folder": None}
         remote = ray.remote(num_cpus=place.cpus)(worker)
         actor = remote.remote(config, **(arguments if kind == "learner" else {}))
         if kind == "learner":

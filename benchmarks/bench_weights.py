@@ -125,7 +125,7 @@ def start(folder: Path) -> tuple[Any, Any]:
         ray.remote(Learner)
         .options(num_cpus=1)
         .remote(  # type: ignore[attr-defined]
-            config, rank=0, total_steps=1, windows_folder=None
+            config, rank=0, total_steps=1, folder=None
         )
     )
     rollout = ray.remote(Rollout).options(num_cpus=1).remote(config)  # type: ignore[attr-defined]

@@ -123,7 +123,7 @@ def run_learner(config: Config, timed: Timed) -> int:
     from topd_ray.models.facts import read_facts
     from topd_ray.models.roles import resolve_teacher
 
-    worker = LearnerWorker(config, rank=0, total_steps=9, windows_folder=None)
+    worker = LearnerWorker(config, rank=0, total_steps=9, folder=None)
     worker.start(*worker.rendezvous())
     width = read_facts(resolve_teacher(config)).hidden_size
     for step in range(2):

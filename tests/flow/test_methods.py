@@ -3,6 +3,7 @@ vLLM.
 """
 
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from tests.recorded import recorded, refuse_wrong_records
 from tests.runs import Run, Setting, losses, topd
 from topd_ray.actors import outcomes
 from topd_ray.commands.generate import AnswerSampling, generate
 from topd_ray.config import parse_config
 from topd_ray.driver import session as driver
 from topd_ray.records.run_folder import RunFolder
+from topd_ray.records.step_file import step_files
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(500)]
 
@@ -173,6 +176,9 @@ def test_every_objective_trains(bench: Bench, name: str) -> None:
     takes_over = name.startswith("takeover") and name != "takeover-never"
     assert (run.summary["num_candidates"] > 0) == (topd_like or "-ot" in name)
     assert (run.summary["num_taken_over"] > 0) == takes_over
+    for line in run.metrics:
+        signal = "sampled" if name == "topd-sampled" else "whole"
+        refuse_wrong_records(run, line, signal=signal)
 
 
 def test_a_teacher_that_never_takes_over_is_opd_bit_for_bit(bench: Bench) -> None:
@@ -303,6 +309,7 @@ def test_two_ranks_that_share_sequences_train_as_one(
     files = [run.path / "windows" / "step_000001.parquet" for run in (two, one)]
     rows = [pq.read_table(file).num_rows for file in files]
     assert rows[0] == rows[1] > 0
+    assert len(step_files(two.path / "rollouts", 1)) == 1
 
 
 def test_a_control_group_is_probed_and_recorded_but_never_trained_on(
@@ -323,6 +330,10 @@ def test_a_resumed_run_takes_over_as_one_that_was_never_interrupted(
     """The limit of a surprise is a quantile of earlier steps: a checkpoint has it."""
     run = bench.run("surprise-resumed", **METHODS["takeover-surprise"])
     uninterrupted = run.metrics
+    rollouts = [recorded(run, "rollouts", step) for step in (1, 2, 3)]
+    # As if step 3 had been of more ranks than are there now.
+    last = run.path / "rollouts" / "step_000003.parquet"
+    shutil.copy(last, last.with_stem(f"{last.stem}-rank1"))
     (run.path / "summary.json").unlink()
     # As if killed after step 2.
     (run.path / "checkpoints" / "latest").write_text("step_2\n")
@@ -331,6 +342,7 @@ def test_a_resumed_run_takes_over_as_one_that_was_never_interrupted(
         assert [line[name] for line in run.metrics] == [
             line[name] for line in uninterrupted
         ]
+    assert [recorded(run, "rollouts", step) for step in (1, 2, 3)] == rollouts
 
 
 def test_two_ranks_take_over_as_one(bench: Bench, cluster_address: str) -> None:
@@ -346,6 +358,10 @@ def test_two_ranks_take_over_as_one(bench: Bench, cluster_address: str) -> None:
     one = bench.method("takeover")
     assert_same_first_step(two, one)
     assert two.metrics[0]["takeover/num"] == one.metrics[0]["takeover/num"]
+    assert len(step_files(two.path / "rollouts", 1)) == 2
+    assert sorted(row["rollout_id"] for row in recorded(two, "rollouts", 1)) == sorted(
+        row["rollout_id"] for row in recorded(one, "rollouts", 1)
+    )
 
 
 def test_a_following_teacher_survives_a_resume(bench: Bench) -> None:

@@ -38,6 +38,8 @@ def test_a_run_leaves_the_whole_run_folder(whole: Run) -> None:
         "events.jsonl",
         "tensorboard",
         "windows",
+        "rollouts",
+        "timeline",
         "checkpoints",
         "export",
         "summary.json",

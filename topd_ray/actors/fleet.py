@@ -283,7 +283,7 @@ def _open_learners(
             name,
             rank=rank,
             total_steps=total_steps,
-            windows_folder=folder.windows,
+            folder=folder,
         )
         processes.append(start())
     return LearnerActorGroup(processes, calls)

@@ -25,7 +25,8 @@ from topd_ray.models.roles import resolve_student, resolve_teacher
 from topd_ray.models.tensors import output_head, read_weights
 from topd_ray.records.bad_step import write_rollouts
 from topd_ray.records.receipts import LearnReceipt, Span
-from topd_ray.records.window_file import WindowRecorder
+from topd_ray.records.run_folder import RunFolder
+from topd_ray.records.step_recorder import StepRecorder
 from topd_ray.takeover import taken_over
 from topd_ray.weights.buckets import (
     BUCKET_BYTES,
@@ -46,9 +47,10 @@ class LearnerWorker(Worker):
         *,
         rank: int,
         total_steps: int,
-        windows_folder: Path | None,
+        folder: RunFolder | None,
         log: Path | None = None,
     ) -> None:
+        """Take the rank; windows and rollouts are recorded in `folder`, if any."""
         super().__init__(log)
         self._config = config
         self._rank = rank
@@ -57,8 +59,16 @@ class LearnerWorker(Worker):
         # Ranks that share sequences have the same probed windows: the first counts.
         self._counts_windows = rank % config.learner.sequence_parallel == 0
         self._recorder = (
-            WindowRecorder(windows_folder, rank)
-            if windows_folder and self._counts_windows
+            StepRecorder(
+                config.records,
+                folder,
+                index=rank // config.learner.sequence_parallel,
+                num_recorders=(
+                    config.learner.num_ranks // config.learner.sequence_parallel
+                ),
+                rank=rank,
+            )
+            if folder and self._counts_windows
             else None
         )
         self._listener: socket.socket | None = None
@@ -99,7 +109,7 @@ class LearnerWorker(Worker):
     ) -> LearnReceipt:
         """Add the gradient of this rank's share; every rank must be called.
 
-        The share may be empty. Its probed windows are recorded.
+        The share may be empty. Its windows and rollouts are recorded.
 
         `items` are the scored rollouts and then, where the method looks ahead, their
         probed windows and takeovers: Ray resolves references among the arguments of a
@@ -109,15 +119,14 @@ class LearnerWorker(Worker):
         takeovers = {
             item.rollout_id: item for item in items if isinstance(item, Takeover)
         }
-        scored = [
-            taken_over(item, takeovers.get(item.rollout.rollout_id))
-            for item in items
-            if isinstance(item, ScoredRollout)
+        scored = [item for item in items if isinstance(item, ScoredRollout)]
+        trained = [
+            taken_over(item, takeovers.get(item.rollout.rollout_id)) for item in scored
         ]
         probe_sets = [item for item in items if isinstance(item, ProbeSet)]
         packed = partial(
             pack,
-            scored,
+            trained,
             probe_sets if self._config.uses_probes else None,
             threshold=threshold,
             objective=self._config.objective,
@@ -131,7 +140,7 @@ class LearnerWorker(Worker):
             batches = packed(at_least=fullest)
         sums = self._actor.accumulate(batches)
         if self._recorder:
-            self._recorder.add(probe_sets, threshold)
+            self._recorder.add(scored, probe_sets, takeovers, threshold)
         return LearnReceipt(
             num_tokens=sums.num_tokens,
             sums=sums,
@@ -147,7 +156,7 @@ class LearnerWorker(Worker):
         """Update the weights with what was accumulated; every rank must be called."""
         report = self._actor.step(skip=skip)
         if self._recorder:
-            self._recorder.write(report.step)
+            self._recorder.write(report.step, self._actor.likeliest_of_teacher)
         return report
 
     def abandon_step(self) -> None:

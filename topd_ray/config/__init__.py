@@ -9,6 +9,7 @@ from topd_ray.config.operation import (
     HealthConfig,
     RunConfig,
 )
+from topd_ray.config.records import RecordsConfig, Tracker
 from topd_ray.config.schema import Config
 from topd_ray.config.stages import (
     CandidatesConfig,
@@ -41,11 +42,13 @@ __all__ = [
     "ObjectiveConfig",
     "ProbeConfig",
     "PromptsConfig",
+    "RecordsConfig",
     "RewriteConfig",
     "RolloutConfig",
     "RunConfig",
     "TakeoverConfig",
     "TeacherConfig",
+    "Tracker",
     "Transport",
     "WeightsConfig",
     "WindowsConfig",

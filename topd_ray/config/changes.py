@@ -35,7 +35,7 @@ CHANGEABLE: dict[str, str] = {
     "run.keep_checkpoints": "what the run leaves behind",
     "run.keep_every": "what the run leaves behind",
     "run.trace": "what the run leaves behind",
-    "run.wandb_project": "what the run leaves behind",
+    "records.*": "what the run leaves behind",
     "prompts.path": _MOVED,
     "prompts.forms": _MOVED,
     "evaluation.path": _MOVED,

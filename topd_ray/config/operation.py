@@ -63,8 +63,6 @@ class RunConfig(Section):
     """Write `trace.json`: every call of every actor on a time line, for
     ui.perfetto.dev.
     """
-    wandb_project: str | None = None
-    """Also log to this Weights & Biases project (needs the `wandb` package)."""
 
 
 class EvaluationConfig(Section):

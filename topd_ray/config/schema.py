@@ -14,6 +14,7 @@ from topd_ray.config.operation import (
     HealthConfig,
     RunConfig,
 )
+from topd_ray.config.records import RecordsConfig
 from topd_ray.config.rules import (
     idle_rules,
     lambda_rules,
@@ -63,6 +64,7 @@ class Config(Section):
     weights: WeightsConfig = WeightsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     health: HealthConfig = HealthConfig()
+    records: RecordsConfig = RecordsConfig()
     cluster: ClusterConfig = ClusterConfig()
 
     @property

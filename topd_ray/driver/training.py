@@ -151,9 +151,10 @@ class Training(LoopHooks):
         if self._weight_sync.followed is not None:
             run.state.teacher_version = self._weight_sync.followed.policy_version
         works = finished.receipts.works + finished.sync_works
+        began_s = self._last_ended_s
         metrics = self._metrics(finished, works)
         run.state.totals.add_step(metrics)
-        run.log.step(metrics, works)
+        run.log.step(metrics, works, began_s=began_s)
         self._warn_of_truncation(finished)
         await self._bad_steps.watch(finished)
 

@@ -14,6 +14,7 @@ from torch._C._distributed_c10d import Store
 
 from topd_ray.config import LearnerConfig, ObjectiveConfig, TeacherConfig, Transport
 from topd_ray.engines.protocols import TransferGroup, TransferPiece, WeightSender
+from topd_ray.engines.tensors import to_torch
 from topd_ray.errors import TopdError
 from topd_ray.learner.divergence import TokenLoss
 from topd_ray.learner.gaps import token_gap
@@ -22,7 +23,17 @@ from topd_ray.learner.lora import adapters_of, add_adapters
 from topd_ray.learner.model import DistillationModel, load_student, student_head
 from topd_ray.learner.schedule import lr_factor
 from topd_ray.learner.sequence_parallel import open_sequence_group, own_part
-from topd_ray.messages import LossSums, StepReport, TrainBatch
+from topd_ray.learner.teacher import likeliest_ids
+from topd_ray.messages import (
+    Floats,
+    HiddenSignal,
+    Ints,
+    LossSums,
+    StepReport,
+    TeacherSignal,
+    TopkSignal,
+    TrainBatch,
+)
 from topd_ray.models.vocabulary import num_ids
 from topd_ray.seeds import derive_seed
 from topd_ray.weights.buckets import WeightBucket, in_buckets
@@ -272,6 +283,29 @@ class LearnerActor:
     def set_teacher_head(self, head_VE: Float[Tensor, "V E"]) -> None:
         """Replace the teacher's head by one that was read from a checkpoint."""
         self._model.set_teacher_head(head_VE)
+
+    def likeliest_of_teacher(
+        self, signal: TeacherSignal, count: int
+    ) -> tuple[Ints, Floats] | None:
+        """Return the teacher's likeliest ids where it left a signal; for the records.
+
+        Args:
+            signal: The teacher's signal at n positions, by the head that is held.
+            count: m, most ids a position.
+
+        Returns:
+            Ids and log-probabilities, each (n, m), best first; None with `sampled`.
+        """
+        if isinstance(signal, TopkSignal):
+            return signal.ids_NM[:, :count], signal.logq_NM[:, :count]
+        if not isinstance(signal, HiddenSignal):
+            return None
+        head_VE = self._model.teacher_head_VE
+        assert head_VE is not None, "the signal `hidden` comes with a head"
+        ids_NM, logq_NM = likeliest_ids(
+            to_torch(signal.hidden_ND), head_VE[: self._model.num_ids], count
+        )
+        return ids_NM.int().cpu().numpy(), logq_NM.cpu().numpy()
 
     def abandon_step(self) -> None:
         """Drop the gradient and the sums accumulated since the last step."""

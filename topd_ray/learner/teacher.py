@@ -18,6 +18,9 @@ from topd_ray.learner.divergence import (
     divergence,
 )
 
+_ROWS_OF_LOGITS = 64
+"""Positions whose logits are in memory at a time: 40 MB for 150,000 ids."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WholeTeacher:
@@ -61,6 +64,30 @@ def teacher_at(teacher: Teacher, where: slice) -> Teacher:
             )
         case SampledTeacher():
             return SampledTeacher(logq_T=teacher.logq_T[where])
+
+
+@torch.no_grad()
+def likeliest_ids(
+    hidden_TE: Float[Tensor, "T E"], head_VE: Float[Tensor, "V E"], count: int
+) -> tuple[Int[Tensor, "T M"], Float[Tensor, "T M"]]:
+    """Return the ids that hidden states make likeliest.
+
+    Args:
+        hidden_TE: States after the final norm.
+        head_VE: The output head, without rows of padding.
+        count: M, ids a position; fewer where the vocabulary has fewer.
+
+    Returns:
+        Ids and log-probabilities in nats, each (T, M), best first.
+    """
+    num_ids = min(count, len(head_VE))
+    parts = [
+        (rows_TE.to(head_VE) @ head_VE.T).float().log_softmax(1).topk(num_ids, dim=1)
+        for rows_TE in torch.split(hidden_TE, _ROWS_OF_LOGITS)
+    ]
+    ids_TM = torch.cat([part.indices for part in parts])
+    logq_TM = torch.cat([part.values for part in parts])
+    return ids_TM, logq_TM
 
 
 def topk_divergence(
@@ -177,6 +204,7 @@ __all__ = [
     "Teacher",
     "TopkTeacher",
     "WholeTeacher",
+    "likeliest_ids",
     "sampled_divergence",
     "teacher_at",
     "topk_divergence",

@@ -171,7 +171,8 @@ class MetricsLog:
         A session that died before their checkpoint has logged them.
         """
         self._folder = folder
-        self._wandb = WandbLog(config, folder) if config.run.wandb_project else None
+        uses_wandb = "wandb" in config.records.trackers
+        self._wandb = WandbLog(config, folder) if uses_wandb else None
         # Events stay when the run goes back: that a step failed once is worth knowing.
         self._events = folder.events.open("a", encoding="utf-8")
         self._open(last_step)

@@ -107,7 +107,7 @@ class RunFolder:
 
     @property
     def wandb_id(self) -> Path:
-        """Id of the run's W&B run, where `run.wandb_project` is set."""
+        """Id of the run's W&B run, where `records.trackers` has `wandb`."""
         return self.path / "wandb-id.txt"
 
     @property
@@ -117,8 +117,18 @@ class RunFolder:
 
     @property
     def windows(self) -> Path:
-        """Parquet, one file a step."""
+        """Parquet, one file a step and learner rank, by `window_file.SCHEMA`."""
         return self.path / "windows"
+
+    @property
+    def rollouts(self) -> Path:
+        """Parquet, one file a step and learner rank, by `rollout_file.SCHEMA`."""
+        return self.path / "rollouts"
+
+    @property
+    def timeline(self) -> Path:
+        """Parquet, one file a step, by `timeline_file.SCHEMA`."""
+        return self.path / "timeline"
 
     @property
     def dumps(self) -> Path:

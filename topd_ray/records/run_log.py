@@ -15,7 +15,9 @@ from topd_ray.records.display import Display
 from topd_ray.records.metrics import Metrics, MetricsLog
 from topd_ray.records.peak_memory import PeakMemory
 from topd_ray.records.run_folder import RunFolder
+from topd_ray.records.step_file import forget_steps_after, write_step_file
 from topd_ray.records.timeline import TraceWriter, Work
+from topd_ray.records.timeline_file import timeline_table
 
 
 class RunLog:
@@ -35,6 +37,7 @@ class RunLog:
         `started_s` is a reading of the monotonic clock.
         """
         self._folder = folder
+        self._forget_after(last_step)
         self._open = ExitStack()
         self._memory = PeakMemory()
         self._metrics = MetricsLog(config, folder, last_step=last_step)
@@ -84,9 +87,14 @@ class RunLog:
             f" folder {self._folder.path}"
         )
 
-    def step(self, metrics: Metrics, works: Sequence[Work]) -> None:
-        """Record a finished step."""
+    def step(self, metrics: Metrics, works: Sequence[Work], *, began_s: float) -> None:
+        """Record a finished step, which began at `began_s` of the works' clock."""
         self._metrics.log(metrics)
+        write_step_file(
+            timeline_table(works, began_s=began_s),
+            self._folder.timeline,
+            step=int(metrics["step"]),
+        )
         self._display.step(metrics)
         if self._trace:
             self._trace.add(works)
@@ -111,8 +119,14 @@ class RunLog:
     def go_back(self, step: int, reason: str, last_calls: dict[str, list[str]]) -> None:
         """Forget the steps after `step`, which will be done again, and tell why."""
         self._metrics.go_back(step)
+        self._forget_after(step)
         self.event("went_back", step=step, error=reason, last_calls=last_calls)
         self.say(f"{reason}; going back to step {step}")
+
+    def _forget_after(self, last_step: int) -> None:
+        folder = self._folder
+        for steps in (folder.windows, folder.rollouts, folder.timeline):
+            forget_steps_after(steps, last_step)
 
     def summary(self, summary: dict[str, Any]) -> None:
         """Show the final table."""

@@ -14,16 +14,15 @@ class WandbLog:
 
     def __init__(self, config: Config, folder: RunFolder) -> None:
         """Open the W&B run. Raises UserError where the package is not installed."""
-        project = config.run.wandb_project
         try:
             import wandb
         except ImportError:
             raise UserError(
-                f"run.wandb_project={project}: the wandb package is not installed;"
-                " `pip install wandb`, or leave the field out"
+                "records.trackers has wandb, and the wandb package is not installed;"
+                " `pip install wandb`, or leave it out"
             ) from None
         self._run: Any = wandb.init(
-            project=project,
+            project=config.records.wandb_project,
             name=config.run.name,
             id=_run_id(folder),
             resume="allow",

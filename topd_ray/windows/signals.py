@@ -39,3 +39,10 @@ def rows_of(signal: TeacherSignal, count: int) -> TeacherSignal:
     """Return the signal at the first `count` positions."""
     cut = {field.name: getattr(signal, field.name)[:count] for field in fields(signal)}
     return type(signal)(**cut)
+
+
+def row_at(signal: TeacherSignal, position: int) -> TeacherSignal:
+    """Return a copy of the signal at one position, with an axis of length 1."""
+    rows = slice(position, position + 1)
+    cut = {field.name: getattr(signal, field.name)[rows] for field in fields(signal)}
+    return type(signal)(**{name: array.copy() for name, array in cut.items()})

@@ -31,6 +31,7 @@ from topd_ray.learner.divergence import (
 from topd_ray.learner.teacher import (
     SampledTeacher,
     TopkTeacher,
+    likeliest_ids,
     sampled_divergence,
     teacher_at,
     topk_divergence,
@@ -211,3 +212,12 @@ def test_a_part_of_a_teacher_is_that_of_its_positions():
     assert isinstance(part, TopkTeacher)
     assert part.ids_TM.tolist() == teacher.ids_TM[1:3].tolist()
     assert part.logq_TM.tolist() == teacher.logq_TM[1:3].tolist()
+
+
+def test_the_likeliest_ids_are_those_of_the_whole_softmax():
+    hidden_TE, head_VE = normal(130, 4, seed=27).float(), normal(V, 4, seed=28).float()
+    ids_TM, logq_TM = likeliest_ids(hidden_TE, head_VE, 3)
+    logq_TV = (hidden_TE @ head_VE.T).log_softmax(1)
+    torch.testing.assert_close(logq_TM, logq_TV.sort(1, descending=True).values[:, :3])
+    torch.testing.assert_close(logq_TV.gather(1, ids_TM), logq_TM)
+    assert likeliest_ids(hidden_TE, head_VE, V + 9)[0].shape == (130, V)

@@ -156,8 +156,8 @@ def test_a_resumed_log_forgets_the_steps_that_will_be_done_again(
 def test_weights_and_biases_is_only_asked_for_by_name_and_missed_by_name(
     tmp_path: Path,
 ) -> None:
-    asked = config(tmp_path, run={"root": str(tmp_path), "wandb_project": "topd"})
-    with pytest.raises(UserError, match=r"run\.wandb_project=topd: the wandb package"):
+    asked = config(tmp_path, records={"trackers": ["wandb"]})
+    with pytest.raises(UserError, match=r"records\.trackers has wandb, and the wandb"):
         MetricsLog(asked, RunFolder.create(asked), last_step=0)
 
 

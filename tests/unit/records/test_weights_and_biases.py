@@ -49,7 +49,8 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> FakeWandb:
 
 def a_run(root: Path, name: str) -> tuple[Config, RunFolder]:
     values = {
-        "run": {"root": str(root), "name": name, "wandb_project": "topd"},
+        "run": {"root": str(root), "name": name},
+        "records": {"trackers": ["wandb"], "wandb_project": "topd"},
         "prompts": {"path": "p"},
         "teacher": {"model": "t"},
         "learner": {"model": "s"},
