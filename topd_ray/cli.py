@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from topd_ray.errors import TopdError, printable
+from topd_ray.errors import TopdError, UserError, printable
 
 app = typer.Typer(
     name="topd",
@@ -25,6 +25,13 @@ ConfigFile = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="section.key=value …", show_default=False)
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", help="Print nothing on stdout; errors on stderr")
+]
+JsonLines = Annotated[
+    bool,
+    typer.Option("--json", help="Print a JSON line a step, the summary as the last"),
 ]
 
 
@@ -102,14 +109,17 @@ def train(
         bool,
         typer.Option("--resume", help="Continue the run if its folder exists already"),
     ] = False,
+    quiet: Quiet = False,
+    json_lines: JsonLines = False,
 ) -> None:
     """Train a student and leave a run folder."""
+    output = _output(quiet=quiet, json_lines=json_lines)
     from topd_ray.config import load_config
 
     loaded = load_config(config, overrides)
     from topd_ray.driver import session as run
 
-    run.train(loaded, resume_if_there=resume)
+    run.train(loaded, resume_if_there=resume, output=output)
 
 
 @app.command()
@@ -128,11 +138,28 @@ def resume(
         ),
     ] = None,
     overrides: Overrides = None,
+    quiet: Quiet = False,
+    json_lines: JsonLines = False,
 ) -> None:
     """Continue a run from a checkpoint; `run.steps=N` extends a finished one."""
+    output = _output(quiet=quiet, json_lines=json_lines)
     from topd_ray.driver import session as run
 
-    run.resume(folder, checkpoint, overrides=overrides or [], accept=accept or [])
+    run.resume(
+        folder,
+        checkpoint,
+        overrides=overrides or [],
+        accept=accept or [],
+        output=output,
+    )
+
+
+def _output(*, quiet: bool, json_lines: bool) -> Literal["display", "json", "quiet"]:
+    if quiet and json_lines:
+        raise UserError("--quiet with --json: one prints nothing; drop either")
+    if quiet:
+        return "quiet"
+    return "json" if json_lines else "display"
 
 
 @app.command()

@@ -23,9 +23,10 @@ class RecordsConfig(Section):
     `rollouts/` is not written.
     """
     trackers: tuple[Tracker, ...] = ("tensorboard",)
-    """Where the metrics go beside `metrics.jsonl`, with a table of rollouts and figures
-    after the first step and with each checkpoint. `wandb` and `mlflow` need the package
-    of that name. MLflow writes into the run folder, or to `MLFLOW_TRACKING_URI`.
+    """Where the metrics go beside `metrics.jsonl`, and after the first step and with
+    each checkpoint the recorded rollouts as a table, D_OT and token loss as figures.
+    `wandb` and `mlflow` need the package of that name. MLflow writes into the run
+    folder, or to `MLFLOW_TRACKING_URI`.
     """
     wandb_project: Name | None = None
     """Weights & Biases project of the tracker `wandb`; by default that of the account.

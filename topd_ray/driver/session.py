@@ -44,17 +44,21 @@ from topd_ray.inputs.memory import memory_hint
 from topd_ray.inputs.paths import refuse_passing_folder, with_absolute_paths
 from topd_ray.inputs.run_inputs import RunInputs, load_inputs
 from topd_ray.models.roles import with_pinned_revisions, with_revisions_of
+from topd_ray.records.machine_output import Output
 from topd_ray.records.run_folder import RunFolder, write_json
 from topd_ray.records.run_log import RunLog
+from topd_ray.records.trackers import refuse_missing_trackers
 
 
-def train(config: Config, *, resume_if_there: bool = False) -> Summary | None:
+def train(
+    config: Config, *, resume_if_there: bool = False, output: Output = "display"
+) -> Summary | None:
     """Start a new run and return what its summary.json says.
 
     Returns None where SIGTERM ended the run before that. With `resume_if_there` a run
     of this name and config is continued, and a finished one is left as it is: a job
-    that is submitted again. Raises UserError, before anything starts, for a mistake of
-    the user.
+    that is submitted again. `output` is what stdout gets. Raises UserError, before
+    anything starts, for a mistake of the user.
     """
     started_s = time.monotonic()
     refuse_passing_folder(config)
@@ -70,7 +74,8 @@ def train(config: Config, *, resume_if_there: bool = False) -> Summary | None:
         )
         if folder.summary.is_file() and not is_extended(changed):
             return None
-        return _resume(folder, config, changed, None, (), started_s)
+        return _resume(folder, config, changed, None, (), started_s, output)
+    refuse_missing_trackers(config)
     inputs = load_inputs(config)
     config = with_pinned_revisions(config)
     # A config that its cluster refuses leaves no folder, so that its name stays free.
@@ -78,7 +83,7 @@ def train(config: Config, *, resume_if_there: bool = False) -> Summary | None:
         _refuse_too_little_memory(config, placement)
         folder = RunFolder.create(config)
         with folder.locked():
-            return _Run(config, folder, inputs, None, started_s).go()
+            return _Run(config, folder, inputs, None, started_s, output).go()
 
 
 def resume(
@@ -87,6 +92,7 @@ def resume(
     *,
     overrides: Sequence[str] = (),
     accept: Collection[str] = (),
+    output: Output = "display",
 ) -> Summary | None:
     """Continue a run from a checkpoint, by default its newest, or from its start.
 
@@ -97,6 +103,7 @@ def resume(
             the folder's config.yaml takes them. `run.steps` extends a finished run.
         accept: Fields of files (`prompts.path`, `teacher.model`) that may be others
             than those the checkpoint was made with.
+        output: What stdout gets.
 
     Returns:
         What summary.json says; None where SIGTERM ended the run before that.
@@ -109,7 +116,7 @@ def resume(
     folder, config = RunFolder.existing(Path(path))
     config, changed = changed_config(folder, config, overrides)
     refuse_finished(folder, changed)
-    return _resume(folder, config, changed, checkpoint, accept, started_s)
+    return _resume(folder, config, changed, checkpoint, accept, started_s, output)
 
 
 def _resume(
@@ -119,7 +126,9 @@ def _resume(
     checkpoint: str | None,
     accept: Collection[str],
     started_s: float,
+    output: Output,
 ) -> Summary | None:
+    refuse_missing_trackers(config)
     # The lock first: what is read here must not change, and `latest` must not move
     # under a process that works on this run.
     with folder.locked():
@@ -138,7 +147,7 @@ def _resume(
                 make_latest(folder, opened.path.name)
             if changed:
                 folder.replace_config(config)
-            run = _Run(config, folder, inputs, opened, started_s)
+            run = _Run(config, folder, inputs, opened, started_s, output)
             run.note_changes(changed, accepted)
             return run.go()
 
@@ -169,6 +178,7 @@ class _Run:
         inputs: RunInputs,
         checkpoint: Checkpoint | None,
         started_s: float,
+        output: Output,
     ) -> None:
         state = RunState.of(config, checkpoint)
         total_steps = _total_steps(config, inputs)
@@ -178,6 +188,7 @@ class _Run:
             last_step=state.step,
             total_steps=total_steps,
             started_s=started_s,
+            output=output,
         )
         self._checkpoint = checkpoint
         self._calls = Calls.within(

@@ -1,22 +1,18 @@
 """What a person sees while a run goes on, and the table at its end."""
 
 import time
+from collections import deque
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from topd_ray.errors import printable
+from topd_ray.evaluation import Accuracy
 from topd_ray.records.metrics import Metrics
 
 _STAGES = {  # stage: (what it handles, count in the metrics)
@@ -26,6 +22,8 @@ _STAGES = {  # stage: (what it handles, count in the metrics)
     "takeover": ("tokens taken over", "takeover/num_tokens"),
     "learner": ("tokens trained", "learner/num_tokens"),
 }
+_RECENT = 20
+"""Steps whose seconds the remaining time is estimated from."""
 
 
 class Display:
@@ -45,13 +43,17 @@ class Display:
             TextColumn("[bold]{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TimeRemainingColumn(),
             console=self._console,
         )
+        # A name of a run may hold no bracket, so this is no markup.
         self._task = self._bar.add_task(title, total=total_steps)
         # No refresh from a thread: what is shown changes once a step.
         self._live = Live(self._bar, console=self._console, auto_refresh=False)
         self._started_s = started_s
+        self._total_steps = total_steps
+        self._step_s = deque[float](maxlen=_RECENT)
+        self._last_step_at_s: float | None = None
+        self._accuracies: list[float] = []
 
     def say(self, text: str) -> None:
         """Print one line that stays."""
@@ -63,21 +65,56 @@ class Display:
             markup=False,
         )
 
-    def step(self, metrics: Metrics) -> None:
-        """Show a finished step."""
+    def evaluated(self, accuracy: Accuracy, when: str) -> None:
+        """Show an accuracy, and keep it for the progress line."""
+        if accuracy.num_problems:
+            self._accuracies.append(accuracy.share)
+            low, high = accuracy.interval
+            self.say(
+                f"accuracy {when}: {accuracy.share:.1%} [{low:.1%}, {high:.1%}]"
+                f" of {accuracy.num_problems}"
+            )
+
+    def step(self, metrics: Metrics, *, memory_gb: float) -> None:
+        """Show a finished step; `memory_gb` is resident now, in 10^9 bytes."""
+        self._count_step(metrics)
+        progress = self._progress_line(metrics, memory_gb)
         self._bar.update(self._task, completed=metrics["step"])
         if self._console.is_terminal:
             self._live.update(
-                Group(self._bar, _stage_table(metrics), _state_line(metrics))
+                Group(self._bar, progress, _stage_table(metrics), _state_line(metrics))
             )
             self._live.refresh()
         else:
-            self.say(f"step {metrics['step']}  {_state_line(metrics)}")
+            number = f"step {metrics['step']}/{self._total_steps}"
+            self.say(f"{number}  {_state_line(metrics)}  {progress}")
 
     def summary(self, summary: Mapping[str, Any]) -> None:
         """Print the final table."""
         self._live.stop()
         self._console.print(_summary_table(summary))
+
+    def _count_step(self, metrics: Metrics) -> None:
+        now_s = time.monotonic()
+        # From step to step, so that checkpoints and evaluations between them count. A
+        # resumed run's first step has none before it.
+        if self._last_step_at_s is None:
+            self._step_s.append(metrics["step/wall_s"])
+        else:
+            self._step_s.append(now_s - self._last_step_at_s)
+        self._last_step_at_s = now_s
+
+    def _progress_line(self, metrics: Metrics, memory_gb: float) -> str:
+        left = self._total_steps - int(metrics["step"])
+        eta_s = left * sum(self._step_s) / len(self._step_s)
+        rate = metrics["learner/num_tokens"] / max(metrics["step/wall_s"], 1e-9)
+        parts = [f"{rate:,.0f} tokens/s", f"memory {memory_gb:.1f} GB"]
+        if self._accuracies:
+            seen = [self._accuracies[0], *self._accuracies[1:][-1:]]
+            parts.insert(0, "accuracy " + " -> ".join(f"{share:.1%}" for share in seen))
+        if left:
+            parts.append(f"ETA {_duration(eta_s)}")
+        return "  ".join(parts)
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -91,6 +128,16 @@ class Display:
         trace: TracebackType | None,
     ) -> None:
         self._live.stop()
+
+
+def _duration(seconds: float) -> str:
+    """Return e.g. 45 s, 12 min, 3 h 5 min."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def _stage_table(metrics: Metrics) -> Table:

@@ -1,11 +1,9 @@
-"""Numbers of a step, from its receipts, to metrics.jsonl, TensorBoard and, if asked,
-W&B.
-"""
+"""Numbers of a step, from its receipts, to metrics.jsonl and the trackers."""
 
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -16,7 +14,8 @@ from topd_ray.config import Config
 from topd_ray.messages import StepReport
 from topd_ray.records.receipts import Receipt, StepReceipts
 from topd_ray.records.run_folder import RunFolder, write_whole
-from topd_ray.records.weights_and_biases import WandbLog
+from topd_ray.records.samples import StepSamples
+from topd_ray.records.trackers import RunTracker, TrackerError, open_trackers
 
 Metrics = dict[str, float | int]
 
@@ -165,14 +164,23 @@ class MetricsLog:
     way out.
     """
 
-    def __init__(self, config: Config, folder: RunFolder, *, last_step: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        *,
+        last_step: int,
+        on_lost: Callable[[TrackerError], None] | None = None,
+    ) -> None:
         """Open the sinks, and drop the steps after `last_step`.
 
-        A session that died before their checkpoint has logged them.
+        A session that died before their checkpoint has logged them. `on_lost` is called
+        where a tracker fails; it is given nothing more in this session, since a run
+        must not end for it. Raises TopdError where a tracker cannot be opened.
         """
         self._folder = folder
-        uses_wandb = "wandb" in config.records.trackers
-        self._wandb = WandbLog(config, folder) if uses_wandb else None
+        self._on_lost = on_lost
+        self._trackers = list(open_trackers(config, folder, last_step=last_step))
         # Events stay when the run goes back: that a step failed once is worth knowing.
         self._events = folder.events.open("a", encoding="utf-8")
         self._open(last_step)
@@ -180,11 +188,16 @@ class MetricsLog:
     def log(self, metrics: Mapping[str, float | int]) -> None:
         """Write the numbers of a step; `step` is among them."""
         _write_line(self._metrics, dict(metrics))
-        for name, value in metrics.items():
-            if name != "step":
-                self._tensorboard.add_scalar(name, value, metrics["step"])
-        if self._wandb:
-            self._wandb.log(metrics)
+        self._tell(lambda tracker: tracker.log(metrics))
+
+    def show(self, samples: StepSamples) -> None:
+        """Give rollouts and figures of a step to the trackers."""
+        self._tell(lambda tracker: tracker.show(samples))
+
+    @property
+    def has_trackers(self) -> bool:
+        """Whether any tracker is left."""
+        return bool(self._trackers)
 
     def event(self, kind: str, **details: Any) -> None:
         """Write an event: a drop, a skip, a checkpoint."""
@@ -194,19 +207,22 @@ class MetricsLog:
     def go_back(self, last_step: int) -> None:
         """Forget the steps after `last_step`: they will be done again."""
         self._metrics.close()
-        self._tensorboard.close()
+        self._tell(lambda tracker: tracker.go_back(last_step))
         self._open(last_step)
 
-    def _open(self, last_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+    def _tell(self, call: Callable[[RunTracker], None]) -> None:
+        for tracker in list(self._trackers):
+            try:
+                call(tracker)
+            except TrackerError as error:
+                self._trackers.remove(tracker)
+                self.event("tracker_lost", tracker=tracker.name, error=str(error))
+                if self._on_lost is not None:
+                    self._on_lost(error)
 
-        # metrics.jsonl is cut; event files of TensorBoard cannot be, so `purge_step`
-        # tells its reader what to hide.
+    def _open(self, last_step: int) -> None:
         _forget_after(self._folder.metrics, last_step)
         self._metrics = self._folder.metrics.open("a", encoding="utf-8")
-        self._tensorboard = SummaryWriter(
-            str(self._folder.tensorboard), purge_step=last_step + 1
-        )
 
     def __enter__(self) -> Self:
         return self
@@ -217,11 +233,9 @@ class MetricsLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._tell(lambda tracker: tracker.close(failed=error is not None))
         self._metrics.close()
         self._events.close()
-        self._tensorboard.close()
-        if self._wandb:
-            self._wandb.close(failed=error is not None)
 
 
 def _forget_after(path: Path, last_step: int) -> None:
@@ -236,13 +250,19 @@ def _forget_after(path: Path, last_step: int) -> None:
     write_whole(path, "".join(kept))
 
 
-def _write_line(file: Any, value: dict[str, Any]) -> None:
-    """Write a line of strict JSON, with null for what is not a finite number."""
-    plain = {
+def finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values with None for each that is no finite number, for strict
+    JSON.
+    """
+    return {
         key: None if isinstance(item, float) and not math.isfinite(item) else item
-        for key, item in value.items()
+        for key, item in values.items()
     }
-    file.write(json.dumps(plain, allow_nan=False) + "\n")
+
+
+def _write_line(file: Any, value: dict[str, Any]) -> None:
+    """Write a line of strict JSON."""
+    file.write(json.dumps(finite(value), allow_nan=False) + "\n")
     file.flush()
     # A power cut must not lose a line of a step that a checkpoint holds.
     os.fsync(file.fileno())

@@ -19,6 +19,7 @@ class PeakMemory:
 
     def __init__(self) -> None:
         self.peak_bytes = 0
+        self.last_bytes = 0
         self._done = threading.Event()
         self._thread = threading.Thread(
             target=self._watch, name="peak-memory", daemon=True
@@ -45,7 +46,8 @@ class PeakMemory:
     def _watch(self) -> None:
         root = psutil.Process()
         while True:
-            self.peak_bytes = max(self.peak_bytes, _resident(root))
+            self.last_bytes = _resident(root)
+            self.peak_bytes = max(self.peak_bytes, self.last_bytes)
             if self._done.wait(_PERIOD_S):
                 return
 

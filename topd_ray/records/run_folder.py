@@ -111,6 +111,16 @@ class RunFolder:
         return self.path / "wandb-id.txt"
 
     @property
+    def mlflow(self) -> Path:
+        """MLflow's files, where `records.trackers` has `mlflow`."""
+        return self.path / "mlflow"
+
+    @property
+    def mlflow_id(self) -> Path:
+        """Id of the run's MLflow run."""
+        return self.path / "mlflow-id.txt"
+
+    @property
     def trace(self) -> Path:
         """Every call of every actor, where `run.trace` is set."""
         return self.path / "trace.json"

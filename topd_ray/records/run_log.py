@@ -8,16 +8,21 @@ from types import TracebackType
 from typing import Any, Self
 
 from topd_ray.config import Config
+from topd_ray.contexts.chat import load_tokenizer
 from topd_ray.evaluation import Accuracy
+from topd_ray.models.roles import resolve_student
 from topd_ray.prompts import DroppedPrompt
 from topd_ray.records.bad_step import BadStep
 from topd_ray.records.display import Display
+from topd_ray.records.machine_output import MachineOutput, Output
 from topd_ray.records.metrics import Metrics, MetricsLog
 from topd_ray.records.peak_memory import PeakMemory
 from topd_ray.records.run_folder import RunFolder
+from topd_ray.records.samples import step_samples
 from topd_ray.records.step_file import forget_steps_after, write_step_file
 from topd_ray.records.timeline import TraceWriter, Work
 from topd_ray.records.timeline_file import timeline_table
+from topd_ray.records.trackers import TrackerError
 
 
 class RunLog:
@@ -31,25 +36,36 @@ class RunLog:
         last_step: int,
         total_steps: int,
         started_s: float,
+        output: Output = "display",
     ) -> None:
         """Open the records; steps after `last_step` will be logged again.
 
-        `started_s` is a reading of the monotonic clock.
+        `started_s` is a reading of the monotonic clock; `output` is what stdout gets.
         """
+        self._config = config
         self._folder = folder
+        self._total_steps = total_steps
+        self._tokenizer: Any = None
         self._forget_after(last_step)
         self._open = ExitStack()
         self._memory = PeakMemory()
-        self._metrics = MetricsLog(config, folder, last_step=last_step)
-        self._display = Display(
-            f"{config.run.method} {config.run.name}",
-            total_steps=total_steps,
-            started_s=started_s,
+        self._display = (
+            Display(
+                f"{config.run.method} {config.run.name}",
+                total_steps=total_steps,
+                started_s=started_s,
+            )
+            if output == "display"
+            else MachineOutput(quiet=output == "quiet")
+        )
+        self._metrics = MetricsLog(
+            config, folder, last_step=last_step, on_lost=self._say_lost
         )
         self._trace = TraceWriter(folder.trace) if config.run.trace else None
 
     def __enter__(self) -> Self:
-        records = (self._memory, self._metrics, self._display, self._trace)
+        # The display last but one, so that what is closed before it can still speak.
+        records = (self._memory, self._display, self._metrics, self._trace)
         for record in records:
             if record is not None:
                 self._open.enter_context(record)
@@ -89,24 +105,33 @@ class RunLog:
 
     def step(self, metrics: Metrics, works: Sequence[Work], *, began_s: float) -> None:
         """Record a finished step, which began at `began_s` of the works' clock."""
+        number = int(metrics["step"])
         self._metrics.log(metrics)
-        write_step_file(
-            timeline_table(works, began_s=began_s),
-            self._folder.timeline,
-            step=int(metrics["step"]),
-        )
-        self._display.step(metrics)
+        timeline = timeline_table(works, began_s=began_s)
+        write_step_file(timeline, self._folder.timeline, step=number)
+        if self._is_shown(number):
+            self._metrics.show(step_samples(self._folder, number, self._decode))
+        self._display.step(metrics, memory_gb=self._memory.last_bytes / 1e9)
         if self._trace:
             self._trace.add(works)
 
+    def _is_shown(self, step: int) -> bool:
+        """Return whether trackers get rollouts and figures: they take half a second."""
+        due = step == 1 or step % self._config.run.checkpoint_every == 0
+        return self._metrics.has_trackers and (due or step == self._total_steps)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(resolve_student(self._config))
+        text: str = self._tokenizer.decode(ids)
+        return text
+
+    def _say_lost(self, error: TrackerError) -> None:
+        self.say(f"{error}; nothing more is logged there")
+
     def evaluated(self, accuracy: Accuracy, when: str, step: int | None = None) -> None:
         """Show an accuracy; during training (`step`) it is an event too."""
-        if accuracy.num_problems:
-            low, high = accuracy.interval
-            self.say(
-                f"accuracy {when}: {accuracy.share:.1%} [{low:.1%}, {high:.1%}]"
-                f" of {accuracy.num_problems}"
-            )
+        self._display.evaluated(accuracy, when)
         if step is not None:
             self.event("evaluated", step=step, **asdict(accuracy))
 

@@ -1,34 +1,41 @@
-"""Metrics of a run to Weights & Biases: one W&B run for one run folder."""
+"""Metrics, rollouts and figures of a run to Weights & Biases: one W&B run for one run
+folder.
+"""
 
 import uuid
 from collections.abc import Mapping
 from typing import Any
 
 from topd_ray.config import Config
-from topd_ray.errors import UserError
+from topd_ray.errors import UserError, first_line
 from topd_ray.records.run_folder import RunFolder, write_whole
+from topd_ray.records.samples import COLUMNS, StepSamples
 
 
 class WandbLog:
     """The W&B run of a run folder, continued by every session that works on it."""
 
+    name = "wandb"
+
     def __init__(self, config: Config, folder: RunFolder) -> None:
-        """Open the W&B run. Raises UserError where the package is not installed."""
+        """Open the W&B run. Raises UserError where W&B refuses it."""
+        import wandb
+
+        self._wandb: Any = wandb
         try:
-            import wandb
-        except ImportError:
+            self._run: Any = wandb.init(
+                project=config.records.wandb_project,
+                name=config.run.name,
+                id=_run_id(folder),
+                resume="allow",
+                dir=str(folder.path),
+                config=config.model_dump(mode="json"),
+            )
+        except wandb.Error as error:
             raise UserError(
-                "records.trackers has wandb, and the wandb package is not installed;"
-                " `pip install wandb`, or leave it out"
+                f"records.trackers has wandb, which says: {first_line(error)}; set"
+                " WANDB_MODE=offline to log to the run folder alone"
             ) from None
-        self._run: Any = wandb.init(
-            project=config.records.wandb_project,
-            name=config.run.name,
-            id=_run_id(folder),
-            resume="allow",
-            dir=str(folder.path),
-            config=config.model_dump(mode="json"),
-        )
         # W&B numbers the calls of `log` and drops a number that is not the highest so
         # far. A run that goes back to a checkpoint repeats steps, so the step is a
         # metric like the others and the x axis of all of them.
@@ -38,6 +45,20 @@ class WandbLog:
     def log(self, metrics: Mapping[str, float | int]) -> None:
         """Log the metrics of one step; `step` is among them."""
         self._run.log(dict(metrics))
+
+    def show(self, samples: StepSamples) -> None:
+        """Log rollouts as a table, and figures."""
+        shown: dict[str, Any] = {
+            name: self._wandb.Image(image) for name, image in samples.images.items()
+        }
+        if samples.rows:
+            rows = [list(row) for row in samples.rows]
+            shown["rollouts"] = self._wandb.Table(columns=list(COLUMNS), data=rows)
+        if shown:
+            self._run.log({"step": samples.step, **shown})
+
+    def go_back(self, last_step: int) -> None:
+        """Do nothing: W&B forgets no step."""
 
     def close(self, *, failed: bool) -> None:
         """Send what is left and mark the W&B run as finished or failed."""

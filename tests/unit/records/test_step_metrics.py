@@ -153,14 +153,6 @@ def test_a_resumed_log_forgets_the_steps_that_will_be_done_again(
     assert steps == [1, 2, 3]
 
 
-def test_weights_and_biases_is_only_asked_for_by_name_and_missed_by_name(
-    tmp_path: Path,
-) -> None:
-    asked = config(tmp_path, records={"trackers": ["wandb"]})
-    with pytest.raises(UserError, match=r"records\.trackers has wandb, and the wandb"):
-        MetricsLog(asked, RunFolder.create(asked), last_step=0)
-
-
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "file"
     write_whole(target, "old")
@@ -247,8 +239,8 @@ def test_wilson_interval_of_a_known_case() -> None:
 def test_off_a_terminal_each_step_is_one_line() -> None:
     console = Console(force_terminal=False, width=60, record=True)
     with Display("topd r", total_steps=2, started_s=0.0, console=console) as display:
-        display.step(metrics(1))
-        display.step(metrics(2))
+        display.step(metrics(1), memory_gb=1.5)
+        display.step(metrics(2), memory_gb=1.5)
     lines = [line for line in console.export_text().splitlines() if "step" in line]
     assert len(lines) == 2
     assert "divergent 50% of 4  D_OT 0.400  staleness 0" in lines[0]
