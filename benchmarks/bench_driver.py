@@ -113,8 +113,9 @@ class FakeRollout(Worker):
         requests: Sequence[RolloutRequest],
         policy_version: int,
         done: frozenset[str],
+        *_: Any,
     ) -> Iterator[Any]:
-        """Yield chunks of names and their receipts in turn."""
+        """Yield chunks of names and their receipts in turn; nothing is cut."""
         names = [r.rollout_id for r in requests if r.rollout_id not in done]
         for first in range(0, len(names), self._chunk):
             chunk = tuple(names[first : first + self._chunk])

@@ -144,6 +144,13 @@ ROWS = (
         "<= 5 %",
     ),
     Row(
+        "records_cost",
+        "bench_records",
+        "recording at the defaults, share of a step's CPU time",
+        "the same step",
+        "<= 2%",
+    ),
+    Row(
         "plan_accuracy",
         "bench_plan",
         "`topd plan`, step time",

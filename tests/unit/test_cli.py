@@ -182,3 +182,24 @@ def test_the_light_half_loads_neither_torch_nor_ray(
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_stdout_goes_to_a_program_or_to_nothing_not_to_both(tmp_path: Path) -> None:
+    for args in (("train", "configs/local-toy.yaml"), ("resume", tmp_path)):
+        done = topd(*args, "--quiet", "--json")
+        assert done.code == 2, done.output
+        assert "--quiet with --json" in done.output
+
+
+def test_a_missing_tracker_leaves_no_folder(
+    tmp_path: Path,
+    student_folder: Path,
+    teacher_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    config = write_config(tmp_path, student_folder, teacher_folder)
+    done = topd("train", config, "records.trackers=[tensorboard,mlflow]")
+    assert done.code == 2, done.output
+    assert "the package mlflow is not installed" in " ".join(done.output.split())
+    assert not (tmp_path / "runs").exists()

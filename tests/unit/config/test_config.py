@@ -474,3 +474,14 @@ def test_a_variable_that_cannot_be_given_to_actors_is_refused(
 def test_variables_without_a_process_are_refused() -> None:
     with pytest.raises(UserError, match=r"cluster\.env=.*placement=inline"):
         parse(cluster={"env": {"A": "1"}, "placement": "inline"})
+
+
+def test_a_project_without_its_tracker_is_refused() -> None:
+    with pytest.raises(UserError, match=r"wandb_project=topd with trackers="):
+        parse(records={"wandb_project": "topd"})
+
+
+@pytest.mark.parametrize("trackers", [["mlflow", "mlflow"], ["comet"]])
+def test_a_tracker_is_known_and_named_once(trackers: list[str]) -> None:
+    with pytest.raises(UserError, match=r"records.*trackers"):
+        parse(records={"trackers": trackers})
