@@ -49,7 +49,7 @@ class MlflowLog:
         at_ms = int(time.time() * 1000)
         step = int(metrics["step"])
         points = [
-            self._metric(name, float(value), at_ms, step)
+            self._metric(_file_name(name), float(value), at_ms, step)
             for name, value in metrics.items()
             if name != "step"
         ]
@@ -102,6 +102,14 @@ class MlflowLog:
             yield
         except self._error as error:
             raise TrackerError(f"mlflow: {error}") from None
+
+
+def _file_name(metric: str) -> str:
+    """Return the metric's name in MLflow, whose store makes a file of it.
+
+    `loss` cannot be a file beside the folder of `loss/opd`.
+    """
+    return "loss/total" if metric == "loss" else metric
 
 
 __all__ = ["MlflowLog"]

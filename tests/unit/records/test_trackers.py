@@ -91,11 +91,13 @@ def logged(root: Path, tracker: str) -> RunFolder:
     samples = recorded_samples(folder)
     with MetricsLog(config, folder, last_step=0) as log:
         for step in (1, 2, 3):
-            log.log({"step": step, "loss/opd": 1.0 / step})
+            log.log({"step": step, "loss": 1.5, "loss/opd": 1.0 / step})
     with MetricsLog(config, folder, last_step=1) as log:
         for step in (2, 3):
-            log.log({"step": step, "loss/opd": 2.0 / step})
+            log.log({"step": step, "loss": 1.5, "loss/opd": 2.0 / step})
         log.show(samples)
+        assert log.has_trackers
+    assert not folder.events.read_text()
     return folder
 
 
@@ -133,6 +135,7 @@ def test_mlflow_keeps_numbers_rollouts_and_figures_in_the_run_folder(
     folder = logged(tmp_path, "mlflow")
     (run,) = (path.parent for path in folder.mlflow.glob("*/*/metrics"))
     assert run.name == folder.mlflow_id.read_text().strip()
+    assert (run / "metrics" / "loss" / "total").is_file()
     points = (run / "metrics" / "loss" / "opd").read_text().splitlines()
     assert [int(point.split()[2]) for point in points] == [1, 2, 3, 2, 3]
     artifacts = run / "artifacts"
