@@ -51,6 +51,7 @@ def loss_image(losses_N: NDArray[np.float64], *, step: int) -> NDArray[np.uint8]
     # Most tokens have next to no loss: on a linear axis the others would not be seen.
     axes.hist(losses_N[np.isfinite(losses_N)], _BINS, color=_BLUE, log=True)
     axes.set(title=f"Tokens of step {step}", xlabel="token loss, nats", ylabel="tokens")
+    axes.set_ylim(bottom=0.7)  # a single token is a bar too
     return _drawn(canvas)
 
 
