@@ -25,8 +25,11 @@ def test_a_finished_run_goes_on_to_more_steps(setting: Setting) -> None:
         "learner.lr_floor_fraction=1",
         "learner.warmup_fraction=0",
     )
-    done = topd("resume", part.path, "run.steps=4", "health.max_bad_steps=5")
+    changes = ("run.steps=4", "health.max_bad_steps=5")
+    done = topd("resume", part.path, *changes, "--json")
     assert done.code == 0, done.output
+    lines = [json.loads(line) for line in done.output.splitlines() if line[:1] == "{"]
+    assert lines == [*part.metrics[2:], part.summary]
     # At a constant rate the length of the run is in no number.
     assert losses(part) == losses(whole)
     _, config = RunFolder.existing(part.path)
@@ -51,8 +54,9 @@ def test_a_job_submitted_again_with_more_steps_extends_its_run(
     refused = topd(*again, "learner.lr=0.5")
     assert refused.code == 2
     assert "may not change learner.lr 0.001 -> 0.5" in refused.output
-    longer = topd(*again, "run.steps=3")
+    longer = topd(*again, "run.steps=3", "--quiet")
     assert longer.code == 0, longer.output
+    assert "step" not in longer.output
     assert len(run.metrics) == 3
 
 

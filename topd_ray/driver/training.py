@@ -120,6 +120,8 @@ class Training(LoopHooks):
         run.log.say("actors ready")
         if run.state.before is None:
             run.state.before = await self._evaluate("before training")
+        else:
+            run.log.remember(run.state.before)
         return run.state.before
 
     async def _conclude(self) -> Accuracy:

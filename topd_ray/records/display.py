@@ -65,6 +65,11 @@ class Display:
             markup=False,
         )
 
+    def remember(self, before: Accuracy) -> None:
+        """Take an earlier session's accuracy before training for the progress line."""
+        if before.num_problems and not self._accuracies:
+            self._accuracies.append(before.share)
+
     def evaluated(self, accuracy: Accuracy, when: str) -> None:
         """Show an accuracy, and keep it for the progress line."""
         if accuracy.num_problems:

@@ -29,6 +29,9 @@ class MachineOutput:
     def say(self, text: str) -> None:
         """Leave a person's line out."""
 
+    def remember(self, before: Accuracy) -> None:
+        """Leave it out, as every accuracy."""
+
     def evaluated(self, accuracy: Accuracy, when: str) -> None:
         """Leave an accuracy out: those before and after are in the summary."""
 

@@ -129,6 +129,10 @@ class RunLog:
     def _say_lost(self, error: TrackerError) -> None:
         self.say(f"{error}; nothing more is logged there")
 
+    def remember(self, before: Accuracy) -> None:
+        """Take the accuracy before training from a checkpoint, for the progress."""
+        self._display.remember(before)
+
     def evaluated(self, accuracy: Accuracy, when: str, step: int | None = None) -> None:
         """Show an accuracy; during training (`step`) it is an event too."""
         self._display.evaluated(accuracy, when)

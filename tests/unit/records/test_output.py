@@ -26,7 +26,8 @@ def displayed(*, terminal: bool, width: int = 120) -> str:
     """Two of 90 steps after two evaluations, and a line of model output."""
     console = Console(force_terminal=terminal, width=width, file=io.StringIO())
     with Display("topd r", total_steps=90, started_s=0.0, console=console) as display:
-        display.evaluated(Accuracy(num_problems=4, num_correct=1), "before training")
+        display.remember(Accuracy(num_problems=4, num_correct=1))
+        display.remember(Accuracy(num_problems=4, num_correct=4))
         display.step(metrics(1), memory_gb=1.25)
         display.evaluated(Accuracy(num_problems=4, num_correct=2), "at step 1")
         display.evaluated(Accuracy(num_problems=4, num_correct=3), "at step 2")
