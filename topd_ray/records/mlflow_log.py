@@ -38,6 +38,8 @@ class MlflowLog:
             uri = folder.mlflow.as_uri()
             # MLflow asks for this consent to a store that needs no data base.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        # A run sends nothing to a server that its user has not named.
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         self._metric: Any = Metric
         self._error: type[Exception] = MlflowException
         with self._answering():

@@ -4,6 +4,7 @@ Both are made of what the learner ranks have recorded. The text of a rollout is 
 output: its control characters are escaped.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,8 @@ def _row(
     losses = rollout["token_loss"]
     worst = int(np.argmax(losses))
     takeover_ids = rollout["takeover_ids"]
+    # nan where a cost was not finite
+    distances = [window["d_ot"] for window in windows if math.isfinite(window["d_ot"])]
     values: dict[str, Cell] = {
         "step": step,
         "rollout_id": rollout["rollout_id"],
@@ -124,7 +127,7 @@ def _row(
         "takeover": None if takeover_ids is None else _text(takeover_ids, decode),
         "num_windows": len(windows),
         "num_divergent": sum(window["divergent"] for window in windows),
-        "max_d_ot": max((window["d_ot"] for window in windows), default=None),
+        "max_d_ot": max(distances, default=None),
     }
     return tuple(values[name] for name in COLUMNS)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import html
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,9 +44,13 @@ def hostile(ids: Sequence[int]) -> str:
 
 
 def recorded_samples(folder: RunFolder, step: int = 2) -> StepSamples:
-    """The samples of a step with two rollouts, one of them with two windows."""
+    """The samples of a step with two rollouts, one of them with three windows."""
     recorder = StepRecorder(RecordsConfig(), folder)
-    windows = probes(positions=(1, 2), distances=(0.9, 0.1), num_student=(3, 3))
+    windows = probes(
+        positions=(1, 2, 3),
+        distances=(0.9, 0.1, math.nan),
+        num_student=(3, 3, 3),
+    )
     loss_N = np.array([0.1, 7.0, 0.0, 0.4, 0.2], np.float32)
     read = dataclasses.replace(scored("r0"), token_loss_N=loss_N)
     recorder.add([read, scored("r1")], [windows], {}, 0.5)
@@ -59,7 +64,7 @@ def test_a_row_says_what_happened_to_a_rollout_with_escaped_text(
     samples = recorded_samples(RunFolder(tmp_path))
     first, second = (dict(zip(COLUMNS, row, strict=True)) for row in samples.rows)
     assert (first["rollout_id"], second["rollout_id"]) == ("r0", "r1")
-    assert (first["num_windows"], first["num_divergent"]) == (2, 1)
+    assert (first["num_windows"], first["num_divergent"]) == (3, 1)
     assert first["max_d_ot"] == pytest.approx(0.9)
     assert (first["max_token_loss"], first["max_loss_token"]) == (7.0, r"\x1b[31m")
     assert (second["num_windows"], second["max_d_ot"]) == (0, None)
