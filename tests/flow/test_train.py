@@ -45,6 +45,9 @@ def test_a_run_leaves_the_whole_run_folder(whole: Run) -> None:
         "summary.json",
     }
     assert whole.summary.keys() >= SUMMARY_KEYS
+    roles = whole.summary["peak_memory_gb"]
+    assert set(roles) >= {"driver", "rollout", "teacher", "probe", "learner", "ray"}
+    assert max(roles.values()) < whole.summary["peak_rss_gb"] < sum(roles.values()) + 1
     assert set(whole.summary["stage_s"]) >= {
         "rollout",
         "teacher",

@@ -27,6 +27,9 @@ def summarize(run: RunContext, accuracies: Accuracies) -> Summary:
         "wall_s": round(run.wall_s, 3),
         "cpu_s": round(totals.cpu_s, 3),
         "peak_rss_gb": round(run.log.peak_memory_gb, 3),
+        "peak_memory_gb": {
+            role: round(gb, 3) for role, gb in run.log.role_peak_memory_gb.items()
+        },
         "student_tokens": totals.student_tokens,
         "trained_tokens": totals.trained_tokens,
         "teacher_tokens": totals.teacher_tokens,

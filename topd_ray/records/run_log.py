@@ -82,7 +82,13 @@ class RunLog:
     @property
     def peak_memory_gb(self) -> float:
         """Peak resident memory of the run's processes on this machine, 10^9 bytes."""
-        return self._memory.peak_gb
+        return self._memory.peak_bytes / 1e9
+
+    @property
+    def role_peak_memory_gb(self) -> dict[str, float]:
+        """The same of the processes of each role."""
+        peaks = self._memory.role_peak_bytes
+        return {role: peak / 1e9 for role, peak in sorted(peaks.items())}
 
     def say(self, text: str) -> None:
         """Show a person one line."""
