@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +26,14 @@ STUDIES = {
     "takeover-small": ("ablation",),
 }
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
+RUN_FILES = (
+    "config.yaml",
+    "summary.json",
+    "metrics.jsonl",
+    "events.jsonl",
+    "sampled-*.json",
+)
+"""What the report of a study reads of a run."""
 LONGEST_LISTING = 44
 NOT_SHOWN = "Windows to read"
 """A table that is as long as a page: RESULTS.md says where it is."""
@@ -34,14 +43,52 @@ def main(name: str, studies: list[str]) -> None:
     """Run, copy, write."""
     out = ROOT / "runs" / "studies" / name
     kept = ROOT / "benchmarks" / "reproduction" / name
-    for study in studies or STUDIES[name]:
-        file = ROOT / "configs" / "studies" / f"{name}.yaml"
-        subprocess.run([TOPD, "study", study, file, "--out", out], cwd=ROOT, check=True)
     kept.mkdir(parents=True, exist_ok=True)
+    archive = kept / "runs.tar.xz"
+    unpack_runs(archive, out / "runs")
+    try:
+        for study in studies or STUDIES[name]:
+            file = ROOT / "configs" / "studies" / f"{name}.yaml"
+            command = [TOPD, "study", study, file, "--out", out]
+            subprocess.run(command, cwd=ROOT, check=True)
+    finally:
+        pack_runs(out / "runs", archive)
     for file in sorted(out.glob("*.*")):
         if file.is_file():
             shutil.copy(file, kept / file.name)
     write_page(name, kept)
+
+
+def unpack_runs(archive: Path, runs: Path) -> None:
+    """Put the finished runs of an archive among those of this machine.
+
+    The name of a run's folder holds a hash of its config and data, so a run of another
+    config lies beside them unused.
+    """
+    if not archive.is_file():
+        return
+    here = {folder.name for folder in runs.glob("*/")}
+    with tarfile.open(archive) as packed:
+        members = [
+            member
+            for member in packed.getmembers()
+            if Path(member.name).parts[0] not in here
+        ]
+        packed.extractall(runs, members, filter="data")
+
+
+def pack_runs(runs: Path, archive: Path) -> None:
+    """Write what the finished runs have left, if there are any, into an archive."""
+    finished = [summary.parent for summary in sorted(runs.glob("*/summary.json"))]
+    # Where a study samples its students, a run without samples is not finished.
+    if any(runs.glob("*/sampled-*.json")):
+        finished = [run for run in finished if any(run.glob("sampled-*.json"))]
+    if not finished:
+        return
+    with tarfile.open(archive, "w:xz") as packed:
+        for run in finished:
+            for file in sorted(file for name in RUN_FILES for file in run.glob(name)):
+                packed.add(file, file.relative_to(runs))
 
 
 def write_page(name: str, kept: Path) -> None:
