@@ -131,7 +131,10 @@ integration: setup
 test: check integration
 
 # UPGRADE=--upgrade takes the newest versions; without it, pins that still fit stay.
-lock: setup
+# Without `setup`, whose packages could contradict the pins that this replaces.
+lock:
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c 'import uv' 2>/dev/null || $(PIP) uv
 	$(BIN)/python cluster/locks/lock.py write $(UPGRADE)
 
 # Where the time of `make test` goes, into docs/tests.md.
