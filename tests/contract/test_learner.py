@@ -28,6 +28,7 @@ from tests.contract.learner_ranks import (
 )
 from tests.tiny import VOCAB, make_model
 from topd_ray.engines.deepspeed import DeepSpeedTraining
+from topd_ray.engines.deepspeed_ranks import join_ranks
 from topd_ray.errors import TopdError, UserError
 from topd_ray.learner import LearnerActor
 from topd_ray.learner.inputs import Signal, empty_batch
@@ -373,6 +374,7 @@ class Root(nn.Module):
 @pytest.fixture(params=STAGES)
 def root_engine(request) -> Iterator[DeepSpeedTraining]:
     module = Root()
+    join_ranks(meeting(), rank=0, world_size=1)
     engine = DeepSpeedTraining(
         module,
         trained=module.inner,
@@ -385,7 +387,6 @@ def root_engine(request) -> Iterator[DeepSpeedTraining]:
         clip=1.0,
         rank=0,
         world_size=1,
-        store=meeting(),
     )
     yield engine
     engine.close()

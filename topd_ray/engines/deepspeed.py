@@ -5,10 +5,7 @@ here the caller owns the accumulation (`managed_gradient_accumulation: false`), 
 is divided in the backward pass, and the step divides once, by normaliser / world size.
 """
 
-import logging
 import math
-import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import chain
@@ -19,25 +16,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch._C._distributed_c10d import Store
 
-from topd_ray.engines.protocols import NamedArray, OptimizerOutcome, WeightFact
-from topd_ray.engines.tensors import by_layer
-from topd_ray.models.checkpoint_names import CheckpointNames
+# First: it says which accelerator DeepSpeed is to take.
+from topd_ray.engines.deepspeed_ranks import BUCKET_ELEMENTS, zero_config
 
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-
-import deepspeed  # reads DS_ACCELERATOR
-import deepspeed.comm as dist
+import deepspeed  # isort: skip
+import deepspeed.comm as dist  # isort: skip
 
 from topd_ray.engines.adapters import Adapter, outgoing_weights
 from topd_ray.engines.deepspeed_gradient import GlobalNorm, keep_to_one_rank
 from topd_ray.engines.deepspeed_state import AdamState
+from topd_ray.engines.protocols import NamedArray, OptimizerOutcome, WeightFact
+from topd_ray.engines.tensors import by_layer, whole_shape
+from topd_ray.models.checkpoint_names import CheckpointNames
 
-_BUCKET_ELEMENTS = 2**26
-"""Elements of one reduction; DeepSpeed's 5e8 allocates gigabytes for any model."""
-_WHOLE_ELEMENTS = 10_000
-"""ZeRO 3 keeps a weight that is smaller (norms, biases) whole on every rank."""
 _ADAMW = {"torch_adam": True, "fused": True}
 """torch's AdamW in one pass over weights, gradients and moments.
 
@@ -65,10 +57,11 @@ class DeepSpeedTraining:
         clip: float,
         rank: int,
         world_size: int,
-        store: Store,
         adapters: Mapping[str, Adapter] | None = None,
     ) -> None:
-        """Join the process group and shard the module.
+        """Shard the module over the ranks, which `join_ranks` has brought together.
+
+        What `shard_weights` has sharded before stays so.
 
         In bfloat16 the weights, gradients and moments of the optimizer are float32, and
         ZeRO 0 and 1 run as 2.
@@ -86,7 +79,6 @@ class DeepSpeedTraining:
             clip: Largest global norm of the normalised gradient.
             rank: Index of this rank.
             world_size: Number of ranks.
-            store: Where the ranks have met; see `engines.rendezvous`.
             adapters: The adapters of a student whose weights are frozen, by the names
                 of these weights; by default it has none.
         """
@@ -103,23 +95,28 @@ class DeepSpeedTraining:
         # divisor.
         self._zero_stage = max(zero_stage, 2) if dtype == torch.bfloat16 else zero_stage
         self._num_updates = 0
-        _join(store, rank, world_size)
         self._engine: Any
         self._engine, *_ = deepspeed.initialize(
             model=module,
             model_parameters=[p for p in module.parameters() if p.requires_grad],
-            config=_ds_config(
-                zero_stage=self._zero_stage,
-                dtype=dtype,
-                optimizer={
-                    "lr": lr,
-                    "betas": list(betas),
-                    "weight_decay": weight_decay,
-                },
-                clip=clip,
-                world_size=world_size,
-            ),
+            config={
+                **zero_config(
+                    zero_stage=self._zero_stage, dtype=dtype, world_size=world_size
+                ),
+                **_step_config(
+                    optimizer={
+                        "lr": lr,
+                        "betas": list(betas),
+                        "weight_decay": weight_decay,
+                    },
+                    # with ZeRO 0, _step_whole clips
+                    clip=clip if self._zero_stage > 0 else 0.0,
+                ),
+            },
         )
+        # DeepSpeed leaves the tables of a model that was sharded before where they are.
+        for table in module.buffers():
+            table.data = table.data.to(self._engine.device)
         # With ZeRO 0 the step reduces, once, not every backward pass: see _step_whole.
         self._engine.enable_backward_allreduce = self._zero_stage > 0
         if self._zero_stage > 0:
@@ -248,7 +245,7 @@ class DeepSpeedTraining:
         """
         if self._world_size > 1:
             self._engine.buffered_allreduce_fallback(
-                elements_per_buffer=_BUCKET_ELEMENTS
+                elements_per_buffer=BUCKET_ELEMENTS
             )
         weights = [p for p in self._engine.module.parameters() if p.grad is not None]
         for weight in weights:
@@ -267,65 +264,23 @@ class DeepSpeedTraining:
         return gathered
 
 
-def _join(store: Store, rank: int, world_size: int) -> None:
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    warnings.filterwarnings(
-        "ignore", r".torch\.distributed\.\w+. is deprecated", FutureWarning
-    )
-    # DeepSpeed needs it; a Ray actor sees only its own GPU, so the index is 0
-    os.environ["LOCAL_RANK"] = "0"
-    # DeepSpeed compiles the ops of this table: minutes of C++ at the first start, and
-    # only inference uses them.
-    deepspeed.ops.__compatible_ops__ = {}
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    # DeepSpeed joins by a port alone; it takes over a group that is there.
-    torch.distributed.init_process_group(
-        backend, store=store, rank=rank, world_size=world_size
-    )
-    deepspeed.init_distributed(
-        dist_backend=backend, auto_mpi_discovery=False, verbose=False
-    )
-
-
-def _ds_config(
-    *,
-    zero_stage: int,
-    dtype: torch.dtype,
-    optimizer: Mapping[str, Any],
-    clip: float,
-    world_size: int,
-) -> dict[str, Any]:
-    config: dict[str, Any] = {
-        "train_batch_size": world_size,
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
+def _step_config(*, optimizer: Mapping[str, Any], clip: float) -> dict[str, Any]:
+    """Return the part of DeepSpeed's config about gradients and their steps."""
+    return {
         "managed_gradient_accumulation": False,
-        # with ZeRO 0, _step_whole clips
-        "gradient_clipping": clip if zero_stage > 0 else 0.0,
+        "gradient_clipping": clip,
         "optimizer": {"type": "AdamW", "params": {**optimizer, **_ADAMW}},
         "zero_force_ds_cpu_optimizer": False,
         # sums over ranks are as exact as those over micro-batches
         "communication_data_type": "fp32",
         "data_types": {"grad_accum_dtype": "fp32"},
         "steps_per_print": None,
-        "zero_optimization": {
-            "stage": zero_stage,
-            # DeepSpeed allows it with managed_gradient_accumulation: false for ZeRO 2
-            # alone
-            "overlap_comm": False,
-            "reduce_bucket_size": _BUCKET_ELEMENTS,
-            "stage3_param_persistence_threshold": _WHOLE_ELEMENTS,
-        },
     }
-    if dtype == torch.bfloat16:
-        config["bf16"] = {"enabled": True, "check_grad_overflow": True}
-    return config
 
 
 def _without_memory(weight: Tensor) -> Tensor:
     """Return a tensor of the weight's whole shape and dtype on the meta device."""
-    shape = getattr(weight, "ds_shape", weight.shape)  # DeepSpeed's, of a sharded one
-    return torch.empty(shape, dtype=weight.dtype, device="meta")
+    return torch.empty(whole_shape(weight), dtype=weight.dtype, device="meta")
 
 
 def _dtype_name(weight: Tensor) -> str:

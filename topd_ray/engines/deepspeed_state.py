@@ -23,6 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from topd_ray.engines.tensors import whole_shape
 from topd_ray.errors import TopdError
 
 _MASTER = "weight"
@@ -172,7 +173,7 @@ def _read(
         raise TopdError(f"{directory}: holds no {key}; it is of another student")
     with safe_open(files[key], framework="pt") as tensors:
         value: Tensor = tensors.get_tensor(key)
-    shape = tuple(getattr(weight, "ds_shape", weight.shape))
+    shape = whole_shape(weight)
     if tuple(value.shape) != shape:
         raise TopdError(
             f"{directory}: {key} is {tuple(value.shape)}, the student's is {shape}; it"

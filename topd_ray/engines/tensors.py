@@ -34,6 +34,12 @@ def view_as_torch(array: NDArray[Any]) -> torch.Tensor:
     return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
 
 
+def whole_shape(weight: torch.Tensor) -> tuple[int, ...]:
+    """Return the shape of a weight of which this rank may hold a share alone."""
+    # DeepSpeed's own attribute; the tensor itself is empty then.
+    return tuple(getattr(weight, "ds_shape", weight.shape))
+
+
 def add_blocks(total: torch.Tensor, part: torch.Tensor) -> None:
     """Add a tensor of one axis to one of another number format, in place.
 
@@ -78,4 +84,4 @@ def _layer_of(name: str) -> str | None:
     return found[0] if found else None
 
 
-__all__ = ["add_blocks", "by_layer", "to_torch", "view_as_torch"]
+__all__ = ["add_blocks", "by_layer", "to_torch", "view_as_torch", "whole_shape"]

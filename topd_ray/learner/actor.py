@@ -4,6 +4,7 @@ import json
 import math
 import socket
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,7 @@ class LearnerActor:
                 those that are trained on it.
         """
         from topd_ray.engines.deepspeed import DeepSpeedTraining
+        from topd_ray.engines.deepspeed_ranks import join_ranks
 
         self._config = config
         self._rank = rank
@@ -105,7 +107,8 @@ class LearnerActor:
         self._sums = LossSums()
         self._sender: WeightSender | None = None
         self._pieces: Iterator[TransferPiece | None] | None = None
-        student = _open_student(config, student_folder, seed)
+        join_ranks(store, rank=rank, world_size=config.num_ranks)
+        student = _open_student(config, student_folder, seed, rank)
         self._model = DistillationModel(
             student,
             num_ids=num_ids(student_folder),
@@ -132,7 +135,6 @@ class LearnerActor:
             clip=config.clip,
             rank=rank,
             world_size=config.num_ranks,
-            store=store,
         )
         if config.sequence_parallel > 1:
             self._model.sequence_group = open_sequence_group(
@@ -415,13 +417,23 @@ class LearnerActor:
         self._engine.close()
 
 
-def _open_student(config: LearnerConfig, folder: Path, seed: int) -> nn.Module:
-    """Load the student, with adapters where the config has any."""
+def _open_student(
+    config: LearnerConfig, folder: Path, seed: int, rank: int
+) -> nn.Module:
+    """Load the student, with adapters where the config has any.
+
+    With ZeRO 3 a rank holds its share of the weights alone, from the start on.
+    """
+    from topd_ray.engines.deepspeed_ranks import shard_weights
+
+    dtype = _DTYPES[config.dtype]
+    is_sharded = config.running_zero_stage == 3
     student = load_student(
         folder,
-        dtype=_DTYPES[config.dtype],
+        dtype=dtype,
         gradient_checkpointing=config.gradient_checkpointing,
         splits_sequences=config.sequence_parallel > 1,
+        shard=partial(shard_weights, dtype=dtype, rank=rank) if is_sharded else None,
     )
     if config.lora is not None:
         add_adapters(student, config.lora, seed=derive_seed(seed, "lora"))

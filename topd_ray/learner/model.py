@@ -6,6 +6,7 @@ vocabulary, R rows of the head (V and padding), M ids the teacher kept, Q window
 positions, K ids of a soft target.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from topd_ray.engines.tensors import whole_shape
 from topd_ray.errors import UserError
 from topd_ray.learner.attention import PACKED, check_isolation
 from topd_ray.learner.divergence import TokenLoss
@@ -24,6 +26,15 @@ from topd_ray.learner.sequence_parallel import PACKED_AND_SPLIT, SequenceGroup
 from topd_ray.learner.teacher import SampledTeacher, Teacher, TopkTeacher, WholeTeacher
 from topd_ray.models.architecture import check_names, load_causal_lm
 from topd_ray.models.refusals import refuse_logit_transforms
+from topd_ray.models.weight_reader import (
+    WeightReader,
+    empty_causal_lm,
+    fill_with_zeros,
+)
+
+ShardWeights = Callable[[nn.Module, Callable[[str, Tensor], Tensor]], None]
+"""Loads a model without memory for its weights, by a function that reads one by name.
+"""
 
 
 class DistillationModel(nn.Module):
@@ -85,12 +96,15 @@ class DistillationModel(nn.Module):
     def set_teacher_head(self, teacher_head_VE: Float[Tensor, "V E"]) -> None:
         """Replace the teacher's output head; raise UserError if it has under V rows."""
         self._refuse_short_head("teacher", teacher_head_VE)
-        self.teacher_head_VE = teacher_head_VE.detach()
+        before = self.teacher_head_VE
+        device = teacher_head_VE.device if before is None else before.device
+        self.teacher_head_VE = teacher_head_VE.detach().to(device)
 
     def _refuse_short_head(self, role: str, head_RD: Tensor) -> None:
-        if len(head_RD) < self.num_ids:
+        num_rows, _ = whole_shape(head_RD)
+        if num_rows < self.num_ids:
             raise UserError(
-                f"the {role}'s output head has {len(head_RD)} rows, the tokenizer"
+                f"the {role}'s output head has {num_rows} rows, the tokenizer"
                 f" {self.num_ids} ids; every id needs a row"
             )
 
@@ -195,7 +209,7 @@ class FusedLoss(nn.Module):
         self.head_RD = head_RD
         self._recipe = recipe
         self._num_ids = num_ids
-        self._num_rows = len(head_RD)  # kept, since a sharded head has no shape
+        self._num_rows, _ = whole_shape(head_RD)
 
     def forward(
         self, hidden_TUD: Float[Tensor, "TU D"], *, positions: Positions
@@ -221,6 +235,7 @@ def load_student(
     dtype: torch.dtype,
     gradient_checkpointing: bool,
     splits_sequences: bool = False,
+    shard: ShardWeights | None = None,
 ) -> nn.Module:
     """Return the student of a Hugging Face folder (safetensors), in training mode.
 
@@ -229,6 +244,8 @@ def load_student(
         dtype: Number format of the weights.
         gradient_checkpointing: Whether the backward pass recomputes activations.
         splits_sequences: Whether the model may have a `sequence_group`.
+        shard: Loads the weights as shares of the ranks; by default they are loaded
+            whole.
 
     Raises:
         UserError: Its rollouts cannot be packed into one sequence, or its weights do
@@ -236,8 +253,17 @@ def load_student(
     """
     check_names(folder, field="learner.model")
     attention = PACKED_AND_SPLIT if splits_sequences else PACKED
-    student: Any = load_causal_lm(folder, dtype=dtype, attn_implementation=attention)
-    check_isolation(student)
+    options = {"dtype": dtype, "attn_implementation": attention}
+    if shard is None:
+        student: Any = load_causal_lm(folder, **options)
+        check_isolation(student)
+    else:
+        # The check runs the model, which no rank could with a share of its weights.
+        hollow = empty_causal_lm(folder, **options)
+        fill_with_zeros(hollow)
+        check_isolation(hollow)
+        student = empty_causal_lm(folder, **options)
+        shard(student, WeightReader(folder, student).read)
     if gradient_checkpointing:
         student.gradient_checkpointing_enable({"use_reentrant": False})
     return student.train()  # type: ignore[no-any-return]

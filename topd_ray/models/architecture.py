@@ -109,7 +109,7 @@ def config_of_text_model(folder: Path) -> dict[str, Any]:
     A config.json leaves fields out that have the default of its `model_type`, such as
     Gemma 2's soft cap. Raises UserError where transformers cannot read it.
     """
-    values: dict[str, Any] = _loaded_config(folder).get_text_config().to_dict()
+    values: dict[str, Any] = loaded_config(folder).get_text_config().to_dict()
     return values
 
 
@@ -152,6 +152,21 @@ def joins_weights(folder: Path) -> bool:
     """
     sources = _architecture(folder).sources.values()
     return any(is_converted for _, is_converted in sources)
+
+
+def stored_names(folder: Path) -> dict[str, str]:
+    """Return the name in the files of each weight that they hold as the model does.
+
+    A weight that transformers joins from several tensors has none. Raises UserError
+    where the files lack a weight.
+    """
+    architecture = _architecture(folder)
+    _refuse_missing(folder, architecture, architecture.sources)
+    return {
+        target: name
+        for name, (target, is_converted) in architecture.sources.items()
+        if not is_converted
+    }
 
 
 def load_causal_lm(folder: Path, **options: Any) -> Any:
@@ -232,10 +247,11 @@ def _empty_model(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     with _as_user_error(folder), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(_loaded_config(folder))
+        return AutoModelForCausalLM.from_config(loaded_config(folder))
 
 
-def _loaded_config(folder: Path) -> Any:
+def loaded_config(folder: Path) -> Any:
+    """Return transformers' config of a folder; raise UserError where it reads none."""
     from transformers import AutoConfig
 
     with _as_user_error(folder):
@@ -431,5 +447,7 @@ __all__ = [
     "joins_weights",
     "linear_shapes",
     "load_causal_lm",
+    "loaded_config",
+    "stored_names",
     "weight_shapes",
 ]
