@@ -363,8 +363,8 @@ class LearnerConfig(Section):
     zero_stage: Annotated[int, Field(ge=0, le=3)] | None = None
     """DeepSpeed ZeRO: 0 shards nothing, 1 the optimizer, 2 also gradients, 3 also
     weights. By default 2 with several ranks: 3 gathers every weight twice a
-    micro-batch, and is for students whose weights do not fit beside the rest. In
-    bfloat16, 0 and 1 run as 2.
+    micro-batch, and is for students whose weights do not fit beside the rest: no rank
+    ever holds them whole, also while they are loaded. In bfloat16, 0 and 1 run as 2.
     """
     dtype: Dtype = "bfloat16"
     """Number format of the forward and backward pass; the optimizer keeps float32."""

@@ -62,7 +62,7 @@ def shard_weights(
     Every rank must call it, after `join_ranks` and before `DeepSpeedTraining`.
 
     Args:
-        model: Its weights are on the meta device; each is replaced by this rank's share.
+        model: Its weights are on the meta device; this rank's shares replace them.
         read: Reads a weight; called on rank 0 alone.
         dtype: Number format of the weights.
         rank: Index of this rank.
@@ -72,12 +72,8 @@ def shard_weights(
     for layer in by_layer(list(model.named_parameters())):
         shares = nn.ParameterList()
         for name, weight in layer:
-            # What rank 0 has read overwrites the others' numbers.
-            whole = (
-                read(name, weight)
-                if rank == 0
-                else torch.empty_like(weight, device=device)
-            )
+            # The numbers of rank 0 overwrite those of the others.
+            whole = read(name, weight) if rank == 0 else _room(weight, device)
             share = nn.Parameter(whole.to(device), requires_grad=weight.requires_grad)
             replace_weight(model, name, share)
             shares.append(share)
@@ -104,6 +100,10 @@ def zero_config(
     if dtype == torch.bfloat16:
         config["bf16"] = {"enabled": True, "check_grad_overflow": True}
     return config
+
+
+def _room(weight: Tensor, device: torch.device) -> Tensor:
+    return torch.empty_like(weight, device=device)
 
 
 def _world_size() -> int:

@@ -33,7 +33,11 @@ _LOGITS_COPIES = 3
 _BUCKETS_GIB = 0.5
 """DeepSpeed's buffers for reduced gradients."""
 _GATHERED_PARAMETERS = 1e9
-"""Most that ZeRO 3 gathers at a time (stage3_max_live_parameters)."""
+"""Most that ZeRO 3 gathers at a time (stage3_max_live_parameters).
+
+While the student is loaded a rank holds its share and one layer, which is less than
+this, and has no gradients or optimizer yet: the start needs no sum for itself.
+"""
 _FRAGMENTATION = 0.05
 """Share of what a learner holds that PyTorch's allocator cannot use again."""
 

@@ -253,7 +253,7 @@ def load_student(
     """
     check_names(folder, field="learner.model")
     attention = PACKED_AND_SPLIT if splits_sequences else PACKED
-    options = {"dtype": dtype, "attn_implementation": attention}
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention}
     if shard is None:
         student: Any = load_causal_lm(folder, **options)
         check_isolation(student)

@@ -46,7 +46,8 @@ def _weights_on_meta() -> Iterator[None]:
 
     `torch.device("meta")` would take the computed tables too, which no file holds.
     """
-    register = nn.Module.register_parameter
+    modules: Any = nn.Module
+    register = modules.register_parameter
 
     def registered(module: nn.Module, name: str, weight: nn.Parameter | None) -> None:
         # A weight that is on meta stays the same object, so that a tied head stays one.
@@ -54,21 +55,24 @@ def _weights_on_meta() -> Iterator[None]:
             weight = nn.Parameter(weight.detach().to("meta"), weight.requires_grad)
         register(module, name, weight)
 
-    nn.Module.register_parameter = registered  # type: ignore[method-assign]
+    modules.register_parameter = registered
     try:
         yield
     finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+        modules.register_parameter = register
 
 
 def fill_with_zeros(model: nn.Module) -> None:
-    """Give every weight of a model that has no memory the value 0, still without memory.
+    """Give every weight of an empty model the value 0, in the memory of the largest.
 
     For checks of what a model computes with, whatever its weights are.
     """
-    for weight_name, weight in list(model.named_parameters()):
-        zeros = torch.zeros((), dtype=weight.dtype).expand(weight.shape)
-        replace_weight(model, weight_name, nn.Parameter(zeros, requires_grad=False))
+    named = list(model.named_parameters())
+    dtype = named[0][1].dtype
+    zeros = torch.zeros(max(weight.numel() for _, weight in named), dtype=dtype)
+    for name, weight in named:
+        part = zeros[: weight.numel()].view(weight.shape).to(weight.dtype)
+        replace_weight(model, name, nn.Parameter(part, requires_grad=False))
 
 
 def replace_weight(model: nn.Module, name: str, weight: nn.Parameter) -> None:
@@ -84,7 +88,7 @@ class WeightReader:
     """Reads the weights of a model from the files of its folder."""
 
     def __init__(self, folder: Path, model: Any) -> None:
-        """`model`: the transformers model of the folder, as `empty_causal_lm` makes it."""
+        """`model`: the transformers model of the folder; it may be empty."""
         self._files = {name: fact.file for name, fact in tensor_facts(folder).items()}
         self._stored = stored_names(folder)
         self._tied = dict(model.all_tied_weights_keys)

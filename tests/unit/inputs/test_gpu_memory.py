@@ -80,6 +80,20 @@ def test_the_sum_of_a_gpu_is_that_of_its_actors_and_fits_the_card(file: Path) ->
     refuse_too_little_memory(config, gpus)
 
 
+def test_with_zero_3_no_part_of_a_rank_is_the_whole_student() -> None:
+    _, gpus = memory_of(
+        "learner.model=Qwen/Qwen3-32B",
+        "learner.size_b=32.76",
+        "learner.zero_stage=3",
+        file=PAPER,
+    )
+    rank = parts_of(gpus, "learner[0]")
+    whole = 2 * 32.76e9 / GIB
+    assert rank["weights"] == pytest.approx(whole / 4)
+    # What is gathered at a time is a bound of DeepSpeed's, whatever the student is.
+    assert rank["gathered"] == pytest.approx(2 * 1e9 / GIB)
+
+
 def test_all_roles_of_the_paper_stay_on_four_cards_together() -> None:
     config, gpus = memory_of(file=PAPER)
     refuse_too_little_memory(config, gpus)

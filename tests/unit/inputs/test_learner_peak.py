@@ -3,17 +3,15 @@
 The tensors are fake: they have the sizes of those on a GPU, and no memory.
 """
 
-import weakref
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from tests.live_tensors import Peak
 from tests.unit.learner.layouts import make_layout
 from topd_ray.config import Config, parse_config
 from topd_ray.inputs.estimates import GIB, ModelSizes, learner_parts
@@ -27,35 +25,6 @@ LAYERS = 4
 TEACHER_WIDTH = 2048
 TRAINED = 2000
 """Positions of the loss: more than a chunk of it."""
-
-
-class Peak(TorchDispatchMode):
-    """Adds up the bytes of all tensors that live; those given are there already."""
-
-    def __init__(self, *known: Tensor) -> None:
-        super().__init__()
-        self.live = {tensor.untyped_storage()._cdata: 0 for tensor in known}
-        self.now = 0
-        self.peak = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self._count(leaf.untyped_storage())
-        return out
-
-    def _count(self, storage: Any) -> None:
-        if storage._cdata not in self.live:
-            self.live[storage._cdata] = storage.nbytes()
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._forget, storage._cdata)
-
-    def _forget(self, key: int) -> None:
-        self.now -= self.live.pop(key)
 
 
 class FlexSizes(torch.autograd.Function):
