@@ -1,6 +1,6 @@
 """Worker classes -> a fleet of handles: Ray actors, or workers in this process."""
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +10,7 @@ import ray
 
 from topd_ray.actors.calls import Calls, all_of
 from topd_ray.actors.handles import (
+    Handle,
     ProberActorHandle,
     RolloutActorHandle,
     TeacherActorHandle,
@@ -22,6 +23,7 @@ from topd_ray.actors.process import Process, Reference, Stream
 from topd_ray.actors.protocols import DirectEnds, Fleet, Ref
 from topd_ray.actors.replacement import Replacement
 from topd_ray.actors.reservation import Reservation, reserved
+from topd_ray.actors.roles import Role
 from topd_ray.actors.rollout import RolloutWorker
 from topd_ray.actors.teacher import TeacherWorker
 from topd_ray.actors.transport import transport_of
@@ -159,8 +161,12 @@ async def open_fleet(
     *,
     total_steps: int,
     workers: WorkerClasses = WorkerClasses(),
+    takes_turns: frozenset[Role] = frozenset(),
 ) -> AsyncIterator[Fleet]:
     """Place and start all actors; yield their handles when each has its model.
+
+    Roles that take turns start one after the other, and each sleeps when it has its
+    model, but for the learner, which comes last.
 
     At the end of the block every actor is ended, none is replaced any more, and no GPU
     is held, also where the start fails. Raises PlacementError where an actor has no
@@ -170,10 +176,10 @@ async def open_fleet(
         starter = _Starter(config, folder.logs, workers, reservation)
         try:
             placement = None if reservation is None else reservation.placement
-            transport = transport_of(config, placement)
-            fleet = _opened(starter, folder, calls, replacement, total_steps, transport)
-            await _all_ready(fleet, reservation)
-            yield fleet.public
+            transport = "store" if takes_turns else transport_of(config, placement)
+            opening = _Opening(starter, calls, replacement, transport, takes_turns)
+            learners = _open_learners(starter, calls, folder, total_steps)
+            yield await opening.fleet(learners)
         finally:
             replacement.close()
             starter.end_all()
@@ -188,90 +194,96 @@ async def _reserved(config: Config, calls: Calls) -> AsyncIterator[Reservation |
         yield reservation
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _OpenedFleet:
-    """The handles of all actors, which may not be ready yet."""
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    """Starts the actors of a fleet in the order that their GPUs ask for."""
 
-    rollouts: list[RolloutActorHandle]
-    teachers: list[TeacherActorHandle]
-    probers: list[ProberActorHandle]
-    learners: LearnerActorGroup
+    starter: _Starter
+    calls: Calls
+    replacement: Replacement
     transport: Transport
-    workers: int
-    """Processes of one rollout engine."""
+    takes_turns: frozenset[Role]
 
-    @property
-    def public(self) -> Fleet:
-        """Return what the driver may call."""
-        return Fleet(
-            rollouts=self.rollouts,
-            teachers=self.teachers,
-            probers=self.probers,
-            learners=self.learners,
-            direct=None if self.transport == "store" else self._direct_ends(),
-        )
-
-    def _direct_ends(self) -> DirectEnds:
-        assert self.transport != "store"
-        return DirectEnds(
-            transport=self.transport,
-            learners=self.learners,
-            engines=self.rollouts,
-            workers=self.workers,
-        )
-
-
-def _opened(
-    starter: _Starter,
-    folder: RunFolder,
-    calls: Calls,
-    replacement: Replacement,
-    total_steps: int,
-    transport: Transport,
-) -> _OpenedFleet:
-    """Start every process; none is awaited."""
-    config = starter.config
-    learners = _open_learners(starter, calls, folder, total_steps)
-    return _OpenedFleet(
-        learners=learners,
-        transport=transport,
-        workers=config.rollout.engine.tensor_parallel,
-        rollouts=[
+    async def fleet(self, learners: LearnerActorGroup) -> Fleet:
+        """Return the handles of all actors when each has its model."""
+        config = self.starter.config
+        rollouts = [
             RolloutActorHandle(
                 name,
-                starter.process(name, transport=transport),
-                calls,
-                replacement,
+                self._start_of(name, transport=self.transport),
+                self.calls,
+                self.replacement,
                 replaceable=config.rollout.max_staleness == 0,
                 publish_again=learners.publish_again,
             )
             for name in _names("rollout", config.rollout.num_engines)
-        ],
-        teachers=[
-            TeacherActorHandle(name, starter.process(name), calls, replacement)
+        ]
+        await self._settle("rollout", rollouts)
+        teachers = [
+            TeacherActorHandle(name, self._start_of(name), self.calls, self.replacement)
             for name in _names("teacher", config.teacher.num_engines)
-        ],
-        probers=[
-            ProberActorHandle(name, starter.process(name), calls, replacement)
+        ]
+        probers = [
+            ProberActorHandle(name, self._start_of(name), self.calls, self.replacement)
             for name in _names("prober", config.num_probe_workers)
-        ],
-    )
+        ]
+        await self._settle("teacher", [*teachers, *probers])
+        await self._finish([*rollouts, *teachers, *probers], learners)
+        return Fleet(
+            rollouts=rollouts,
+            teachers=teachers,
+            probers=probers,
+            learners=learners,
+            direct=self._direct_ends(rollouts, learners),
+            takes_turns=self.takes_turns,
+        )
+
+    def _start_of(self, name: str, **named: object) -> Callable[[], Process]:
+        role: Role = "rollout" if name.startswith("rollout") else "teacher"
+        if role in self.takes_turns:
+            named["sleeps"] = True
+        return self.starter.process(name, **named)
+
+    async def _settle(self, role: Role, handles: Sequence[Handle]) -> None:
+        """Let the actors of a role load, and sleep, before those of another start.
+
+        Without turns none is awaited here: all load at the same time.
+        """
+        if not self.takes_turns:
+            return
+        await all_of([handle.ready() for handle in handles])
+        if role in self.takes_turns:
+            await all_of([handle.sleep() for handle in handles])
+
+    async def _finish(
+        self, handles: Sequence[Handle], learners: LearnerActorGroup
+    ) -> None:
+        """Wait until each actor has its model."""
+        reservation = self.starter.reservation
+        if self.takes_turns:
+            await learners.start()
+        elif reservation is not None and reservation.placement.learners_share:
+            # vLLM expects its GPUs for itself while it starts.
+            await all_of([handle.ready() for handle in handles])
+            await learners.start()
+        else:
+            await all_of([learners.start(), *(handle.ready() for handle in handles)])
+
+    def _direct_ends(
+        self, rollouts: Sequence[RolloutActorHandle], learners: LearnerActorGroup
+    ) -> DirectEnds | None:
+        if self.transport == "store":
+            return None
+        return DirectEnds(
+            transport=self.transport,
+            learners=learners,
+            engines=rollouts,
+            workers=self.starter.config.rollout.engine.tensor_parallel,
+        )
 
 
 def _names(kind: str, count: int) -> list[str]:
     return [f"{kind}[{index}]" for index in range(count)]
-
-
-async def _all_ready(fleet: _OpenedFleet, reservation: Reservation | None) -> None:
-    """Wait until each actor has its model."""
-    handles = [*fleet.rollouts, *fleet.teachers, *fleet.probers]
-    engines = [handle.ready() for handle in handles]
-    if reservation is not None and reservation.placement.learners_share:
-        # vLLM expects its GPUs for itself while it starts.
-        await all_of(engines)
-        await fleet.learners.start()
-    else:
-        await all_of([fleet.learners.start(), *engines])
 
 
 def _open_learners(

@@ -29,7 +29,7 @@ from topd_ray.actors.protocols import (
     WorkLog,
 )
 from topd_ray.actors.replacement import LOST, Replacement
-from topd_ray.engines.protocols import TransferGroup, TransferPiece
+from topd_ray.engines.protocols import TransferGroup, TransferPiece, WakePart
 from topd_ray.errors import ActorFailedError, TopdError
 from topd_ray.evaluation import Accuracy
 from topd_ray.messages import (
@@ -98,6 +98,14 @@ class Handle:
         self._weights = weights
         submitted = self._submit("update", weights.policy_version, *weights.buckets)
         return self._updated(submitted)
+
+    async def sleep(self) -> None:
+        """See `SleepingHandle`."""
+        await self._call("sleep")
+
+    async def wake(self, part: WakePart = "all") -> None:
+        """See `SleepingHandle`."""
+        await self._call("wake", part)
 
     def forget_weights(self) -> None:
         """Release the references to the newest weights, before others are published."""

@@ -11,7 +11,7 @@ import ray
 
 from topd_ray.actors.worker import Worker
 from topd_ray.config import Config, Transport
-from topd_ray.engines.protocols import TransferGroup, TransferPiece
+from topd_ray.engines.protocols import TransferGroup, TransferPiece, WakePart
 from topd_ray.engines.rendezvous import meet, open_listener
 from topd_ray.learner import LearnerActor
 from topd_ray.messages import (
@@ -239,6 +239,15 @@ class LearnerWorker(Worker):
     def dump(self, folder: Path, *chunks: Sequence[Rollout]) -> None:
         """Write a step's rollouts for `topd replay`; rank 0 alone is called."""
         write_rollouts(folder, list(chain.from_iterable(chunks)))
+
+    def sleep(self) -> None:
+        """See `Worker`; only between two steps."""
+        self._actor.sleep()
+
+    def wake(self, part: WakePart = "all") -> None:
+        """See `Worker`; it always wakes as a whole."""
+        del part
+        self._actor.wake()
 
     def close(self) -> None:
         """Leave the process group."""

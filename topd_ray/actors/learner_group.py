@@ -10,7 +10,7 @@ from topd_ray.actors.calls import Calls, all_of
 from topd_ray.actors.process import Process, Reference, Stream
 from topd_ray.actors.protocols import PublishedWeights, RankShare, Ref, WorkLog
 from topd_ray.config import Transport
-from topd_ray.engines.protocols import TransferGroup, TransferPiece
+from topd_ray.engines.protocols import TransferGroup, TransferPiece, WakePart
 from topd_ray.messages import Rollout, StepReport
 from topd_ray.records.receipts import LearnReceipt, Span
 
@@ -27,6 +27,7 @@ class LearnerActorGroup:
         self._calls = calls
         self._clock_offsets_s = [0.0] * len(processes)
         self._version: int | None = None  # unknown while a step is under way
+        self._is_asleep = False
 
     @property
     def names(self) -> list[str]:
@@ -46,6 +47,16 @@ class LearnerActorGroup:
         clocks_s = await self._every("clock")
         middle_s = (asked_s + time.monotonic()) / 2
         self._clock_offsets_s = [middle_s - clock_s for clock_s in clocks_s]
+
+    async def sleep(self) -> None:
+        """See `SleepingHandle`. Only between two steps."""
+        self._is_asleep = True
+        await self._every("sleep")
+
+    async def wake(self, part: WakePart = "all") -> None:
+        """See `SleepingHandle`. Ranks wake as a whole."""
+        await self._every("wake", part)
+        self._is_asleep = False
 
     async def accumulate(
         self, shares: Sequence[RankShare], threshold: float, log: WorkLog
@@ -97,9 +108,10 @@ class LearnerActorGroup:
     async def publish_again(self, policy_version: int) -> PublishedWeights | None:
         """Put weights that engines had directly into the object store.
 
-        Returns None where the ranks hold other weights by now, or are about to.
+        Returns None where the ranks hold other weights by now, or are about to, or
+        sleep.
         """
-        if self._version != policy_version:
+        if self._version != policy_version or self._is_asleep:
             return None
         return await self.publish(policy_version)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from topd_ray.actors.decoding_worker import DecodingWorker
 from topd_ray.config import Config
 from topd_ray.engines.open import open_generation
+from topd_ray.engines.protocols import WakePart
 from topd_ray.messages import HIGH, CandidateSet, Ints, ProbeSet
 from topd_ray.models.roles import resolve_student, resolve_teacher
 from topd_ray.probe import ProbeActor
@@ -23,7 +24,9 @@ from topd_ray.windows import solved_distances, threshold_group
 class ProbeWorker(DecodingWorker):
     """Solves transport; has an engine where `probe.engine` is a section."""
 
-    def __init__(self, config: Config, *, log: Path | None = None) -> None:
+    def __init__(
+        self, config: Config, *, sleeps: bool = False, log: Path | None = None
+    ) -> None:
         super().__init__(config, log)
         folder = resolve_teacher(config)
         self._threshold_group = threshold_group(config.windows.divergence)
@@ -34,6 +37,7 @@ class ProbeWorker(DecodingWorker):
                 config.probe_engine,
                 max_model_len=config.teacher_context_tokens,
                 seed=config.run.seed,
+                sleeps=sleeps,
             )
             self._decode_with(self._engine, folder)
         # A worker of a method that only rewrites loads no embedding.
@@ -81,6 +85,16 @@ class ProbeWorker(DecodingWorker):
         if self._uses_probes:
             self._prober.update(policy_version, buckets)
         return Span.since(began_s)
+
+    def sleep(self) -> None:
+        """See `Worker`."""
+        if self._engine is not None:
+            self._engine.sleep()
+
+    def wake(self, part: WakePart = "all") -> None:
+        """See `Worker`."""
+        if self._engine is not None:
+            self._engine.wake(part)
 
     def close(self) -> None:
         """Free the engine."""

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from topd_ray.actors.roles import Role
 from topd_ray.config import Transport
-from topd_ray.engines.protocols import TransferGroup, TransferPiece
+from topd_ray.engines.protocols import TransferGroup, TransferPiece, WakePart
 from topd_ray.errors import TopdError
 from topd_ray.evaluation import Accuracy
 from topd_ray.messages import (
@@ -158,7 +159,26 @@ class PublishedWeights:
     span: Span
 
 
-class RolloutHandle(Protocol):
+class SleepingHandle(Protocol):
+    """What gives its GPUs to the roles that it shares them with."""
+
+    async def sleep(self) -> None:
+        """Free the memory of its GPUs, after the calls submitted before.
+
+        Asleep it serves no call but `wake`. One that is lost meanwhile is replaced, and
+        its successor sleeps.
+        """
+        ...
+
+    async def wake(self, part: WakePart = "all") -> None:
+        """Take the memory back: all of it, or enough to load new weights.
+
+        One that was lost asleep is replaced here, when it has its GPUs again.
+        """
+        ...
+
+
+class RolloutHandle(SleepingHandle, Protocol):
     """One rollout engine with the student's weights."""
 
     @property
@@ -204,7 +224,7 @@ class RolloutHandle(Protocol):
         ...
 
 
-class DecoderHandle(Protocol):
+class DecoderHandle(SleepingHandle, Protocol):
     """An engine that decodes as the teacher."""
 
     @property
@@ -289,7 +309,7 @@ class ProberHandle(DecoderHandle, Protocol):
         ...
 
 
-class LearnerGroup(Protocol):
+class LearnerGroup(SleepingHandle, Protocol):
     """All learner ranks. Every method is one collective call of every rank."""
 
     @property
@@ -433,6 +453,10 @@ class Fleet:
     learners: LearnerGroup
     direct: DirectEnds | None = None
     """None where weights travel through the object store."""
+    takes_turns: frozenset[Role] = frozenset()
+    """Roles that sleep while others of these work; all but the learner sleep when the
+    fleet has started.
+    """
 
     @property
     def decoders(self) -> list[DecoderHandle]:

@@ -7,7 +7,12 @@ from pathlib import Path
 from topd_ray.actors.worker import Worker
 from topd_ray.config import Config, Transport
 from topd_ray.engines.open import open_generation
-from topd_ray.engines.protocols import RolloutEngine, TransferGroup, TransferPiece
+from topd_ray.engines.protocols import (
+    RolloutEngine,
+    TransferGroup,
+    TransferPiece,
+    WakePart,
+)
 from topd_ray.evaluation import Accuracy, greedy_accuracy
 from topd_ray.messages import (
     CandidateSet,
@@ -37,9 +42,11 @@ class RolloutWorker(Worker):
         config: Config,
         *,
         transport: Transport = "store",
+        sleeps: bool = False,
         log: Path | None = None,
     ) -> None:
         super().__init__(log)
+        self._sleeps = sleeps
         self._config = config
         self._transport = transport
         self._folder = resolve_student(config)
@@ -59,6 +66,7 @@ class RolloutWorker(Worker):
             max_model_len=self._config.student_context_tokens,
             seed=self._config.run.seed,
             transport=self._transport,
+            sleeps=self._sleeps,
         )
 
     def roll_out(
@@ -141,6 +149,14 @@ class RolloutWorker(Worker):
             folder=self._folder,
             max_tokens=self._max_answer_tokens,
         )
+
+    def sleep(self) -> None:
+        """See `Worker`."""
+        self._actor.sleep()
+
+    def wake(self, part: WakePart = "all") -> None:
+        """See `Worker`."""
+        self._actor.wake(part)
 
     def close(self) -> None:
         """Free the engine, where there is one."""

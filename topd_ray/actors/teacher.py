@@ -18,6 +18,8 @@ from topd_ray.candidates import find_candidates
 from topd_ray.config import Config
 from topd_ray.contexts.chat import load_tokenizer
 from topd_ray.engines.open import open_teacher
+from topd_ray.engines.protocols import WakePart
+from topd_ray.engines.tensors import release_cached_memory
 from topd_ray.messages import (
     HIGH,
     LOW,
@@ -52,7 +54,9 @@ class TeacherWorker(DecodingWorker):
     Its methods may be called from several threads at once.
     """
 
-    def __init__(self, config: Config, *, log: Path | None = None) -> None:
+    def __init__(
+        self, config: Config, *, sleeps: bool = False, log: Path | None = None
+    ) -> None:
         super().__init__(config, log)
         folder = resolve_teacher(config)
         self._engine = open_teacher(
@@ -60,6 +64,7 @@ class TeacherWorker(DecodingWorker):
             config.teacher.engine,
             max_model_len=config.teacher_context_tokens,
             seed=config.run.seed,
+            sleeps=sleeps,
         )
         self._decode_with(self._engine, folder)
         self._actor = TeacherActor(
@@ -271,6 +276,15 @@ class TeacherWorker(DecodingWorker):
         self._actor.update(policy_version, buckets)
         self._refuse_mismatch()
         return Span.since(began_s)
+
+    def sleep(self) -> None:
+        """See `Worker`. The output head stays."""
+        self._engine.sleep()
+        release_cached_memory()
+
+    def wake(self, part: WakePart = "all") -> None:
+        """See `Worker`."""
+        self._engine.wake(part)
 
     def close(self) -> None:
         """Free the engine."""

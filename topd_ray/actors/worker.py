@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from topd_ray.engines.fatal import as_topd_error, is_fatal
+from topd_ray.engines.protocols import WakePart
 
 
 class Worker:
@@ -52,6 +53,12 @@ class Worker:
         own.
         """
         return time.monotonic()
+
+    def sleep(self) -> None:
+        """Give the memory of its GPU to others; does nothing where it has none."""
+
+    def wake(self, part: WakePart = "all") -> None:
+        """Take the memory back: all of it, or enough to load new weights."""
 
     def close(self) -> None:
         """Free what the worker holds."""

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from topd_ray.actors.placement import Placement, assumed_placement
+from topd_ray.actors.roles import ROLES, Role
 from topd_ray.actors.transport import transport_of
 from topd_ray.config import Config
 from topd_ray.inputs.gpu_memory import (
@@ -15,6 +16,7 @@ from topd_ray.inputs.gpu_memory import (
 )
 from topd_ray.inputs.resources import Plan, make_plan
 from topd_ray.inputs.run_inputs import check_inputs
+from topd_ray.inputs.turns import host_gib, roles_by_turns
 
 
 def check(config: Config) -> None:
@@ -25,9 +27,10 @@ def check(config: Config) -> None:
     """
     notes = check_inputs(config)
     placement = assumed_placement(config)
-    gpus = gpu_memory(config, placement)
+    takes_turns = roles_by_turns(config, placement)
+    gpus = gpu_memory(config, placement, takes_turns)
     console = Console()
-    _print_roles(console, config, make_plan(config), placement)
+    _print_roles(console, config, make_plan(config), placement, takes_turns)
     if gpus:
         _print_gpus(console, config, placement, gpus)
     refuse_too_little_memory(config, gpus)
@@ -35,7 +38,11 @@ def check(config: Config) -> None:
 
 
 def _print_roles(
-    console: Console, config: Config, plan: Plan, placement: Placement
+    console: Console,
+    config: Config,
+    plan: Plan,
+    placement: Placement,
+    takes_turns: frozenset[Role],
 ) -> None:
     table = Table(
         title=f"{config.run.name}: {config.run.method}, seed {config.run.seed}"
@@ -66,7 +73,11 @@ def _print_roles(
         f" {plan.teacher_tokens_a_step:,} by the teacher; longest sequence"
         f" {config.teacher_context_tokens:,}"
     )
-    console.print(f"weights travel by {transport_of(config, placement)}")
+    transport = "store" if takes_turns else transport_of(config, placement)
+    console.print(f"weights travel by {transport}")
+    if takes_turns:
+        roles = ", ".join(role for role in ROLES if role in takes_turns)
+        console.print(f"by turns: {roles}; one works while the others sleep")
 
 
 def _print_gpus(
@@ -88,9 +99,15 @@ def _print_gpus(
     for gpu in gpus:
         name = f"node {gpu.node} GPU {gpu.gpu}"
         for actor in gpu.actors:
-            table.add_row(name, actor.actor, _gib(actor.gib), _terms(actor.parts))
+            held = _terms(actor.parts)
+            if actor.role in gpu.takes_turns:
+                held += f" (asleep {actor.asleep_gib:.1f})"
+            table.add_row(name, actor.actor, _gib(actor.gib), held)
             name = ""
-        table.add_row("", "sum", _gib(gpu.gib), _left(gpu))
+        for role, gib in gpu.turns.items() if gpu.takes_turns else ():
+            table.add_row("", f"turn of {role}", _gib(gib), "")
+        what = "most" if gpu.takes_turns else "sum"
+        table.add_row("", what, _gib(gpu.gib), _left(gpu))
         table.add_section()
     console.print(table)
 
@@ -118,6 +135,16 @@ def _left(gpu: GpuMemory) -> str:
 
 
 def _gpu_notes(config: Config, gpus: Sequence[GpuMemory]) -> list[str]:
+    return [
+        *(
+            f"what sleeps on node {node} is up to {gib:.0f} GiB of its host memory"
+            for node, gib in host_gib(gpus).items()
+        ),
+        *_unknown_sizes(config, gpus),
+    ]
+
+
+def _unknown_sizes(config: Config, gpus: Sequence[GpuMemory]) -> list[str]:
     if gpus and config.cluster.gpu_memory_gib is None:
         return [
             "cluster.gpu_memory_gib is not set, so the sums were compared with no card"

@@ -19,11 +19,14 @@ from topd_ray.actors.cluster import connected
 from topd_ray.actors.fleet import open_fleet, put
 from topd_ray.actors.protocols import Fleet
 from topd_ray.actors.replacement import Replacement
+from topd_ray.actors.roles import Role
 from topd_ray.config import Config
 from topd_ray.driver.stages import Stages, rank_shares
 from topd_ray.driver.step import Chunk, ChunkLog
+from topd_ray.driver.turns import Turns
 from topd_ray.errors import UserError
 from topd_ray.inputs.paths import with_absolute_paths
+from topd_ray.inputs.turns import roles_by_turns
 from topd_ray.messages import Rollout, StepReport
 from topd_ray.records.bad_step import STUDENT, BadStep, read_dump
 from topd_ray.records.receipts import RolloutReceipt, Span
@@ -60,9 +63,10 @@ def replay(folder: Path) -> list[Replayed]:
             f"{folder}: the teacher of this run follows the student"
             " (teacher.follow_every); a dump holds the student only"
         )
-    with connected(config):
+    with connected(config) as placement:
+        takes_turns = roles_by_turns(config, placement)
         config = _for_replay(config, folder)
-        replayed = asyncio.run(_replay_all(config, folder, step, rollouts))
+        replayed = asyncio.run(_replay_all(config, folder, step, rollouts, takes_turns))
     _print(step, replayed)
     return replayed
 
@@ -99,7 +103,11 @@ def _for_replay(config: Config, folder: Path) -> Config:
 
 
 async def _replay_all(
-    config: Config, folder: Path, step: BadStep, rollouts: Sequence[Rollout]
+    config: Config,
+    folder: Path,
+    step: BadStep,
+    rollouts: Sequence[Rollout],
+    takes_turns: frozenset[Role],
 ) -> list[Replayed]:
     replayed = []
     async with open_fleet(
@@ -108,10 +116,14 @@ async def _replay_all(
         Calls.within(config.cluster),
         Replacement.never(),
         total_steps=len(rollouts),
+        takes_turns=takes_turns,
     ) as fleet:
         stages = Stages(config, fleet)
+        turns = Turns(fleet)
         for version, rollout in enumerate(rollouts):
-            report = await _replay_one(config, fleet, stages, step, rollout, version)
+            report = await _replay_one(
+                config, fleet, stages, turns, step, rollout, version
+            )
             replayed.append(Replayed(rollout, report))
     return replayed
 
@@ -120,6 +132,7 @@ async def _replay_one(
     config: Config,
     fleet: Fleet,
     stages: Stages,
+    turns: Turns,
     step: BadStep,
     rollout: Rollout,
     version: int,
@@ -133,6 +146,7 @@ async def _replay_one(
         log=log,
         rollout=_receipt(rollout),
     )
+    await turns.to("teacher")
     teacher, candidates = await stages.score(chunk)
     if config.uses_probes:
         await stages.probe(chunk, teacher, candidates, fleet.rollouts[0])
@@ -140,6 +154,7 @@ async def _replay_one(
     threshold = math.inf if step.threshold is None else step.threshold
     if config.uses_takeovers:
         await stages.take_over(chunk, teacher, candidates, {}, threshold, {})
+    await turns.to("learner")
     shares = rank_shares([chunk], num_ranks=1)
     await fleet.learners.accumulate(shares, threshold, log)
     return await fleet.learners.step(skip=False, log=log)

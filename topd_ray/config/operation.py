@@ -132,6 +132,12 @@ class ClusterConfig(Section):
     """Memory of one GPU in GiB as the driver reports it (H100 80 GB: 79.6). A run that
     needs more is refused. None: memory is summed and not compared.
     """
+    turns: bool | None = None
+    """Whether roles that share GPUs sleep while others of them work: engines move their
+    weights to the host and drop their caches, learner ranks move weights, gradients and
+    optimizer. None: where they do not fit together, by `gpu_memory_gib`. With true a
+    config without GPUs takes turns too.
+    """
     env: dict[VariableName, str] = Field(default_factory=dict)
     """Environment variables of every actor's process, e.g. `NCCL_SOCKET_IFNAME`,
     `NCCL_IB_HCA`, `HF_HOME`, `VLLM_CACHE_ROOT`. Without them an actor has those of `ray

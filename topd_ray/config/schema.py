@@ -1,5 +1,6 @@
 """The whole configuration of a run: its sections, and what follows from them."""
 
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any, Literal, Self
 
@@ -16,6 +17,7 @@ from topd_ray.config.operation import (
 )
 from topd_ray.config.records import RecordsConfig
 from topd_ray.config.rules import (
+    Rule,
     idle_rules,
     lambda_rules,
     refuse_broken,
@@ -40,6 +42,7 @@ from topd_ray.config.stages import (
     TeacherConfig,
     WindowsConfig,
 )
+from topd_ray.config.turns import turn_rules
 from topd_ray.config.weights import WeightsConfig, transport_rules
 
 
@@ -305,6 +308,27 @@ class Config(Section):
         ]
         refuse_broken(layout_rules(self.cluster, engines, self.learner))
         return self
+
+    @model_validator(mode="after")
+    def _turns_can_be_taken(self) -> Self:
+        if self.cluster.turns:
+            refuse_broken(self.turn_rules("cluster.turns=true"))
+        return self
+
+    def turn_rules(self, why: str) -> Iterator[Rule]:
+        """Yield the rules of a run whose roles take turns; `why` begins each message.
+
+        They hold with `cluster.turns=true`, and where memory asks for turns.
+        """
+        return turn_rules(
+            why,
+            cluster=self.cluster,
+            rollout=self.rollout,
+            probe=self.probe,
+            takeover=self.takeover,
+            learner=self.learner,
+            weights=self.weights,
+        )
 
     def _engines(self) -> list[tuple[str, EngineConfig]]:
         engines = [

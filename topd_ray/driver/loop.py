@@ -155,6 +155,7 @@ class StepLoop:
         self._take_prompts = take_prompts
         self._hooks = hooks or LoopHooks()
         self._fleet = fleet
+        self._turns = pipeline.turns
         self._problems = problems
         self._stop = stop
         self._begun = deque[_Begun]()
@@ -166,7 +167,7 @@ class StepLoop:
         """Do all steps; end early, at a step's end, where a stop is requested."""
         try:
             while not self._stopped() and (self._begun or self._steps_are_left()):
-                self._begin_ahead()
+                await self._begin_ahead()
                 if not await self._finish_first():
                     # First no chunk task may be left that could submit more to a rank.
                     await self._end_tasks()
@@ -185,10 +186,11 @@ class StepLoop:
     def _steps_are_left(self) -> bool:
         return self.step < self._schedule.total_steps
 
-    def _begin_ahead(self) -> None:
+    async def _begin_ahead(self) -> None:
         """Begin the next step, and as many ahead of it as may be stale."""
         if self._stop is not None and self._stop.requested:
             return
+        await self._turns.to("rollout")
         for number in self._schedule.steps_to_begin(self.step, len(self._begun)):
             prompts = self._take_prompts()
             step = self._pipeline.begin(prompts, step=number, policy_version=self.step)
@@ -218,6 +220,7 @@ class StepLoop:
         version = max(receipt.policy_version for receipt in receipts.rollouts)
         sync_s, sync_works = await self._weight_sync.done(up_to=version)
         self.step = report.step
+        sync_works += self._turns.works(self.step)
         if self._schedule.publishes(self.step):
             await self._weight_sync.publish(
                 self.step, to_teachers=self._schedule.follows(self.step)

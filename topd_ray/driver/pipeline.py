@@ -11,6 +11,8 @@
 | a probed chunk | its turn, in the order (c, e) | the chunk before it |
 | a run's first chunks | the threshold of the verdict (D7) | the step's last probe |
 | a step begun ahead | the steps before it | `learn` |
+| with roles that take turns: the teacher | every chunk of the step | the last chunk |
+| with roles that take turns: the learner | every chunk, judged | the last probe |
 | the optimizer | every chunk of the step | the last `accumulate` |
 
 The teacher scores a chunk and, where probe workers have no engine, continues from its
@@ -47,6 +49,7 @@ from topd_ray.driver.health import complaints, refuse_mismatch
 from topd_ray.driver.ledger import Ledger, Stage
 from topd_ray.driver.stages import Stages, rank_shares
 from topd_ray.driver.step import Chunk, EarlyTakeover, Round, StepInFlight
+from topd_ray.driver.turns import Turns
 from topd_ray.errors import TopdError
 from topd_ray.messages import CandidateSet, Prompt, RolloutRequest, StepReport
 from topd_ray.records.receipts import LearnedRound, StepReceipts
@@ -57,8 +60,24 @@ class Pipeline:
     """Streams the chunks of optimizer steps through the actors of a fleet."""
 
     def __init__(
-        self, config: Config, fleet: Fleet, ledger: Ledger, recent: RecentDistances
+        self,
+        config: Config,
+        fleet: Fleet,
+        ledger: Ledger,
+        recent: RecentDistances,
+        turns: Turns | None = None,
     ) -> None:
+        """Take the actors, and what steps leave behind.
+
+        Args:
+            config: The run's config.
+            fleet: The actors.
+            ledger: What has become of each rollout.
+            recent: The values that a step's threshold is taken from.
+            turns: Of the roles, together with the `WeightSync`; by default those of the
+                fleet.
+        """
+        self.turns = turns or Turns(fleet)
         self._config = config
         self._fleet = fleet
         self._ledger = ledger
@@ -88,6 +107,7 @@ class Pipeline:
             tuple(request.rollout_id for request in requests),
             threshold=self._recent.threshold(),
             num_chunks=[-(-len(block) // chunk_size) for block in blocks],
+            roles_wait=self.turns.are_taken,
         )
         # Before any engine is asked: a rollout that comes back must be known.
         self._ledger.dispatch(opened.rollout_ids)
@@ -210,6 +230,8 @@ class Pipeline:
         early: EarlyStop | None,
     ) -> None:
         """Take a chunk through the stages that the method asks for, to the learner."""
+        if self.turns.has("teacher"):
+            await step.before_teacher.reach(self.turns, "teacher")
         if self._config.uses_rewrites:
             dropped = await self._stages.rewrite(chunk, prompts)
             self._ledger.advance([*chunk.rollout_ids, *dropped], Stage.REWRITTEN)
@@ -222,6 +244,8 @@ class Pipeline:
                 made = await early.taken_over(chunk.rollout_ids) if early else {}
                 await self._take_over(step, chunk, teacher, candidates, prompts, made)
         threshold = await step.judged(chunk)
+        if self.turns.has("learner"):
+            await step.before_learner.reach(self.turns, "learner")
         await step.its_turn(chunk)
         learned = step.join_round(chunk)
         if learned is not None:

@@ -17,6 +17,7 @@ from topd_ray.actors.cluster import connected
 from topd_ray.actors.fleet import open_fleet
 from topd_ray.actors.placement import Placement
 from topd_ray.actors.replacement import LOST, FailureBudget, Replacement
+from topd_ray.actors.roles import Role
 from topd_ray.config import Config
 from topd_ray.config.changes import Change, changes, refuse_unchangeable
 from topd_ray.driver.checkpoint import Checkpoint, make_latest, open_checkpoint
@@ -43,6 +44,7 @@ from topd_ray.inputs.gpu_memory import gpu_memory, refuse_too_little_memory
 from topd_ray.inputs.memory import memory_hint
 from topd_ray.inputs.paths import refuse_passing_folder, with_absolute_paths
 from topd_ray.inputs.run_inputs import RunInputs, load_inputs
+from topd_ray.inputs.turns import roles_by_turns
 from topd_ray.models.roles import with_pinned_revisions, with_revisions_of
 from topd_ray.records.machine_output import Output
 from topd_ray.records.run_folder import RunFolder, write_json
@@ -80,10 +82,10 @@ def train(
     config = with_pinned_revisions(config)
     # A config that its cluster refuses leaves no folder, so that its name stays free.
     with connected(config) as placement:
-        _refuse_too_little_memory(config, placement)
+        takes_turns = _turns_that_fit(config, placement)
         folder = RunFolder.create(config)
         with folder.locked():
-            return _Run(config, folder, inputs, None, started_s, output).go()
+            return _Run(config, folder, inputs, None, started_s, output, takes_turns).go()
 
 
 def resume(
@@ -141,20 +143,27 @@ def _resume(
             total=_total_steps(config, inputs),
         )
         with connected(config) as placement:
-            _refuse_too_little_memory(config, placement)
+            takes_turns = _turns_that_fit(config, placement)
             # Nothing of the run is touched before this line.
             if opened is not None:
                 make_latest(folder, opened.path.name)
             if changed:
                 folder.replace_config(config)
-            run = _Run(config, folder, inputs, opened, started_s, output)
+            run = _Run(config, folder, inputs, opened, started_s, output, takes_turns)
             run.note_changes(changed, accepted)
             return run.go()
 
 
-def _refuse_too_little_memory(config: Config, placement: Placement | None) -> None:
+def _turns_that_fit(config: Config, placement: Placement | None) -> frozenset[Role]:
+    """Return the roles that take turns.
+
+    Raises UserError where a GPU has too little memory, with turns or without.
+    """
+    takes_turns = roles_by_turns(config, placement)
     if placement is not None:
-        refuse_too_little_memory(config, gpu_memory(config, placement))
+        memory = gpu_memory(config, placement, takes_turns)
+        refuse_too_little_memory(config, memory)
+    return takes_turns
 
 
 def _num_items(config: Config, inputs: RunInputs) -> int:
@@ -179,7 +188,9 @@ class _Run:
         checkpoint: Checkpoint | None,
         started_s: float,
         output: Output,
+        takes_turns: frozenset[Role],
     ) -> None:
+        self._takes_turns = takes_turns
         state = RunState.of(config, checkpoint)
         total_steps = _total_steps(config, inputs)
         log = RunLog(
@@ -284,6 +295,7 @@ class _Run:
                 self._calls,
                 replacement,
                 total_steps=run.total_steps,
+                takes_turns=self._takes_turns,
             )
             fleet = await run.stop.unless_late(stack.enter_async_context(opening))
             if fleet is None:

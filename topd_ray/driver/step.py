@@ -16,6 +16,7 @@ from itertools import chain
 
 from topd_ray.actors.protocols import Ref
 from topd_ray.config import Config
+from topd_ray.driver.turns import Barrier
 from topd_ray.errors import TopdError
 from topd_ray.messages import ProbeSet, Rollout, ScoredRollout, Takeover
 from topd_ray.records.receipts import (
@@ -143,10 +144,17 @@ class StepInFlight:
         *,
         threshold: float | None,
         num_chunks: Sequence[int],
+        roles_wait: bool = False,
     ) -> None:
-        """`number` counts from 0; `num_chunks` are those that each engine will send.
+        """Begin a step.
 
-        `threshold` is the step's threshold as far as it is known when the step begins.
+        Args:
+            config: The run's config.
+            number: Of the step, from 0.
+            rollout_ids: All its rollouts.
+            threshold: The step's threshold as far as it is known by now.
+            num_chunks: The chunks that each engine will send.
+            roles_wait: Whether chunks wait for each other between two roles.
         """
         order = sorted(
             (c, e) for e, count in enumerate(num_chunks) for c in range(count)
@@ -164,6 +172,8 @@ class StepInFlight:
         self._may_learn = False
         self._threshold_known = asyncio.Event()
         self._turn_open = [asyncio.Event() for _ in order]
+        self.before_teacher = Barrier(len(order))
+        self.before_learner = Barrier(len(order))
         self._judged: dict[int, Chunk] = {}
         self._gathering = Round()
         self._num_to_come = len(rollout_ids)
@@ -171,7 +181,9 @@ class StepInFlight:
         # any chunk, and fresh windows are decoded when the engine is done with all
         # rollouts: every chunk then has to wait somewhere.
         self._finds_threshold = config.needs_threshold and threshold is None
-        all_at_once = self._finds_threshold or config.probe.student == "resample"
+        all_at_once = (
+            self._finds_threshold or config.probe.student == "resample" or roles_wait
+        )
         # Room is kept for each engine: were it shared, a fast engine could fill it with
         # chunks that wait for the turn of a slow engine's first chunk.
         self.room_per_engine = max(

@@ -17,6 +17,7 @@ from topd_ray.driver.loop import FinishedStep, LoopHooks, Schedule, StepLoop
 from topd_ray.driver.pipeline import Pipeline
 from topd_ray.driver.sigterm import Stop
 from topd_ray.driver.state import RunState
+from topd_ray.driver.turns import Turns
 from topd_ray.driver.weight_sync import WeightSync
 from topd_ray.evaluation import Accuracy
 from topd_ray.inputs.run_inputs import RunInputs
@@ -72,8 +73,12 @@ class Training(LoopHooks):
         self._run = run
         self._fleet = fleet
         self._checkpoint = checkpoint
+        self._turns = Turns(fleet)
         self._weight_sync = WeightSync(
-            fleet, _direct_transfer(run, fleet), on_failure=self._note_transfer
+            fleet,
+            _direct_transfer(run, fleet),
+            self._turns,
+            on_failure=self._note_transfer,
         )
         self._bad_steps = BadSteps(run.config, run.folder, fleet.learners, run.log)
         self._has_warned = False
@@ -94,7 +99,13 @@ class Training(LoopHooks):
             return None
         loop = StepLoop(
             Schedule.of(run.config, run.total_steps),
-            Pipeline(run.config, self._fleet, run.state.ledger, run.state.recent),
+            Pipeline(
+                run.config,
+                self._fleet,
+                run.state.ledger,
+                run.state.recent,
+                self._turns,
+            ),
             self._weight_sync,
             self._take_prompts,
             fleet=self._fleet,
@@ -127,6 +138,7 @@ class Training(LoopHooks):
     async def _conclude(self) -> Accuracy:
         """Return the accuracy after training, and export the student."""
         after = await self._evaluate("after training")
+        await self._turns.to("learner")
         await self._fleet.learners.export(self._run.folder.export)
         return after
 
@@ -225,6 +237,7 @@ class Training(LoopHooks):
         run.log.event("checkpoint", step=run.state.step, path=path.name)
 
     async def _write_learner(self, folder: Path) -> None:
+        await self._turns.to("learner")
         await self._fleet.learners.save(folder)
         teacher = self._weight_sync.followed
         # Only a stop saves between two steps that move the teacher.
@@ -235,6 +248,7 @@ class Training(LoopHooks):
         """Give every actor the weights that it had when the checkpoint was written."""
         state = self._run.state
         learners = self._fleet.learners
+        await self._turns.to("learner")
         await learners.load(path)
         version = state.teacher_version
         if 0 < version < state.step:
@@ -250,6 +264,7 @@ class Training(LoopHooks):
 
     async def _evaluate(self, when: str) -> Accuracy:
         began_s = time.monotonic()
+        await self._turns.to("rollout")
         accuracy = await evaluate(self._fleet, self._run.inputs.problems)
         seconds = time.monotonic() - began_s
         self._run.state.totals.add_seconds("evaluation", seconds)

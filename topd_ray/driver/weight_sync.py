@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from topd_ray.actors.calls import all_of
 from topd_ray.actors.protocols import Fleet, PublishedWeights
 from topd_ray.driver.direct_transfer import DirectTransfer, TransferError
+from topd_ray.driver.turns import Turns
 from topd_ray.records.receipts import Span
 from topd_ray.records.timeline import Work
 
@@ -27,13 +28,15 @@ class WeightSync:
 
     An engine loads weights between two calls, in the order of submission: what is
     submitted to it after `publish` is answered with them. Through the store nothing
-    waits for the load but `done`, where its errors surface.
+    waits for the load but `done`, where its errors surface. Roles that take turns do so
+    here too: the learner sleeps before an engine wakes to load.
     """
 
     def __init__(
         self,
         fleet: Fleet,
         direct: DirectTransfer | None = None,
+        turns: Turns | None = None,
         *,
         on_failure: Callable[[int, str], None] = lambda *_: None,
     ) -> None:
@@ -42,11 +45,13 @@ class WeightSync:
         Args:
             fleet: The actors.
             direct: Sends weights from memory to memory; None: through the store.
+            turns: Of the roles; by default those of the fleet, in their first state.
             on_failure: Records a direct transfer that failed and was made good: the
                 policy version, and the reason.
         """
         self._fleet = fleet
         self._direct = direct
+        self._turns = turns or Turns(fleet)
         self._on_failure = on_failure
         self._syncs: list[_Sync] = []
         self.followed: PublishedWeights | None = None
@@ -89,6 +94,7 @@ class WeightSync:
 
     async def give_to_teachers(self, weights: PublishedWeights) -> None:
         """Let every engine of the teacher load a version; return when all have."""
+        await self._turns.to("teacher")
         self.followed = weights
         await all_of([engine.update(weights) for engine in self._fleet.decoders])
 
@@ -101,7 +107,11 @@ class WeightSync:
         self._syncs = []
 
     async def _through_store(self, policy_version: int, *, to_teachers: bool) -> None:
+        await self._turns.to("learner")
         weights = await self._fleet.learners.publish(policy_version)
+        if to_teachers:
+            await self._fleet.learners.follow_teacher()
+        await self._turns.to("rollout", "weights")
         loads = [
             asyncio.ensure_future(engine.update(weights))
             for engine in self._fleet.rollouts
@@ -109,7 +119,6 @@ class WeightSync:
         self._add(policy_version, weights.span, loads)
         if to_teachers:
             await self.give_to_teachers(weights)
-            await self._fleet.learners.follow_teacher()
 
     async def _directly(self, direct: DirectTransfer, policy_version: int) -> None:
         began_s = time.monotonic()

@@ -24,7 +24,9 @@ import deepspeed  # isort: skip
 import deepspeed.comm as dist  # isort: skip
 
 from topd_ray.engines.adapters import Adapter, outgoing_weights
+from topd_ray.engines.asleep import Wakefulness
 from topd_ray.engines.deepspeed_gradient import GlobalNorm, keep_to_one_rank
+from topd_ray.engines.deepspeed_sleep import SleepingStates
 from topd_ray.engines.deepspeed_state import AdamState
 from topd_ray.engines.protocols import NamedArray, OptimizerOutcome, WeightFact
 from topd_ray.engines.tensors import by_layer, whole_shape
@@ -128,9 +130,12 @@ class DeepSpeedTraining:
             {n: p for n, p in trained.named_parameters() if p.requires_grad},
             zero_stage=self._zero_stage,
         )
+        self._sleeping = SleepingStates(self._engine, zero_stage=self._zero_stage)
+        self._wakefulness = Wakefulness()
 
     def accumulate(self, *inputs: Tensor | bool) -> tuple[float, ...]:
         """See `TrainingEngine`. Tensors are moved to the engine's device."""
+        self._wakefulness.require("accumulate")
         device = self._engine.device
         outputs = self._engine(
             *(x.to(device) if isinstance(x, Tensor) else x for x in inputs)
@@ -152,6 +157,7 @@ class DeepSpeedTraining:
 
     def drop_gradient(self) -> None:
         """See `TrainingEngine`."""
+        self._wakefulness.require("drop_gradient")
         if self._zero_stage == 0:
             self._engine.zero_grad()
         else:
@@ -161,6 +167,7 @@ class DeepSpeedTraining:
 
     def step(self, *, normaliser: int, skip: bool = False) -> OptimizerOutcome:
         """See `TrainingEngine`. A skipped step does not move the learning rate."""
+        self._wakefulness.require("step")
         lr = self._lr * self._lr_factor(self._num_updates)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
@@ -182,6 +189,7 @@ class DeepSpeedTraining:
         """See `WeightSource`. Names are those of the files of `trained`; tied weights
         come once, adapters merged.
         """
+        self._wakefulness.require("tensors")
         named = ((name, outgoing.weight) for name, outgoing in self._outgoing.items())
         for layer in by_layer(named):
             weights = [self._outgoing[name] for name, _ in layer]
@@ -203,11 +211,13 @@ class DeepSpeedTraining:
         """Return a copy of one weight, whole, on every rank; every rank must call
         it.
         """
+        self._wakefulness.require("whole")
         with self._whole(weight):
             return weight.detach().clone()
 
     def save(self, directory: Path) -> None:
         """See `TrainingEngine`. All ranks must call it, on a shared file system."""
+        self._wakefulness.require("save")
         self._state.save(
             directory / _TAG,
             num_updates=self._num_updates,
@@ -217,7 +227,18 @@ class DeepSpeedTraining:
 
     def load(self, directory: Path) -> None:
         """See `TrainingEngine`. The ZeRO stage may differ too."""
+        self._wakefulness.require("load")
         self._num_updates = self._state.load(directory / _TAG)
+
+    def sleep(self) -> None:
+        """See `TrainingEngine`."""
+        if self._wakefulness.falls_asleep():
+            self._sleeping.offload()
+
+    def wake(self) -> None:
+        """See `TrainingEngine`."""
+        if self._wakefulness.wakes("all"):
+            self._sleeping.reload()
 
     def close(self) -> None:
         """See `TrainingEngine`."""

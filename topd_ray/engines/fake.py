@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from topd_ray.engines.asleep import Wakefulness
 from topd_ray.engines.checks import ENDED, check_requests, check_sequences
 from topd_ray.engines.protocols import (
     Generation,
     GenerationRequest,
     NamedArray,
     Progress,
+    WakePart,
 )
 from topd_ray.errors import TopdError
 from topd_ray.messages import PAD, Floats, Ints
@@ -41,9 +43,11 @@ class FakeGeneration:
         self._max_model_len = max_model_len
         self._salt = 0
         self._turn = 0
+        self._wakefulness = Wakefulness()
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Generation]:
         """Yield the generations, the shortest first."""
+        self._wakefulness.require("generate")
         check_requests(requests, self._max_model_len)
         self._turn += 1
         return iter(
@@ -73,7 +77,16 @@ class FakeGeneration:
 
     def load_weights(self, weights: Iterable[NamedArray]) -> None:
         """Become another model, which the bytes of the weights decide."""
+        self._wakefulness.require_weights("load_weights")
         self._salt = _salt(weights)
+
+    def sleep(self) -> None:
+        """See `Sleeper`."""
+        self._wakefulness.falls_asleep()
+
+    def wake(self, part: WakePart = "all") -> None:
+        """See `Sleeper`."""
+        self._wakefulness.wakes(part)
 
     def close(self) -> None:
         """Do nothing: there is nothing to free."""
@@ -122,6 +135,7 @@ class FakeTeacher(FakeGeneration):
         self, sequences: Sequence[Ints], starts: Sequence[int] | None = None
     ) -> list[Floats]:
         """See `ScoringEngine`."""
+        self._wakefulness.require("hidden_states")
         check_sequences(sequences, self._max_model_len)
         return [
             self._states(sequence)[start:]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from topd_ray.config.base import EngineConfig
+from topd_ray.engines.asleep import Wakefulness
 from topd_ray.engines.checks import ENDED, check_requests, whole_weights
 from topd_ray.engines.hf_decoding import Decoding
 from topd_ray.engines.hf_slots import longest_extensions
@@ -16,8 +17,9 @@ from topd_ray.engines.protocols import (
     GenerationRequest,
     NamedArray,
     Progress,
+    WakePart,
 )
-from topd_ray.engines.tensors import view_as_torch
+from topd_ray.engines.tensors import release_cached_memory, view_as_torch
 from topd_ray.errors import TopdError, UserError
 from topd_ray.models.architecture import load_causal_lm, weight_shapes
 from topd_ray.models.checkpoint_names import CheckpointNames
@@ -40,6 +42,7 @@ class HfGeneration:
         self._model = load_model(folder, engine)
         refuse_windowed_attention(folder, self._model.config)
         self._turn = 0
+        self._wakefulness = Wakefulness()
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Generation]:
         """Yield each finished generation; a later call ends an earlier one."""
@@ -53,13 +56,26 @@ class HfGeneration:
         cuts: Mapping[str, int],
     ) -> Iterator[list[Progress | Generation]]:
         """See `RolloutEngine`; a stride of 0 shows no progress."""
+        self._wakefulness.require("generate")
         check_requests(requests, self._max_model_len)
         return self._run(requests, stride, cuts)
 
     def load_weights(self, weights: Iterable[NamedArray]) -> None:
         """Copy all weights into the model; there is no cache to drop."""
+        self._wakefulness.require_weights("load_weights")
         replace_weights(self._model, weights, self._shapes)
         self._turn += 1
+
+    def sleep(self) -> None:
+        """See `Sleeper`."""
+        if self._wakefulness.falls_asleep():
+            self._turn += 1
+            move_model(self._model, "cpu")
+
+    def wake(self, part: WakePart = "all") -> None:
+        """See `Sleeper`. The weights are all that it holds between two calls."""
+        if self._wakefulness.wakes(part):
+            move_model(self._model, model_device())
 
     def close(self) -> None:
         """Free the model."""
@@ -111,9 +127,19 @@ def batches(
 
 def load_model(folder: Path, engine: EngineConfig) -> Any:
     """Return the model in the engine's dtype, on the GPU where there is one."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[engine.dtype]
-    return load_causal_lm(folder, dtype=dtype).to(device).eval()
+    return load_causal_lm(folder, dtype=dtype).to(model_device()).eval()
+
+
+def model_device() -> str:
+    """Return where models compute."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def move_model(model: Any, device: str) -> None:
+    """Move a model, and give the memory of a GPU that it leaves back to the driver."""
+    model.to(device)
+    release_cached_memory()
 
 
 def refuse_windowed_attention(folder: Path, config: Any) -> None:
@@ -153,6 +179,8 @@ __all__ = [
     "HfGeneration",
     "batches",
     "load_model",
+    "model_device",
+    "move_model",
     "refuse_windowed_attention",
     "replace_weights",
 ]

@@ -13,15 +13,23 @@ from typing import TypeVar
 import torch
 
 from topd_ray.config.base import EngineConfig
+from topd_ray.engines.asleep import Wakefulness
 from topd_ray.engines.checks import check_requests, check_sequences
 from topd_ray.engines.hf import (
     batches,
     load_model,
+    model_device,
+    move_model,
     refuse_windowed_attention,
     replace_weights,
 )
 from topd_ray.engines.hf_decoding import Decoding, right_padded
-from topd_ray.engines.protocols import Generation, GenerationRequest, NamedArray
+from topd_ray.engines.protocols import (
+    Generation,
+    GenerationRequest,
+    NamedArray,
+    WakePart,
+)
 from topd_ray.errors import TopdError
 from topd_ray.messages import Floats, Ints
 from topd_ray.models.architecture import weight_shapes
@@ -54,12 +62,14 @@ class HfTeacher:
         self._model = load_model(folder, engine)
         refuse_windowed_attention(folder, self._model.config)
         self._version = 0
+        self._wakefulness = Wakefulness()
         self._computing = ThreadPoolExecutor(1, thread_name_prefix="teacher")
 
     def hidden_states(
         self, sequences: Sequence[Ints], starts: Sequence[int] | None = None
     ) -> list[Floats]:
         """See `ScoringEngine`. Without a prefix cache all of a sequence is computed."""
+        self._wakefulness.require("hidden_states")
         check_sequences(sequences, self._max_model_len)
         starts = starts or [0] * len(sequences)
         version = self._version
@@ -72,17 +82,30 @@ class HfTeacher:
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Generation]:
         """Yield each finished generation; stop iterating to abandon the rest."""
+        self._wakefulness.require("generate")
         check_requests(requests, self._max_model_len)
         return self._run(requests)
 
     def load_weights(self, weights: Iterable[NamedArray]) -> None:
         """Copy all weights into the model; ends every call under way."""
+        self._wakefulness.require_weights("load_weights")
 
         def replace() -> None:
             replace_weights(self._model, weights, self._shapes)
             self._version += 1
 
         self._submit(replace).result()
+
+    def sleep(self) -> None:
+        """See `Sleeper`. Ends every call under way."""
+        if self._wakefulness.falls_asleep():
+            self._version += 1
+            self._submit(partial(move_model, self._model, "cpu")).result()
+
+    def wake(self, part: WakePart = "all") -> None:
+        """See `Sleeper`. The weights are all that it holds between two calls."""
+        if self._wakefulness.wakes(part):
+            self._submit(partial(move_model, self._model, model_device())).result()
 
     def close(self) -> None:
         """Free the model; ends every call under way."""

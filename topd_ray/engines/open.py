@@ -14,6 +14,7 @@ def open_generation(
     max_model_len: int,
     seed: int = 0,
     transport: Transport = "store",
+    sleeps: bool = False,
 ) -> RolloutEngine:
     """Return an engine that decodes.
 
@@ -24,13 +25,19 @@ def open_generation(
         max_model_len: Longest sequence, in tokens.
         seed: Seed of the process of vLLM; each request carries a seed too.
         transport: How new weights come; all but `store` are vLLM's alone.
+        sleeps: Whether it is put to sleep at times.
     """
     length = engine.max_model_len or max_model_len
     if engine.backend == "vllm":
         from topd_ray.engines.vllm import VllmGeneration
 
         return VllmGeneration(
-            folder, engine, max_model_len=length, seed=seed, transport=transport
+            folder,
+            engine,
+            max_model_len=length,
+            seed=seed,
+            transport=transport,
+            sleeps=sleeps,
         )
     if engine.backend == "hf":
         from topd_ray.engines.hf import HfGeneration
@@ -42,14 +49,21 @@ def open_generation(
 
 
 def open_teacher(
-    folder: Path, engine: EngineConfig, *, max_model_len: int, seed: int = 0
+    folder: Path,
+    engine: EngineConfig,
+    *,
+    max_model_len: int,
+    seed: int = 0,
+    sleeps: bool = False,
 ) -> TeacherEngine:
     """Return an engine that scores and decodes; arguments as of `open_generation`."""
     length = engine.max_model_len or max_model_len
     if engine.backend == "vllm":
         from topd_ray.engines.vllm_teacher import VllmTeacher
 
-        return VllmTeacher(folder, engine, max_model_len=length, seed=seed)
+        return VllmTeacher(
+            folder, engine, max_model_len=length, seed=seed, sleeps=sleeps
+        )
     if engine.backend == "hf":
         from topd_ray.engines.hf_teacher import HfTeacher
 

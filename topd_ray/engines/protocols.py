@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # the fake engine and the driver load no torch
     import torch
     from torch import Tensor
 
+WakePart = Literal["weights", "all"]
+"""What of an engine wakes: enough to load new weights, or all of it."""
 NamedArray = tuple[str, NDArray[Any]]
 """A weight under its Hugging Face name: float32, or the bits of bfloat16 in uint16."""
 
@@ -150,7 +152,26 @@ class Progress:
     """All tokens so far."""
 
 
-class GenerationEngine(Protocol):
+class Sleeper(Protocol):
+    """What gives the memory of its GPU to others while they work."""
+
+    def sleep(self) -> None:
+        """Move the weights to the host and drop caches; does nothing asleep.
+
+        Must not be called while a call is under way.
+        """
+        ...
+
+    def wake(self, part: WakePart = "all") -> None:
+        """Take the memory back, as it was, with empty caches.
+
+        With `weights` it can load new ones and nothing else. Does nothing where that
+        part is awake.
+        """
+        ...
+
+
+class GenerationEngine(Sleeper, Protocol):
     """Decodes token ids and takes new weights in place."""
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Generation]:
@@ -218,7 +239,7 @@ class ReceivingEngine(GenerationEngine, Protocol):
         ...
 
 
-class ScoringEngine(Protocol):
+class ScoringEngine(Sleeper, Protocol):
     """Runs a model over given token ids."""
 
     def hidden_states(
@@ -303,6 +324,17 @@ class WeightSender(Protocol):
 class TrainingEngine(WeightSource, Protocol):
     """Holds a sharded module and its optimizer; the module computes its own loss."""
 
+    def sleep(self) -> None:
+        """Move weights, gradients and optimizer to the host; does nothing asleep.
+
+        Only between two steps: an accumulated gradient would be lost.
+        """
+        ...
+
+    def wake(self) -> None:
+        """Take them back to the device, bit for bit; does nothing awake."""
+        ...
+
     def accumulate(self, *inputs: "Tensor | bool") -> tuple[float, ...]:
         """Run the module forward and backward, and add to the gradient.
 
@@ -375,10 +407,12 @@ __all__ = [
     "ReceivingEngine",
     "RolloutEngine",
     "ScoringEngine",
+    "Sleeper",
     "TeacherEngine",
     "TrainingEngine",
     "TransferGroup",
     "TransferPiece",
+    "WakePart",
     "WeightFact",
     "WeightSender",
     "WeightSource",

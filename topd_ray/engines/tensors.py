@@ -34,6 +34,12 @@ def view_as_torch(array: NDArray[Any]) -> torch.Tensor:
     return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
 
 
+def release_cached_memory() -> None:
+    """Give memory of a GPU that PyTorch keeps for later back to the driver."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def whole_shape(weight: torch.Tensor) -> tuple[int, ...]:
     """Return the shape of a weight of which this rank may hold a share alone."""
     # DeepSpeed's own attribute; the tensor itself is empty then.
@@ -84,4 +90,11 @@ def _layer_of(name: str) -> str | None:
     return found[0] if found else None
 
 
-__all__ = ["add_blocks", "by_layer", "to_torch", "view_as_torch", "whole_shape"]
+__all__ = [
+    "add_blocks",
+    "by_layer",
+    "release_cached_memory",
+    "to_torch",
+    "view_as_torch",
+    "whole_shape",
+]

@@ -24,6 +24,7 @@ import torch
 
 from topd_ray.config.base import EngineConfig
 from topd_ray.config.weights import Transport
+from topd_ray.engines.asleep import Wakefulness
 from topd_ray.engines.checks import ENDED, check_requests, whole_weights
 from topd_ray.engines.protocols import (
     Generation,
@@ -32,6 +33,7 @@ from topd_ray.engines.protocols import (
     Progress,
     TransferGroup,
     TransferPiece,
+    WakePart,
 )
 from topd_ray.errors import TopdError, UserError
 from topd_ray.messages import PAD, FinishReason, Floats, Ints
@@ -84,6 +86,7 @@ class VllmGeneration:
         max_model_len: int,
         seed: int = 0,
         transport: Transport = "store",
+        sleeps: bool = False,
     ) -> None:
         self._stop_ids = eos_ids(folder)
         self._num_ids = num_ids(folder)
@@ -99,12 +102,15 @@ class VllmGeneration:
             seed=seed,
             **GENERATION_OPTIONS,
             **_transfer_options(transport),
+            **sleep_options(sleeps=sleeps),
         )
+        self._wakefulness = Wakefulness()
         self._calls = 0
         self._live: dict[str, GenerationRequest] = {}  # by vLLM's id: call and index
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Generation]:
         """Yield each finished generation; a later call ends an earlier one."""
+        self._wakefulness.require("generate")
         check_requests(requests, self._max_model_len)
         return self._run(requests)
 
@@ -116,11 +122,13 @@ class VllmGeneration:
         cuts: Mapping[str, int],
     ) -> Iterator[list[Progress | Generation]]:
         """See `RolloutEngine`."""
+        self._wakefulness.require("generate_in_pieces")
         check_requests(requests, self._max_model_len)
         return self._run_in_pieces(requests, stride, cuts)
 
     def load_weights(self, weights: Iterable[NamedArray]) -> None:
         """Replace all weights and drop the prefix cache; ends the generation."""
+        self._wakefulness.require_weights("load_weights")
         whole = whole_weights(weights, self._shapes)
         self._abort()
         replace_weights(self._engine, whole)
@@ -138,10 +146,22 @@ class VllmGeneration:
 
     def take_piece(self, piece: TransferPiece) -> None:
         """See `ReceivingEngine`."""
+        self._wakefulness.require_weights("take_piece")
         self._abort()
         self._engine.collective_rpc("take_piece", args=(piece,))
         if piece.is_last:
             drop_prefixes(self._engine)
+
+    def sleep(self) -> None:
+        """See `Sleeper`."""
+        if self._wakefulness.falls_asleep():
+            self._abort()
+            put_to_sleep(self._engine)
+
+    def wake(self, part: WakePart = "all") -> None:
+        """See `Sleeper`."""
+        if self._wakefulness.wakes(part):
+            wake_up(self._engine, part)
 
     def close(self) -> None:
         """Shut vLLM down and free its memory."""
@@ -296,6 +316,30 @@ def _transfer_options(transport: Transport) -> dict[str, Any]:
         "weight_transfer_config": WeightTransferConfig(backend=transport),
         "worker_extension_cls": "topd_ray.engines.vllm_transfer.TransferWorker",
     }
+
+
+def sleep_options(*, sleeps: bool) -> dict[str, Any]:
+    """Return the options of an engine that is to sleep.
+
+    On a CPU vLLM refuses them; there it stops serving, and keeps its memory.
+    """
+    from vllm.platforms import current_platform
+
+    if not sleeps or current_platform.is_cpu():
+        return {}
+    # CUDA graphs are kept, as what they point to comes back to the same addresses.
+    return {"enable_sleep_mode": True}
+
+
+def put_to_sleep(engine: Any) -> None:
+    """Move the weights of an engine without requests to the host; drop its cache."""
+    engine.sleep(level=1)
+
+
+def wake_up(engine: Any, part: WakePart) -> None:
+    """Let an engine take the memory of its weights, or of all that sleeps, again."""
+    # With None vLLM wakes what is asleep yet, and serves again.
+    engine.wake_up(["weights"] if part == "weights" else None)
 
 
 def _machine(engine: EngineConfig) -> dict[str, Any]:

@@ -13,18 +13,27 @@ from pathlib import Path
 from typing import Any
 
 from topd_ray.config.base import EngineConfig
+from topd_ray.engines.asleep import Wakefulness
 from topd_ray.engines.checks import check_requests, check_sequences, whole_weights
-from topd_ray.engines.protocols import Generation, GenerationRequest, NamedArray
+from topd_ray.engines.protocols import (
+    Generation,
+    GenerationRequest,
+    NamedArray,
+    WakePart,
+)
 from topd_ray.engines.stepping import Add, Stepper
 from topd_ray.engines.vllm import (
     GENERATION_OPTIONS,
     as_generation,
+    put_to_sleep,
     replace_weights,
     sampling_params,
     scoring_params,
+    sleep_options,
     start_engine,
     stop_engine,
     tokens_prompt,
+    wake_up,
 )
 from topd_ray.engines.vllm_worker import DECODING, SCORING
 from topd_ray.messages import HiddenStates, Ints
@@ -42,7 +51,13 @@ class VllmTeacher:
     """Scores and continues for several threads at once."""
 
     def __init__(
-        self, folder: Path, engine: EngineConfig, *, max_model_len: int, seed: int = 0
+        self,
+        folder: Path,
+        engine: EngineConfig,
+        *,
+        max_model_len: int,
+        seed: int = 0,
+        sleeps: bool = False,
     ) -> None:
         self._stop_ids = eos_ids(folder)
         self._num_ids = num_ids(folder)
@@ -54,9 +69,12 @@ class VllmTeacher:
         self._max_scored_len = engine_len - 1
         self._names = count()
         self._stepper = Stepper(
-            lambda: _Vllm(folder, engine, max_model_len=engine_len, seed=seed),
+            lambda: _Vllm(
+                folder, engine, max_model_len=engine_len, seed=seed, sleeps=sleeps
+            ),
             name="teacher",
         )
+        self._wakefulness = Wakefulness()
 
     def hidden_states(
         self, sequences: Sequence[Ints], starts: Sequence[int] | None = None
@@ -66,6 +84,7 @@ class VllmTeacher:
         What lies before a start is read from the prefix cache. Where the cache holds
         more than that, because another sequence begins alike, all is computed.
         """
+        self._wakefulness.require("hidden_states")
         check_sequences(sequences, self._max_scored_len)
         starts = starts or [0] * len(sequences)
         every = range(len(sequences))
@@ -118,11 +137,13 @@ class VllmTeacher:
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Generation]:
         """Yield each finished generation; stop iterating to abort the rest."""
+        self._wakefulness.require("generate")
         check_requests(requests, self._max_model_len)
         return self._run(requests)
 
     def load_weights(self, weights: Iterable[NamedArray]) -> None:
         """Replace all weights and drop the prefix cache; ends every call under way."""
+        self._wakefulness.require_weights("load_weights")
         whole = whole_weights(weights, self._shapes)
 
         def replace(vllm: "_Vllm") -> None:
@@ -130,6 +151,21 @@ class VllmTeacher:
             replace_weights(vllm.engine, whole)
 
         self._stepper.do(replace)
+
+    def sleep(self) -> None:
+        """See `Sleeper`. Ends every call under way."""
+
+        def put(vllm: "_Vllm") -> None:
+            self._stepper.end_all(vllm, "the engine was put to sleep in this call")
+            put_to_sleep(vllm.engine)
+
+        if self._wakefulness.falls_asleep():
+            self._stepper.do(put)
+
+    def wake(self, part: WakePart = "all") -> None:
+        """See `Sleeper`."""
+        if self._wakefulness.wakes(part):
+            self._stepper.do(lambda vllm: wake_up(vllm.engine, part))
 
     def close(self) -> None:
         """Shut vLLM down and free its memory; ends every call under way."""
@@ -172,7 +208,13 @@ class _Vllm:
     """vLLM's engine as `Stepper` drives it, with the request ids of this file."""
 
     def __init__(
-        self, folder: Path, engine: EngineConfig, *, max_model_len: int, seed: int
+        self,
+        folder: Path,
+        engine: EngineConfig,
+        *,
+        max_model_len: int,
+        seed: int,
+        sleeps: bool,
     ) -> None:
         self.engine = start_engine(
             folder,
@@ -181,6 +223,7 @@ class _Vllm:
             seed=seed,
             scheduling_policy="priority",
             **GENERATION_OPTIONS,
+            **sleep_options(sleeps=sleeps),
         )
         self.engine.collective_rpc("keep_states")
         # vLLM's id of each request whose states are kept: the name, a random suffix

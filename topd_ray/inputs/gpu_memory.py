@@ -4,9 +4,11 @@ The sums are arithmetic over the sizes of the models; none was measured on a GPU
 """
 
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from topd_ray.actors.placement import PlacedActor, Placement
+from topd_ray.actors.roles import ROLES, Role, role_of
 from topd_ray.actors.transport import transport_of
 from topd_ray.config import Config, EngineConfig
 from topd_ray.errors import UserError
@@ -38,6 +40,8 @@ _GATHERED_PARAMETERS = 1e9
 While the student is loaded a rank holds its share and one layer, which is less than
 this, and has no gradients or optimizer yet: the start needs no sum for itself.
 """
+_KEPT_ASLEEP = ("context", "graphs", "buckets", "teacher's head")
+"""Parts that stay on the GPU while their actor sleeps."""
 _FRAGMENTATION = 0.05
 """Share of what a learner holds that PyTorch's allocator cannot use again."""
 
@@ -53,6 +57,9 @@ class ActorMemory:
     actor: str
     parts: dict[str, float] | None
     """GiB by what they hold; None where the size of its model is not known."""
+    role: Role
+    asleep_gib: float = 0.0
+    """What stays there while it sleeps: CUDA's context and graphs, an output head."""
 
     @property
     def gib(self) -> float | None:
@@ -69,11 +76,32 @@ class GpuMemory:
     actors: tuple[ActorMemory, ...]
     card_gib: float | None
     """`cluster.gpu_memory_gib`."""
+    takes_turns: frozenset[Role] = frozenset()
+    """Roles that sleep while others of these work."""
 
     @property
     def gib(self) -> float | None:
-        """Return the sum over the actors; None where a part of it is not known."""
-        sums = [actor.gib for actor in self.actors]
+        """Return what is held at the most; None where a part of it is not known."""
+        sums = self.turns.values()
+        known = [gib for gib in sums if gib is not None]
+        return max(known) if len(known) == len(sums) else None
+
+    @property
+    def turns(self) -> dict[str, float | None]:
+        """Return the sum over the actors while each role here has its turn.
+
+        Without turns there is one sum, of all roles.
+        """
+        here = {actor.role for actor in self.actors} & self.takes_turns
+        if not here:
+            return {"all": self._sum(frozenset())}
+        return {role: self._sum(here - {role}) for role in ROLES if role in here}
+
+    def _sum(self, asleep: AbstractSet[Role]) -> float | None:
+        sums = [
+            actor.asleep_gib if actor.role in asleep and actor.parts else actor.gib
+            for actor in self.actors
+        ]
         known = [gib for gib in sums if gib is not None]
         return sum(known) if len(known) == len(sums) else None
 
@@ -85,32 +113,37 @@ class GpuMemory:
         return self.card_gib - self.gib
 
 
-def gpu_memory(config: Config, placement: Placement) -> list[GpuMemory]:
-    """Return the memory of every GPU in use, by node and index."""
+def gpu_memory(
+    config: Config,
+    placement: Placement,
+    takes_turns: frozenset[Role] = frozenset(),
+) -> list[GpuMemory]:
+    """Return the memory of every GPU in use, by node and index.
+
+    `takes_turns`: the roles of `inputs.turns.roles_by_turns`.
+    """
     student, teacher = model_sizes(config)
     card_gib = config.cluster.gpu_memory_gib
     # A learner rank's buffers find room where its activations and loss were.
-    receives = transport_of(config, placement) == "nccl"
+    receives = not takes_turns and transport_of(config, placement) == "nccl"
     buffers = {"rollout": 2 * BUFFER_BYTES / GIB} if receives else {}
     return [
         GpuMemory(
             node=bundle.node,
             gpu=gpu,
             actors=tuple(
-                ActorMemory(
-                    actor=actor.name,
-                    parts=_parts(
-                        config,
-                        actor,
-                        gpu,
-                        student,
-                        teacher,
-                        buffers_gib=buffers.get(actor.kind, 0.0),
-                    ),
+                _actor_memory(
+                    config,
+                    actor,
+                    gpu,
+                    student,
+                    teacher,
+                    buffers_gib=buffers.get(actor.kind, 0.0),
                 )
                 for actor in placement.on(bundle.node, gpu)
             ),
             card_gib=card_gib,
+            takes_turns=takes_turns,
         )
         for bundle in placement.bundles
         for gpu in bundle.gpus
@@ -129,6 +162,8 @@ def refuse_too_little_memory(config: Config, gpus: list[GpuMemory]) -> None:
             terms = "; ".join(
                 f"{actor.actor} {_sum_of(actor.parts or {})}" for actor in gpu.actors
             )
+            if gpu.takes_turns:
+                terms = f"by turns, {_sums_of_turns(gpu)}; awake {terms}"
             raise UserError(
                 f"GPU {gpu.gpu} of node {gpu.node} would hold {gpu.gib:.1f} GiB and has"
                 f" {gpu.card_gib:g} (cluster.gpu_memory_gib): {terms}; lower"
@@ -141,6 +176,29 @@ def refuse_too_little_memory(config: Config, gpus: list[GpuMemory]) -> None:
 def _sum_of(parts: dict[str, float]) -> str:
     terms = " + ".join(f"{what} {gib:.1f}" for what, gib in parts.items())
     return f"{sum(parts.values()):.1f} = {terms}"
+
+
+def _sums_of_turns(gpu: GpuMemory) -> str:
+    return ", ".join(f"{role} {gib:.1f}" for role, gib in gpu.turns.items())
+
+
+def _actor_memory(
+    config: Config,
+    actor: PlacedActor,
+    gpu: int,
+    student: ModelSizes | None,
+    teacher: ModelSizes | None,
+    *,
+    buffers_gib: float,
+) -> ActorMemory:
+    parts = _parts(config, actor, gpu, student, teacher, buffers_gib=buffers_gib)
+    asleep = sum(gib for what, gib in (parts or {}).items() if what in _KEPT_ASLEEP)
+    if parts is not None and "scoring" in parts and teacher is not None:
+        # The output head, without the logits.
+        asleep += BYTES[config.teacher.engine.dtype] * teacher.head / GIB
+    return ActorMemory(
+        actor=actor.name, parts=parts, role=role_of(actor), asleep_gib=asleep
+    )
 
 
 def _parts(

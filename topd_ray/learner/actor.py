@@ -411,6 +411,23 @@ class LearnerActor:
             for _ in self._engine.weights():
                 pass
 
+    def sleep(self) -> None:
+        """Move what this rank holds to the host.
+
+        Raises:
+            TopdError: A gradient is accumulated; sleep between steps.
+        """
+        if self._num_batches:
+            raise TopdError(
+                f"step {self._step + 1} has accumulated {self._num_batches}"
+                " micro-batches; a learner sleeps between steps"
+            )
+        self._engine.sleep()
+
+    def wake(self) -> None:
+        """Take it back to the device."""
+        self._engine.wake()
+
     def close(self) -> None:
         """Leave the process group."""
         self.close_sender()

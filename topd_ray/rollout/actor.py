@@ -16,6 +16,7 @@ from topd_ray.engines.protocols import (
     RolloutEngine,
     TransferGroup,
     TransferPiece,
+    WakePart,
 )
 from topd_ray.errors import TopdError
 from topd_ray.messages import (
@@ -235,6 +236,16 @@ class RolloutActor:
                 f" {type(error).__name__}: {error}"
             )
             raise
+
+    def sleep(self) -> None:
+        """Give the memory of the GPU to others; the weights keep their version."""
+        if self._engine is not None:
+            self._engine.sleep()
+
+    def wake(self, part: WakePart) -> None:
+        """Take the memory back: all of it, or enough to load new weights."""
+        if self._engine is not None:
+            self._engine.wake(part)
 
     def close(self) -> None:
         """Free the engine, where there is one."""

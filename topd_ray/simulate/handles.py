@@ -23,6 +23,7 @@ from topd_ray.actors.protocols import (
     TakenOver,
     WorkLog,
 )
+from topd_ray.engines.protocols import WakePart
 from topd_ray.errors import TopdError
 from topd_ray.evaluation import Accuracy
 from topd_ray.messages import (
@@ -104,6 +105,15 @@ class SimulatedRollout:
         """See `RolloutHandle`."""
         seconds = self._world.rates.update_s
         return self._lane.submit(lambda: _worked(self._device, seconds))
+
+    async def sleep(self) -> None:
+        """See `SleepingHandle`."""
+        seconds = self._world.rates.student_move_s
+        await self._lane.submit(lambda: _worked(self._device, seconds))
+
+    async def wake(self, part: WakePart = "all") -> None:
+        """See `SleepingHandle`. The cache takes no time."""
+        await self.sleep()
 
     def forget_weights(self) -> None:
         """See `RolloutHandle`."""
@@ -206,6 +216,14 @@ class SimulatedDecoder:
     def update(self, weights: PublishedWeights) -> Awaitable[Span]:
         """See `DecoderHandle`."""
         return self._lane.submit(lambda: self._read(self._world.rates.update_s))
+
+    async def sleep(self) -> None:
+        """See `SleepingHandle`."""
+        await self._lane.submit(lambda: self._read(self._world.rates.teacher_move_s))
+
+    async def wake(self, part: WakePart = "all") -> None:
+        """See `SleepingHandle`."""
+        await self.sleep()
 
     def _prefix_s(self, pieces: Sequence[Piece]) -> float:
         """Return the seconds to read the prefixes of the candidates."""
@@ -409,6 +427,15 @@ class SimulatedLearners:
 
     async def abandon_step(self) -> None:
         """See `LearnerGroup`."""
+
+    async def sleep(self) -> None:
+        """See `SleepingHandle`."""
+        seconds = [self._world.rates.learner_move_s] * len(self._devices)
+        await self._every(seconds, meets=False)
+
+    async def wake(self, part: WakePart = "all") -> None:
+        """See `SleepingHandle`."""
+        await self.sleep()
 
     async def publish(self, policy_version: int) -> PublishedWeights:
         """See `LearnerGroup`."""

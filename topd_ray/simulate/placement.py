@@ -207,6 +207,8 @@ def _with_split(config: Config, split: GpuSplit) -> Config:
         "cluster": config.cluster.model_copy(
             update={
                 "layout": "manual",
+                # Splits are of GPUs that hold what is on them together.
+                "turns": False,
                 # Two chunks an engine: with fewer, engines would wait for each other's
                 # chunks.
                 "max_chunks_in_flight": max(

@@ -106,6 +106,12 @@ class Rates:
     """One engine taking it."""
     latency_s: float
     """From a call of the driver until the actor has it."""
+    student_move_s: float = 0.0
+    """A sleeping rollout engine moving its weights to the host, or back."""
+    teacher_move_s: float = 0.0
+    """A teacher's engine likewise."""
+    learner_move_s: float = 0.0
+    """A learner rank moving weights, gradients and optimizer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

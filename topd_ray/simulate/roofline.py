@@ -8,7 +8,7 @@ the Hugging Face hub.
 
 from dataclasses import dataclass, replace
 
-from topd_ray.config import Config
+from topd_ray.config import Config, EngineConfig
 from topd_ray.errors import UserError
 from topd_ray.simulate.rates import Decode, Forward, Rates, Workload, long_tailed
 
@@ -70,6 +70,7 @@ SHAPES = {
     "Qwen3-4B": _qwen3(layers=36, heads=32, width=2560, dense=4.02e9),
     # Without the embedding, which is another table than the head.
     "Qwen3-8B": _qwen3(layers=36, heads=32, width=4096, dense=7.57e9),
+    "Qwen3-32B": _qwen3(layers=64, heads=64, width=5120, dense=31.98e9),
     "Qwen3-30B-A3B": replace(
         _qwen3(layers=48, heads=32, width=2048, dense=1.23e9),
         cache_width=4 * 128,
@@ -96,6 +97,8 @@ class Hardware:
     """Between nodes, a GPU."""
     host_bytes_s: float = 5e9
     """Weights through the object store: copies and checksum of one process."""
+    pcie_bytes_s: float = 25e9
+    """Between a GPU and page-locked memory of its host, one way."""
     gpus_a_node: int = 8
     read_share: float = 0.5
     """Of `flops`, reading a dense model's tokens."""
@@ -142,7 +145,26 @@ def roofline_rates(config: Config, hardware: Hardware) -> Rates:
         publish_s=weights / hardware.host_bytes_s,
         update_s=weights / hardware.host_bytes_s,
         latency_s=hardware.latency_s,
+        student_move_s=_move_s(student, config.rollout.engine, hardware),
+        teacher_move_s=_move_s(teacher, config.teacher.engine, hardware),
+        learner_move_s=_states_move_s(config, student, hardware),
     )
+
+
+def _move_s(shape: Shape, engine: EngineConfig, hardware: Hardware) -> float:
+    """Return the seconds in which each GPU of an engine copies its share of weights."""
+    share = (shape.dense + shape.experts) * _BF16 / engine.tensor_parallel
+    return share / hardware.pcie_bytes_s
+
+
+def _states_move_s(config: Config, student: Shape, hardware: Hardware) -> float:
+    """Return the seconds in which a rank copies weights, gradients and optimizer.
+
+    16 bytes a parameter are sharded, 2 of the weights with ZeRO 3 alone.
+    """
+    ranks = config.learner.num_ranks
+    whole = 2 / ranks if config.learner.running_zero_stage == 3 else 2
+    return student.dense * (16 / ranks + whole) / hardware.pcie_bytes_s
 
 
 def assumed_workload(config: Config) -> Workload:

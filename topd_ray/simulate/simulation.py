@@ -14,7 +14,9 @@ from topd_ray.config import Config
 from topd_ray.driver.ledger import Ledger
 from topd_ray.driver.loop import FinishedStep, LoopHooks, Schedule, StepLoop
 from topd_ray.driver.pipeline import Pipeline
+from topd_ray.driver.turns import Turns
 from topd_ray.driver.weight_sync import WeightSync
+from topd_ray.inputs.turns import roles_by_turns
 from topd_ray.messages import Prompt
 from topd_ray.records.timeline import Work, busy_and_waits
 from topd_ray.simulate.clock import run_in_virtual_time
@@ -87,11 +89,12 @@ async def _steps(world: World, cores: int, steps: int) -> Prediction:
         samples=config.objective.trajectory != "given",
     )
     recent = RecentDistances(config.threshold_rule)
-    pipeline = Pipeline(config, fleet, Ledger(), recent)
+    turns = Turns(fleet)
+    pipeline = Pipeline(config, fleet, Ledger(), recent, turns)
     loop = StepLoop(
         schedule,
         pipeline,
-        WeightSync(fleet),
+        WeightSync(fleet, turns=turns),
         hooks.take_prompts,
         fleet=fleet,
         hooks=hooks,
@@ -173,6 +176,7 @@ def _fleet(world: World, cores: int) -> Fleet:
             for index, device in enumerate(devices["prober"])
         ],
         learners=SimulatedLearners(world, devices["learner"]),
+        takes_turns=roles_by_turns(world.config, assumed_placement(world.config)),
     )
 
 

@@ -29,6 +29,7 @@ from topd_ray.config import Config, parse_config
 from topd_ray.driver.ledger import Ledger
 from topd_ray.driver.loop import FinishedStep, LoopHooks, Schedule, StepLoop
 from topd_ray.driver.pipeline import Pipeline
+from topd_ray.driver.turns import Turns
 from topd_ray.driver.weight_sync import WeightSync
 from topd_ray.evaluation import Accuracy
 from topd_ray.messages import LossSums, Prompt, RolloutRequest, StepReport
@@ -577,6 +578,7 @@ def loop_over(
     **options: Any,
 ) -> StepLoop:
     """The loop of a run over a fleet, for `steps` steps in all."""
+    turns = Turns(fleet)
     return StepLoop(
         Schedule.of(chosen, steps),
         Pipeline(
@@ -584,8 +586,9 @@ def loop_over(
             fleet,
             Ledger() if ledger is None else ledger,
             recent or RecentDistances(chosen.windows.divergence),
+            turns,
         ),
-        WeightSync(fleet),
+        WeightSync(fleet, turns=turns),
         hooks.take_prompts,
         fleet=fleet,
         hooks=hooks,
