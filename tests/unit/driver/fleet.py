@@ -25,6 +25,7 @@ from topd_ray.actors.learner_group import LearnerActorGroup
 from topd_ray.actors.process import Process
 from topd_ray.actors.protocols import Fleet
 from topd_ray.actors.replacement import Replacement
+from topd_ray.actors.roles import Role
 from topd_ray.config import Config, parse_config
 from topd_ray.driver.ledger import Ledger
 from topd_ray.driver.loop import FinishedStep, LoopHooks, Schedule, StepLoop
@@ -88,6 +89,8 @@ class FakeProcess:
         self._fate = ""
         self._work = set[asyncio.Task[None]]()
         worker.restart()
+        if worker.watch:
+            worker.watch.starts_anew(worker)
 
     def call(
         self, method: str, *arguments: Any, num_returns: int = 1
@@ -98,6 +101,8 @@ class FakeProcess:
             return [_done(time.monotonic())]
         if self._lost():
             return [_lost(self._fate) for _ in range(num_returns)]
+        if self._worker.watch:
+            self._worker.watch.called(self._worker, method, *arguments)
         # futures and one task a call: histories make a great many of them
         loop = asyncio.get_running_loop()
         references = [loop.create_future() for _ in range(num_returns)]
@@ -110,6 +115,8 @@ class FakeProcess:
         self, method: str, *arguments: Any, room: int | None = None
     ) -> "FakeStream":
         del room
+        if self._worker.watch:
+            self._worker.watch.called(self._worker, method)
         return FakeStream(self._items(method, arguments))
 
     def interject(self, method: str, *arguments: Any) -> "asyncio.Future[Any]":
@@ -124,8 +131,11 @@ class FakeProcess:
         arguments: Sequence[Any],
         references: Sequence["asyncio.Future[Any]"],
     ) -> None:
+        watch = self._worker.watch
         try:
             values = [await _value(argument) for argument in arguments]
+            if watch:
+                watch.begins(self._worker, method)
             value = await getattr(self._worker, method)(*values)
         except Exception as error:  # an actor's error travels in its references
             for reference in references:
@@ -133,6 +143,9 @@ class FakeProcess:
                     reference.set_exception(error)
                     reference.exception()
             return
+        finally:
+            if watch:
+                watch.ends(self._worker, method)
         parts = (value,) if len(references) == 1 else value
         for reference, part in zip(references, parts, strict=True):
             if not reference.done():
@@ -171,11 +184,84 @@ class FakeStream:
         return None
 
 
+class TurnWatch:
+    """Which fake workers are awake, and a complaint about every call that finds none.
+
+    A worker serves its calls in order, so a call is judged by the `sleep` and `wake`
+    that were submitted before it. Two roles may not be awake together by those that
+    have taken effect, and nothing may be under way when a worker falls asleep. What
+    needs no GPU may be called asleep.
+    """
+
+    FREE = ("sleep", "wake", "abandon_step", "dump", "save_teacher")
+
+    def __init__(self, roles: Mapping[str, Sequence["FakeWorker"]]) -> None:
+        self.roles = {worker: role for role, ws in roles.items() for worker in ws}
+        self.part: dict[FakeWorker, str | None] = {
+            worker: "all" if role == "learner" else None
+            for worker, role in self.roles.items()
+        }
+        self.promised = dict(self.part)
+        self.under_way: dict[FakeWorker, list[str]] = {w: [] for w in self.roles}
+        self.complaints = list[str]()
+        self.story = list[str]()
+
+    def called(self, worker: "FakeWorker", method: str, *arguments: Any) -> None:
+        role = self.roles[worker]
+        enough = ("all", "weights") if method == "update" else ("all",)
+        if method not in self.FREE and self.promised[worker] not in enough:
+            self.complaints.append(f"{method} of {role} found {self.promised[worker]}")
+        if method == "sleep":
+            self.promised[worker] = None
+        if method == "wake" and self.promised[worker] != "all":
+            self.promised[worker] = arguments[0] if arguments else "all"
+        told = f"{role} {method}"
+        if self.story[-1:] != [told]:
+            self.story.append(told)
+
+    def begins(self, worker: "FakeWorker", method: str) -> None:
+        self.under_way[worker].append(method)
+
+    def ends(self, worker: "FakeWorker", method: str) -> None:
+        if method in self.under_way[worker]:
+            self.under_way[worker].remove(method)
+
+    def sleeps(self, worker: "FakeWorker") -> None:
+        others = [m for m in self.under_way[worker] if m != "sleep"]
+        if others:
+            self.complaints.append(f"{self.roles[worker]} sleeps in {others}")
+        self.part[worker] = None
+
+    def wakes(self, worker: "FakeWorker", part: str) -> None:
+        role = self.roles[worker]
+        awake = {r for w, r in self.roles.items() if self.part[w] and r != role}
+        if awake:
+            self.complaints.append(f"{role} wakes beside {awake}")
+        if self.part[worker] != "all":
+            self.part[worker] = part
+
+    def starts_anew(self, worker: "FakeWorker") -> None:
+        self.under_way[worker] = []
+        self.part[worker] = None
+        self.promised[worker] = "all"
+        self.wakes(worker, "all")
+
+
 class FakeWorker:
     """What the fake workers have in common."""
 
+    watch: TurnWatch | None = None
+
     def restart(self) -> None:
         """Forget what a process under way held: another takes its place."""
+
+    async def sleep(self) -> None:
+        if self.watch:
+            self.watch.sleeps(self)
+
+    async def wake(self, part: str) -> None:
+        if self.watch:
+            self.watch.wakes(self, part)
 
 
 STRIDE = 4
@@ -258,6 +344,12 @@ class FakeRollout(FakeWorker):
 
     async def cut(self, cuts: Mapping[str, int]) -> None:
         self.cuts |= cuts
+
+    async def sleep(self) -> None:
+        async with self.one_at_a_time:  # after the calls submitted before
+            if self.watch:
+                self.watch.under_way[self] = []
+            await super().sleep()
 
     async def resample(self, chunk: tuple[str, ...], policy_version: int) -> Any:
         await self.rolled_out.wait()
@@ -486,6 +578,7 @@ class Fakes:
         dies: Dies = lambda: "",
         *,
         replaceable: bool = True,
+        takes_turns: frozenset[Role] = frozenset(),
     ) -> Fleet:
         """Real handles over processes that end when `dies` says so; learners live."""
         granted = replacement or Replacement.never()
@@ -493,7 +586,7 @@ class Fakes:
         def starter(worker: Any) -> Callable[[], Process]:
             return lambda: FakeProcess(worker, dies)
 
-        return Fleet(
+        made = Fleet(
             rollouts=[
                 RolloutActorHandle(
                     f"rollout[{i}]",
@@ -515,7 +608,24 @@ class Fakes:
             learners=LearnerActorGroup(
                 [FakeProcess(worker) for worker in self.learners], calls
             ),
+            takes_turns=takes_turns,
         )
+        if takes_turns:
+            self.watched()
+        return made
+
+    def watched(self) -> TurnWatch:
+        """Let all workers tell one watch what they do; all but the learner sleep."""
+        roles: dict[str, Sequence[FakeWorker]] = {
+            "rollout": self.rollouts,
+            "teacher": [*self.teachers, *self.probers],
+            "learner": self.learners,
+        }
+        watch = TurnWatch(roles)
+        for workers in roles.values():
+            for worker in workers:
+                worker.watch = watch
+        return watch
 
 
 def fakes(

@@ -164,6 +164,7 @@ class Fixture:
         fleet.rollouts = self.engines
         fleet.learners = self.learners
         fleet.decoders = []
+        fleet.takes_turns = frozenset()
         self.sync = WeightSync(
             fleet,
             DirectTransfer(ends, WeightsConfig(deadline_s=DEADLINE_S)),

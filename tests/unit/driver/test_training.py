@@ -76,7 +76,11 @@ def training(state: RunState | None = None) -> tuple[Training, Any, Any]:
         source="test",
     )
     fleet = SimpleNamespace(
-        rollouts=[Engine()], decoders=[Engine()], learners=Learners(), direct=None
+        rollouts=[Engine()],
+        decoders=[Engine()],
+        learners=Learners(),
+        direct=None,
+        takes_turns=frozenset(),
     )
     run = SimpleNamespace(
         config=chosen,

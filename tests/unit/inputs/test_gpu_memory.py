@@ -216,7 +216,7 @@ def test_a_config_that_fits_no_card_is_refused_after_its_map(
 ) -> None:
     with pytest.raises(UserError, match="would hold"):
         printed(
-            "cluster.gpu_memory_gib=40",
+            "cluster.gpu_memory_gib=30",
             capsys=capsys,
             monkeypatch=monkeypatch,
             file=PAPER,
