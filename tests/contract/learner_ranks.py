@@ -318,6 +318,8 @@ def scored_by(student: Path, batch: TrainBatch, dtype: torch.dtype) -> TrainBatc
 class Outcome:
     """What one rank saw: a step, a step that is not finite, a checkpoint, a third step,
     twice.
+
+    With ZeRO 1 to 3 the ranks sleep after the first step.
     """
 
     reports: list[StepReport]
@@ -392,6 +394,9 @@ def _play(
     reports = [take_step(learner, step_batches(0, signal)[share])]
     after_first = held_weights(learner)
     sent = sent_by_gloo(learner, rank, num_receivers=2)
+    if config.running_zero_stage:
+        learner.sleep()
+        learner.wake()
     first, *others = step_batches(1, signal)[share]
     reports.append(take_step(learner, [poisoned(first) if rank else first, *others]))
     after_skip = held_weights(learner)

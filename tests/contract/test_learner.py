@@ -453,6 +453,53 @@ def test_an_abandoned_step_leaves_no_trace(student_folder, stage, dtype):
     assert_identical(weights[1], weights[0])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_learner_that_sleeps_between_steps_trains_as_one_that_does_not(
+    student_folder, tmp_path, stage, dtype
+):
+    config = learner_config(zero_stage=stage, dtype=dtype)
+    reports = []
+    weights = []
+    for sleeps in (False, True):
+        learner = open_learner(config, student_folder)
+        if sleeps:  # before the optimizer has moments
+            learner.sleep()
+            learner.wake()
+        take_step(learner, step_batches(0)[0])
+        if sleeps:
+            learner.sleep()
+            learner.sleep()
+            for call in (
+                lambda asleep: asleep.accumulate(step_batches(1)[0]),
+                held_weights,
+                lambda asleep: asleep.save(tmp_path),
+            ):
+                with pytest.raises(TopdError, match="the engine is asleep"):
+                    call(learner)
+            learner.wake()
+            learner.wake()
+        reports.append(take_step(learner, step_batches(1)[0]))
+        if sleeps:
+            learner.sleep()
+            learner.wake()
+        learner.save(tmp_path / str(sleeps))
+        learner.load(tmp_path / str(sleeps))
+        weights.append(held_weights(learner))
+        learner.close()
+    assert reports[1] == reports[0]
+    assert_identical(weights[1], weights[0])
+
+
+def test_a_learner_does_not_sleep_within_a_step_or_without_shards(learner):
+    learner.accumulate([make_batch([5], seed=0)])
+    with pytest.raises(TopdError, match="a learner sleeps between steps"):
+        learner.sleep()
+    learner.abandon_step()
+    with pytest.raises(TopdError, match="set learner.zero_stage to 1, 2 or 3"):
+        learner.sleep()  # one rank in float32 runs ZeRO 0
+
+
 def test_a_checkpoint_within_a_step_is_refused(learner, tmp_path):
     learner.accumulate([make_batch([5], seed=0)])
     with pytest.raises(TopdError, match="accumulated 1 micro-batches"):

@@ -106,3 +106,13 @@ def test_a_teacher_that_follows_reads_as_the_new_model(engine, folder):
     logq_NV = oracle.response_logp(model, prompt, response)
     named_NM = np.take_along_axis(logq_NV, signal.ids_NM.astype(np.int64), axis=1)
     np.testing.assert_allclose(signal.logq_NM, named_NM, atol=1e-4)
+
+
+def test_a_teacher_that_slept_reads_as_before(engine, folder):
+    model = perturbed(folder, 3)
+    engine.load_weights(iter(named_arrays(model)))
+    engine.sleep()
+    with pytest.raises(TopdError, match="hidden_states: the engine is asleep"):
+        engine.hidden_states(oracle.prompts(3, LENGTHS))
+    engine.wake()
+    assert_states_are(engine, model, 3)

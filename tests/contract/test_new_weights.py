@@ -119,3 +119,35 @@ def test_new_weights_end_a_generation_under_way(engine, folder):
     with pytest.raises(TopdError, match="ended"):
         list(under_way)
     assert oracle.tokens(engine, prompts[:4]) == answers(folder, 8, 6)
+
+
+def test_an_engine_that_slept_answers_as_before_and_refuses_calls_asleep(
+    engine, folder
+):
+    engine.load_weights(iter(named_arrays(perturbed(folder, 1))))
+    prompts = oracle.prompts(1, LENGTHS)
+    before = oracle.tokens(engine, prompts)
+    engine.sleep()
+    engine.sleep()  # a second time changes nothing
+    with pytest.raises(TopdError, match="generate: the engine is asleep"):
+        oracle.tokens(engine, prompts)
+    with pytest.raises(TopdError, match="load_weights: the engine's weights are"):
+        engine.load_weights(iter(named_arrays(perturbed(folder, 2))))
+    engine.wake()
+    engine.wake()
+    assert oracle.tokens(engine, prompts) == before == answers(folder, 1, 1)
+
+
+def test_new_weights_reach_an_engine_of_which_only_the_weights_are_awake(
+    engine, folder
+):
+    prompts = oracle.prompts(1, LENGTHS)
+    engine.load_weights(iter(named_arrays(perturbed(folder, 1))))
+    oracle.tokens(engine, prompts)  # now in the prefix cache
+    engine.sleep()
+    engine.wake("weights")
+    with pytest.raises(TopdError, match="generate: the engine is asleep"):
+        oracle.tokens(engine, prompts)
+    engine.load_weights(iter(named_arrays(perturbed(folder, 2))))
+    engine.wake("all")
+    assert oracle.tokens(engine, prompts) == answers(folder, 2, 1)

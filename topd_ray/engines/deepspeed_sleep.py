@@ -60,6 +60,9 @@ class SleepingStates:
             self._move_masters(self._device)
             reload_optimizer_states(self._adam, self._device)
         self._engine.reload_states()
+        # DeepSpeed has forgotten where the moments of each weight are; it looks for
+        # them again at the next step or checkpoint.
+        self._engine.optimizer._hp_optimizer_states_linked = False
 
     @property
     def _adam(self) -> Any:
