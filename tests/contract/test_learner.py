@@ -496,7 +496,7 @@ def test_a_learner_does_not_sleep_within_a_step_or_without_shards(learner):
     with pytest.raises(TopdError, match="a learner sleeps between steps"):
         learner.sleep()
     learner.abandon_step()
-    with pytest.raises(TopdError, match="set learner.zero_stage to 1, 2 or 3"):
+    with pytest.raises(TopdError, match=r"set learner\.zero_stage to 1, 2"):
         learner.sleep()  # one rank in float32 runs ZeRO 0
 
 
