@@ -177,6 +177,10 @@ class SleepingHandle(Protocol):
         """
         ...
 
+    def kill(self) -> None:
+        """End its processes at once, in the middle of a call too."""
+        ...
+
 
 class RolloutHandle(SleepingHandle, Protocol):
     """One rollout engine with the student's weights."""

@@ -171,6 +171,7 @@ class StepLoop:
                 if not await self._finish_first():
                     # First no chunk task may be left that could submit more to a rank.
                     await self._end_tasks()
+                    await self._turns.leave_to("learner")
                     await self._fleet.learners.abandon_step()
                     break
             await self._report_evaluation()

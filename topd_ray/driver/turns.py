@@ -19,6 +19,9 @@ from topd_ray.engines.protocols import WakePart
 from topd_ray.records.receipts import Span
 from topd_ray.records.timeline import Work
 
+_RELEASE_S = 3.0
+"""Longest time that the driver of a GPU takes to have a dead process's memory again."""
+
 
 class _State(Enum):
     """A state of a role beside the parts of it that are awake."""
@@ -77,6 +80,28 @@ class Turns:
                 if other != role and other in self._takers:
                     await self._put_to_sleep(other)
             await self._wake(role, part)
+
+    async def leave_to(self, role: Role) -> None:
+        """End the actors of the other roles that take turns, and wake `role`.
+
+        For the end of a session: a call of theirs that is under way would hold up their
+        sleep, for as long as rollouts take.
+        """
+        if role not in self._takers:
+            return
+        async with self._changing:
+            awake = [
+                other
+                for other in self._takers
+                if other != role and self._states[other] is not _State.ASLEEP
+            ]
+            for other in awake:
+                self._states[other] = _State.ASLEEP
+                for handle in self._handles[other]:
+                    handle.kill()
+            if awake:
+                await asyncio.sleep(_RELEASE_S)
+            await self._wake(role, "all")
 
     def works(self, step: int) -> list[Work]:
         """Return the changes since the last call, as work of the actors in `step`."""

@@ -115,6 +115,9 @@ class SimulatedRollout:
         """See `SleepingHandle`. The cache takes no time."""
         await self.sleep()
 
+    def kill(self) -> None:
+        """See `SleepingHandle`. No simulated session is stopped."""
+
     def forget_weights(self) -> None:
         """See `RolloutHandle`."""
 
@@ -224,6 +227,9 @@ class SimulatedDecoder:
     async def wake(self, part: WakePart = "all") -> None:
         """See `SleepingHandle`."""
         await self.sleep()
+
+    def kill(self) -> None:
+        """See `SleepingHandle`. No simulated session is stopped."""
 
     def _prefix_s(self, pieces: Sequence[Piece]) -> float:
         """Return the seconds to read the prefixes of the candidates."""
@@ -436,6 +442,9 @@ class SimulatedLearners:
     async def wake(self, part: WakePart = "all") -> None:
         """See `SleepingHandle`."""
         await self.sleep()
+
+    def kill(self) -> None:
+        """See `SleepingHandle`. No simulated session is stopped."""
 
     async def publish(self, policy_version: int) -> PublishedWeights:
         """See `LearnerGroup`."""

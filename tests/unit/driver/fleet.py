@@ -124,6 +124,8 @@ class FakeProcess:
 
     def kill(self) -> None:
         self._fate = self._fate or DEAD
+        if self._worker.watch:
+            self._worker.watch.is_killed(self._worker)
 
     async def _answer(
         self,
@@ -239,6 +241,11 @@ class TurnWatch:
             self.complaints.append(f"{role} wakes beside {awake}")
         if self.part[worker] != "all":
             self.part[worker] = part
+
+    def is_killed(self, worker: "FakeWorker") -> None:
+        self.under_way[worker] = []
+        self.part[worker] = None
+        self.promised[worker] = None
 
     def starts_anew(self, worker: "FakeWorker") -> None:
         self.under_way[worker] = []

@@ -27,6 +27,7 @@ from topd_ray.actors.calls import Calls
 from topd_ray.actors.learner_group import LearnerActorGroup
 from topd_ray.actors.replacement import FailureBudget, Replacement
 from topd_ray.actors.roles import ROLES, Role
+from topd_ray.driver.sigterm import Stop
 from topd_ray.driver.turns import Turns
 from topd_ray.simulate.clock import run_in_virtual_time
 
@@ -210,6 +211,39 @@ def test_a_change_that_was_cut_short_is_made_again_before_the_next() -> None:
     assert watch is not None
     assert watch.complaints == []
     assert {watch.roles[w] for w, part in watch.part.items() if part} == {"learner"}
+
+
+@pytest.mark.parametrize("slow", ["rollout", "score", "learn"])
+def test_a_stop_wakes_the_learner_although_others_are_at_work(slow: str) -> None:
+    """Its weights are written; what the others would decode for hours is not wanted."""
+
+    def delay(what: str) -> float:
+        return 10_000.0 if what.startswith(slow) else 1.0
+
+    workers = fakes(delay)
+    hooks = Saving(4)
+    asleep_after = list[float]()
+
+    async def go() -> None:
+        fleet = workers.fleet(
+            Calls(start_deadline_s=1e6, call_deadline_s=1e6), takes_turns=ALL
+        )
+        stop = Stop(grace_s=50.0)
+        loop = loop_over(config(), fleet, hooks, steps=5, stop=stop)
+        hooks.turns = loop._turns
+        asyncio.get_running_loop().call_later(10.0, stop.request)
+        await loop.run()
+        asleep_after.append(asyncio.get_running_loop().time())
+        await hooks.save()
+
+    run_in_virtual_time(go())
+    watch = workers.learners[0].watch
+    assert watch is not None
+    assert watch.complaints == []
+    assert {watch.roles[w] for w, part in watch.part.items() if part} == {"learner"}
+    assert asleep_after[0] < 100.0
+    assert hooks.receipts == []
+    assert hooks.cursor == 0
 
 
 def test_weights_are_not_published_again_by_ranks_that_sleep() -> None:
