@@ -90,7 +90,8 @@ def run(
     sections = {"evaluation": {"path": "held-out", "every": 2}} | METHODS[method]
     sections["run"] = {"checkpoint_every": 2} | sections.get("run", {})
     sections["learner"] = {"model": "s", "num_ranks": counts.get("ranks", 1)}
-    chosen = config(sections)
+    # Room for one chunk an engine: by turns all of a step's have room all the same.
+    chosen = config(sections, max_chunks_in_flight=1)
     workers = fakes(random_delays(seed), some_fork=method == "takeovers", **counts)
     hooks = Saving(4)
     replaced = list[str]()
@@ -188,7 +189,10 @@ def test_an_actor_that_is_lost_is_started_anew_in_its_own_turn_alone(seed: int) 
     assert ran.trained == run(method, frozenset(), seed=seed).trained
 
 
-def test_a_change_that_was_cut_short_is_made_again_before_the_next() -> None:
+@pytest.mark.parametrize("back_to", ["learner", "rollout"])
+def test_a_change_that_was_cut_short_is_made_again_before_the_next(
+    back_to: Role,
+) -> None:
     """A stop may cancel a step while roles change places."""
     workers = fakes(lambda _: 0.0)
 
@@ -204,13 +208,13 @@ def test_a_change_that_was_cut_short_is_made_again_before_the_next() -> None:
             await asyncio.sleep(1.0)
             change.cancel()
             await asyncio.gather(change, return_exceptions=True)
-        await turns.to("learner")
+        await turns.to(back_to)
 
     run_in_virtual_time(go())
     watch = workers.learners[0].watch
     assert watch is not None
     assert watch.complaints == []
-    assert {watch.roles[w] for w, part in watch.part.items() if part} == {"learner"}
+    assert {watch.roles[w] for w, part in watch.part.items() if part} == {back_to}
 
 
 @pytest.mark.parametrize("slow", ["rollout", "score", "learn"])
