@@ -163,8 +163,14 @@ def _states_move_s(config: Config, student: Shape, hardware: Hardware) -> float:
     16 bytes a parameter are sharded, 2 of the weights with ZeRO 3 alone.
     """
     ranks = config.learner.num_ranks
-    whole = 2 / ranks if config.learner.running_zero_stage == 3 else 2
-    return student.dense * (16 / ranks + whole) / hardware.pcie_bytes_s
+    whole = _BF16 / ranks if config.learner.running_zero_stage == 3 else _BF16
+    moved = student.dense * whole + _trained(config, student) * 16 / ranks
+    return moved / hardware.pcie_bytes_s
+
+
+def _trained(config: Config, student: Shape) -> float:
+    """Return the parameters that have gradients: adapters are next to none."""
+    return 0.0 if config.learner.lora else student.dense
 
 
 def assumed_workload(config: Config) -> Workload:
@@ -208,16 +214,18 @@ def _learn(
     """Forward, backward, recomputation; the teacher's head; collectives of a
     micro-batch.
     """
-    # Backward costs two forwards; checkpointing repeats the forward.
-    passes = 4 if config.learner.gradient_checkpointing else 3
+    # Backward costs two forwards, one where the weights are frozen; checkpointing
+    # repeats the forward.
+    passes = 2 if config.learner.lora else 3
+    passes += config.learner.gradient_checkpointing
     flops_s = hardware.flops * hardware.train_share
     # DeepSpeed's bfloat16 optimizer shards gradients even at stage 0 or 1.
     stage = config.learner.running_zero_stage
     ranks = config.learner.num_ranks
     sharing = config.learner.sequence_parallel
-    moved = (
-        student.dense * _BF16 * (3 if stage == 3 else 1)
-    )  # 3: gathered twice, reduced once
+    # With ZeRO 3 weights are gathered twice; gradients are reduced once.
+    gathered = 2 * student.dense if stage == 3 else 0.0
+    moved = _BF16 * (gathered + _trained(config, student))
     return Forward(
         call_s=hardware.call_s
         + moved * (ranks - 1) / ranks / _collective(ranks, hardware),
@@ -235,11 +243,10 @@ def _optimizer_s(config: Config, student: Shape, hardware: Hardware) -> float:
     ranks = config.learner.num_ranks
     # 28 bytes a parameter: weight and both moments are read and written in float32, the
     # gradient is read.
-    touched = (
-        student.dense * 28 / ranks / (hardware.memory_bytes_s * hardware.decode_share)
-    )
+    trained = _trained(config, student)
+    touched = trained * 28 / ranks / (hardware.memory_bytes_s * hardware.decode_share)
     # A rank receives every share but its own.
-    gathered = student.dense * _BF16 * (ranks - 1) / ranks
+    gathered = trained * _BF16 * (ranks - 1) / ranks
     return touched + gathered / _collective(ranks, hardware)
 
 

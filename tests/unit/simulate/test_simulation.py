@@ -2,6 +2,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from topd_ray.commands.plan import grown, scaled
-from topd_ray.config import Config, parse_config
+from topd_ray.config import Config, load_config, parse_config
 from topd_ray.errors import TopdError, UserError
 from topd_ray.records.timeline import Work
 from topd_ray.simulate.clock import run_in_virtual_time
@@ -27,6 +29,8 @@ from topd_ray.simulate.rates import (
 )
 from topd_ray.simulate.roofline import Hardware, assumed_workload, roofline_rates
 from topd_ray.simulate.simulation import simulate
+
+BY_TURNS = Path(__file__).parents[3] / "configs" / "qwen3-30b-a3b-to-4b-4x40gb.yaml"
 
 
 def config(**sections: Any) -> Config:
@@ -545,3 +549,37 @@ def test_more_gpus_than_a_batch_can_use_stay_idle_rather_than_in_the_way() -> No
     last = rows[-1]
     assert last.num_idle > 0  # four rollouts
     assert last.described.endswith(f"{last.num_idle} idle")
+
+
+def test_adapters_make_the_optimizers_step_free_and_the_backward_pass_cheaper() -> None:
+    lora = "learner.lora={rank: 16, alpha: 32.0, targets: [q_proj]}"
+    whole, adapted = (
+        roofline_rates(load_config(BY_TURNS, overrides), Hardware())
+        for overrides in ([], [lora])
+    )
+    assert adapted.step_s == 0.0 < whole.step_s
+    # Forward, recomputed forward and the gradient of the inputs, of four such parts.
+    # The products of the teacher's head stay.
+    head = 2 * 2048 * 151_936 / (989e12 * 0.4)
+    ratio = (adapted.learn.token_s - head) / (whole.learn.token_s - head)
+    assert ratio == pytest.approx(3 / 4)
+    assert adapted.learn.call_s < whole.learn.call_s  # no gradient is reduced
+    assert adapted.learner_move_s == pytest.approx(whole.learner_move_s / 9)
+
+
+def test_roles_that_take_turns_are_never_at_work_at_the_same_time() -> None:
+    config = load_config(BY_TURNS)
+    rates = roofline_rates(config, Hardware())
+    workload = assumed_workload(config)
+    by_turns = simulate(config, rates, workload, cores=48, steps=2)
+    spans = sorted(
+        (work.began_s, work.ended_s, work.kind)
+        for work in by_turns.works
+        if work.what not in ("sleep", "wake") and work.kind != "prober"
+    )
+    for (_, ended_s, kind), (began_s, _, next_kind) in pairwise(spans):
+        assert kind == next_kind or ended_s <= began_s
+    assert {work.what for work in by_turns.works} >= {"sleep", "wake"}
+    together = load_config(BY_TURNS, ["cluster.turns=false"])
+    prediction = simulate(together, rates, workload, cores=48, steps=2)
+    assert by_turns.step_s > prediction.step_s
