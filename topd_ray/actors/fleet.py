@@ -23,7 +23,7 @@ from topd_ray.actors.process import Process, Reference, Stream
 from topd_ray.actors.protocols import DirectEnds, Fleet, Ref
 from topd_ray.actors.replacement import Replacement
 from topd_ray.actors.reservation import Reservation, reserved
-from topd_ray.actors.roles import Role
+from topd_ray.actors.roles import RoleName
 from topd_ray.actors.rollout import RolloutWorker
 from topd_ray.actors.teacher import TeacherWorker
 from topd_ray.actors.transport import transport_of
@@ -161,7 +161,7 @@ async def open_fleet(
     *,
     total_steps: int,
     workers: WorkerClasses = WorkerClasses(),
-    takes_turns: frozenset[Role] = frozenset(),
+    takes_turns: frozenset[RoleName] = frozenset(),
 ) -> AsyncIterator[Fleet]:
     """Place and start all actors; yield their handles when each has its model.
 
@@ -202,7 +202,7 @@ class _Opening:
     calls: Calls
     replacement: Replacement
     transport: Transport
-    takes_turns: frozenset[Role]
+    takes_turns: frozenset[RoleName]
 
     async def fleet(self, learners: LearnerActorGroup) -> Fleet:
         """Return the handles of all actors when each has its model."""
@@ -239,12 +239,12 @@ class _Opening:
         )
 
     def _start_of(self, name: str, **named: object) -> Callable[[], Process]:
-        role: Role = "rollout" if name.startswith("rollout") else "teacher"
+        role: RoleName = "rollout" if name.startswith("rollout") else "teacher"
         if role in self.takes_turns:
             named["sleeps"] = True
         return self.starter.process(name, **named)
 
-    async def _settle(self, role: Role, handles: Sequence[Handle]) -> None:
+    async def _settle(self, role: RoleName, handles: Sequence[Handle]) -> None:
         """Let the actors of a role load, and sleep, before those of another start.
 
         Without turns none is awaited here: all load at the same time.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from topd_ray.actors.roles import Role
+from topd_ray.actors.roles import RoleName
 from topd_ray.config import Transport
 from topd_ray.engines.protocols import TransferGroup, TransferPiece, WakePart
 from topd_ray.errors import TopdError
@@ -457,7 +457,7 @@ class Fleet:
     learners: LearnerGroup
     direct: DirectEnds | None = None
     """None where weights travel through the object store."""
-    takes_turns: frozenset[Role] = frozenset()
+    takes_turns: frozenset[RoleName] = frozenset()
     """Roles that sleep while others of these work; all but the learner sleep when the
     fleet has started.
     """

@@ -4,19 +4,19 @@ from typing import Literal, cast
 
 from topd_ray.actors.placement import PlacedActor, Placement
 
-Role = Literal["rollout", "teacher", "learner"]
+RoleName = Literal["rollout", "teacher", "learner"]
 """What an actor does in a step; probe workers are the teacher's."""
-ROLES: tuple[Role, ...] = ("rollout", "teacher", "learner")
+ROLES: tuple[RoleName, ...] = ("rollout", "teacher", "learner")
 
 
-def role_of(actor: PlacedActor) -> Role:
+def role_of(actor: PlacedActor) -> RoleName:
     """Return the role of an actor."""
-    return "teacher" if actor.kind == "prober" else cast("Role", actor.kind)
+    return "teacher" if actor.kind == "prober" else cast("RoleName", actor.kind)
 
 
-def sharing_roles(placement: Placement) -> frozenset[Role]:
+def sharing_roles(placement: Placement) -> frozenset[RoleName]:
     """Return the roles that have a GPU together with another role."""
-    sharing = set[Role]()
+    sharing = set[RoleName]()
     for bundle in placement.bundles:
         for gpu in bundle.gpus:
             roles = {role_of(actor) for actor in placement.on(bundle.node, gpu)}
@@ -25,4 +25,4 @@ def sharing_roles(placement: Placement) -> frozenset[Role]:
     return frozenset(sharing)
 
 
-__all__ = ["ROLES", "Role", "role_of", "sharing_roles"]
+__all__ = ["ROLES", "RoleName", "role_of", "sharing_roles"]

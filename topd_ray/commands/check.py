@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from topd_ray.actors.placement import Placement, assumed_placement
-from topd_ray.actors.roles import ROLES, Role
+from topd_ray.actors.roles import ROLES, RoleName
 from topd_ray.actors.transport import transport_of
 from topd_ray.config import Config
 from topd_ray.inputs.gpu_memory import (
@@ -42,7 +42,7 @@ def _print_roles(
     config: Config,
     plan: Plan,
     placement: Placement,
-    takes_turns: frozenset[Role],
+    takes_turns: frozenset[RoleName],
 ) -> None:
     table = Table(
         title=f"{config.run.name}: {config.run.method}, seed {config.run.seed}"

@@ -19,11 +19,11 @@ from topd_ray.actors.cluster import connected
 from topd_ray.actors.fleet import open_fleet, put
 from topd_ray.actors.protocols import Fleet
 from topd_ray.actors.replacement import Replacement
-from topd_ray.actors.roles import Role
+from topd_ray.actors.roles import RoleName
 from topd_ray.config import Config
 from topd_ray.driver.stages import Stages, rank_shares
 from topd_ray.driver.step import Chunk, ChunkLog
-from topd_ray.driver.turns import Turns
+from topd_ray.driver.turns import RoleTurns
 from topd_ray.errors import UserError
 from topd_ray.inputs.paths import with_absolute_paths
 from topd_ray.inputs.turns import roles_by_turns
@@ -107,7 +107,7 @@ async def _replay_all(
     folder: Path,
     step: BadStep,
     rollouts: Sequence[Rollout],
-    takes_turns: frozenset[Role],
+    takes_turns: frozenset[RoleName],
 ) -> list[Replayed]:
     replayed = []
     async with open_fleet(
@@ -119,7 +119,7 @@ async def _replay_all(
         takes_turns=takes_turns,
     ) as fleet:
         stages = Stages(config, fleet)
-        turns = Turns(fleet)
+        turns = RoleTurns(fleet)
         for version, rollout in enumerate(rollouts):
             report = await _replay_one(
                 config, fleet, stages, turns, step, rollout, version
@@ -132,7 +132,7 @@ async def _replay_one(
     config: Config,
     fleet: Fleet,
     stages: Stages,
-    turns: Turns,
+    turns: RoleTurns,
     step: BadStep,
     rollout: Rollout,
     version: int,

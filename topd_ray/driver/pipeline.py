@@ -49,7 +49,7 @@ from topd_ray.driver.health import complaints, refuse_mismatch
 from topd_ray.driver.ledger import Ledger, Stage
 from topd_ray.driver.stages import Stages, rank_shares
 from topd_ray.driver.step import Chunk, EarlyTakeover, Round, StepInFlight
-from topd_ray.driver.turns import Turns
+from topd_ray.driver.turns import RoleTurns
 from topd_ray.errors import TopdError
 from topd_ray.messages import CandidateSet, Prompt, RolloutRequest, StepReport
 from topd_ray.records.receipts import LearnedRound, StepReceipts
@@ -65,7 +65,7 @@ class Pipeline:
         fleet: Fleet,
         ledger: Ledger,
         recent: RecentDistances,
-        turns: Turns | None = None,
+        turns: RoleTurns | None = None,
     ) -> None:
         """Take the actors, and what steps leave behind.
 
@@ -77,7 +77,7 @@ class Pipeline:
             turns: Of the roles, together with the `WeightSync`; by default those of the
                 fleet.
         """
-        self.turns = turns or Turns(fleet)
+        self.turns = turns or RoleTurns(fleet)
         self._config = config
         self._fleet = fleet
         self._ledger = ledger

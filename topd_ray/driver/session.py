@@ -17,7 +17,7 @@ from topd_ray.actors.cluster import connected
 from topd_ray.actors.fleet import open_fleet
 from topd_ray.actors.placement import Placement
 from topd_ray.actors.replacement import LOST, FailureBudget, Replacement
-from topd_ray.actors.roles import Role
+from topd_ray.actors.roles import RoleName
 from topd_ray.config import Config
 from topd_ray.config.changes import Change, changes, refuse_unchangeable
 from topd_ray.driver.checkpoint import Checkpoint, make_latest, open_checkpoint
@@ -154,7 +154,7 @@ def _resume(
             return run.go()
 
 
-def _turns_that_fit(config: Config, placement: Placement | None) -> frozenset[Role]:
+def _turns_that_fit(config: Config, placement: Placement | None) -> frozenset[RoleName]:
     """Return the roles that take turns.
 
     Raises UserError where a GPU has too little memory, with turns or without.
@@ -188,7 +188,7 @@ class _Run:
         checkpoint: Checkpoint | None,
         started_s: float,
         output: Output,
-        takes_turns: frozenset[Role],
+        takes_turns: frozenset[RoleName],
     ) -> None:
         self._takes_turns = takes_turns
         state = RunState.of(config, checkpoint)

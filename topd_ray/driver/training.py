@@ -17,7 +17,7 @@ from topd_ray.driver.loop import FinishedStep, LoopHooks, Schedule, StepLoop
 from topd_ray.driver.pipeline import Pipeline
 from topd_ray.driver.sigterm import Stop
 from topd_ray.driver.state import RunState
-from topd_ray.driver.turns import Turns
+from topd_ray.driver.turns import RoleTurns
 from topd_ray.driver.weight_sync import WeightSync
 from topd_ray.evaluation import Accuracy
 from topd_ray.inputs.run_inputs import RunInputs
@@ -73,7 +73,7 @@ class Training(LoopHooks):
         self._run = run
         self._fleet = fleet
         self._checkpoint = checkpoint
-        self._turns = Turns(fleet)
+        self._turns = RoleTurns(fleet)
         self._weight_sync = WeightSync(
             fleet,
             _direct_transfer(run, fleet),

@@ -14,7 +14,7 @@ from enum import Enum
 
 from topd_ray.actors.calls import all_of
 from topd_ray.actors.protocols import Fleet, SleepingHandle
-from topd_ray.actors.roles import ROLES, Role
+from topd_ray.actors.roles import ROLES, RoleName
 from topd_ray.engines.protocols import WakePart
 from topd_ray.records.receipts import Span
 from topd_ray.records.timeline import Work
@@ -31,39 +31,39 @@ class _State(Enum):
     """A change of it was not finished: its calls are made again before the next."""
 
 
-class Turns:
+class RoleTurns:
     """Says who of the roles that take turns is awake, and changes it."""
 
-    def __init__(self, fleet: Fleet, *, awake: Role = "learner") -> None:
+    def __init__(self, fleet: Fleet, *, awake: RoleName = "learner") -> None:
         """`awake`: the one of `fleet.takes_turns` that does not sleep now."""
         self._takers = fleet.takes_turns
-        self._handles: Mapping[Role, Sequence[SleepingHandle]] = {
+        self._handles: Mapping[RoleName, Sequence[SleepingHandle]] = {
             "rollout": fleet.rollouts,
             "teacher": fleet.decoders,
             "learner": [fleet.learners],
         }
-        self._names: Mapping[Role, Sequence[str]] = {
+        self._names: Mapping[RoleName, Sequence[str]] = {
             "rollout": [engine.name for engine in fleet.rollouts],
             "teacher": [decoder.name for decoder in fleet.decoders],
             "learner": fleet.learners.names,
         }
-        self._states: dict[Role, WakePart | _State] = dict.fromkeys(
+        self._states: dict[RoleName, WakePart | _State] = dict.fromkeys(
             ROLES, _State.ASLEEP
         )
         self._states[awake] = "all"
         self._changing = asyncio.Lock()
-        self._spans: list[tuple[Role, str, Span]] = []
+        self._spans: list[tuple[RoleName, str, Span]] = []
 
     @property
     def are_taken(self) -> bool:
         """Whether any role takes turns."""
         return bool(self._takers)
 
-    def has(self, role: Role) -> bool:
+    def has(self, role: RoleName) -> bool:
         """Return whether a role takes turns: a barrier stands in front of its work."""
         return role in self._takers
 
-    async def to(self, role: Role, part: WakePart = "all") -> None:
+    async def to(self, role: RoleName, part: WakePart = "all") -> None:
         """Let a role work, alone of those that take turns.
 
         Calls that were submitted to the others before are served first. Does nothing
@@ -81,7 +81,7 @@ class Turns:
                     await self._put_to_sleep(other)
             await self._wake(role, part)
 
-    async def leave_to(self, role: Role) -> None:
+    async def leave_to(self, role: RoleName) -> None:
         """End the actors of the other roles that take turns, and wake `role`.
 
         For the end of a session: a call of theirs that is under way would hold up their
@@ -120,7 +120,7 @@ class Turns:
             for name in self._names[role]
         ]
 
-    async def _put_to_sleep(self, role: Role) -> None:
+    async def _put_to_sleep(self, role: RoleName) -> None:
         if self._states[role] is _State.ASLEEP:
             return
         began_s = _now_s()
@@ -129,7 +129,7 @@ class Turns:
         self._states[role] = _State.ASLEEP
         self._spans.append((role, "sleep", Span(began_s, _now_s())))
 
-    async def _wake(self, role: Role, part: WakePart) -> None:
+    async def _wake(self, role: RoleName, part: WakePart) -> None:
         if self._states[role] in ("all", part):
             return
         began_s = _now_s()
@@ -146,7 +146,7 @@ class Barrier:
         self._num_to_come = num_chunks
         self._is_open = asyncio.Event()
 
-    async def reach(self, turns: Turns, role: Role) -> None:
+    async def reach(self, turns: RoleTurns, role: RoleName) -> None:
         """Come with one chunk; return when every chunk has, and it is the role's turn.
 
         An error of the change of turns is raised to the chunk that came last.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from topd_ray.actors.calls import all_of
 from topd_ray.actors.protocols import Fleet, PublishedWeights
 from topd_ray.driver.direct_transfer import DirectTransfer, TransferError
-from topd_ray.driver.turns import Turns
+from topd_ray.driver.turns import RoleTurns
 from topd_ray.records.receipts import Span
 from topd_ray.records.timeline import Work
 
@@ -36,7 +36,7 @@ class WeightSync:
         self,
         fleet: Fleet,
         direct: DirectTransfer | None = None,
-        turns: Turns | None = None,
+        turns: RoleTurns | None = None,
         *,
         on_failure: Callable[[int, str], None] = lambda *_: None,
     ) -> None:
@@ -51,7 +51,7 @@ class WeightSync:
         """
         self._fleet = fleet
         self._direct = direct
-        self._turns = turns or Turns(fleet)
+        self._turns = turns or RoleTurns(fleet)
         self._on_failure = on_failure
         self._syncs: list[_Sync] = []
         self.followed: PublishedWeights | None = None

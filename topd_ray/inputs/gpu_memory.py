@@ -8,7 +8,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from topd_ray.actors.placement import PlacedActor, Placement
-from topd_ray.actors.roles import ROLES, Role, role_of
+from topd_ray.actors.roles import ROLES, RoleName, role_of
 from topd_ray.actors.transport import transport_of
 from topd_ray.config import Config, EngineConfig
 from topd_ray.errors import UserError
@@ -57,7 +57,7 @@ class ActorMemory:
     actor: str
     parts: dict[str, float] | None
     """GiB by what they hold; None where the size of its model is not known."""
-    role: Role
+    role: RoleName
     asleep_gib: float = 0.0
     """What stays there while it sleeps: CUDA's context and graphs, an output head."""
 
@@ -76,7 +76,7 @@ class GpuMemory:
     actors: tuple[ActorMemory, ...]
     card_gib: float | None
     """`cluster.gpu_memory_gib`."""
-    takes_turns: frozenset[Role] = frozenset()
+    takes_turns: frozenset[RoleName] = frozenset()
     """Roles that sleep while others of these work."""
 
     @property
@@ -97,7 +97,7 @@ class GpuMemory:
             return {"all": self._sum(frozenset())}
         return {role: self._sum(here - {role}) for role in ROLES if role in here}
 
-    def _sum(self, asleep: AbstractSet[Role]) -> float | None:
+    def _sum(self, asleep: AbstractSet[RoleName]) -> float | None:
         sums = [
             actor.asleep_gib if actor.role in asleep and actor.parts else actor.gib
             for actor in self.actors
@@ -116,7 +116,7 @@ class GpuMemory:
 def gpu_memory(
     config: Config,
     placement: Placement,
-    takes_turns: frozenset[Role] = frozenset(),
+    takes_turns: frozenset[RoleName] = frozenset(),
 ) -> list[GpuMemory]:
     """Return the memory of every GPU in use, by node and index.
 

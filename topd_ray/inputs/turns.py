@@ -3,17 +3,17 @@
 from collections.abc import Sequence
 
 from topd_ray.actors.placement import Placement
-from topd_ray.actors.roles import ROLES, Role, sharing_roles
+from topd_ray.actors.roles import ROLES, RoleName, sharing_roles
 from topd_ray.config import Config
 from topd_ray.errors import UserError
 from topd_ray.inputs.gpu_memory import GpuMemory, gpu_memory
 
-_NO_ROLE: frozenset[Role] = frozenset()
+_NO_ROLE: frozenset[RoleName] = frozenset()
 _MOVED = ("weights", "gradients", "optimizer")
 """Parts of an actor that it moves to the host; its other parts are dropped."""
 
 
-def roles_by_turns(config: Config, placement: Placement | None) -> frozenset[Role]:
+def roles_by_turns(config: Config, placement: Placement | None) -> frozenset[RoleName]:
     """Return the roles that sleep while others of them work; often none.
 
     By `cluster.turns`, or by memory: where all roles together are too much for a GPU

@@ -1,7 +1,7 @@
 """A model without memory for its weights, and the weights one at a time from its files.
 
-For students that no process can hold whole: whoever shards them reads a weight, keeps
-its share, and reads the next one.
+For students that no process can hold whole: a weight is read and sharded before the
+next one is read.
 """
 
 from collections.abc import Iterator
@@ -65,7 +65,7 @@ def _weights_on_meta() -> Iterator[None]:
 def fill_with_zeros(model: nn.Module) -> None:
     """Give every weight of an empty model the value 0, in the memory of the largest.
 
-    For checks of what a model computes with, whatever its weights are.
+    For checks of what a model computes with, which do not depend on its weights.
     """
     named = list(model.named_parameters())
     dtype = named[0][1].dtype

@@ -43,7 +43,7 @@ NAMES: dict[Column, tuple[str, ...]] = {
 }
 
 
-class Cell(NamedTuple):
+class RowCell(NamedTuple):
     """A value of a row, and the column that it comes from, for errors."""
 
     column: str
@@ -60,7 +60,7 @@ class Columns:
         self._named = named
         self._field = field
 
-    def prompt(self, row: Mapping[str, Any]) -> Cell:
+    def prompt(self, row: Mapping[str, Any]) -> RowCell:
         """Return the column that holds the prompt.
 
         Raises RowError where there is none, or where several could be meant.
@@ -70,10 +70,10 @@ class Columns:
             return cell
         for name in OWN_PROMPTS:
             if row.get(name) is not None:
-                return Cell(name, row[name])
+                return RowCell(name, row[name])
         others = [name for name in OTHER_PROMPTS if row.get(name) is not None]
         if len(others) == 1:
-            return Cell(others[0], row[others[0]])
+            return RowCell(others[0], row[others[0]])
         keys = shown(sorted(map(str, row)))
         if others:
             raise RowError(
@@ -85,7 +85,7 @@ class Columns:
             " column that holds the prompt"
         )
 
-    def present(self, what: Column, row: Mapping[str, Any]) -> list[Cell]:
+    def present(self, what: Column, row: Mapping[str, Any]) -> list[RowCell]:
         """Return the columns that are there and not null, the first to count first.
 
         Where the user names a column, it is the only one. Raises RowError where the row
@@ -94,15 +94,15 @@ class Columns:
         if what in self._named:
             cell = self.named(what, row)
             return [] if cell is None or cell.value is None else [cell]
-        found = [Cell(name, value_at(row, name)) for name in NAMES[what]]
+        found = [RowCell(name, value_at(row, name)) for name in NAMES[what]]
         return [cell for cell in found if cell.value is not None]
 
-    def held(self, what: Column, row: Mapping[str, Any]) -> list[Cell]:
+    def held(self, what: Column, row: Mapping[str, Any]) -> list[RowCell]:
         """Return those of `present` that hold more than blanks."""
         cells = self.present(what, row)
         return [cell for cell in cells if not _is_blank(cell.value)]
 
-    def named(self, what: Column, row: Mapping[str, Any]) -> Cell | None:
+    def named(self, what: Column, row: Mapping[str, Any]) -> RowCell | None:
         """Return the value in the user's column; None where none is named.
 
         Raises RowError where the row has no such column.
@@ -115,9 +115,9 @@ class Columns:
                 f"{self._field}.{what}={name}: no such column; found the keys"
                 f" {shown(sorted(map(str, row)))}"
             )
-        return Cell(name, value_at(row, name))
+        return RowCell(name, value_at(row, name))
 
-    def ambiguous(self, what: Column, cells: Sequence[Cell]) -> RowError:
+    def ambiguous(self, what: Column, cells: Sequence[RowCell]) -> RowError:
         """Return the error for columns of one meaning that hold different things."""
         values = ", ".join(f"{cell.column}={shown(cell.value)}" for cell in cells)
         return RowError(
@@ -154,4 +154,4 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-__all__ = ["FORMS", "OTHER_PROMPTS", "OWN_PROMPTS", "Cell", "Columns", "value_at"]
+__all__ = ["FORMS", "OTHER_PROMPTS", "OWN_PROMPTS", "Columns", "RowCell", "value_at"]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from topd_ray.messages import FinishReason
-from topd_ray.prompts.columns import FORMS, Cell, Columns
+from topd_ray.prompts.columns import FORMS, Columns, RowCell
 from topd_ray.prompts.shown import RowError, shown
 from topd_ray.prompts.turns import Turn, parse_text, parse_turns
 
@@ -95,7 +95,7 @@ def _response(row: Mapping[str, Any], columns: Columns) -> str | None:
     return texts[0] if texts else None
 
 
-def _spoken(cell: Cell) -> str | None:
+def _spoken(cell: RowCell) -> str | None:
     if not isinstance(cell.value, list):
         return _text(cell)
     turns = parse_turns(cell.value, cell.column)
@@ -108,16 +108,16 @@ def _spoken(cell: Cell) -> str | None:
     return "\n\n".join(turn.text for turn in turns).strip() or None
 
 
-def _first_text(cells: Sequence[Cell]) -> str | None:
+def _first_text(cells: Sequence[RowCell]) -> str | None:
     """Return the stripped text of the first column; None where there is none."""
     return _text(cells[0]) if cells else None
 
 
-def _text(cell: Cell) -> str | None:
+def _text(cell: RowCell) -> str | None:
     return parse_text(cell.value, cell.column).strip() or None
 
 
-def _prompt_id(cells: Sequence[Cell], default_id: str) -> str:
+def _prompt_id(cells: Sequence[RowCell], default_id: str) -> str:
     value = cells[0].value if cells else default_id
     # `true` is an int to Python, but no id.
     if isinstance(value, int) and not isinstance(value, bool):
@@ -144,7 +144,7 @@ def _answer(row: Mapping[str, Any], columns: Columns) -> tuple[str | None, str |
     return (answers[0] if answers else None), worked
 
 
-def _answer_text(cell: Cell) -> tuple[str | None, str | None]:
+def _answer_text(cell: RowCell) -> tuple[str | None, str | None]:
     value = cell.value
     if isinstance(value, list):
         if len(value) > 1:
@@ -152,7 +152,7 @@ def _answer_text(cell: Cell) -> tuple[str | None, str | None]:
                 f"{cell.column}: expected one answer, found {shown(value)}; keep the"
                 " one to compare with"
             )
-        return _answer_text(Cell(cell.column, value[0] if value else None))
+        return _answer_text(RowCell(cell.column, value[0] if value else None))
     if value is None:
         return None, None
     if isinstance(value, str):

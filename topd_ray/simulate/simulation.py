@@ -14,7 +14,7 @@ from topd_ray.config import Config
 from topd_ray.driver.ledger import Ledger
 from topd_ray.driver.loop import FinishedStep, LoopHooks, Schedule, StepLoop
 from topd_ray.driver.pipeline import Pipeline
-from topd_ray.driver.turns import Turns
+from topd_ray.driver.turns import RoleTurns
 from topd_ray.driver.weight_sync import WeightSync
 from topd_ray.inputs.turns import roles_by_turns
 from topd_ray.messages import Prompt
@@ -89,7 +89,7 @@ async def _steps(world: World, cores: int, steps: int) -> Prediction:
         samples=config.objective.trajectory != "given",
     )
     recent = RecentDistances(config.threshold_rule)
-    turns = Turns(fleet)
+    turns = RoleTurns(fleet)
     pipeline = Pipeline(config, fleet, Ledger(), recent, turns)
     loop = StepLoop(
         schedule,

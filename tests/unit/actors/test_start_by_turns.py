@@ -6,7 +6,7 @@ from pathlib import Path
 from topd_ray.actors.calls import Calls
 from topd_ray.actors.fleet import WorkerClasses, open_fleet
 from topd_ray.actors.replacement import Replacement
-from topd_ray.actors.roles import ROLES, Role
+from topd_ray.actors.roles import ROLES, RoleName
 from topd_ray.config import Config, load_config
 from topd_ray.records.run_folder import RunFolder
 
@@ -20,7 +20,7 @@ INLINE = (
 )
 
 
-def story_of(takes_turns: frozenset[Role]) -> list[str]:
+def story_of(takes_turns: frozenset[RoleName]) -> list[str]:
     """What the workers of a fleet were asked, from its start to its end."""
     story = list[str]()
 

@@ -25,12 +25,12 @@ from topd_ray.actors.learner_group import LearnerActorGroup
 from topd_ray.actors.process import Process
 from topd_ray.actors.protocols import Fleet
 from topd_ray.actors.replacement import Replacement
-from topd_ray.actors.roles import Role
+from topd_ray.actors.roles import RoleName
 from topd_ray.config import Config, parse_config
 from topd_ray.driver.ledger import Ledger
 from topd_ray.driver.loop import FinishedStep, LoopHooks, Schedule, StepLoop
 from topd_ray.driver.pipeline import Pipeline
-from topd_ray.driver.turns import Turns
+from topd_ray.driver.turns import RoleTurns
 from topd_ray.driver.weight_sync import WeightSync
 from topd_ray.evaluation import Accuracy
 from topd_ray.messages import LossSums, Prompt, RolloutRequest, StepReport
@@ -585,7 +585,7 @@ class Fakes:
         dies: Dies = lambda: "",
         *,
         replaceable: bool = True,
-        takes_turns: frozenset[Role] = frozenset(),
+        takes_turns: frozenset[RoleName] = frozenset(),
     ) -> Fleet:
         """Real handles over processes that end when `dies` says so; learners live."""
         granted = replacement or Replacement.never()
@@ -695,7 +695,7 @@ def loop_over(
     **options: Any,
 ) -> StepLoop:
     """The loop of a run over a fleet, for `steps` steps in all."""
-    turns = Turns(fleet)
+    turns = RoleTurns(fleet)
     return StepLoop(
         Schedule.of(chosen, steps),
         Pipeline(

@@ -26,12 +26,12 @@ from tests.unit.driver.fleet import (
 from topd_ray.actors.calls import Calls
 from topd_ray.actors.learner_group import LearnerActorGroup
 from topd_ray.actors.replacement import FailureBudget, Replacement
-from topd_ray.actors.roles import ROLES, Role
+from topd_ray.actors.roles import ROLES, RoleName
 from topd_ray.driver.sigterm import Stop
-from topd_ray.driver.turns import Turns
+from topd_ray.driver.turns import RoleTurns
 from topd_ray.simulate.clock import run_in_virtual_time
 
-ALL: frozenset[Role] = frozenset(ROLES)
+ALL: frozenset[RoleName] = frozenset(ROLES)
 PROBLEMS = [prompt(100 + position) for position in range(3)]
 METHODS: dict[str, dict[str, Any]] = {
     "topd": {},
@@ -72,7 +72,7 @@ class Ran:
 class Saving(Steps):
     """Saves as a run does: the learner must be awake."""
 
-    turns: Turns
+    turns: RoleTurns
 
     async def save(self) -> None:
         await self.turns.to("learner")
@@ -80,7 +80,7 @@ class Saving(Steps):
 
 def run(
     method: str,
-    takes_turns: frozenset[Role],
+    takes_turns: frozenset[RoleName],
     *,
     seed: int = 0,
     steps: int = 5,
@@ -163,7 +163,7 @@ def test_a_step_has_four_turns_in_their_order() -> None:
     ],
 )
 def test_a_role_with_gpus_for_itself_never_sleeps(
-    pair: tuple[Role, Role], barriers: set[str]
+    pair: tuple[RoleName, RoleName], barriers: set[str]
 ) -> None:
     ran = run("topd", frozenset(pair))
     assert ran.watch is not None
@@ -191,7 +191,7 @@ def test_an_actor_that_is_lost_is_started_anew_in_its_own_turn_alone(seed: int) 
 
 @pytest.mark.parametrize("back_to", ["learner", "rollout"])
 def test_a_change_that_was_cut_short_is_made_again_before_the_next(
-    back_to: Role,
+    back_to: RoleName,
 ) -> None:
     """A stop may cancel a step while roles change places."""
     workers = fakes(lambda _: 0.0)
@@ -200,7 +200,7 @@ def test_a_change_that_was_cut_short_is_made_again_before_the_next(
         fleet = workers.fleet(
             Calls(start_deadline_s=60.0, call_deadline_s=60.0), takes_turns=ALL
         )
-        turns = Turns(fleet)
+        turns = RoleTurns(fleet)
         await turns.to("rollout")
         (engine,) = workers.rollouts
         async with engine.one_at_a_time:  # busy: it cannot sleep yet
