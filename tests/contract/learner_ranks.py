@@ -325,7 +325,7 @@ class Outcome:
     reports: list[StepReport]
     after_first: Weights
     sent: list[Weights]
-    """The weights after the first step, as each of two receivers had them by gloo."""
+    """The weights after the first step, as each of three receivers had them by gloo."""
     after_skip: Weights
     after_third: Weights
     after_third_again: Weights
@@ -393,7 +393,7 @@ def _play(
     )
     reports = [take_step(learner, step_batches(0, signal)[share])]
     after_first = held_weights(learner)
-    sent = sent_by_gloo(learner, rank, num_receivers=2)
+    sent = sent_by_gloo(learner, rank, num_receivers=3)
     if config.running_zero_stage:
         learner.sleep()
         learner.wake()

@@ -22,11 +22,13 @@ from tests.stub_worker import FailingRank, StubWorker
 from topd_ray.actors.calls import Calls
 from topd_ray.actors.cluster import connected
 from topd_ray.actors.fleet import WorkerClasses, open_fleet
+from topd_ray.actors.nodes import node_reports
 from topd_ray.actors.placement import Placement, place
 from topd_ray.actors.protocols import Fleet
 from topd_ray.actors.replacement import FailureBudget, Replacement
-from topd_ray.actors.reservation import living_nodes
+from topd_ray.actors.reservation import living_nodes, reserved
 from topd_ray.actors.resources import resources_of, total_resources
+from topd_ray.commands.doctor.cluster import judge_folder, judge_gpus
 from topd_ray.config import Config, load_config
 from topd_ray.errors import (
     ActorFailedError,
@@ -164,6 +166,39 @@ def test_every_actor_of_a_shipped_config_sees_the_devices_of_its_placement(
     start(config, tmp_path)
     assert_as_planned(placement, seen_by(tmp_path))
     assert_nothing_else_is_held()
+
+
+@pytest.mark.parametrize("file", [LOCAL, PAPER], ids=lambda file: file.stem)
+def test_a_shipped_config_is_placed_within_half_a_minute(
+    file: Path, cluster: Cluster
+) -> None:
+    """Its GPUs are held and known then; what an actor loads comes on top."""
+    del cluster
+    config = load_config(file)
+
+    async def held() -> int:
+        calls = Calls(start_deadline_s=DEADLINE_S, call_deadline_s=DEADLINE_S)
+        async with reserved(config, calls) as reservation:
+            return len(reservation.gpu_ids)
+
+    began_s = time.monotonic()
+    num_gpus = asyncio.run(held())
+    assert time.monotonic() - began_s < 30
+    assert num_gpus == place(config, living_nodes(), where="here").num_gpus
+
+
+def test_the_doctor_asks_every_node_for_its_gpus_and_for_the_folder_of_the_runs(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """Ray was told of four GPUs a node, and the driver of neither lists any."""
+    del cluster
+    reports = node_reports(tmp_path)
+    assert [(r.gpus, r.devices, r.sees_folder) for r in reports] == [(4, 0, True)] * 2
+    assert list(tmp_path.iterdir()) == []
+    found = judge_gpus(reports)
+    assert found.verdict == "fails"
+    assert found.seen.count("4 by Ray, 0 by nvidia-smi") == 2
+    assert judge_folder(reports, tmp_path).seen.endswith("same folder on 2 nodes")
 
 
 def test_the_papers_layout_shares_all_gpus_and_an_engine_comes_back_to_its_own(

@@ -55,6 +55,18 @@ def connected(config: Config) -> Iterator[Placement | None]:
             ray.shutdown()
 
 
+@contextmanager
+def joined(address: str, env: Mapping[str, str]) -> Iterator[None]:
+    """Join a running cluster; raise UserError where there is none."""
+    for key, value in _QUIET.items():
+        os.environ.setdefault(key, value)
+    try:
+        _join(address, env)
+        yield
+    finally:
+        ray.shutdown()
+
+
 def _join(address: str, env: Mapping[str, str]) -> None:
     try:
         _try_port(address)

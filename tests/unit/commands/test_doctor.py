@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,13 @@ import yaml
 
 from tests.gpu_smoke import complaints
 from tests.runs import topd
+from topd_ray.actors.nodes import NodeReport
 from topd_ray.commands.doctor import gpu_work, gpus, installation, machine, run_checks
+from topd_ray.commands.doctor.cluster import (
+    check_nodes,
+    judge_folder,
+    judge_gpus,
+)
 from topd_ray.commands.doctor.examination import examine, print_findings
 from topd_ray.commands.doctor.finding import Finding
 from topd_ray.commands.doctor.probes import compare_attention, share_memory
@@ -358,6 +365,41 @@ def test_more_gpus_than_there_are_fail(tmp_path):
     joined = plan(tmp_path, address="10.0.0.1:6379")
     config = parse_config(joined, source="test")
     assert run_checks.check_placement(config, 0).verdict == "not looked at"
+
+
+# The nodes of a cluster
+
+
+def report_of(address: str, **fields: Any) -> NodeReport:
+    values: dict[str, Any] = {"gpus": 8, "devices": 8, "sees_folder": True}
+    return NodeReport(address=address, **values | fields)
+
+
+def test_nodes_with_all_their_gpus_and_one_folder_pass():
+    nodes = [report_of("10.0.0.7"), report_of("10.0.0.8")]
+    assert judge_gpus(nodes).seen == "16 GPUs on 2 nodes, as many as Ray counts"
+    assert judge_folder(nodes, Path("/shared/runs")).verdict == "ok"
+
+
+def test_a_node_whose_gpus_ray_does_not_count_right_is_named():
+    found = judge_gpus([report_of("10.0.0.7"), report_of("10.0.0.8", devices=7)])
+    assert found.verdict == "fails"
+    assert found.seen == "10.0.0.8: 8 by Ray, 7 by nvidia-smi"
+
+
+def test_a_node_with_another_folder_for_the_runs_is_named():
+    nodes = [report_of("10.0.0.7"), report_of("10.0.0.8", sees_folder=False)]
+    found = judge_folder(nodes, Path("/home/runs"))
+    assert found.verdict == "fails"
+    assert found.seen == "/home/runs is another folder, or none, on 10.0.0.8"
+
+
+def test_a_cluster_that_cannot_be_joined_was_not_looked_at(tmp_path):
+    values = plan(tmp_path, address="127.0.0.1:1")
+    config = parse_config(values, source="test")
+    [found] = check_nodes(config)
+    assert found.verdict == "not looked at"
+    assert "no Ray cluster there" in found.seen
 
 
 # The command

@@ -7,7 +7,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from topd_ray.commands.doctor import gpu_work, gpus, installation, machine, run_checks
+from topd_ray.commands.doctor import (
+    cluster,
+    gpu_work,
+    gpus,
+    installation,
+    machine,
+    run_checks,
+)
 from topd_ray.commands.doctor.finding import Finding, not_looked_at
 from topd_ray.config import ClusterConfig, Config
 from topd_ray.errors import printable
@@ -52,17 +59,17 @@ def _installation(kind: str | None, *, has_gpu: bool) -> Iterator[Finding]:
 
 
 def _machine(config: Config | None, *, has_gpu: bool) -> Iterator[Finding]:
-    cluster = ClusterConfig() if config is None else config.cluster
+    section = ClusterConfig() if config is None else config.cluster
     yield machine.check_shared_memory(
         machine.free_gib(machine.SHARED_MEMORY),
-        cluster.object_store_gib,
+        section.object_store_gib,
         has_gpu=has_gpu,
     )
     yield machine.check_open_files(machine.open_files_limit())
     yield machine.check_locked_memory(
         machine.locked_memory_limit(), machine.infiniband_devices()
     )
-    yield machine.check_ray(cluster.address)
+    yield machine.check_ray(section.address)
 
 
 def _gpus(found: list[gpus.Gpu]) -> Iterator[Finding]:
@@ -88,6 +95,7 @@ def _run(config: Config, num_gpus: int | None) -> Iterator[Finding]:
     yield run_checks.check_checkpoint_room(config)
     if num_gpus is not None:
         yield run_checks.check_placement(config, num_gpus)
+    yield from cluster.check_nodes(config)
 
 
 def print_findings(findings: Iterable[Finding]) -> bool:
