@@ -85,7 +85,9 @@ def train(
         takes_turns = _turns_that_fit(config, placement)
         folder = RunFolder.create(config)
         with folder.locked():
-            return _Run(config, folder, inputs, None, started_s, output, takes_turns).go()
+            return _Run(
+                config, folder, inputs, None, started_s, output, takes_turns
+            ).go()
 
 
 def resume(
