@@ -19,9 +19,9 @@ from topd_ray.errors import printable
 from topd_ray.records.run_folder import RunFolder
 from topd_ray.records.step_file import step_files
 
-Decode = Callable[[Sequence[int]], str]
+DecodeIds = Callable[[Sequence[int]], str]
 """Token ids -> text."""
-Cell = str | int | float | None
+SampleValue = str | int | float | None
 Image = NDArray[np.uint8]
 """Height, width, and red, green, blue."""
 
@@ -51,13 +51,13 @@ class StepSamples:
     """Rollouts and figures of one step."""
 
     step: int
-    rows: list[tuple[Cell, ...]]
+    rows: list[tuple[SampleValue, ...]]
     """By `COLUMNS`."""
     images: dict[str, Image]
     """By name; none of what the step does not have."""
 
 
-def step_samples(folder: RunFolder, step: int, decode: Decode) -> StepSamples:
+def step_samples(folder: RunFolder, step: int, decode: DecodeIds) -> StepSamples:
     """Read what was recorded of a step."""
     rollouts = _rows(folder.rollouts, step)
     windows = _rows(folder.windows, step, _WINDOW_COLUMNS)
@@ -105,14 +105,14 @@ def _row(
     step: int,
     rollout: dict[str, Any],
     windows: Sequence[dict[str, Any]],
-    decode: Decode,
-) -> tuple[Cell, ...]:
+    decode: DecodeIds,
+) -> tuple[SampleValue, ...]:
     losses = rollout["token_loss"]
     worst = int(np.argmax(losses))
     takeover_ids = rollout["takeover_ids"]
     # nan where a cost was not finite
     distances = [window["d_ot"] for window in windows if math.isfinite(window["d_ot"])]
-    values: dict[str, Cell] = {
+    values: dict[str, SampleValue] = {
         "step": step,
         "rollout_id": rollout["rollout_id"],
         "prompt_id": printable(rollout["prompt_id"]),
@@ -132,7 +132,7 @@ def _row(
     return tuple(values[name] for name in COLUMNS)
 
 
-def _text(ids: Sequence[int], decode: Decode) -> str:
+def _text(ids: Sequence[int], decode: DecodeIds) -> str:
     """Return the text of token ids, of a long one its beginning and its end."""
     text = printable(decode(ids))
     if len(text) <= _MOST_CHARACTERS:
@@ -141,4 +141,11 @@ def _text(ids: Sequence[int], decode: Decode) -> str:
     return f"{text[:half]} […] {text[-half:]}"
 
 
-__all__ = ["COLUMNS", "Cell", "Decode", "Image", "StepSamples", "step_samples"]
+__all__ = [
+    "COLUMNS",
+    "DecodeIds",
+    "Image",
+    "SampleValue",
+    "StepSamples",
+    "step_samples",
+]

@@ -4,7 +4,7 @@ import string
 from collections.abc import Mapping
 
 from topd_ray.records.run_folder import RunFolder
-from topd_ray.records.samples import COLUMNS, Cell, StepSamples
+from topd_ray.records.samples import COLUMNS, SampleValue, StepSamples
 
 _MARKUP = {
     **{ord(character): f"&#{ord(character)};" for character in string.punctuation},
@@ -64,7 +64,7 @@ def _markdown(samples: StepSamples) -> str:
     return "\n".join(f"| {line} |" for line in table)
 
 
-def _cell(value: Cell) -> str:
+def _cell(value: SampleValue) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
