@@ -17,7 +17,7 @@ summary as the last one, or nothing.
 
 
 class MachineOutput:
-    """Writes JSON lines on stdout, or nothing; whatever else is printed goes to stderr.
+    """Writes JSON lines on stdout, or nothing; all other output goes to stderr.
 
     With `quiet` errors remain: the command line prints them on stderr.
     """
