@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from topd_ray.messages import Floats
-from topd_ray.reports.probing_kinds import Kinds
+from topd_ray.reports.token_kinds import Kinds
 from topd_ray.reports.report import Plot
 from topd_ray.reports.style import (
     BLUE,

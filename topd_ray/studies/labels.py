@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal
 
-from topd_ray.reports.probing_kinds import Spell
+from topd_ray.reports.token_kinds import Spell
 
 Label = Literal["fork", "wording"]
 TokenSpan = tuple[int, int]

@@ -1,0 +1,113 @@
+"""The page's HTML: a template, its style, and its modules joined into one script."""
+
+import base64
+import hashlib
+import json
+import re
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+MODULES = (
+    "dom",
+    "data",
+    "tokens",
+    "charts",
+    "figures",
+    "overview",
+    "rows",
+    "list",
+    "filters",
+    "plan",
+    "rollout",
+    "reader",
+    "time",
+    "compare",
+    "main",
+)
+"""Modules of static/ in the order of their imports."""
+
+_IMPORT = re.compile(r'^import\s[^;]*?from\s+"\./[a-z]+\.js";\n', re.MULTILINE)
+_EXPORT = re.compile(r"^export\s+(?=(async\s+)?(function|const|let|class)\b)", re.MULTILINE)
+_ESCAPES = {
+    "<": "\\u003c",
+    ">": "\\u003e",
+    "&": "\\u0026",
+    "\u2028": "\\u2028",
+    "\u2029": "\\u2029",
+}
+"""Characters that could end a script element, or a line of JavaScript, inside JSON."""
+
+
+def page_html(
+    *, title: str, values: Any, blocks: dict[str, bytes], is_live: bool
+) -> str:
+    """Return the whole page.
+
+    Args:
+        title: name of the run.
+        values: the overview, plain values for JSON.
+        blocks: compressed blocks by name, such as `list/12`.
+        is_live: whether the page follows a server that has the blocks.
+    """
+    script = _script()
+    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(
+        _static("page.html.jinja")
+    )
+    return template.render(
+        title=title,
+        style=Markup(_static("page.css")),
+        script=Markup(script),
+        policy=_policy(script, is_live=is_live),
+        values=json_in_html(values),
+        blocks=[
+            (name, base64.b64encode(block).decode("ascii"))
+            for name, block in blocks.items()
+        ],
+        is_live=is_live,
+    )
+
+
+def json_in_html(values: Any) -> Markup:
+    """Return JSON that may stand inside a script element, whatever texts it holds."""
+    text = json.dumps(values, separators=(",", ":"), allow_nan=False)
+    for character, escape in _ESCAPES.items():
+        text = text.replace(character, escape)
+    return Markup(text)
+
+
+def _policy(script: str, *, is_live: bool) -> str:
+    """Return the content security policy: this script alone, and no other address."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    rules = [
+        "default-src 'none'",
+        f"script-src 'sha256-{digest}'",
+        "style-src 'unsafe-inline'",
+        "base-uri 'none'",
+        "form-action 'none'",
+    ]
+    if is_live:
+        rules.append("connect-src 'self'")
+    return "; ".join(rules)
+
+
+@cache
+def _script() -> str:
+    """Return the modules as one: a page on disk cannot import another file."""
+    parts = []
+    for name in MODULES:
+        source = _IMPORT.sub("", _static(f"{name}.js"))
+        parts.append(_EXPORT.sub("", source))
+    # The browser hashes what it reads, in which every line ends in \n alone.
+    return "\n" + "\n".join(parts).replace("\r\n", "\n")
+
+
+@cache
+def _static(name: str) -> str:
+    return (files("topd_ray.page") / "static" / name).read_text(encoding="utf-8")
+
+
+__all__ = ["MODULES", "json_in_html", "page_html"]

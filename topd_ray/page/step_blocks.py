@@ -1,0 +1,115 @@
+"""The blocks of one step: `list`, `plans`, `rollouts` and `timeline`.
+
+The page opens with every `list`; it reads the other three when a reader looks there.
+"""
+
+from collections.abc import Iterator
+from typing import Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+
+from topd_ray.page.arrow import numbers, texts
+from topd_ray.page.blocks import Column, pack
+from topd_ray.page.grades import Grades
+from topd_ray.page.rollouts import (
+    StepRollouts,
+    read_rollouts,
+    rollout_columns,
+    summary_columns,
+)
+from topd_ray.page.tokens import TokenTexts
+from topd_ray.page.windows import (
+    StepWindows,
+    list_columns,
+    plan_columns,
+    read_windows,
+)
+from topd_ray.records.open_run import Run
+
+BlockKind = Literal["list", "plans", "rollouts", "timeline"]
+BLOCK_KINDS: tuple[BlockKind, ...] = get_args(BlockKind)
+
+
+class StepBlocks:
+    """Makes the blocks of a run's steps; keeps the last step that it has read."""
+
+    def __init__(self, run: Run, tokens: TokenTexts, grades: Grades) -> None:
+        self._run = run
+        self._tokens = tokens
+        self._grades = grades
+        self._read_step: int | None = None
+        self._windows: StepWindows | None = None
+        self._rollouts: StepRollouts | None = None
+
+    def go_on_with(self, run: Run) -> None:
+        """Read from now on what a run that has gone on has written."""
+        self._run = run
+        self._read_step = None
+
+    def steps(self) -> list[int]:
+        """Return the steps with windows or rollouts, ascending."""
+        return sorted({*self._run.steps("windows"), *self._run.steps("rollouts")})
+
+    def windows(self, step: int) -> StepWindows | None:
+        """Return a step's windows."""
+        self._read(step)
+        return self._windows
+
+    def rollouts(self, step: int) -> StepRollouts | None:
+        """Return a step's rollouts."""
+        self._read(step)
+        return self._rollouts
+
+    def block(self, kind: BlockKind, step: int) -> bytes | None:
+        """Return a block; None where the step has nothing of its kind."""
+        columns = self._columns(kind, step)
+        return pack(columns) if columns else None
+
+    def _columns(self, kind: BlockKind, step: int) -> dict[str, Column] | None:
+        if kind == "timeline":
+            table = self._run.read("timeline", step)
+            return None if table is None else _timeline_columns(table)
+        self._read(step)
+        if kind == "list":
+            return dict(self._list_columns())
+        if kind == "plans":
+            windows = self._windows
+            return None if windows is None else plan_columns(windows, self._tokens)
+        rollouts = self._rollouts
+        return None if rollouts is None else rollout_columns(rollouts, self._tokens)
+
+    def _list_columns(self) -> Iterator[tuple[str, Column]]:
+        if self._windows is not None:
+            yield from list_columns(self._windows, self._tokens).items()
+        if self._rollouts is not None:
+            yield from summary_columns(self._rollouts, self._tokens).items()
+
+    def _read(self, step: int) -> None:
+        if step == self._read_step:
+            return
+        self._read_step = step
+        windows = self._run.read("windows", step)
+        rollouts = self._run.read("rollouts", step)
+        self._windows = None if windows is None else read_windows(windows, step)
+        self._rollouts = (
+            None
+            if rollouts is None
+            else read_rollouts(rollouts, self._tokens, self._grades)
+        )
+
+
+def _timeline_columns(table: pa.Table) -> dict[str, Column]:
+    stages = texts(table, "stage")
+    calls = texts(table, "call")
+    return {
+        "actor": texts(table, "actor"),
+        "stage": [stage or call for stage, call in zip(stages, calls, strict=True)],
+        "call": calls,
+        "began_s": numbers(table, "began_s", "float32", missing=np.nan),
+        "ended_s": numbers(table, "ended_s", "float32", missing=np.nan),
+        "num_tokens": numbers(table, "num_tokens", "float32"),
+    }
+
+
+__all__ = ["BLOCK_KINDS", "BlockKind", "StepBlocks"]
