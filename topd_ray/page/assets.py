@@ -16,8 +16,8 @@ MODULES = (
     "data",
     "tokens",
     "charts",
-    "figures",
     "overview",
+    "figures",
     "rows",
     "list",
     "filters",
@@ -30,8 +30,10 @@ MODULES = (
 )
 """Modules of static/ in the order of their imports."""
 
-_IMPORT = re.compile(r'^import\s[^;]*?from\s+"\./[a-z]+\.js";\n', re.MULTILINE)
-_EXPORT = re.compile(r"^export\s+(?=(async\s+)?(function|const|let|class)\b)", re.MULTILINE)
+_IMPORT = re.compile(r'^import (\{[^}]*\}) from "\./([a-z]+)\.js";$', re.MULTILINE)
+_EXPORT = re.compile(
+    r"^export (?=(?:async )?(?:function|const|class) (\w+))", re.MULTILINE
+)
 _ESCAPES = {
     "<": "\\u003c",
     ">": "\\u003e",
@@ -86,6 +88,7 @@ def _policy(script: str, *, is_live: bool) -> str:
         "default-src 'none'",
         f"script-src 'sha256-{digest}'",
         "style-src 'unsafe-inline'",
+        "img-src data:",
         "base-uri 'none'",
         "form-action 'none'",
     ]
@@ -96,13 +99,21 @@ def _policy(script: str, *, is_live: bool) -> str:
 
 @cache
 def _script() -> str:
-    """Return the modules as one: a page on disk cannot import another file."""
-    parts = []
-    for name in MODULES:
-        source = _IMPORT.sub("", _static(f"{name}.js"))
-        parts.append(_EXPORT.sub("", source))
-    # The browser hashes what it reads, in which every line ends in \n alone.
-    return "\n" + "\n".join(parts).replace("\r\n", "\n")
+    """Return the modules as one: a page on disk cannot import another file.
+
+    Each becomes a function that returns what it exports, so that two of them may use
+    the same name.
+    """
+    return "\n" + "\n".join(map(_as_function, MODULES))
+
+
+def _as_function(name: str) -> str:
+    source = _static(f"{name}.js")
+    exported = ", ".join(_EXPORT.findall(source))
+    body = _EXPORT.sub("", _IMPORT.sub(r"const \1 = module_\2;", source))
+    if name == MODULES[-1]:
+        return body
+    return f"const module_{name} = (() => {{\n{body}\nreturn {{ {exported} }};\n}})();"
 
 
 @cache
