@@ -117,7 +117,9 @@ class SyntheticRun:
         truth = self.tokenizer(record.reference)["input_ids"]
         wrong_frac = 0.12 * (1.1 - self._skill(step))
         response = [
-            int(self.rng.choice(self.words)) if self.rng.random() < wrong_frac else token
+            int(self.rng.choice(self.words))
+            if self.rng.random() < wrong_frac
+            else token
             for token in truth
         ]
         losses = self.rng.gamma(0.3, 0.25, len(response))
@@ -209,7 +211,9 @@ class SyntheticRun:
         """Return a plan of uniform marginals and its cost."""
         a, b = np.array(student), np.array(teacher)
         distance = np.abs(np.arange(len(a))[:, None] - np.arange(len(b))[None])
-        cost = np.where(a[:, None] == b[None], 0.0, 0.55) + 0.01 * np.minimum(distance, 9)
+        cost = np.where(a[:, None] == b[None], 0.0, 0.55) + 0.01 * np.minimum(
+            distance, 9
+        )
         plan = np.exp(-cost / 0.06)
         for _ in range(12):
             plan /= plan.sum(0, keepdims=True) * len(b)

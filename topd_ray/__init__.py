@@ -6,8 +6,9 @@ Example:
     >>> train(config)  # leaves runs/demo/
 
 `Config` is the schema of a run, `load_config` reads one from a YAML file, `train` does
-the run and `resume` continues one from its folder. All four are loaded on first use:
-`import topd_ray` itself loads neither torch nor Ray nor pydantic.
+the run and `resume` continues one from its folder. `open_run` reads a run's folder as
+tables, a `Run`. All are loaded on first use: `import topd_ray` itself loads neither
+torch nor Ray nor pydantic.
 """
 
 from importlib import import_module
@@ -16,13 +17,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from topd_ray.config import Config, load_config
     from topd_ray.driver.session import resume, train
+    from topd_ray.records.open_run import Run, open_run
 
 __version__ = "0.1.0"
-__all__ = ["Config", "__version__", "load_config", "resume", "train"]
+__all__ = ["Config", "Run", "__version__", "load_config", "open_run", "resume", "train"]
 
 _HOMES = {
     "Config": "topd_ray.config",
+    "Run": "topd_ray.records.open_run",
     "load_config": "topd_ray.config",
+    "open_run": "topd_ray.records.open_run",
     "resume": "topd_ray.driver.session",
     "train": "topd_ray.driver.session",
 }

@@ -1,12 +1,16 @@
 """The command `topd`: parse, validate, and only then import torch and Ray."""
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from topd_ray.errors import TopdError, UserError, printable
+
+if TYPE_CHECKING:
+    from topd_ray.config import Config
 
 app = typer.Typer(
     name="topd",
@@ -109,6 +113,10 @@ def train(
         bool,
         typer.Option("--resume", help="Continue the run if its folder exists already"),
     ] = False,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Serve its page meanwhile, and print the address"),
+    ] = False,
     quiet: Quiet = False,
     json_lines: JsonLines = False,
 ) -> None:
@@ -119,7 +127,15 @@ def train(
     loaded = load_config(config, overrides)
     from topd_ray.driver import session as run
 
-    run.train(loaded, resume_if_there=resume, output=output)
+    with _watched(loaded) if watch else nullcontext():
+        run.train(loaded, resume_if_there=resume, output=output)
+
+
+def _watched(config: "Config") -> AbstractContextManager[None]:
+    from topd_ray.commands.watch import watching
+    from topd_ray.records.run_folder import RunFolder
+
+    return watching(RunFolder.of(config).path)
 
 
 @app.command()
@@ -175,6 +191,38 @@ def runs(
     from topd_ray.commands.runs import print_runs
 
     print_runs(folder, as_json=as_json)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder, e.g. runs/demo")],
+    against: Annotated[
+        Path | None, typer.Option(help="Another run folder to compare it with")
+    ] = None,
+) -> None:
+    """Write report.html into a run folder: one page, which needs no network."""
+    from topd_ray.commands.report import report as write
+
+    typer.echo(write(run, against=against))
+
+
+@app.command()
+def watch(
+    run: Annotated[Path, typer.Argument(help="A run folder, e.g. runs/demo")],
+    host: Annotated[
+        str, typer.Option(help="Address to bind; other than loopback, others see it")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="0 takes a free port")
+    ] = 8765,
+    until_stdin_ends: Annotated[
+        bool, typer.Option("--until-stdin-ends", hidden=True)
+    ] = False,
+) -> None:
+    """Serve the report while the run goes on, until Ctrl-C; it reads files alone."""
+    from topd_ray.commands.watch import watch as serve
+
+    serve(run, host=host, port=port, until_stdin_ends=until_stdin_ends)
 
 
 @app.command()

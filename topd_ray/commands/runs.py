@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -12,9 +12,9 @@ from rich.text import Text
 
 from topd_ray.config import Config
 from topd_ray.errors import TopdError, UserError, first_line, printable
+from topd_ray.records.open_run import is_locked, json_lines
 from topd_ray.records.run_folder import RunFolder
 
-_KERNEL_LOCKS = Path("/proc/locks")
 State = Literal["running", "finished", "stopped", "unreadable"]
 
 
@@ -77,12 +77,12 @@ def _read(path: Path, name: str) -> RunLine:
 
 
 def _line(run: RunFolder, config: Config, name: str) -> RunLine:
-    metrics = _complete_lines(run.metrics)
-    evaluated = [e for e in _complete_lines(run.events) if e["event"] == "evaluated"]
+    metrics = json_lines(run.metrics)[0]
+    evaluated = [e for e in json_lines(run.events)[0] if e["event"] == "evaluated"]
     accuracies = [e["num_correct"] / e["num_problems"] for e in evaluated]
     before = None
     latest = accuracies[-1] if accuracies else None
-    state: State = "running" if _is_locked(run) else "stopped"
+    state: State = "running" if is_locked(run) else "stopped"
     if run.summary.is_file():
         summary = json.loads(run.summary.read_text(encoding="utf-8"))
         before, latest = summary["accuracy_before"], summary["accuracy_after"]
@@ -95,30 +95,6 @@ def _line(run: RunFolder, config: Config, name: str) -> RunLine:
         steps=config.run.steps,
         accuracy_before=before,
         accuracy=latest,
-    )
-
-
-def _complete_lines(file: Path) -> list[dict[str, Any]]:
-    """Return the JSON lines of a file; a last one that is still written is left out."""
-    if not file.is_file():
-        return []
-    whole, _, _ = file.read_text(encoding="utf-8").rpartition("\n")
-    return [json.loads(line) for line in whole.splitlines()]
-
-
-def _is_locked(run: RunFolder) -> bool:
-    """Return whether a process of this machine works on the run.
-
-    Read from the kernel's list: to try the lock could take it from a run that starts.
-    """
-    lock = run.path / ".lock"
-    if not lock.is_file() or not _KERNEL_LOCKS.is_file():
-        return False
-    # 1: FLOCK  ADVISORY  WRITE 1234 08:01:131090 0 EOF
-    inode = str(lock.stat().st_ino)
-    held = (line.split() for line in _KERNEL_LOCKS.read_text().splitlines())
-    return any(
-        "FLOCK" in fields and fields[-3].endswith(f":{inode}") for fields in held
     )
 
 

@@ -19,7 +19,9 @@ def numbers(
         column = column.cast(pa.uint8())
     if pa.types.is_null(column.type):
         return np.full(len(table), missing, dtype)
-    return column.fill_null(missing).to_numpy(zero_copy_only=False).astype(dtype)
+    filled = column.fill_null(missing).to_numpy(zero_copy_only=False)
+    found: NDArray[Any] = filled.astype(dtype)
+    return found
 
 
 def texts(table: pa.Table, name: str) -> list[str]:

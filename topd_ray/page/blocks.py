@@ -62,7 +62,10 @@ def unpack(block: bytes) -> dict[str, Column]:
             columns[name] = found
         else:
             columns[name] = np.frombuffer(
-                whole, f"<{found['type']}", found["length"], 4 + length + found["offset"]
+                whole,
+                f"<{found['type']}",
+                found["length"],
+                4 + length + found["offset"],
             )
     return columns
 

@@ -51,7 +51,8 @@ def prompt_results(blocks: StepBlocks) -> dict[str, PromptResults]:
 
 
 def comparison(
-    own: tuple[Mapping[str, Any], StepBlocks], other: tuple[Mapping[str, Any], StepBlocks]
+    own: tuple[Mapping[str, Any], StepBlocks],
+    other: tuple[Mapping[str, Any], StepBlocks],
 ) -> dict[str, Any]:
     """Return the differences between two runs: other minus own.
 

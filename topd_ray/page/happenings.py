@@ -32,7 +32,9 @@ def happenings(
 
 
 def _dropped_prompts(events: Sequence[Mapping[str, Any]]) -> list[Happening]:
-    reasons = Counter(str(e.get("reason")) for e in events if e.get("event") == _DROPPED)
+    reasons = Counter(
+        str(e.get("reason")) for e in events if e.get("event") == _DROPPED
+    )
     ways: Mapping[str, str] = {str(key): way for key, way in WAYS_OUT.items()}
     return [
         {
@@ -77,6 +79,8 @@ def _sentence(event: Mapping[str, Any]) -> tuple[Weight, str] | None:
         return "note", f"{event.get('name')} is another file than before."
     if kind == "failed":
         return "failure", f"Failed after step {step}: {_reason(event)}"
+    if kind == "report_failed":
+        return "warning", f"No report was written: {_ended(event.get('reason'))}"
     if kind == "stopping":
         return "note", f"Asked to stop after step {step}."
     if kind == "stopped":

@@ -86,9 +86,9 @@ def _left_out(
     notes = []
     if len(listed) < len(steps):
         notes.append(
-            f"The run is too large for one page: the reader holds the windows of"
-            f" {len(listed):,} of {len(steps):,} steps, evenly over the run. The figures"
-            " count all of them."
+            "The run is too large for one page: the reader holds the windows of"
+            f" {len(listed):,} of {len(steps):,} steps, evenly over the run. The"
+            " figures count all of them."
         )
     num_detailed = len({*listed} & {*detailed})
     if num_detailed < len(listed):

@@ -4,6 +4,7 @@ Axes: N response tokens, R rollouts.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -39,9 +40,7 @@ def read_rollouts(table: pa.Table, tokens: TokenTexts, grades: Grades) -> StepRo
     prompt_ids = texts(table, "prompt_id")
     responses = table["response_ids"].to_pylist()
     graded = [
-        grades.grade(prompt_id, tokens.response(ids or []))
-        if tokens.is_readable
-        else 2
+        grades.grade(prompt_id, tokens.response(ids or [])) if tokens.is_readable else 2
         for prompt_id, ids in zip(prompt_ids, responses, strict=True)
     ]
     return StepRollouts(
@@ -121,7 +120,7 @@ def _means(values: NDArray[np.float32], lengths_R: NDArray[np.int64]) -> Column:
     begins = starts(lengths_R)
     means = [
         float(np.nanmean(part)) if len(part) and not np.isnan(part).all() else np.nan
-        for part in (values[a:b] for a, b in zip(begins, begins[1:], strict=False))
+        for part in (values[a:b] for a, b in pairwise(begins))
     ]
     return np.array(means, np.float32)
 
@@ -131,7 +130,7 @@ def _joined(
 ) -> list[str]:
     pieces = tokens.texts(ids)
     begins = starts(lengths_R).tolist()
-    return ["".join(pieces[a:b]) for a, b in zip(begins, begins[1:], strict=False)]
+    return ["".join(pieces[a:b]) for a, b in pairwise(begins)]
 
 
 __all__ = [

@@ -16,7 +16,7 @@ from topd_ray.reports.token_kinds import find_kinds
 
 KINDS = {
     "digits": r"[0-9.,%$]*[0-9][0-9.,%$]*",
-    "operators": r"[-+*/=<>^×÷±≤≥≠()\[\]{}]+|\\[a-z]+[{]?",
+    "operators": r"[-+*/=<>^\u00d7\u00f7\u00b1\u2264\u2265\u2260()\[\]{}]+|\\[a-z]+[{]?",
     "connectives": (
         r"(?i)so|then|hence|thus|therefore|consequently|accordingly|whence|next|now|"
         r"since|because|if|first|second|third|finally|and|or|but|however|also|to|we|"
@@ -49,7 +49,9 @@ class TokenTexts:
 
         Part of a character is written as its bytes: \\xF0.
         """
-        unknown = [int(token) for token in np.unique(ids) if int(token) not in self._texts]
+        unknown = [
+            int(token) for token in np.unique(ids) if int(token) not in self._texts
+        ]
         if unknown:
             self._texts.update(zip(unknown, self._spell(unknown), strict=True))
         return [self._texts[int(token)] for token in ids]
@@ -58,10 +60,12 @@ class TokenTexts:
         """Return the index into `KIND_NAMES` of each token."""
         unknown = np.array(
             [token for token in np.unique(ids).tolist() if token not in self._kinds],
-            np.int64,
+            np.int32,
         )
         if len(unknown):
-            found = find_kinds(unknown, KINDS, lambda one: self.texts(np.array(one, np.int64))[0])
+            found = find_kinds(
+                unknown, KINDS, lambda one: self.texts(np.array(one, np.int64))[0]
+            )
             for token, kind in zip(unknown.tolist(), found.of_W.tolist(), strict=True):
                 self._kinds[token] = KIND_NAMES.index(kind)
         return np.array([self._kinds[int(token)] for token in ids], np.uint8)
@@ -80,7 +84,9 @@ class TokenTexts:
         inside = [token if 0 <= token < size else 0 for token in ids]
         texts = self._inside_a_sentence(inside)
         return [
-            self._bytes_of(token) if LOST in text else text
+            self._bytes_of(token)
+            if LOST in text
+            else text
             if token == asked
             else f"[no token {asked}]"
             for token, asked, text in zip(inside, ids, texts, strict=True)
@@ -115,7 +121,7 @@ class TokenTexts:
 
     def _bytes_of(self, token: int) -> str:
         tokenizer: Any = self._tokenizer
-        piece = tokenizer.convert_ids_to_tokens([token])[0]
+        piece: str = tokenizer.convert_ids_to_tokens([token])[0]
         if piece.startswith("<0x"):  # SentencePiece
             return "\\x" + piece[3:5]
         values = [_BYTES.get(character) for character in piece]

@@ -48,7 +48,10 @@ class StepWindows:
 def read_windows(table: pa.Table, step: int) -> StepWindows:
     """Return a step's windows with their verdicts."""
     groups_W = np.array(
-        [GROUP_NAMES.index(g) if g in GROUP_NAMES else 1 for g in texts(table, "group")],
+        [
+            GROUP_NAMES.index(g) if g in GROUP_NAMES else 1
+            for g in texts(table, "group")
+        ],
         np.uint8,
     )
     d_ot_W = numbers(table, "d_ot", "float32", missing=np.nan)
@@ -149,7 +152,7 @@ def plan_columns(windows: StepWindows, tokens: TokenTexts) -> dict[str, Column] 
 
 
 def _entries(table: pa.Table) -> dict[str, NDArray[Any]]:
-    """Return `num_rows`, and by row its entries and mass, by entry column and weight."""
+    """Return rows of each plan, entries and mass of each row, and every entry."""
     rows_E, lengths = lists(table, "plan_rows", "int64")
     columns_E, _ = lists(table, "plan_columns", "int64")
     mass_E, _ = lists(table, "plan_mass", "float32")

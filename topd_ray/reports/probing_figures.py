@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from topd_ray.messages import Floats
-from topd_ray.reports.token_kinds import Kinds
 from topd_ray.reports.report import Plot
 from topd_ray.reports.style import (
     BLUE,
@@ -22,6 +21,7 @@ from topd_ray.reports.style import (
     drawing,
     new_figure,
 )
+from topd_ray.reports.token_kinds import Kinds
 from topd_ray.statistics import binned_means, median
 
 D_OT_LABEL = "short-window OT distance $D_{OT}$ (1 $-$ cosine)"

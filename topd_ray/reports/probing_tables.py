@@ -16,9 +16,9 @@ from topd_ray.reports.probing_figures import (
     histogram_plot,
     scatter_plot,
 )
-from topd_ray.reports.token_kinds import Kinds
 from topd_ray.reports.probing_windows import GROUP_NAMES, ProbedWindows, false_alarms
 from topd_ray.reports.report import Cell, Report, Table
+from topd_ray.reports.token_kinds import Kinds
 from topd_ray.statistics import (
     Estimate,
     bootstrap,

@@ -16,11 +16,11 @@ import numpy as np
 from topd_ray.errors import UserError
 from topd_ray.messages import HIGH, CandidateSet, ProbeSet, Rollout
 from topd_ray.reports.probing_readings import readings_table
-from topd_ray.reports.token_kinds import find_kinds
 from topd_ray.reports.probing_tables import analyse
 from topd_ray.reports.probing_windows import ProbedWindows, gather
 from topd_ray.reports.provenance import make_provenance
 from topd_ray.reports.report import Report, Table, write_report
+from topd_ray.reports.token_kinds import find_kinds
 from topd_ray.studies.config import ProbingConfig, StudyConfig
 from topd_ray.studies.local_stages import LocalStages
 from topd_ray.studies.target_masses import target_rows, targets_table

@@ -15,9 +15,9 @@ import numpy as np
 
 from topd_ray.errors import UserError
 from topd_ray.messages import CandidateSet, ProbeSet, ScoredRollout
-from topd_ray.reports.token_kinds import Spell
 from topd_ray.reports.provenance import make_provenance
 from topd_ray.reports.report import Report, write_report
+from topd_ray.reports.token_kinds import Spell
 from topd_ray.reports.verdict_tables import JudgedWindows, Verdict, analyse
 from topd_ray.studies.config import StudyConfig, VerdictsConfig
 from topd_ray.studies.labels import Label, Labeller, TokenSpan, token_spans

@@ -12,9 +12,9 @@ from topd_ray.reports.probing_figures import (
     histogram_plot,
     scatter_plot,
 )
-from topd_ray.reports.token_kinds import Kinds
 from topd_ray.reports.provenance import Provenance, make_provenance
 from topd_ray.reports.report import Plot, Report, Table, as_text, write_report
+from topd_ray.reports.token_kinds import Kinds
 from topd_ray.reports.verdict_figures import auroc_plot
 from topd_ray.statistics import Estimate, t_interval
 

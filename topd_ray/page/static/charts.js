@@ -62,7 +62,7 @@ export function frame(xs, ys, options = {}) {
         options.isShare ? percent(at) : short(at)),
     );
   }
-  for (const at of options.xTicks === null ? [] : ticks(xs[0], xs[1], options.xTicks ?? 5)) {
+  for (const at of options.xTicks ?? ticks(xs[0], xs[1], 5)) {
     drawing.append(
       svg("text", { class: "tick", x: x(at), y: height - margin.bottom + 15, "text-anchor": "middle" },
         options.xText ? options.xText(at) : short(at)),
@@ -70,7 +70,7 @@ export function frame(xs, ys, options = {}) {
   }
   if (options.xLabel) {
     drawing.append(svg("text",
-      { class: "tick", x: width - margin.right, y: height - 2, "text-anchor": "end" }, options.xLabel));
+      { class: "tick", x: width - margin.right, y: height - 4, "text-anchor": "end" }, options.xLabel));
   }
   return { drawing, x, y, width, height, margin };
 }

@@ -26,7 +26,7 @@ function fill(element, attributes, children) {
 export function number(value, digits = 3) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   const size = Math.abs(value);
-  if (size !== 0 && (size < 10 ** (1 - digits) || size >= 1e6)) {
+  if (size !== 0 && (size < 0.5 * 10 ** -digits || size >= 1e6)) {
     return value.toExponential(1).replace("e+", "e").replace("-", "−");
   }
   // Three or four digits, however large the number is.

@@ -1,7 +1,7 @@
 // The paper's figures 2, 4 and 6 for this run, and its forks by kind of token.
 
 import { card, count, el, heading, number, percent, svg } from "./dom.js";
-import { figure, frame, spread } from "./charts.js";
+import { figure, frame, short, spread } from "./charts.js";
 import { missing } from "./overview.js";
 
 const LOSSES = {
@@ -33,7 +33,7 @@ function thresholdNote(data) {
 function violins(data) {
   const [, largest] = spread(data.groups.map((group) => group.largest));
   const { drawing, y, width, margin } = frame([0, data.groups.length], [0, largest * 1.02], {
-    ...SIZE, xTicks: null,
+    ...SIZE, xTicks: [],
     label: data.groups.map((group) => `${group.name}: median ${number(group.quartiles[1])} of ${group.count}`).join("; "),
   });
   const room = (width - margin.left - 12) / data.groups.length;
@@ -102,7 +102,7 @@ function scatter(data, values) {
   const [low, high] = spread(logs);
   const [, top] = spread(distance);
   const { drawing, x, y, width, margin } = frame([low, high], [0, top * 1.05], {
-    ...SIZE, xText: (at) => number(10 ** at, 2), xLabel: `token loss ${LOSSES[values.loss_name] ?? ""}, nats (log)`,
+    ...SIZE, xTicks: logTicks(low, high), xText: (at) => short(10 ** at), xLabel: `token loss ${LOSSES[values.loss_name] ?? ""}, nats (log)`,
     label: `Token loss against D_OT; Pearson r ${number(data.scatter.pearson.value)}`,
   });
   for (const [kind, name] of [[0, "alarm"], [1, "divergent"]]) {
@@ -125,6 +125,19 @@ function scatter(data, values) {
     el("p", { class: "keys" }, el("span", { class: "key alarm" }, "false alarm"), el("span", { class: "key divergent" }, "real divergence"), el("span", { class: "key slices" }, "mean of a tenth, 95 %")),
     el("p", { class: "soft" }, `Pearson r ${estimate(data.scatter.pearson)}, Spearman ρ ${estimate(data.scatter.spearman)}; 95 % bootstrap over prompts, 200 draws.`
       + (data.scatter.num_all > loss.length ? ` ${loss.length.toLocaleString("en-US")} of ${data.scatter.num_all.toLocaleString("en-US")} candidates are drawn, evenly over the run.` : ""))));
+}
+
+// Logarithms of 1, 2 and 5 times a power of ten; powers alone over a wide range.
+function logTicks(low, high) {
+  const factors = high - low > 2.5 ? [1] : [1, 2, 5];
+  const found = [];
+  for (let power = Math.floor(low); power <= high; power += 1) {
+    for (const factor of factors) {
+      const at = power + Math.log10(factor);
+      if (at >= low && at <= high) found.push(at);
+    }
+  }
+  return found;
 }
 
 function kinds(data) {

@@ -57,7 +57,7 @@ function column(tokens, title, who, areButtons = false) {
 function linksOf(student, teacher, plan) {
   const height = Math.max(student.length, teacher.length) * ROW;
   const drawing = svg("svg", {
-    class: "links", width: WIDTH, height, viewBox: `0 0 ${WIDTH} ${height}`, role: "img",
+    class: "links", style: `height:${height}px`, viewBox: `0 0 ${WIDTH} ${height}`, role: "img",
     preserveAspectRatio: "none",
     "aria-label": "Links between tokens, as thick as the mass that the transport plan moves",
   });

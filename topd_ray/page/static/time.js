@@ -8,7 +8,18 @@ import { missing } from "./overview.js";
 const WIDTH = 1100;
 const LEFT = 96;
 const LANE = 24;
-const WAITS = { step: "the optimizer and new weights", queue: "its turn in the queue" };
+const WAITS = {
+  step: "the optimizer and new weights",
+  queue: "its turn in the queue",
+  roll_out: "rollouts",
+  rewrite: "rewrites",
+  score: "the teacher's scores",
+  continue_from: "the teacher's windows",
+  resample: "the student's windows",
+  probe: "the transport",
+  take_over: "takeovers",
+  accumulate: "the learner",
+};
 
 export function timeView(values, parameters) {
   const steps = values.timeline_steps;
