@@ -12,6 +12,7 @@ from topd_ray.errors import DeadlineError, TopdError
 COMPARE_DEADLINE_S = 5.0
 START_DEADLINE_S = 60.0
 MEMORY_LIMIT_BYTES = 4 << 30
+_INTEGER = re.compile(r"-?[0-9]+")
 LONGEST_ANSWER = 200
 """Characters; a longer answer is only compared as text."""
 _BRACES = re.compile(r"\\boxed\s*\{|\\[{}\\]|[{}]")
@@ -60,6 +61,9 @@ def same_answer(predicted: str | None, truth: str) -> bool:
         return True
     if not predicted or not truth or max(len(predicted), len(truth)) > LONGEST_ANSWER:
         return False
+    # math-verify says the same of two integers, and takes a process to say it.
+    if _INTEGER.fullmatch(predicted) and _INTEGER.fullmatch(truth):
+        return int(predicted) == int(truth)
     if _is_word(predicted) and _is_word(truth):  # as mathematics, "east" equals "seat"
         return predicted.casefold() == truth.casefold()
     return _comparer.same(predicted, truth)

@@ -64,7 +64,10 @@ class RunPage:
         number = self._grades.num_ungraded
         if not number:
             return None
-        return f"{number:,} responses are not graded: comparing answers took too long."
+        return (
+            f"{number:,} responses are not graded: comparing their answers took"
+            " too long, or math-verify did not start."
+        )
 
     def _missing(self) -> Iterator[str]:
         """Yield a sentence for each part that is not there."""

@@ -38,14 +38,14 @@ class StepBlocks:
         self._run = run
         self._tokens = tokens
         self._grades = grades
-        self._read_step: int | None = None
-        self._windows: StepWindows | None = None
-        self._rollouts: StepRollouts | None = None
+        self._windows: tuple[int, StepWindows | None] | None = None
+        self._rollouts: tuple[int, StepRollouts | None] | None = None
 
     def go_on_with(self, run: Run) -> None:
         """Read from now on what a run that has gone on has written."""
         self._run = run
-        self._read_step = None
+        self._windows = None
+        self._rollouts = None
 
     def steps(self) -> list[int]:
         """Return the steps with windows or rollouts, ascending."""
@@ -53,13 +53,23 @@ class StepBlocks:
 
     def windows(self, step: int) -> StepWindows | None:
         """Return a step's windows."""
-        self._read(step)
-        return self._windows
+        if self._windows is None or self._windows[0] != step:
+            table = self._run.read("windows", step)
+            found = None if table is None else read_windows(table, step)
+            self._windows = step, found
+        return self._windows[1]
 
     def rollouts(self, step: int) -> StepRollouts | None:
         """Return a step's rollouts."""
-        self._read(step)
-        return self._rollouts
+        if self._rollouts is None or self._rollouts[0] != step:
+            table = self._run.read("rollouts", step)
+            found = (
+                None
+                if table is None
+                else read_rollouts(table, self._tokens, self._grades)
+            )
+            self._rollouts = step, found
+        return self._rollouts[1]
 
     def block(self, kind: BlockKind, step: int) -> bytes | None:
         """Return a block; None where the step has nothing of its kind."""
@@ -70,33 +80,21 @@ class StepBlocks:
         if kind == "timeline":
             table = self._run.read("timeline", step)
             return None if table is None else _timeline_columns(table)
-        self._read(step)
         if kind == "list":
-            return dict(self._list_columns())
+            return dict(self._list_columns(step))
         if kind == "plans":
-            windows = self._windows
+            windows = self.windows(step)
             return None if windows is None else plan_columns(windows, self._tokens)
-        rollouts = self._rollouts
+        rollouts = self.rollouts(step)
         return None if rollouts is None else rollout_columns(rollouts, self._tokens)
 
-    def _list_columns(self) -> Iterator[tuple[str, Column]]:
-        if self._windows is not None:
-            yield from list_columns(self._windows, self._tokens).items()
-        if self._rollouts is not None:
-            yield from summary_columns(self._rollouts, self._tokens).items()
-
-    def _read(self, step: int) -> None:
-        if step == self._read_step:
-            return
-        self._read_step = step
-        windows = self._run.read("windows", step)
-        rollouts = self._run.read("rollouts", step)
-        self._windows = None if windows is None else read_windows(windows, step)
-        self._rollouts = (
-            None
-            if rollouts is None
-            else read_rollouts(rollouts, self._tokens, self._grades)
-        )
+    def _list_columns(self, step: int) -> Iterator[tuple[str, Column]]:
+        windows = self.windows(step)
+        if windows is not None:
+            yield from list_columns(windows, self._tokens).items()
+        rollouts = self.rollouts(step)
+        if rollouts is not None:
+            yield from summary_columns(rollouts, self._tokens).items()
 
 
 def _timeline_columns(table: pa.Table) -> dict[str, Column]:

@@ -16,7 +16,9 @@ from topd_ray.reports.token_kinds import find_kinds
 
 KINDS = {
     "digits": r"[0-9.,%$]*[0-9][0-9.,%$]*",
-    "operators": r"[-+*/=<>^\u00d7\u00f7\u00b1\u2264\u2265\u2260()\[\]{}]+|\\[a-z]+[{]?",
+    "operators": (
+        r"[-+*/=<>^\u00d7\u00f7\u00b1\u2264\u2265\u2260()\[\]{}]+|\\[a-z]+[{]?"
+    ),
     "connectives": (
         r"(?i)so|then|hence|thus|therefore|consequently|accordingly|whence|next|now|"
         r"since|because|if|first|second|third|finally|and|or|but|however|also|to|we|"

@@ -5,6 +5,7 @@ part that cannot be read is left out, and `Run.problems` names it.
 """
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -48,6 +49,10 @@ class Run:
     folder: RunFolder
     problems: list[str] = field(default_factory=list)
     """What could not be read so far: the file and the reason, one sentence each."""
+    _listed: dict[Part, tuple[int, dict[int, list[Path]]]] = field(
+        default_factory=dict, repr=False
+    )
+    """Files of each step, and when their folder had last changed."""
 
     @property
     def name(self) -> str:
@@ -153,12 +158,16 @@ class Run:
         return pa.concat_tables(tables, promote_options="default")
 
     def _files(self, part: Part) -> dict[int, list[Path]]:
-        files: dict[int, list[Path]] = {}
-        for file in sorted((self.folder.path / part).glob("step_*.parquet")):
-            named = _STEP_FILE.fullmatch(file.name)
-            if named is not None:
-                files.setdefault(int(named[1]), []).append(file)
-        return files
+        folder = self.folder.path / part
+        if not folder.is_dir():
+            return {}
+        # To list thousands of files anew for each of them would take most of the time.
+        changed_ns = folder.stat().st_mtime_ns
+        listed = self._listed.get(part)
+        if listed is None or listed[0] != changed_ns:
+            listed = changed_ns, _step_files(folder)
+            self._listed[part] = listed
+        return listed[1]
 
     def _parquet(self, file: Path) -> pa.Table | None:
         try:
@@ -214,6 +223,15 @@ def is_locked(folder: RunFolder) -> bool:
     return any(
         "FLOCK" in fields and fields[-3].endswith(f":{inode}") for fields in held
     )
+
+
+def _step_files(folder: Path) -> dict[int, list[Path]]:
+    files: dict[int, list[Path]] = {}
+    for name in sorted(os.listdir(folder)):
+        named = _STEP_FILE.fullmatch(name)
+        if named is not None:
+            files.setdefault(int(named[1]), []).append(folder / name)
+    return files
 
 
 def _table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
