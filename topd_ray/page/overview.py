@@ -13,7 +13,7 @@ from topd_ray.records.open_run import Run
 _RECENT_STEPS = 20
 """Steps whose median says how long the next ones take."""
 _EDGE_STEPS = 5
-"""Steps at each end of the run whose median a tile shows."""
+"""Most steps at each end of the run whose median a tile shows."""
 
 Line = Mapping[str, Any]
 
@@ -205,12 +205,13 @@ def _tiles(lines: Sequence[Line]) -> Iterator[dict[str, Any]]:
         values = [line[metric] for line in lines if line.get(metric) is not None]
         if not any(values):
             continue
+        # A run of a few steps has ends of one step.
+        count = min(_EDGE_STEPS, max(1, len(values) // 3))
         yield {
             "label": label,
             "unit": unit,
-            "first": median(values[:_EDGE_STEPS]),
-            "last": median(values[-_EDGE_STEPS:]),
-            "num_edge": min(_EDGE_STEPS, len(values)),
+            "first": median(values[:count]),
+            "last": median(values[-count:]),
         }
 
 

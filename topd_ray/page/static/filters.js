@@ -6,15 +6,17 @@ const ORDERS = {
   windows: [["loss", "token loss"], ["d_ot", "D_OT"], ["step", "step"], ["position", "position"]],
   rollouts: [["step", "step"], ["loss", "mean token loss"], ["length", "length"], ["divergent", "real divergences"]],
 };
-const FIELDS = ["show", "text", "verdict", "kind", "right", "step", "l_min", "l_max", "d_min", "d_max", "order", "up"];
+const FIELDS = ["show", "text", "verdict", "kind", "right", "step", "l_min", "l_max", "d_min", "d_max", "plan", "order", "up"];
 
-export function criteriaOf(parameters) {
+// Windows without a plan have little to read, so they are left out until asked for.
+export function criteriaOf(parameters, rows) {
   const criteria = {};
   for (const name of FIELDS) criteria[name] = parameters.get(name) ?? "";
   if (criteria.show !== "rollouts") criteria.show = "windows";
   if (!ORDERS[criteria.show].some(([name]) => name === criteria.order)) {
     criteria.order = ORDERS[criteria.show][0][0];
   }
+  if (criteria.plan === "") criteria.plan = rows.hasPlans ? "recorded" : "any";
   criteria.descending = criteria.up !== "1";
   return criteria;
 }
@@ -46,6 +48,7 @@ export function filterForm(values, rows, criteria, changed) {
     size("l_min", "Loss from"),
     size("l_max", "to"),
     ...(isWindows ? [size("d_min", "D_OT from"), size("d_max", "to")] : []),
+    ...(isWindows ? [select("plan", "Plan", [["recorded", "recorded"], ["any", "any"]])] : []),
     select("order", "Order by", ORDERS[criteria.show]),
     select("up", "Direction", [["", "largest first"], ["1", "smallest first"]]),
   );

@@ -9,10 +9,6 @@ const THICKEST = 15; // of a link that carries all of its row's mass
 const MOST_SHOWN = 8; // tokens of a soft target
 
 export function planView({ student, teacher, plan }) {
-  if (plan === null) {
-    return el("div", { class: "plan bare" },
-      column(student, "Student", "student"), column(teacher, "Teacher", "teacher"));
-  }
   const target = el("div", { class: "target", "aria-live": "polite" });
   const links = linksOf(student, teacher, plan);
   const left = column(student, "Student", "student", true);

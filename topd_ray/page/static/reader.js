@@ -36,7 +36,7 @@ export class Reader {
   }
 
   draw() {
-    const criteria = criteriaOf(this.parameters);
+    const criteria = criteriaOf(this.parameters, this.rows);
     this.show = criteria.show;
     this.form.replaceChildren(filterForm(this.values, this.rows, criteria, (found) => this.filter(found)));
     this.select();
@@ -61,7 +61,7 @@ export class Reader {
     }
     this.parameters = found;
     this.write();
-    if (criteriaOf(found).show !== before) {
+    if (criteriaOf(found, this.rows).show !== before) {
       this.parameters.delete("w");
       this.parameters.delete("r");
       this.draw();
@@ -71,7 +71,7 @@ export class Reader {
   }
 
   select() {
-    const criteria = criteriaOf(this.parameters);
+    const criteria = criteriaOf(this.parameters, this.rows);
     const found = selected(this.rows, criteria);
     const all = criteria.show === "rollouts" ? this.rows.rollouts : this.rows.windows;
     this.status.textContent = found.length === all.length
@@ -184,10 +184,10 @@ export class Reader {
       row.resampled ? el("p", { class: "soft" }, "The student's continuation was sampled afresh from this position.") : null,
       el("div", { class: "columns" }, continuation("The student goes on", student, teacher, "student"), continuation("The teacher goes on", teacher, student, "teacher")),
       plan === null ? null : this.tops(row, plans, student, teacher),
-      el("section", { class: "card" }, el("h3", {}, plan === null ? "Both continuations" : "The transport plan between them"),
-        plan === null ? el("p", { class: "soft" }, "No plan is recorded for this window.")
-          : el("p", { class: "soft" }, "Links are as thick as the mass they carry. Move over a token of the student, or go there with Tab and the arrow keys, to see what it is taught."),
-        planView({ student, teacher, plan })),
+      plan === null ? el("p", { class: "soft" }, "No transport plan is recorded for this window: a step keeps those of its first windows, candidates before controls.")
+        : el("section", { class: "card" }, el("h3", {}, "The transport plan between them"),
+          el("p", { class: "soft" }, "Links are as thick as the mass they carry. Move over a token of the student, or go there with Tab and the arrow keys, to see what it is taught."),
+          planView({ student, teacher, plan })),
     ].filter(Boolean);
   }
 

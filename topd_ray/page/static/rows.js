@@ -12,6 +12,7 @@ export class Rows {
     this.windows = [];
     this.rollouts = [];
     this.texts = new Map();
+    this.hasPlans = false;
   }
 
   // Loads the lists of the steps that are not here yet; returns how many there were.
@@ -63,6 +64,7 @@ export class Rows {
       });
       plan += columns.has_plan[i];
     }
+    this.hasPlans ||= plan > 0;
   }
 
   takeRollouts(step, columns) {
@@ -169,6 +171,7 @@ export function selected(rows, criteria) {
     if (criteria.verdict === "candidates") tests.push((row) => row.group === 0);
     else is("verdict", criteria.verdict);
     is("kind", criteria.kind);
+    if (criteria.plan === "recorded") tests.push((row) => row.plan >= 0);
     within("d_ot", criteria.d_min, criteria.d_max);
   }
   is("right", criteria.right);
