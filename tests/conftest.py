@@ -40,6 +40,15 @@ def student_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of 6 steps that no engine has trained; tests only read it."""
+    from benchmarks.synthetic_run import Size, SyntheticRun
+
+    path = tmp_path_factory.mktemp("synthetic") / "small"
+    return SyntheticRun(path, Size()).write().path
+
+
+@pytest.fixture(scope="session")
 def setting(
     tmp_path_factory: pytest.TempPathFactory, student_folder: Path, teacher_folder: Path
 ) -> Setting:

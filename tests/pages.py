@@ -77,3 +77,8 @@ def _sections(annotation: Any) -> list[type[BaseModel]]:
         return [inner for part in get_args(annotation) for inner in _sections(part)]
     is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
     return [annotation] if is_section else []
+
+
+def python_blocks(markdown: str) -> list[str]:
+    """Return the Python of every block that is marked as such, in order."""
+    return re.findall(r"^```python\n(.*?)^```", markdown, re.DOTALL | re.MULTILINE)

@@ -8,7 +8,7 @@ import pytest
 
 import topd_ray
 
-PUBLIC = ("Config", "load_config", "train", "resume")
+PUBLIC = ("Config", "Run", "load_config", "open_run", "train", "resume")
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:

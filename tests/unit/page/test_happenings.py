@@ -1,0 +1,44 @@
+"""Events in words."""
+
+import pytest
+
+from topd_ray.page.happenings import happenings
+
+
+@pytest.mark.parametrize(
+    ("event", "text"),
+    [
+        (
+            {"event": "step_skipped", "step": 3, "complaints": ["a", "b"], "dump": "d"},
+            "Step 3 was skipped: a; b. `topd replay` repeats it from dumps/d.",
+        ),
+        (
+            {"event": "replaced", "actor": "prober[0]", "error": "killed."},
+            "prober[0] was replaced: killed.",
+        ),
+        ({"event": "went_back", "step": 2}, "The run went back to step 2: no reason"),
+        ({"event": "failed", "step": 9, "error": "no memory"}, "Failed after step 9:"),
+        (
+            {"event": "config_changed", "field": "run.steps", "old": 4, "new": 8},
+            "run.steps changed from 4 to 8.",
+        ),
+        ({"event": "of_another_version"}, "Of another version."),
+    ],
+)
+def test_an_event_is_a_sentence(event: dict[str, object], text: str) -> None:
+    (found,) = happenings([event], {})
+    assert found["text"].startswith(text)
+
+
+def test_what_the_charts_show_is_not_told() -> None:
+    events = [{"event": "checkpoint", "step": 2}, {"event": "evaluated", "step": 2}]
+    assert happenings(events, {}) == []
+
+
+def test_dropped_prompts_and_rollouts_are_counted_by_reason() -> None:
+    events = [{"event": "prompt_dropped", "reason": "too_long"}] * 3
+    found = happenings(events, {"num_dropped_rollouts": {"rewrite too long": 1}})
+    assert [one["text"] for one in found] == [
+        "3 prompts dropped (too long); raise prompts.max_tokens or check the data.",
+        "1 rollout dropped: rewrite too long.",
+    ]
