@@ -9,7 +9,7 @@ const LOSSES = {
   log_ratio: "log p student − log p teacher",
   teacher_nll: "−log p teacher",
 };
-const SIZE = { width: 560, height: 300, margin: { bottom: 38, left: 52 } };
+const SIZE = { width: 430, height: 270, margin: { bottom: 40, left: 44 } };
 
 export function distributionsView(values) {
   const data = values.distributions;
@@ -59,7 +59,9 @@ function violins(data) {
   if (data.threshold) {
     drawing.append(svg("line", { class: "threshold", x1: margin.left, x2: width - 12, y1: y(data.threshold.last), y2: y(data.threshold.last) }));
   }
-  return figure("D_OT by group", "as figure 2 of the paper: density, quartiles, median", drawing, el("p", { class: "soft" }, `Dashed: ${thresholdNote(data)}.`));
+  return figure("D_OT by group", "as figure 2 of the paper: density, quartiles, median", drawing, el("p", { class: "soft" },
+    data.threshold ? `Dashed: ${thresholdNote(data)}.` : "",
+    data.groups.length < 3 ? " Controls (random and low-loss positions) are probed where candidates.num_random and num_low ask for them." : ""));
 }
 
 function histogram(data) {
@@ -142,12 +144,13 @@ function logTicks(low, high) {
 
 function kinds(data) {
   const share = (one) => (one.value === null ? "–" : el("span", {}, percent(one.value, 0), " ", el("small", {}, `[${percent(one.low)}, ${percent(one.high)}]`)));
+  const hasRandom = data.kinds.some((kind) => kind.of_random.value !== null);
   return card("Forks by kind of token",
     el("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "Table of kinds of tokens" }, el("table", {},
-      el("thead", {}, el("tr", {}, ["the student's token", "candidates", "of all candidates", "of random positions", "real divergences", "median D_OT", "median loss"].map((name) => el("th", { scope: "col" }, name)))),
+      el("thead", {}, el("tr", {}, ["the student's token", "candidates", "of all candidates", ...(hasRandom ? ["of random positions"] : []), "real divergences", "median D_OT", "median loss"].map((name) => el("th", { scope: "col" }, name)))),
       el("tbody", {}, data.kinds.map((kind, place) => el("tr", {},
         el("th", { scope: "row" }, el("span", { class: `key kind-${place}` }, kind.name)),
-        el("td", {}, kind.count.toLocaleString("en-US")), el("td", {}, share(kind.of_candidates)), el("td", {}, share(kind.of_random)), el("td", {}, share(kind.divergent)),
+        el("td", {}, kind.count.toLocaleString("en-US")), el("td", {}, share(kind.of_candidates)), hasRandom ? el("td", {}, share(kind.of_random)) : null, el("td", {}, share(kind.divergent)),
         el("td", {}, number(kind.median_d_ot)), el("td", {}, number(kind.median_loss))))))),
     el("p", { class: "soft" }, "Wilson intervals, 95 %, windows taken as independent."));
 }

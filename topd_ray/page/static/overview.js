@@ -8,6 +8,7 @@ export function overviewView(values, rows) {
   return el(
     "div",
     { class: "view" },
+    el("h2", { class: "unseen" }, "Overview"),
     missing(values),
     el("div", { class: "hero" }, accuracy(values), facts(values)),
     tiles(values),

@@ -45,6 +45,7 @@ async function lanes(step) {
   const stages = [...new Set(columns.call)];
   const [low, high] = [Math.min(0, spread(columns.began_s)[0]), spread(columns.ended_s)[1]];
   const x = scale(low, high, LEFT, WIDTH - 8);
+  const rows = rowsOf(columns, actors);
   const height = actors.length * LANE + 26;
   const drawing = svg("svg", { class: "lanes", viewBox: `0 0 ${WIDTH} ${height}`, role: "img", "aria-label": `${count(columns.actor.length, "call")} of ${count(actors.length, "actor")} in step ${step}, ${number(high - low, 1)} seconds` });
   for (const at of ticks(low, high, 8)) {
@@ -55,9 +56,11 @@ async function lanes(step) {
   const readout = el("p", { class: "status", role: "status" }, "Move over a call to read it.");
   columns.actor.forEach((actor, i) => {
     const stage = stages.indexOf(columns.call[i]);
+    const [row, numRows] = rows[i];
+    const thick = (LANE - 6) / numRows;
     const bar = svg("rect", {
-      class: `call stage-${stage % 8}`, x: x(columns.began_s[i]), y: actors.indexOf(actor) * LANE + 3, rx: 2,
-      width: Math.max(1, x(columns.ended_s[i]) - x(columns.began_s[i])), height: LANE - 7,
+      class: `call stage-${stage % 8}`, x: x(columns.began_s[i]), y: actors.indexOf(actor) * LANE + 3 + row * thick, rx: 2,
+      width: Math.max(1, x(columns.ended_s[i]) - x(columns.began_s[i])), height: thick - 1,
     });
     const tokens = columns.num_tokens[i] > 0 ? `, ${count(columns.num_tokens[i], "token")}` : "";
     const text = `${actor} ${columns.call[i]}: ${number(columns.began_s[i], 2)} to ${number(columns.ended_s[i], 2)} s, ${number(columns.ended_s[i] - columns.began_s[i], 2)} s${tokens}`;
@@ -67,6 +70,22 @@ async function lanes(step) {
   });
   return el("div", {}, el("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "Time line" }, drawing), readout,
     el("p", { class: "keys" }, stages.map((name, i) => el("span", { class: `key stage-${i % 8}` }, name))));
+}
+
+// The row of each call in its actor's lane, and how many there are: calls that overlap
+// lie below one another.
+function rowsOf(columns, actors) {
+  const ends = new Map(actors.map((actor) => [actor, []]));
+  const order = columns.actor.map((_, i) => i).sort((a, b) => columns.began_s[a] - columns.began_s[b]);
+  const found = [];
+  for (const i of order) {
+    const free = ends.get(columns.actor[i]);
+    let row = free.findIndex((end) => end <= columns.began_s[i] + 1e-4);
+    if (row < 0) row = free.length;
+    free[row] = columns.ended_s[i];
+    found[i] = row;
+  }
+  return found.map((row, i) => [row, ends.get(columns.actor[i]).length]);
 }
 
 function byKind(a, b) {
