@@ -7,18 +7,25 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 
 import uvicorn
 
 from topd_ray.errors import UserError, first_line
-from topd_ray.page.live import POLL_S, allowed_hosts, is_loopback, live_app
+from topd_ray.page.live import (
+    POLL_S,
+    LivePage,
+    allowed_hosts,
+    is_loopback,
+    live_app,
+)
 from topd_ray.records.open_run import open_run
 from topd_ray.records.run_folder import RunFolder
 
 _GRACE_S = 1
 """Seconds that open streams of events get when the server ends."""
-_END_S = 5.0
+_END_S = 10.0
 _LOOK_S = 0.2
 """Seconds between two looks for a folder that is not there yet."""
 
@@ -33,17 +40,21 @@ def watch(run: Path, *, host: str, port: int, until_stdin_ends: bool = False) ->
     ended = threading.Event()
     if until_stdin_ends:
         threading.Thread(target=_wait_for_stdin, args=(ended,), daemon=True).start()
+        # Takes seconds, in which the run's process loads the same.
+        import_module("transformers.models.auto.tokenization_auto")
         while not RunFolder(run).config.is_file():
             if ended.wait(_LOOK_S):
                 return
     open_run(run)
     with _bound(host, port) as listening:
         bound_port = listening.getsockname()[1]
+        live = LivePage(run.absolute())
+        live.values()  # loads the tokenizer, so that the first reader need not wait
+        app = live_app(live, hosts=allowed_hosts(host, bound_port))
         shown = f"[{host}]" if ":" in host else host
         print(f"watch {run} at http://{shown}:{bound_port}/", flush=True)
         if not is_loopback(host):
             print(f"{host} is no loopback address: others may read it", flush=True)
-        app = live_app(run.absolute(), hosts=allowed_hosts(host, bound_port))
         server = uvicorn.Server(
             uvicorn.Config(
                 app,
@@ -65,6 +76,7 @@ def _bound(host: str, port: int) -> socket.socket:
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
+        listening.listen()  # who opens the address as soon as it is printed waits
     except OSError as error:
         listening.close()
         raise UserError(
@@ -81,8 +93,8 @@ def _wait_for_stdin(ended: threading.Event) -> None:
 
 def _stop(server: uvicorn.Server, ended: threading.Event) -> None:
     ended.wait()
-    # The last step and the summary are still to be sent.
-    time.sleep(POLL_S)
+    # The summary is still to be noticed and sent.
+    time.sleep(2 * POLL_S)
     server.should_exit = True
 
 

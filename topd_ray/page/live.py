@@ -58,6 +58,11 @@ class LivePage:
         self._values: dict[str, Any] = {}
         self._seen: tuple[float, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self._path.name
+
     def changed(self) -> tuple[float, ...]:
         """Return when the files last changed that tell how far the run is."""
         folder = RunFolder(self._path)
@@ -89,12 +94,11 @@ class LivePage:
         return progress(open_run(self._path))
 
 
-def live_app(path: Path, *, hosts: Collection[str]) -> Starlette:
-    """Return the application of a run folder; `hosts` are the Host headers it takes."""
-    live = LivePage(path)
+def live_app(live: LivePage, *, hosts: Collection[str]) -> Starlette:
+    """Return the application of a page; `hosts` are the Host headers that it takes."""
 
     def page(_: Request) -> Response:
-        html = page_html(title=path.name, values=live.values(), blocks={}, is_live=True)
+        html = page_html(title=live.name, values=live.values(), blocks={}, is_live=True)
         return HTMLResponse(html, headers=_HEADERS)
 
     def values(_: Request) -> Response:

@@ -6,12 +6,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from topd_ray.page.blocks import unpack
-from topd_ray.page.live import allowed_hosts, live_app
+from topd_ray.page.live import LivePage, allowed_hosts, live_app
 
 
 @pytest.fixture(scope="module")
 def client(synthetic: Path) -> TestClient:
-    app = live_app(synthetic, hosts=allowed_hosts("127.0.0.1", 8765))
+    app = live_app(LivePage(synthetic), hosts=allowed_hosts("127.0.0.1", 8765))
     return TestClient(app, base_url="http://127.0.0.1:8765")
 
 
@@ -56,7 +56,7 @@ def test_loopback_has_three_names_and_all_interfaces_any_literal() -> None:
 
 
 def test_on_all_interfaces_a_name_that_is_not_ours_is_refused(synthetic: Path) -> None:
-    app = live_app(synthetic, hosts=allowed_hosts("0.0.0.0", 80))
+    app = live_app(LivePage(synthetic), hosts=allowed_hosts("0.0.0.0", 80))
     client = TestClient(app, base_url="http://192.168.7.7:80")
     assert client.get("/values.json", headers={"host": "192.168.7.7:80"}).is_success
     assert client.get("/", headers={"host": "evil.example:80"}).status_code == 421

@@ -10,7 +10,7 @@ import { Rows } from "./rows.js";
 import { timeView } from "./time.js";
 import { isolated } from "./tokens.js";
 
-const page = { values: embeddedValues(), rows: new Rows(), reader: null, view: "" };
+const page = { values: embeddedValues(), rows: new Rows(), reader: null, view: "", isLost: false };
 const main = document.getElementById("main");
 const header = document.getElementById("header");
 const VIEWS = [["overview", "Overview"], ["reader", "Rollouts"], ["distributions", "Distributions"], ["time", "Time"], ["compare", "Compare"]];
@@ -37,6 +37,7 @@ function drawHeader() {
 }
 
 function progressText(values) {
+  if (page.isLost) return `step ${values.step}; the server of this page does not answer`;
   const steps = values.num_steps ? `step ${values.step} of ${values.num_steps}` : `step ${values.step}`;
   return values.left_s === null ? steps : `${steps}, about ${duration(values.left_s)} left`;
 }
@@ -63,16 +64,21 @@ async function load() {
   document.body.dataset.ready = String(page.rows.windows.length);
 }
 
+function lose() {
+  page.isLost = page.values.state === "running";
+  drawHeader();
+}
+
 // A message says how far the run is; what has changed is then fetched.
 async function follow(message) {
   Object.assign(page.values, message);
+  drawHeader();
+  document.body.dataset.state = page.values.state;
   const answer = await fetch("values.json");
   if (answer.ok) page.values = { ...(await answer.json()), ...message };
   const fresh = await page.rows.load(page.values.block_steps);
   page.rows.prepare();
   document.body.dataset.step = String(page.values.step);
-  document.body.dataset.state = page.values.state;
-  drawHeader();
   if (page.reader !== null) {
     page.reader.values = page.values;
     if (fresh > 0) page.reader.grow();
@@ -90,11 +96,17 @@ window.addEventListener("hashchange", () => {
   window.scrollTo(0, 0);
 });
 drawHeader();
-await load();
+await load().catch(lose);
 draw();
 if (isLive) {
   let last = Promise.resolve();
-  new EventSource("events").addEventListener("message", (event) => {
-    last = last.then(() => follow(JSON.parse(event.data))).catch(() => {});
+  const source = new EventSource("events");
+  source.addEventListener("message", (event) => {
+    const message = JSON.parse(event.data);
+    // A server that ends with its run would be asked for again and again.
+    if (message.state === "finished") source.close();
+    page.isLost = false;
+    last = last.then(() => follow(message)).catch(() => lose());
   });
+  source.addEventListener("error", lose);
 }
