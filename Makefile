@@ -37,11 +37,11 @@ ADVISORIES := api.osv.dev
 UNIT := tests/unit tests/fuzz --numprocesses=2 --dist=worksteal
 # loadfile: a file's tests share its engines, so one process runs all of them. Both take the
 # next file when they are through with one, and the longest ones come first.
-ENGINES := tests/chaos tests/flow tests/contract -m "not chaos" --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+ENGINES := tests/chaos tests/flow tests/contract tests/browser -m "not chaos" --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 LOCK := cluster/locks/$(HARDWARE).txt
 STAMP := $(VENV)/.installed-$(HARDWARE)-$(shell cat Makefile pyproject.toml $(LOCK) | cksum | cut -d' ' -f1)
 
-.PHONY: help setup lock demo real real-small test check static unit audit integration durations chaos chaos-faults chaos-soak fuzz format flow shape docs reproduce bench bench-gpu gpu-smoke
+.PHONY: help setup browser pictures lock demo real real-small test check static unit audit integration durations chaos chaos-faults chaos-soak fuzz format flow shape docs reproduce bench bench-gpu gpu-smoke
 help:
 	@echo "make demo    train a toy student on the real engines and show that it got better"
 	@echo "make real    train a pretrained 0.5B under its 1.5B on two CPU cores (5 minutes; 1.6 GB to download once)"
@@ -51,6 +51,8 @@ help:
 	@echo "make durations   the tests that cost most, into docs/tests.md"
 	@echo "make audit   known vulnerabilities of what is installed, where its data base can be reached"
 	@echo "make setup   the virtual environment (the others do it too)"
+	@echo "make browser Debian's Chromium, for the tests of the page"
+	@echo "make pictures   pictures of the demo's page, into docs/images/"
 	@echo "make lock    pin every package of CPU and of GPU machines in cluster/locks/"
 	@echo "make chaos   every fault on the real engines, with a table into tests/chaos/README.md (two hours: TOPD_SOAK_MINUTES)"
 	@echo "make fuzz    10,000 broken configs, prompt files, checkpoints, model folders"
@@ -79,6 +81,14 @@ ifeq ($(HARDWARE),cpu)
 endif
 	@touch $@
 	@echo "setup: done"
+
+# Tests of the page are skipped without it. Only where apt-get may install without a password.
+browser:
+	@command -v chromium >/dev/null || tests/browser/install.sh
+
+pictures: setup
+	@test -f runs/demo/report.html || $(MAKE) --no-print-directory demo
+	$(BIN)/python docs/pictures.py runs/demo/report.html
 
 demo: setup
 	rm -rf runs/demo
@@ -109,8 +119,8 @@ static: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --exclude-lines '$(HASH)' \
-	  --exclude-files '^topd_ray/toy/world/|^benchmarks/worlds/|^benchmarks/reproduction/.*(png|svg|json)$$'
-	$(BIN)/shellcheck .ci/run cluster/*.sh cluster/slurm.sbatch
+	  --exclude-files '^tests/browser/axe/|^topd_ray/toy/world/|^benchmarks/worlds/|^benchmarks/reproduction/.*(png|svg|json)$$'
+	$(BIN)/shellcheck .ci/run tests/browser/install.sh cluster/*.sh cluster/slurm.sbatch
 	$(BIN)/hadolint cluster/Dockerfile
 	$(BIN)/python cluster/locks/lock.py check gpu
 	-@$(MAKE) --no-print-directory audit

@@ -179,6 +179,20 @@ ROWS = (
         "every stage >= 60 %",
     ),
     Row(
+        "report_seconds",
+        "bench_report",
+        "report of a run, CPU seconds on one core",
+        "200 steps, 20,000 windows",
+        "<= 20 s, < 50 MB",
+    ),
+    Row(
+        "report_filter",
+        "bench_report",
+        "a filter of the page, headless Chromium",
+        "20,000 windows",
+        "<= 200 ms",
+    ),
+    Row(
         "start",
         "bench_start",
         "`topd train` to first rollout",

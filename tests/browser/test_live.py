@@ -8,7 +8,7 @@ from playwright.sync_api import Page
 
 from tests.runs import BIN, INLINE, ROOT, Setting
 
-STEPS = 24
+STEPS = 12
 """Enough that the page opens before the run ends."""
 DEADLINE_MS = 120_000
 

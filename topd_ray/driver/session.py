@@ -6,7 +6,6 @@ train / resume ──> Run.go ──> session: start the fleet, train (training.
 """
 
 import asyncio
-import logging
 import math
 import time
 from collections.abc import Collection, Sequence
@@ -22,6 +21,7 @@ from topd_ray.actors.roles import RoleName
 from topd_ray.config import Config
 from topd_ray.config.changes import Change, changes, refuse_unchangeable
 from topd_ray.driver.checkpoint import Checkpoint, make_latest, open_checkpoint
+from topd_ray.driver.last_report import leave_report
 from topd_ray.driver.resuming import (
     changed_config,
     changed_inputs,
@@ -47,13 +47,10 @@ from topd_ray.inputs.paths import refuse_passing_folder, with_absolute_paths
 from topd_ray.inputs.run_inputs import RunInputs, load_inputs
 from topd_ray.inputs.turns import roles_by_turns
 from topd_ray.models.roles import with_pinned_revisions, with_revisions_of
-from topd_ray.page.report import write_report
 from topd_ray.records.machine_output import Output
 from topd_ray.records.run_folder import RunFolder, write_json
 from topd_ray.records.run_log import RunLog
 from topd_ray.records.trackers import refuse_missing_trackers
-
-logger = logging.getLogger(__name__)
 
 
 def train(
@@ -257,25 +254,8 @@ class _Run:
             summary = summarize(run, accuracies)
             write_json(run.folder.summary, summary)
             run.log.summary(summary)
-            self._write_report()
+            leave_report(run.folder, run.log)
             return summary
-
-    def _write_report(self) -> None:
-        """Write the page of the run and name it, in the last line of the output."""
-        run = self._context
-        try:
-            report = write_report(run.folder.path)
-        except Exception as error:
-            # The run is finished and its summary written: whatever is wrong with the
-            # page must not make it a failed one.
-            logger.warning("no report was written", exc_info=True)
-            run.log.event("report_failed", reason=first_line(error))
-            run.log.say(
-                f"no report: {first_line(error)}; `topd report {run.folder.path}`"
-                " writes it"
-            )
-            return
-        run.log.say(f"report {report}")
 
     async def _sessions(self) -> Accuracies | None:
         """Run sessions until one ends; None where a stop ended it early.

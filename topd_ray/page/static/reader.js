@@ -201,7 +201,7 @@ export class Reader {
       const weights = Array.from(columns[`${name}_top_log`].subarray(from, until), (value) => Math.exp(-ofThousandths(value)));
       return el("section", { class: `card top ${name}` }, el("h3", {}, title),
         texts.length === 0 ? el("p", { class: "soft" }, "Not known with this teacher's signal.")
-          : el("ul", { class: "weights" }, texts.map((text, i) => weightRow(text, weights[i] || 0, text === first ? "taken" : ""))));
+          : topList(texts, weights, first));
     };
     return el("div", { class: "columns" },
       who("student", "The student's likeliest here", student[0]), who("teacher", "The teacher's likeliest here", teacher[0]));
@@ -226,6 +226,15 @@ function withStarts(columns) {
     teacher: starts(columns.num_teacher_top),
   };
   return columns;
+}
+
+// The likeliest tokens; those below a thousandth are named in one line.
+function topList(texts, weights, first) {
+  const isShown = (text, i) => weights[i] >= 0.001 || text === first;
+  const rest = texts.filter((text, i) => !isShown(text, i));
+  return el("ul", { class: "weights" },
+    texts.map((text, i) => (isShown(text, i) ? weightRow(text, weights[i] || 0, text === first ? "taken" : "") : null)),
+    rest.length === 0 ? null : el("li", { class: "soft" }, "below 0.1 %: ", rest.map((text) => [isolated(text, "token"), " "])));
 }
 
 function continuation(title, tokens, others, who) {

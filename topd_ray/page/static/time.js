@@ -109,6 +109,5 @@ function shares(values) {
           ...waits.map((wait, i) => el("span", { class: `wait wait-${i % 4}`, style: `width:${(100 * wait.share).toFixed(1)}%` }))),
         el("span", {}, `busy ${percent(kind.busy)}${named.length ? `; waits ${named.join(", ")}` : ""}`));
     })),
-    values.prediction ? el("p", {}, values.prediction) : null,
     el("p", { class: "soft" }, "Shares of the wall clock of all steps but the first, over the actors of a kind."));
 }
