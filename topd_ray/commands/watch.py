@@ -26,6 +26,7 @@ from topd_ray.records.run_folder import RunFolder
 _GRACE_S = 1
 """Seconds that open streams of events get when the server ends."""
 _END_S = 10.0
+_STDERR = 2
 _LOOK_S = 0.2
 """Seconds between two looks for a folder that is not there yet."""
 
@@ -105,7 +106,10 @@ def watching(run: Path) -> Iterator[None]:
     A thread would take time of the driver's process, which waits for its actors.
     """
     command = ["-m", "topd_ray", "watch", str(run), "--port", "0", "--until-stdin-ends"]
-    process = subprocess.Popen([sys.executable, *command], stdin=subprocess.PIPE)
+    # On stderr, because a program may read the run's lines on stdout.
+    process = subprocess.Popen(
+        [sys.executable, *command], stdin=subprocess.PIPE, stdout=_STDERR
+    )
     try:
         yield
     finally:

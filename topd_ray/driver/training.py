@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from topd_ray.actors.protocols import Fleet
@@ -131,6 +131,8 @@ class Training(LoopHooks):
         run.log.say("actors ready")
         if run.state.before is None:
             run.state.before = await self._evaluate("before training")
+            if run.state.before.num_problems:  # a page that follows the run shows it
+                run.log.event("evaluated_before", **asdict(run.state.before))
         else:
             run.log.remember(run.state.before)
         return run.state.before

@@ -52,7 +52,7 @@ def _sentence(event: Mapping[str, Any]) -> tuple[Weight, str] | None:
     """Return weight and text of an event; None for what the charts show anyway."""
     kind = event.get("event")
     step = event.get("step")
-    if kind in ("checkpoint", "evaluated", _DROPPED):
+    if kind in ("checkpoint", "evaluated", "evaluated_before", _DROPPED):
         return None
     if kind == "step_skipped":
         complaints = event.get("complaints") or ["its update could not be trusted"]

@@ -166,25 +166,34 @@ def _accuracies(run: Run) -> list[dict[str, Any]]:
     if summary.get("accuracy_before") is not None:
         found.append(_of_summary(summary, "before", 0))
     for event in run.event_lines:
-        if event.get("event") == "evaluated" and event.get("num_problems"):
-            accuracy = Accuracy(
-                num_problems=int(event["num_problems"]),
-                num_correct=int(event.get("num_correct", 0)),
-            )
-            low, high = accuracy.interval
-            found.append(
-                {
-                    "label": f"step {event.get('step')}",
-                    "step": event.get("step"),
-                    "share": accuracy.share,
-                    "low": low,
-                    "high": high,
-                    "count": accuracy.num_problems,
-                }
-            )
+        kind = event.get("event")
+        is_known = kind == "evaluated_before" and found
+        if kind in ("evaluated", "evaluated_before") and not is_known:
+            found += _of_event(event)
     if summary.get("accuracy_after") is not None:
         found.append(_of_summary(summary, "after", summary.get("steps")))
     return found
+
+
+def _of_event(event: Line) -> list[dict[str, Any]]:
+    accuracy = Accuracy(
+        num_problems=int(event.get("num_problems") or 0),
+        num_correct=int(event.get("num_correct") or 0),
+    )
+    if not accuracy.num_problems:
+        return []
+    is_before = event.get("event") == "evaluated_before"
+    low, high = accuracy.interval
+    return [
+        {
+            "label": "before training" if is_before else f"step {event.get('step')}",
+            "step": 0 if is_before else event.get("step"),
+            "share": accuracy.share,
+            "low": low,
+            "high": high,
+            "count": accuracy.num_problems,
+        }
+    ]
 
 
 def _of_summary(summary: Line, when: str, step: int | None) -> dict[str, Any]:

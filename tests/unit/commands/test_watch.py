@@ -22,7 +22,7 @@ def test_the_server_of_a_run_ends_with_it(
     with watching(synthetic):
         while "http://" not in printed:
             assert time.monotonic() < until_s, f"no address in {printed!r}"
-            printed += capfd.readouterr().out
+            printed += capfd.readouterr().err
             time.sleep(0.05)
         (address,) = re.findall(r"http://127\.0\.0\.1:\d+/", printed)
         with urllib.request.urlopen(address, timeout=DEADLINE_S) as answer:

@@ -67,11 +67,13 @@ def test_curves_keep_gaps_and_leave_out_what_is_always_zero(folder: RunFolder) -
 def test_accuracies_of_a_run_that_goes_on_are_those_of_its_events(
     folder: RunFolder,
 ) -> None:
-    event = {"event": "evaluated", "step": 4, "num_problems": 100, "num_correct": 30}
-    write(folder.events, [event])
-    (row,) = overview(open_run(folder.path), {})["accuracy"]
-    assert (row["label"], row["share"], row["count"]) == ("step 4", 0.3, 100)
-    assert row["low"] < 0.3 < row["high"]
+    counts = {"num_problems": 100, "num_correct": 30}
+    before = {"event": "evaluated_before", **counts}
+    write(folder.events, [before, {"event": "evaluated", "step": 4, **counts}])
+    rows = overview(open_run(folder.path), {})["accuracy"]
+    assert [row["label"] for row in rows] == ["before training", "step 4"]
+    assert (rows[1]["share"], rows[1]["count"]) == (0.3, 100)
+    assert rows[1]["low"] < 0.3 < rows[1]["high"]
 
 
 @pytest.mark.parametrize(
