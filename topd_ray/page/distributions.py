@@ -4,7 +4,7 @@ Axes: W windows.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,12 @@ class RunWindows:
         self._prompts[windows.step] = [
             windows.rollout_ids[row].rpartition(".")[0] for row in kept
         ]
+
+    def keep(self, steps: Collection[int]) -> None:
+        """Forget all other steps: a run that went back does them again."""
+        for step in self._parts.keys() - set(steps):
+            del self._parts[step]
+            del self._prompts[step]
 
     def has(self, step: int) -> bool:
         """Return whether a step's windows were taken."""

@@ -37,6 +37,7 @@ class RunPage:
     def values(self) -> dict[str, Any]:
         """Return the overview with the distributions, as plain values for JSON."""
         run = self._run
+        self._windows.keep(run.steps("windows"))
         for step in run.steps("windows"):
             if not self._windows.has(step):
                 windows = self.blocks.windows(step)

@@ -111,3 +111,17 @@ def test_a_comparing_process_that_was_killed_is_started_again() -> None:
         process.kill()
         process.join()
     assert same_answer("1/2", "0.5")
+
+
+@pytest.mark.parametrize(
+    ("predicted", "truth", "is_same"),
+    [("007", "7", True), ("-0", "0", True), ("9" * 199, "9" * 198, False)],
+)
+def test_integers_are_compared_without_a_process(
+    predicted: str, truth: str, is_same: bool
+) -> None:
+    from topd_ray.evaluation import answers
+
+    before = answers._comparer._process
+    assert same_answer(predicted, truth) is is_same
+    assert answers._comparer._process is before

@@ -140,3 +140,14 @@ def test_a_folder_that_is_no_run_is_the_users_mistake(tmp_path: Path) -> None:
 
 
 REPORT = "report.html"
+
+
+def test_a_run_that_went_back_is_read_anew(run_path: Path) -> None:
+    from topd_ray.page.run_page import RunPage
+    from topd_ray.records.open_run import open_run
+
+    page = RunPage(open_run(run_path))
+    assert page.values()["distributions"]["num_windows"] == 120
+    (run_path / "windows" / "step_000006.parquet").unlink()
+    page.again()
+    assert page.values()["distributions"]["num_windows"] == 100

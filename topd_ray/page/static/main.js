@@ -76,6 +76,9 @@ async function follow(message) {
   document.body.dataset.state = page.values.state;
   const answer = await fetch("values.json");
   if (answer.ok) page.values = { ...(await answer.json()), ...message };
+  const there = new Set(page.values.block_steps);
+  // A run that went back does its last steps again: what was read of them is of the past.
+  if (page.rows.steps.some((step) => !there.has(step))) location.reload();
   const fresh = await page.rows.load(page.values.block_steps);
   page.rows.prepare();
   document.body.dataset.step = String(page.values.step);
