@@ -171,7 +171,8 @@ class Run:
 
     def _parquet(self, file: Path) -> pa.Table | None:
         try:
-            return pq.read_table(file)
+            # Small files: threads would cost more than they save.
+            return pq.read_table(file, use_threads=False)
         except (pa.ArrowException, OSError) as error:
             self._note(f"{file.name} cannot be read: {first_line(error)}")
             return None
