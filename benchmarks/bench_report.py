@@ -10,6 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
 from measure import Claim, save
 from playwright.sync_api import Page, sync_playwright
 from synthetic_run import Size, SyntheticRun
@@ -79,6 +80,7 @@ def main() -> None:
     """Measure both claims."""
     # What a process of `topd` loads once is no part of the page.
     assert AutoTokenizer is not None
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         path = SyntheticRun(Path(folder) / "run", SIZE).write().path
         seconds, num_bytes = written(path)

@@ -168,13 +168,13 @@ function path(steps, values, x, y) {
 
 // Shares with their intervals, one a row.
 export function intervals(rows, label) {
-  const width = 520;
+  const width = Math.min(520, Math.max(300, window.innerWidth - 66)); // so that text keeps its size
   const rowHeight = 34;
-  const left = 128;
+  const left = width < 400 ? 108 : 128;
   const height = rows.length * rowHeight + 26;
-  const x = scale(0, 1, left, width - 92);
+  const x = scale(0, 1, left, width - (width < 400 ? 70 : 92));
   const drawing = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
-  for (const at of [0, 0.25, 0.5, 0.75, 1]) {
+  for (const at of width < 400 ? [0, 0.5, 1] : [0, 0.25, 0.5, 0.75, 1]) {
     drawing.append(
       svg("line", { class: "grid", x1: x(at), x2: x(at), y1: 4, y2: height - 22 }),
       svg("text", { class: "tick", x: x(at), y: height - 6, "text-anchor": "middle" }, percent(at)),
@@ -182,7 +182,8 @@ export function intervals(rows, label) {
   }
   rows.forEach((row, place) => {
     const y = place * rowHeight + 20;
-    const kind = place === rows.length - 1 && rows.length > 1 ? "last" : "first";
+    const isLast = row.isLast ?? (place === rows.length - 1 && rows.length > 1);
+    const kind = isLast ? "last" : "first";
     drawing.append(svg("text", { class: "row-label", x: left - 10, y: y + 4, "text-anchor": "end" }, row.label));
     if (isNumber(row.low)) {
       drawing.append(svg("line", { class: `interval ${kind}`, x1: x(row.low), x2: x(row.high), y1: y, y2: y }));

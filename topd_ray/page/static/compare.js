@@ -21,22 +21,24 @@ export function compareView(values, parameters) {
 }
 
 function accuracies(values, other) {
-  const rows = [...values.accuracy.slice(0, 1), ...values.accuracy.slice(1).slice(-1)].map((row) => ({ ...row, label: `A ${row.label}` }))
-    .concat([...other.accuracy.slice(0, 1), ...other.accuracy.slice(1).slice(-1)].map((row) => ({ ...row, label: `B ${row.label}` })));
+  const ends = (letter, all) => [...all.slice(0, 1), ...all.slice(1).slice(-1)]
+    .map((row, place) => ({ ...row, label: `${letter} ${row.label}`, isLast: place === 1 }));
+  const rows = [...ends("A", values.accuracy), ...ends("B", other.accuracy)];
   return rows.length === 0 ? null : card("Accuracy on held-out problems", intervals(rows, rows.map((row) => `${row.label} ${percent(row.share, 1)}`).join(", ")));
 }
 
 function differences(rows) {
   if (rows.length === 0) return null;
   const show = (row, value) => (row.unit === "share" ? percent(value, 1) : number(value));
-  const signed = (row, value) => `${value > 0 ? "+" : ""}${show(row, value)}`;
+  const points = (value) => number(100 * value, 1);
+  const signed = (row, value) => `${value > 0 ? "+" : ""}${row.unit === "share" ? points(value) : number(value)}`;
   return card("B minus A",
     el("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "Table of differences" }, el("table", {},
       el("thead", {}, el("tr", {}, ["", "A", "B", "difference, 95 %", "", "pairs"].map((name, i) => (name ? el("th", { scope: "col" }, name) : el("td", { "aria-hidden": i === 4 ? "true" : null }))))),
       el("tbody", {}, rows.map((row) => el("tr", {},
         el("th", { scope: "row" }, row.label, " ", el("small", {}, row.unit === "share" ? "" : row.unit)),
         el("td", {}, show(row, row.a)), el("td", {}, show(row, row.b)),
-        el("td", {}, `${signed(row, row.difference)} [${signed(row, row.low)}, ${signed(row, row.high)}]`),
+        el("td", {}, `${signed(row, row.difference)} [${signed(row, row.low)}, ${signed(row, row.high)}]${row.unit === "share" ? " points" : ""}`),
         el("td", {}, whisker(row)),
         el("td", {}, row.pairs === null ? row.how : `${row.pairs.toLocaleString("en-US")} ${row.how.replace("paired by ", "")}`)))))),
     el("p", { class: "soft" }, "Intervals of paired differences are Student's over prompts or steps. Steps follow one another, so their intervals are too narrow. That of the accuracy takes both runs as independent samples."));
