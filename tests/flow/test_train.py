@@ -43,6 +43,7 @@ def test_a_run_leaves_the_whole_run_folder(whole: Run) -> None:
         "checkpoints",
         "export",
         "summary.json",
+        "report.html",
     }
     assert whole.summary.keys() >= SUMMARY_KEYS
     roles = whole.summary["peak_memory_gb"]
