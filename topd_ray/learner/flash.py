@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from topd_ray.learner.layout import Layout, Run
+from topd_ray.learner.layout import Layout, TokenRun
 
 # The private kernels of `scaled_dot_product_attention`, because the public function
 # does not return the log-sum-exp that the backward pass needs.
@@ -97,7 +97,7 @@ def _in_order(like: Tensor) -> Tensor:
     return like.new_empty(tokens, *heads, width).movedim(0, -2)
 
 
-def _seen(run: Run, keys_HLD: Keys, num_shared: int) -> Float[Tensor, "H G BM D"]:
+def _seen(run: TokenRun, keys_HLD: Keys, num_shared: int) -> Float[Tensor, "H G BM D"]:
     """Return the keys that a run sees, for each query head that shares them.
 
     For a rollout that is a view; the keys of a window and of its trunk are copied.
@@ -108,7 +108,7 @@ def _seen(run: Run, keys_HLD: Keys, num_shared: int) -> Float[Tensor, "H G BM D"
     return keys[:, None].expand(-1, num_shared, -1, -1)
 
 
-def _add(run: Run, total_HLD: Keys, grad: Float[Tensor, "H BM D"]) -> None:
+def _add(run: TokenRun, total_HLD: Keys, grad: Float[Tensor, "H BM D"]) -> None:
     """Add the gradient of the keys that a run sees to the whole gradient."""
     # A run overwrites its own part and adds to its trunk's: the memory starts
     # uninitialised, and a trunk's run always comes before those of its windows.

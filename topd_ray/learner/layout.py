@@ -22,7 +22,7 @@ only some of the windows see.
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class TokenRun:
     """Tokens that attend in one call: a rollout, or successive windows of one trunk."""
 
     own: slice
@@ -94,7 +94,9 @@ class Layout:
             return own | before
         return (own | before) & (self.place_L[query] - self.place_L[key] < reach)
 
-    def mask(self, run: Run, reach: int | None, dtype: torch.dtype) -> Tensor | None:
+    def mask(
+        self, run: TokenRun, reach: int | None, dtype: torch.dtype
+    ) -> Tensor | None:
         """Return `sees` as the mask that is added to the scores of a run.
 
         None where a causal mask is the same, which the kernel has built in.
@@ -131,9 +133,9 @@ class Layout:
 
 def _runs(
     lengths: list[int], trunks: list[int], branches: list[int]
-) -> tuple[Run, ...]:
+) -> tuple[TokenRun, ...]:
     starts = [0, *accumulate(lengths)]
-    runs: list[Run] = []
+    runs: list[TokenRun] = []
     for s, (trunk, branch) in enumerate(zip(trunks, branches, strict=True)):
         own = slice(starts[s], starts[s + 1])
         first = starts[trunk]
@@ -148,10 +150,10 @@ def _runs(
         ):
             own = slice(last.own.start, own.stop)
             before = slice(first, max(before.stop, last.before.stop))
-            runs[-1] = Run(own=own, before=before)
+            runs[-1] = TokenRun(own=own, before=before)
         else:
-            runs.append(Run(own=own, before=before))
+            runs.append(TokenRun(own=own, before=before))
     return tuple(runs)
 
 
-__all__ = ["Layout", "Run"]
+__all__ = ["Layout", "TokenRun"]

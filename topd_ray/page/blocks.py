@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Column = NDArray[Any] | Sequence[str]
+BlockColumn = NDArray[Any] | Sequence[str]
 """An array of one axis, or one text a row."""
 THOUSANDTHS = 1000
 LARGEST = 65_534
@@ -27,7 +27,7 @@ _PAD = 8
 _LEVEL = 5
 
 
-def pack(columns: Mapping[str, Column]) -> bytes:
+def pack(columns: Mapping[str, BlockColumn]) -> bytes:
     """Return the block of some columns. Raises ValueError for another type of array."""
     header: dict[str, Any] = {}
     arrays: list[bytes] = []
@@ -51,12 +51,12 @@ def pack(columns: Mapping[str, Column]) -> bytes:
     return gzip.compress(whole, _LEVEL, mtime=0)
 
 
-def unpack(block: bytes) -> dict[str, Column]:
+def unpack(block: bytes) -> dict[str, BlockColumn]:
     """Return the columns of a block, as the page reads them."""
     whole = gzip.decompress(block)
     (length,) = struct.unpack_from("<I", whole)
     header = json.loads(whole[4 : 4 + length])
-    columns: dict[str, Column] = {}
+    columns: dict[str, BlockColumn] = {}
     for name, found in header.items():
         if isinstance(found, list):
             columns[name] = found
@@ -84,4 +84,4 @@ def _padded(data: bytes, filler: bytes) -> bytes:
     return data + filler * (-len(data) % _PAD)
 
 
-__all__ = ["NO_NUMBER", "THOUSANDTHS", "Column", "pack", "thousandths", "unpack"]
+__all__ = ["NO_NUMBER", "THOUSANDTHS", "BlockColumn", "pack", "thousandths", "unpack"]

@@ -19,7 +19,7 @@ Line = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Curve:
+class MetricCurve:
     """A chart of metrics over steps."""
 
     name: str
@@ -31,7 +31,7 @@ class Curve:
 
 
 CURVES = (
-    Curve(
+    MetricCurve(
         name="loss",
         title="Loss",
         unit="nats a token",
@@ -41,64 +41,64 @@ CURVES = (
             ("trajectory", "loss/traj"),
         ),
     ),
-    Curve(
+    MetricCurve(
         name="token_loss",
         title="Token loss of the rollouts",
         unit="nats a token",
         metrics=(("mean", "teacher/mean_token_loss"),),
     ),
-    Curve(
+    MetricCurve(
         name="divergent",
         title="Share of real divergences",
         unit="of the candidates",
         metrics=(("share", "windows/divergent_frac"),),
         is_share=True,
     ),
-    Curve(
+    MetricCurve(
         name="d_ot",
         title="Transport distance D_OT",
         unit="cost, 0 to 2",
         metrics=(("mean", "probe/mean_d_ot"), ("threshold", "threshold")),
     ),
-    Curve(
+    MetricCurve(
         name="entropy",
         title="Entropy of the student",
         unit="nats a token",
         metrics=(("mean", "rollout/entropy"),),
     ),
-    Curve(
+    MetricCurve(
         name="length",
         title="Length of a response",
         unit="tokens",
         metrics=(("mean", "rollout/mean_tokens"),),
     ),
-    Curve(
+    MetricCurve(
         name="rollout_kl",
         title="KL between engine and learner",
         unit="nats a token",
         metrics=(("estimate", "learner/rollout_kl"),),
     ),
-    Curve(
+    MetricCurve(
         name="grad_norm",
         title="Norm of the gradient",
         unit="before clipping",
         metrics=(("norm", "learner/grad_norm"),),
     ),
-    Curve(
+    MetricCurve(
         name="takeover",
         title="Rollouts taken over",
         unit="share",
         metrics=(("taken over", "takeover/frac"),),
         is_share=True,
     ),
-    Curve(
+    MetricCurve(
         name="truncated",
         title="Responses cut at the limit",
         unit="share",
         metrics=(("share", "rollout/truncated_frac"),),
         is_share=True,
     ),
-    Curve(
+    MetricCurve(
         name="step_s",
         title="Time of a step",
         unit="seconds",
@@ -310,4 +310,4 @@ def _finite(value: Any) -> float | None:
     return value
 
 
-__all__ = ["CURVES", "Curve", "duration", "overview", "progress"]
+__all__ = ["CURVES", "MetricCurve", "duration", "overview", "progress"]

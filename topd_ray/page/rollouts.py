@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from topd_ray.page.arrow import lists, numbers, starts, texts
-from topd_ray.page.blocks import Column, thousandths
+from topd_ray.page.blocks import BlockColumn, thousandths
 from topd_ray.page.grades import Grades
 from topd_ray.page.tokens import TokenTexts, vocabulary
 
@@ -52,7 +52,9 @@ def read_rollouts(table: pa.Table, tokens: TokenTexts, grades: Grades) -> StepRo
     )
 
 
-def summary_columns(rollouts: StepRollouts, tokens: TokenTexts) -> dict[str, Column]:
+def summary_columns(
+    rollouts: StepRollouts, tokens: TokenTexts
+) -> dict[str, BlockColumn]:
     """Return what the list of rollouts shows, filters and orders by."""
     table = rollouts.table
     response, lengths_R = lists(table, "response_ids", "uint32")
@@ -71,7 +73,9 @@ def summary_columns(rollouts: StepRollouts, tokens: TokenTexts) -> dict[str, Col
     }
 
 
-def rollout_columns(rollouts: StepRollouts, tokens: TokenTexts) -> dict[str, Column]:
+def rollout_columns(
+    rollouts: StepRollouts, tokens: TokenTexts
+) -> dict[str, BlockColumn]:
     """Return every token of the rollouts, with loss and log-probabilities."""
     table = rollouts.table
     prompts, num_prompt_R = lists(table, "prompt_ids", "uint32")
@@ -116,7 +120,7 @@ def _first_of_each(
     return values[is_kept]
 
 
-def _means(values: NDArray[np.float32], lengths_R: NDArray[np.int64]) -> Column:
+def _means(values: NDArray[np.float32], lengths_R: NDArray[np.int64]) -> BlockColumn:
     begins = starts(lengths_R)
     means = [
         float(np.nanmean(part)) if len(part) and not np.isnan(part).all() else np.nan

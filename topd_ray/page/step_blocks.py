@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from topd_ray.page.arrow import numbers, texts
-from topd_ray.page.blocks import Column, pack
+from topd_ray.page.blocks import BlockColumn, pack
 from topd_ray.page.grades import Grades
 from topd_ray.page.rollouts import (
     StepRollouts,
@@ -76,7 +76,7 @@ class StepBlocks:
         columns = self._columns(kind, step)
         return pack(columns) if columns else None
 
-    def _columns(self, kind: BlockKind, step: int) -> dict[str, Column] | None:
+    def _columns(self, kind: BlockKind, step: int) -> dict[str, BlockColumn] | None:
         if kind == "timeline":
             table = self._run.read("timeline", step)
             return None if table is None else _timeline_columns(table)
@@ -88,7 +88,7 @@ class StepBlocks:
         rollouts = self.rollouts(step)
         return None if rollouts is None else rollout_columns(rollouts, self._tokens)
 
-    def _list_columns(self, step: int) -> Iterator[tuple[str, Column]]:
+    def _list_columns(self, step: int) -> Iterator[tuple[str, BlockColumn]]:
         windows = self.windows(step)
         if windows is not None:
             yield from list_columns(windows, self._tokens).items()
@@ -97,7 +97,7 @@ class StepBlocks:
             yield from summary_columns(rollouts, self._tokens).items()
 
 
-def _timeline_columns(table: pa.Table) -> dict[str, Column]:
+def _timeline_columns(table: pa.Table) -> dict[str, BlockColumn]:
     stages = texts(table, "stage")
     calls = texts(table, "call")
     return {

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from topd_ray.page.arrow import lists, numbers, starts, texts
-from topd_ray.page.blocks import Column, thousandths
+from topd_ray.page.blocks import BlockColumn, thousandths
 from topd_ray.page.tokens import TokenTexts, vocabulary
 from topd_ray.transport import soft_targets
 
@@ -89,7 +89,7 @@ def _verdicts(
     return verdicts_W
 
 
-def list_columns(windows: StepWindows, tokens: TokenTexts) -> dict[str, Column]:
+def list_columns(windows: StepWindows, tokens: TokenTexts) -> dict[str, BlockColumn]:
     """Return what the list of windows shows, filters and searches."""
     table = windows.table
     student, num_student_W = lists(table, "student_ids", "uint32")
@@ -117,7 +117,9 @@ def list_columns(windows: StepWindows, tokens: TokenTexts) -> dict[str, Column]:
     }
 
 
-def plan_columns(windows: StepWindows, tokens: TokenTexts) -> dict[str, Column] | None:
+def plan_columns(
+    windows: StepWindows, tokens: TokenTexts
+) -> dict[str, BlockColumn] | None:
     """Return plans and both models' likeliest tokens; None where none is recorded.
 
     There is one plan for each window with `has_plan`, in order. A plan is kept as the

@@ -22,7 +22,7 @@ from topd_ray.records.run_folder import RunFolder
 
 Part = Literal["windows", "rollouts", "timeline"]
 """A folder of Parquet files, one or more a step."""
-State = Literal["running", "finished", "stopped"]
+RunProgress = Literal["running", "finished", "stopped"]
 
 _KERNEL_LOCKS = Path("/proc/locks")
 _STEP_FILE = re.compile(r"step_(\d+)(-rank\d+)?\.parquet")
@@ -60,7 +60,7 @@ class Run:
         return self.folder.path.name
 
     @property
-    def state(self) -> State:
+    def state(self) -> RunProgress:
         """`stopped`: no process of this machine works on it, and it is not finished."""
         if self.folder.summary.is_file():
             return "finished"
@@ -252,4 +252,4 @@ def _column(values: list[Any]) -> pa.Array:
         return pa.array([None if v is None else json.dumps(v) for v in values])
 
 
-__all__ = ["Part", "Run", "State", "is_locked", "json_lines", "open_run"]
+__all__ = ["Part", "Run", "RunProgress", "is_locked", "json_lines", "open_run"]
