@@ -176,13 +176,15 @@ ifeq ($(HARDWARE),gpu)
 bench-gpu: setup
 	$(BIN)/python benchmarks/results.py --run gpu
 
-# Kernels against the CPU's, then a whole run with every engine on one GPU; ten minutes.
+# Kernels against the CPU's, then whole runs with every engine on one GPU, awake together and by turns;
+# ten minutes.
 gpu-smoke: setup
 	$(BIN)/topd doctor configs/gpu-toy.yaml
 	$(BIN)/pytest tests -m gpu
-	rm -rf runs/gpu-smoke
+	rm -rf runs/gpu-smoke runs/gpu-smoke-turns
 	$(BIN)/topd train configs/gpu-toy.yaml run.name=gpu-smoke
 	$(BIN)/python tests/gpu_smoke.py runs/gpu-smoke
+	$(BIN)/topd train configs/gpu-toy.yaml run.name=gpu-smoke-turns cluster.turns=true run.steps=3
 else
 gpu-smoke:
 	@echo "gpu-smoke cannot run: nvidia-smi lists no GPU on this machine"; exit 2

@@ -29,9 +29,34 @@ def complaints(run: Path) -> list[str]:
     return found
 
 
+def figures(run: Path) -> list[str]:
+    """Return what a stranger to the machine asks first: seconds, rates, memory."""
+    summary = json.loads((run / "summary.json").read_text())
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    # The first step compiles and captures; a run of one step has no other.
+    steps = [json.loads(line) for line in lines[1:] or lines]
+
+    def mean(name: str) -> float:
+        return sum(step[name] for step in steps) / len(steps)
+
+    rates = [
+        f"{mean(f'{stage}/num_tokens') / busy_s:,.0f} tokens/s {stage}"
+        for stage in ("rollout", "teacher", "probe", "learner")
+        if (busy_s := mean(f"{stage}/busy_s")) > 0
+    ]
+    memory = [f"{gb} GB {role}" for role, gb in summary["peak_memory_gb"].items()]
+    return [
+        f"a step {mean('step/wall_s'):.2f} s, new weights {mean('weights/update_s'):.2f} s",
+        f"while at work: {', '.join(rates)}",
+        f"peak memory of the machine: {', '.join(memory)}",
+    ]
+
+
 def main() -> None:
-    """Print the complaints; the exit code says whether there are any."""
-    found = complaints(Path(sys.argv[1]))
+    """Print figures and complaints; the exit code says whether there are complaints."""
+    run = Path(sys.argv[1])
+    print("\n".join(figures(run)))
+    found = complaints(run)
     print("\n".join(found) or "gpu-smoke: the run has taught its student")
     sys.exit(bool(found))
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from tests.gpu_smoke import complaints
+from tests.gpu_smoke import complaints, figures
 from tests.runs import topd
 from topd_ray.actors.nodes import NodeReport
 from topd_ray.commands.doctor import gpu_work, gpus, installation, machine, run_checks
@@ -453,3 +453,29 @@ def test_the_smoke_run_is_judged_by_what_it_taught(tmp_path):
     assert judged(steps=2) == ["1 of 2 steps are in metrics.jsonl"]
     metrics["loss/opd"] = float("nan")
     assert judged() == ["step 1: loss nan"]
+
+
+def test_the_figures_of_the_smoke_run_leave_out_its_first_step(tmp_path):
+    def step(number, wall_s):
+        return {
+            "step": number,
+            "step/wall_s": wall_s,
+            "weights/update_s": 0.5,
+            "rollout/num_tokens": 6000,
+            "rollout/busy_s": 2.0,
+            "teacher/num_tokens": 0,
+            "teacher/busy_s": 0.0,
+            "probe/num_tokens": 0,
+            "probe/busy_s": 0.0,
+            "learner/num_tokens": 6000,
+            "learner/busy_s": 3.0,
+        }
+
+    lines = [json.dumps(step(1, 90.0)), json.dumps(step(2, 4.0))]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "summary.json").write_text('{"peak_memory_gb": {"driver": 1.5}}')
+    assert figures(tmp_path) == [
+        "a step 4.00 s, new weights 0.50 s",
+        "while at work: 3,000 tokens/s rollout, 2,000 tokens/s learner",
+        "peak memory of the machine: 1.5 GB driver",
+    ]
