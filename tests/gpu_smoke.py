@@ -46,7 +46,8 @@ def figures(run: Path) -> list[str]:
     ]
     memory = [f"{gb} GB {role}" for role, gb in summary["peak_memory_gb"].items()]
     return [
-        f"a step {mean('step/wall_s'):.2f} s, new weights {mean('weights/update_s'):.2f} s",
+        f"a step {mean('step/wall_s'):.2f} s,"
+        f" new weights {mean('weights/update_s'):.2f} s",
         f"while at work: {', '.join(rates)}",
         f"peak memory of the machine: {', '.join(memory)}",
     ]
