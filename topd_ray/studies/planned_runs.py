@@ -175,12 +175,14 @@ def _log(folder: RunFolder) -> Path:
 def _fingerprint(config: Config) -> str:
     """Return a hash of the config, the models and the data.
 
-    Where the run folder lies does not count: a moved study is not computed again.
+    Where the run folder lies and what is recorded do not count: a study that is moved,
+    or shown to other trackers, is not computed again.
     """
     run = config.run.model_copy(update={"root": "runs", "name": "run"})
-    digest = hashlib.sha256(
-        dump_config(config.model_copy(update={"run": run})).encode()
+    plain = config.model_copy(update={"run": run}).model_dump(
+        mode="json", exclude={"records"}
     )
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
     files = [
         Path(config.prompts.path),
         Path(config.evaluation.path or config.prompts.path),

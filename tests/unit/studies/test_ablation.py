@@ -146,6 +146,9 @@ def test_a_run_is_known_again_by_everything_its_result_depends_on(
     before = folders(chosen)
     assert len(set(before)) == 6
     assert before == folders(chosen)
+    assert before == folders(
+        study(tmp_path, overrides=["records.max_rollouts_per_step=0"])
+    )
     write_weights(tmp_path / "model", 1.0)
     other_weights = folders(chosen)
     assert not set(other_weights) & set(before)
