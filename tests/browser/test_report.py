@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Literal
 
 import pyarrow.parquet as pq
 import pytest
@@ -13,6 +14,8 @@ from tests.browser.runs import LONG_ID, SCRIPT
 
 VIEWS = ("overview", "reader", "distributions", "time", "compare")
 LIST = "[role=listbox]"
+Scheme = Literal["light", "dark"]
+SCHEMES: tuple[Scheme, ...] = ("light", "dark")
 
 
 def status(page: Page) -> str:
@@ -174,13 +177,13 @@ def test_two_runs_show_rollouts_of_one_prompt_beside_each_other(opened: Opened) 
     expect(page.get_by_role("row", name="Right rollouts of a prompt")).to_be_visible()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("width", [1360, 390])
 def test_axe_finds_nothing_and_nothing_sticks_out(
-    browser: Browser, report: Path, scheme: str, width: int
+    browser: Browser, report: Path, scheme: Scheme, width: int
 ) -> None:
     context = browser.new_context(
-        color_scheme=scheme,  # type: ignore[arg-type]
+        color_scheme=scheme,
         viewport={"width": width, "height": 900},
     )
     page = context.new_page()
@@ -197,8 +200,8 @@ def test_axe_finds_nothing_and_nothing_sticks_out(
 
 def test_dark_and_light_differ(browser: Browser, report: Path) -> None:
     colours = []
-    for scheme in ("light", "dark"):
-        page = browser.new_page(color_scheme=scheme)  # type: ignore[arg-type]
+    for scheme in SCHEMES:
+        page = browser.new_page(color_scheme=scheme)
         Opened(page, report.as_uri()).go()
         colours.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
         page.close()

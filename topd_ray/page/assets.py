@@ -74,7 +74,7 @@ def page_html(
 
 
 def json_in_html(values: Any) -> Markup:
-    """Return JSON that may stand inside a script element, whatever texts it holds."""
+    """Return JSON in which no text can end the script element around it."""
     text = json.dumps(values, separators=(",", ":"), allow_nan=False)
     for character, escape in _ESCAPES.items():
         text = text.replace(character, escape)

@@ -65,9 +65,11 @@ def _sentence(event: Mapping[str, Any]) -> tuple[Weight, str] | None:
         return "warning", f"{event.get('actor')} was replaced: {_reason(event)}"
     if kind == "transfer_failed":
         version = event.get("policy_version")
-        return "warning", f"Weights of version {version} went by way of files:" + (
+        return "warning", f"Weights {version} went through the object store:" + (
             f" {_ended(event.get('reason'))}"
         )
+    if kind == "tracker_lost":
+        return "warning", f"{event.get('tracker')} was lost: {_reason(event)}"
     if kind == "truncated":
         return "warning", f"Step {step}: {_ended(event.get('notice'))}"
     if kind == "resumed":

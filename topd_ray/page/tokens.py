@@ -99,7 +99,8 @@ class TokenTexts:
 
         Decoded alone, a token of a SentencePiece or word tokenizer loses it.
         """
-        decode = self._tokenizer.batch_decode  # type: ignore[union-attr]
+        tokenizer: Any = self._tokenizer
+        decode = tokenizer.batch_decode
         before, anchor = self._anchor
         alone: list[str] = decode([[token] for token in ids])
         if anchor is None:

@@ -93,7 +93,7 @@ def test_with_zero_3_no_part_of_a_rank_is_the_whole_student() -> None:
     rank = parts_of(gpus, "learner[0]")
     whole = 2 * 32.76e9 / GIB
     assert rank["weights"] == pytest.approx(whole / 4)
-    # What is gathered at a time is a bound of DeepSpeed's, whatever the student is.
+    # DeepSpeed bounds what it gathers at a time; the student's size does not count.
     assert rank["gathered"] == pytest.approx(2 * 1e9 / GIB)
 
 

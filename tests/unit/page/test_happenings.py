@@ -1,7 +1,11 @@
 """Events in words."""
 
+import re
+from pathlib import Path
+
 import pytest
 
+import topd_ray
 from topd_ray.page.happenings import happenings
 
 
@@ -28,6 +32,19 @@ from topd_ray.page.happenings import happenings
 def test_an_event_is_a_sentence(event: dict[str, object], text: str) -> None:
     (found,) = happenings([event], {})
     assert found["text"].startswith(text)
+
+
+def test_every_event_of_a_run_has_words_or_a_chart() -> None:
+    written = re.compile(r"event\(\s*\"([a-z_]+)\"")
+    kinds: set[str] = set()
+    for file in Path(topd_ray.__file__).parent.rglob("*.py"):
+        kinds |= set(written.findall(file.read_text(encoding="utf-8")))
+    assert {"tracker_lost", "replaced", "failed"} <= kinds
+    told = {kind: happenings([{"event": kind}], {}) for kind in kinds}
+    bare = {kind: f"{kind.replace('_', ' ').capitalize()}." for kind in kinds}
+    assert [
+        kind for kind in kinds if told[kind] and told[kind][0]["text"] == bare[kind]
+    ] == []
 
 
 def test_what_the_charts_show_is_not_told() -> None:
