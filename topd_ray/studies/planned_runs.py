@@ -3,11 +3,9 @@
 import contextlib
 import hashlib
 import json
-import multiprocessing
-import os
 import re
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from topd_ray.config import Config, dump_config
 from topd_ray.errors import TopdError
 from topd_ray.models.headers import weight_files
 from topd_ray.models.roles import resolve_student, resolve_teacher
+from topd_ray.processes import process_pool
 from topd_ray.records.run_folder import RunFolder, write_whole
 from topd_ray.reports.ablation_results import RunResult
 from topd_ray.studies.sampled_problems import Sampling
@@ -107,12 +106,8 @@ def carry_out(
     missing = [planned_run for planned_run in planned if not planned_run.is_finished]
     num_finished = len(planned) - len(missing)
     report(f"{len(planned)} runs, {num_finished} of them finished before")
-    # Threads of two runs would compete for the same cores; workers inherit the setting.
-    os.environ["OMP_NUM_THREADS"] = "1"
     failed = []
-    # A forked process would inherit the threads and the state of torch and Ray.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+    with process_pool(processes) as pool:
         pending = {
             pool.submit(
                 _carry_out_one, _prepared(planned_run), planned_run.sampling

@@ -2,12 +2,10 @@
 
 import json
 import logging
-import multiprocessing
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -24,6 +22,7 @@ import yaml
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from topd_ray.errors import UserError
+from topd_ray.processes import process_pool
 from topd_ray.seeds import derive_seed
 from topd_ray.toy.accuracy import solved_greedily
 from topd_ray.toy.checksums import RECIPE_FILE, checksums, verify_world
@@ -187,16 +186,14 @@ def _here(make: _Make, speakers: Mapping[str, ModelRecipe]) -> list[Measured]:
 def _in_processes(
     make: _Make, speakers: Mapping[str, ModelRecipe], jobs: int
 ) -> list[Measured]:
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        jobs, mp_context=spawn, initializer=_use_one_thread
-    ) as pool:
-        return list(pool.map(make, speakers, speakers.values()))
+    with process_pool(jobs) as pool:
+        making = partial(_with_log, make)
+        return list(pool.map(making, speakers, speakers.values()))
 
 
-def _use_one_thread() -> None:
-    torch.set_num_threads(1)
+def _with_log(make: _Make, name: str, speaker: ModelRecipe) -> Measured:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return make(name, speaker)
 
 
 def _make_speaker(
