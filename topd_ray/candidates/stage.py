@@ -66,7 +66,17 @@ def find_candidates(
 def candidate_set(
     rollout: Rollout, positions_W: Ints, *, losses_W: Floats, groups_W: Ints
 ) -> CandidateSet:
-    """Return the positions of a rollout, with what a probe of them needs."""
+    """Return the positions of a rollout, with what a probe of them needs.
+
+    Args:
+        rollout: The rollout that they are in.
+        positions_W: Places in the response at which windows begin.
+        losses_W: Their token losses, nats.
+        groups_W: HIGH, RANDOM or LOW each, as in `CandidateSet`.
+
+    Returns:
+        A message that shares its arrays with the arguments.
+    """
     return CandidateSet(
         rollout_id=rollout.rollout_id,
         policy_version=rollout.policy_version,

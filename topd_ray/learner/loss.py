@@ -126,6 +126,10 @@ def block_sums(
         here: The block's positions, as `by_window` orders them.
         recipe: How the losses are composed.
         with_slope: Whether the slope is needed.
+
+    Returns:
+        The five sums, the slope or None, and the log-probabilities of the T response
+        tokens.
     """
     kd_ratio = recipe.token_loss.kd_ratio
     logp_BV = _log_softmax(logits_BV)

@@ -36,13 +36,29 @@ def join_signals(signals: Sequence[TeacherSignal]) -> TeacherSignal:
 
 
 def rows_of(signal: TeacherSignal, count: int) -> TeacherSignal:
-    """Return the signal at the first `count` positions."""
+    """Return the signal at the first positions.
+
+    Args:
+        signal: A teacher's signal of N positions.
+        count: How many are kept; all where it is N or more.
+
+    Returns:
+        A signal of the same type; its arrays are views.
+    """
     cut = {field.name: getattr(signal, field.name)[:count] for field in fields(signal)}
     return type(signal)(**cut)
 
 
 def row_at(signal: TeacherSignal, position: int) -> TeacherSignal:
-    """Return a copy of the signal at one position, with an axis of length 1."""
+    """Return a copy of the signal at one position.
+
+    Args:
+        signal: A teacher's signal of N positions.
+        position: Which, from 0 to N - 1.
+
+    Returns:
+        A signal of the same type whose arrays have an axis of length 1.
+    """
     rows = slice(position, position + 1)
     cut = {field.name: getattr(signal, field.name)[rows] for field in fields(signal)}
     return type(signal)(**{name: array.copy() for name, array in cut.items()})
