@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -51,16 +51,28 @@ class SyntheticRun:
     """Writes the folder; the same seed gives the same files."""
 
     def __init__(
-        self, path: Path, size: Size, *, seed: int = 0, strength: float = 1.0
+        self,
+        path: Path,
+        size: Size,
+        *,
+        seed: int = 0,
+        strength: float = 1.0,
+        method: Literal["topd", "takeover"] = "topd",
     ) -> None:
-        """Write below `path`; a larger `strength` learns more."""
+        """Write below `path`; a larger `strength` learns more.
+
+        With `takeover`, the teacher goes on with the truth from the first mistake, and
+        there are no windows.
+        """
         self.size = size
         self.strength = strength
+        self.method = method
         self.rng = np.random.default_rng(seed)
         overrides = [
             f"run.root={path.absolute().parent}",
             f"run.name={path.name}",
             f"run.steps={size.steps}",
+            f"run.method={method}",
             f"prompts.path={WORLD / 'train.jsonl'}",
             f"learner.model={WORLD / 'student'}",
             f"teacher.model={WORLD / 'teacher'}",
@@ -83,13 +95,16 @@ class SyntheticRun:
     def write_step(self, step: int) -> None:
         """Write what one step leaves behind."""
         rollouts = [self._rollout(step, row) for row in range(self.size.rollouts)]
-        windows = list(self._windows(rollouts, step))
+        has_windows = self.method == "topd"
+        windows = list(self._windows(rollouts, step)) if has_windows else []
         calls = list(self._calls())
         for part, rows, schema in (
             ("rollouts", rollouts, ROLLOUTS),
             ("windows", windows, WINDOWS),
             ("timeline", calls, CALLS),
         ):
+            if not rows:
+                continue
             folder = self.folder.path / part
             folder.mkdir(exist_ok=True)
             table = pa.Table.from_pylist(rows, schema=schema)
@@ -125,6 +140,9 @@ class SyntheticRun:
         losses = self.rng.gamma(0.3, 0.25, len(response))
         is_wrong = np.array(response) != np.array(truth)
         losses[is_wrong] += self.rng.gamma(3.0, 0.9, int(is_wrong.sum()))
+        fork = int(np.argmax(is_wrong)) if is_wrong.any() else None
+        if self.method != "takeover":
+            fork = None
         return {
             "rollout_id": f"{position // 2:08d}.{position % 2}",
             "prompt_id": record.prompt_id,
@@ -136,8 +154,8 @@ class SyntheticRun:
             "token_loss": losses.astype(np.float32),
             "logp": -self.rng.gamma(0.4, 0.4, len(response)).astype(np.float32),
             "logq": -(losses + 0.05).astype(np.float32),
-            "takeover_position": None,
-            "takeover_ids": None,
+            "takeover_position": fork,
+            "takeover_ids": None if fork is None else truth[fork:],
             "truth": truth,
         }
 
@@ -266,8 +284,6 @@ class SyntheticRun:
         rollouts: Sequence[dict[str, Any]],
         calls: Sequence[dict[str, Any]],
     ) -> dict[str, Any]:
-        high = [row for row in windows if row["group"] == "high"]
-        num_divergent = sum(row["divergent"] for row in high)
         num_tokens = sum(len(rollout["response_ids"]) for rollout in rollouts)
         noise = float(self.rng.normal(1, 0.06))
         left = 1.05 - self._skill(step)
@@ -276,7 +292,6 @@ class SyntheticRun:
             "step": step,
             "loss": 0.58 * left * noise + 0.05,
             "loss/opd": 0.4 * left * noise + 0.04,
-            "loss/traj": 0.18 * left * noise + 0.01,
             "learner/rollout_kl": 1e-6 * noise,
             "learner/grad_norm": 2.2 * left * noise + 0.3,
             "learner/num_tokens": num_tokens,
@@ -289,12 +304,6 @@ class SyntheticRun:
             "rollout/busy_s": 2.4,
             "teacher/mean_token_loss": 0.3 * left * noise + 0.02,
             "teacher/busy_s": 2.4,
-            "probe/num_tokens": 3000,
-            "probe/mean_d_ot": float(np.mean([row["d_ot"] for row in high])),
-            "probe/busy_s": 0.5,
-            "candidates/num": len(high),
-            "windows/num_divergent": num_divergent,
-            "windows/divergent_frac": num_divergent / len(high),
             "busy/rollout_frac": 0.36,
             "wait/rollout_on_step_frac": 0.64,
             "busy/teacher_frac": 0.41,
@@ -307,14 +316,20 @@ class SyntheticRun:
             "wait/learner_on_probe_frac": 0.42,
             "wait/learner_on_queue_frac": 0.2,
             "step/wall_s": wall_s,
+            **(
+                _of_windows(windows, 0.18 * left * noise + 0.01)
+                if windows
+                else _of_takeovers(rollouts)
+            ),
         }
 
     def _summary(self) -> dict[str, Any]:
         steps = self.size.steps
         after = 0.34 + 0.55 * self._skill(steps)
+        num_candidates = self.size.candidates * steps if self.method == "topd" else 0
         return {
             "name": self.folder.path.name,
-            "method": "topd",
+            "method": self.method,
             "seed": 0,
             "steps": steps,
             "accuracy_before": 0.338,
@@ -329,8 +344,8 @@ class SyntheticRun:
             "teacher_tokens": 3_000 * steps,
             "num_rollouts": self.size.rollouts * steps,
             "num_dropped_rollouts": {},
-            "num_candidates": self.size.candidates * steps,
-            "num_divergent": round(self.size.candidates * steps * 0.62),
+            "num_candidates": num_candidates,
+            "num_divergent": round(num_candidates * 0.62),
             "stage_s": {
                 "start": 24.1,
                 "rollout": 2.4 * steps,
@@ -340,6 +355,29 @@ class SyntheticRun:
                 "weights": 0.2 * steps,
             },
         }
+
+
+def _of_windows(windows: Sequence[dict[str, Any]], loss: float) -> dict[str, Any]:
+    high = [row for row in windows if row["group"] == "high"]
+    num_divergent = sum(row["divergent"] for row in high)
+    return {
+        "loss/traj": loss,
+        "probe/num_tokens": 3000,
+        "probe/mean_d_ot": float(np.mean([row["d_ot"] for row in high])),
+        "probe/busy_s": 0.5,
+        "candidates/num": len(high),
+        "windows/num_divergent": num_divergent,
+        "windows/divergent_frac": num_divergent / len(high),
+    }
+
+
+def _of_takeovers(rollouts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    taken = [row["takeover_ids"] for row in rollouts if row["takeover_ids"] is not None]
+    return {
+        "takeover/num": len(taken),
+        "takeover/frac": len(taken) / len(rollouts),
+        "takeover/num_tokens": sum(map(len, taken)),
+    }
 
 
 EVENTS: tuple[dict[str, Any], ...] = (

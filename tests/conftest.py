@@ -49,6 +49,15 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def taken_over(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of a takeover run, which has no windows."""
+    from benchmarks.synthetic_run import Size, SyntheticRun
+
+    path = tmp_path_factory.mktemp("taken-over") / "small"
+    return SyntheticRun(path, Size(), method="takeover").write().path
+
+
+@pytest.fixture(scope="session")
 def setting(
     tmp_path_factory: pytest.TempPathFactory, student_folder: Path, teacher_folder: Path
 ) -> Setting:

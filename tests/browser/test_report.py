@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from shutil import copytree
 from typing import Literal
 
 import pyarrow.parquet as pq
@@ -11,6 +13,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.browser.pages import AXE, AXE_SHA256, Opened, complaints
 from tests.browser.runs import LONG_ID, SCRIPT
+from topd_ray.page.report import write_report
 
 VIEWS = ("overview", "reader", "distributions", "time", "compare")
 LIST = "[role=listbox]"
@@ -206,3 +209,50 @@ def test_dark_and_light_differ(browser: Browser, report: Path) -> None:
         colours.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
         page.close()
     assert json.dumps(colours[0]) != json.dumps(colours[1])
+
+
+@pytest.fixture
+def takeover_page(browser: Browser, taken_over: Path, tmp_path: Path) -> Iterator[Page]:
+    """The report of a run without windows."""
+    run = copytree(taken_over, tmp_path / "run")
+    page = browser.new_page(viewport={"width": 1360, "height": 900})
+    watched = Opened(page, write_report(run).as_uri())
+    yield watched.go("reader")
+    page.close()
+    assert watched.errors == []
+
+
+def test_a_takeover_run_shows_its_rollouts_and_where_the_teacher_went_on(
+    takeover_page: Page,
+) -> None:
+    page = takeover_page
+    assert status(page) == "24 rollouts"
+    assert page.locator("[name=show], [name=verdict], .walk").count() == 0
+    page.select_option("[name=taken]", "1")
+    number = int(status(page).split()[0])
+    assert 0 < number < 24
+    expect(page.locator(f"{LIST} .fork-words")).to_have_count(
+        page.locator(f"{LIST} .row").count()
+    )
+    page.select_option("[name=order]", "fork")
+    page.select_option("[name=up]", "1")
+    page.locator(f"{LIST} .row").first.click()
+    fork = page.locator(".rollout .token.fork")
+    expect(fork).to_have_count(1)
+    expect(page.locator(".takeover")).to_contain_text("The teacher took over at token")
+    expect(page.locator(".takeover .badge")).to_have_text("right")
+    expect(page.locator(f"{LIST} .fork-words .student").first).to_have_text(
+        fork.inner_text().strip()
+    )
+    assert complaints(page) == []
+
+
+def test_a_takeover_run_has_figures_of_its_forks(takeover_page: Page) -> None:
+    page = takeover_page
+    page.get_by_role("link", name="Distributions", exact=True).click()
+    page.wait_for_selector("main[data-view=distributions]")
+    assert page.locator("figure.chart").count() == 2
+    expect(page.get_by_role("heading", name="Forks by kind of token")).to_be_visible()
+    expect(page.get_by_role("heading", name="Windows")).to_have_count(0)
+    expect(page.locator(".missing")).to_have_count(0)
+    assert complaints(page) == []

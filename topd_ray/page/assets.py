@@ -16,6 +16,7 @@ MODULES = (
     "data",
     "tokens",
     "charts",
+    "takeovers",
     "overview",
     "figures",
     "rows",

@@ -106,12 +106,13 @@ CURVES = (
     ),
 )
 _TILES = (
-    ("Loss", "loss", "nats a token"),
-    ("Token loss", "teacher/mean_token_loss", "nats a token"),
-    ("Entropy", "rollout/entropy", "nats a token"),
-    ("Response length", "rollout/mean_tokens", "tokens"),
-    ("D_OT of candidates", "probe/mean_d_ot", "cost, 0 to 2"),
-    ("Real divergences", "windows/divergent_frac", "%"),
+    ("Loss", "loss", "nats a token", False),
+    ("Token loss", "teacher/mean_token_loss", "nats a token", False),
+    ("Entropy", "rollout/entropy", "nats a token", False),
+    ("Response length", "rollout/mean_tokens", "tokens", False),
+    ("D_OT of candidates", "probe/mean_d_ot", "cost, 0 to 2", False),
+    ("Real divergences", "windows/divergent_frac", "of the candidates", True),
+    ("Taken over", "takeover/frac", "of the rollouts", True),
 )
 
 
@@ -210,7 +211,7 @@ def _of_summary(summary: Line, when: str, step: int | None) -> dict[str, Any]:
 
 def _tiles(lines: Sequence[Line]) -> Iterator[dict[str, Any]]:
     """Yield first and last values of the main metrics, medians of a few steps."""
-    for label, metric, unit in _TILES:
+    for label, metric, unit, is_share in _TILES:
         values = [line[metric] for line in lines if line.get(metric) is not None]
         if not any(values):
             continue
@@ -219,6 +220,7 @@ def _tiles(lines: Sequence[Line]) -> Iterator[dict[str, Any]]:
         yield {
             "label": label,
             "unit": unit,
+            "is_share": is_share,
             "first": median(values[:count]),
             "last": median(values[-count:]),
         }
@@ -270,11 +272,12 @@ def duration(seconds: float) -> str:
 def _curves(lines: Sequence[Line]) -> Iterator[dict[str, Any]]:
     """Yield the charts that have anything to show."""
     for curve in CURVES:
-        series = [
-            {"label": label, "values": values}
-            for label, metric in curve.metrics
-            if any(values := [_finite(line.get(metric)) for line in lines])
-        ]
+        series: list[dict[str, Any]] = []
+        for label, metric in curve.metrics:
+            values = [_finite(line.get(metric)) for line in lines]
+            # A part that is the whole says nothing.
+            if any(values) and not (series and series[0]["values"] == values):
+                series.append({"label": label, "values": values})
         if series:
             yield {
                 "name": curve.name,

@@ -7,6 +7,7 @@ from topd_ray.page.distributions import RunWindows
 from topd_ray.page.grades import read_grades
 from topd_ray.page.overview import overview
 from topd_ray.page.step_blocks import StepBlocks
+from topd_ray.page.takeovers import RunTakeovers
 from topd_ray.page.times import time_shares
 from topd_ray.page.tokens import KIND_NAMES, token_texts
 from topd_ray.page.windows import GROUP_NAMES, VERDICT_NAMES
@@ -22,6 +23,7 @@ class RunPage:
         self._grades, no_grades = read_grades(run)
         self._lasting = [text for text in (no_tokenizer, no_grades) if text]
         self._windows = RunWindows(self._tokens)
+        self._takeovers = RunTakeovers(self._tokens)
         self.blocks = StepBlocks(run, self._tokens, self._grades)
 
     @property
@@ -37,12 +39,9 @@ class RunPage:
     def values(self) -> dict[str, Any]:
         """Return the overview with the distributions, as plain values for JSON."""
         run = self._run
-        self._windows.keep(run.steps("windows"))
-        for step in run.steps("windows"):
-            if not self._windows.has(step):
-                windows = self.blocks.windows(step)
-                if windows is not None:
-                    self._windows.add(windows)
+        self._read_windows()
+        if run.config is None or run.config.uses_takeovers:
+            self._read_takeovers()
         values = overview(run, self._windows.thresholds)
         config = run.config
         return {
@@ -53,12 +52,33 @@ class RunPage:
             "loss_name": config.candidates.loss if config else "",
             "window": config.probe.window if config else None,
             "distributions": self._windows.figures(),
+            "takeovers": self._takeovers.figures(),
             "times": time_shares(run.metric_lines),
             "block_steps": self.blocks.steps(),
             "timeline_steps": run.steps("timeline"),
             "missing": [*self._missing(), *self._lasting, *run.problems],
             "comparison": None,
         }
+
+    def _read_windows(self) -> None:
+        """Take the windows of the steps that are new."""
+        steps = self._run.steps("windows")
+        self._windows.keep(steps)
+        for step in steps:
+            if not self._windows.has(step):
+                windows = self.blocks.windows(step)
+                if windows is not None:
+                    self._windows.add(windows)
+
+    def _read_takeovers(self) -> None:
+        """Take the rollouts of the steps that are new."""
+        steps = self._run.steps("rollouts")
+        self._takeovers.keep(steps)
+        for step in steps:
+            if not self._takeovers.has(step):
+                rollouts = self.blocks.rollouts(step)
+                if rollouts is not None:
+                    self._takeovers.add(step, rollouts)
 
     def ungraded(self) -> str | None:
         """Return what to say of responses that there was no time to grade."""
@@ -83,7 +103,10 @@ class RunPage:
         if not run.metric_lines:
             yield "No step is finished yet: there are no curves."
         if not run.steps("windows"):
-            yield "No windows are recorded: nothing was probed, or nothing was kept."
+            if run.config is None or run.config.uses_probes:
+                yield (
+                    "No windows are recorded: nothing was probed, or nothing was kept."
+                )
         elif not self._has_plans():
             yield (
                 "The windows hold no transport plans: an older version wrote them, or"

@@ -28,6 +28,8 @@ KINDS = {
 }
 """Regular expressions of the kinds of tokens; the first that matches a token counts."""
 KIND_NAMES = (*KINDS, "other")
+_ROLE_TOKENS = 5
+"""An added token and a role, with the line behind it, have at most so many."""
 LOST = "\ufffd"
 """What a decoder writes for part of a character."""
 
@@ -78,6 +80,24 @@ class TokenTexts:
             return ""
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return text
+
+    def question(self, ids: NDArray[Any]) -> str:
+        """Return what a prompt asks, without the chat template around it.
+
+        That is the last part between two added tokens that is longer than the name of
+        a role.
+        """
+        parts = np.split(ids, np.flatnonzero(np.isin(ids, self._special)))
+        long = [part for part in parts if len(part) > _ROLE_TOKENS]
+        asked = long[-1] if long else ids
+        pieces = self.texts(asked[np.isin(asked, self._special, invert=True)])
+        return "".join(pieces).strip().removeprefix("user").strip()
+
+    @cached_property
+    def _special(self) -> list[int]:
+        # A template's tokens are added ones, but not always declared as special.
+        tokenizer = self._tokenizer
+        return [] if tokenizer is None else sorted(tokenizer.get_added_vocab().values())
 
     def _spell(self, ids: Sequence[int]) -> list[str]:
         if self._tokenizer is None:

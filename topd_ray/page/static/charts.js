@@ -83,9 +83,11 @@ export function lineChart(curves, stepsOf) {
   const low = Math.min(0, ...spread(all));
   const high = Math.max(...spread(all)) || 1;
   const first = curve.series[0].values.filter(isNumber);
+  const ends = [Math.min(...spread(steps)), Math.max(...spread(steps))];
   const { drawing, x, y, width, height, margin } = frame(
-    [Math.min(...spread(steps)), Math.max(...spread(steps))], [low, high * 1.04],
+    ends, [low, high * 1.04],
     {
+      xTicks: ticks(...ends, 5).filter(Number.isInteger), // a step and a half is none
       isShare: curve.is_share,
       label: `${curve.title}: from ${number(first[0])} to ${number(first[first.length - 1])} over ${first.length} steps`,
     },

@@ -17,7 +17,7 @@ export function compareView(values, parameters) {
       const theirs = other.curves.find((one) => one.name === curve.name);
       return theirs ? lineChart([curve, theirs], [values.steps, other.steps]) : lineChart([curve], [values.steps]);
     })),
-    prompts(other, parameters));
+    prompts(other, parameters, [values.method, other.method]));
 }
 
 function accuracies(values, other) {
@@ -55,7 +55,7 @@ function whisker(row) {
     svg("circle", { class: `point ${isClear ? "last" : "first"}`, cx: x(row.difference), cy: 9, r: 4 }));
 }
 
-function prompts(other, parameters) {
+function prompts(other, parameters, methods) {
   const rows = other.prompts;
   if (rows.length === 0) return el("p", { class: "soft" }, "The two runs have recorded no rollouts of the same prompts.");
   const holder = el("div", { class: "columns beside" });
@@ -71,7 +71,7 @@ function prompts(other, parameters) {
   return card(`Rollouts of the same prompt (${count(rows.length, "prompt")})`,
     el("label", { class: "field wide" }, el("span", {}, "Prompt"), el("select", { on: { change: (event) => show(event.target.value) } },
       rows.map((row) => el("option", { value: row.prompt_id, selected: row.prompt_id === chosen }, label(row))))),
-    legend(), holder);
+    legend({ hasWindows: false, hasTakeovers: methods.includes("takeover") }), holder);
 }
 
 async function side(letter, places, prefix) {
@@ -80,5 +80,5 @@ async function side(letter, places, prefix) {
     found.length === 0 ? el("p", { class: "soft" }, "Its tokens are not on this page.") : null,
     found.slice(0, 8).map((rollout, i) => el("div", {},
       i === 0 ? promptOf(rollout) : null,
-      el("p", { class: "soft" }, `Step ${rollout.step} `, verdictOf(rollout.right)), rolloutText(rollout))));
+      el("p", { class: "soft" }, `Step ${rollout.step} `, verdictOf(rollout.right, rollout.finish)), rolloutText(rollout))));
 }

@@ -3,6 +3,7 @@
 import { card, count, el, heading, number, percent, svg } from "./dom.js";
 import { figure, frame, short, spread } from "./charts.js";
 import { missing } from "./overview.js";
+import { takeoverFigures } from "./takeovers.js";
 
 const LOSSES = {
   reverse_kl: "KL(student || teacher)",
@@ -12,17 +13,21 @@ const LOSSES = {
 const SIZE = { width: 430, height: 270, margin: { bottom: 40, left: 44 } };
 
 export function distributionsView(values) {
-  const data = values.distributions;
-  if (data === null) {
-    return el("div", { class: "view" }, missing(values), heading("Distributions"),
-      el("p", { class: "soft" }, "No window with a finished transport is recorded."));
-  }
+  const { distributions, takeovers } = values;
+  return el("div", { class: "view" },
+    takeovers === null ? null : [heading("Takeovers", `${count(takeovers.num_taken, "fork")} in the recorded rollouts`), takeoverFigures(takeovers)],
+    distributions === null ? null : windowFigures(distributions, values),
+    takeovers === null && distributions === null ? [missing(values), heading("Distributions"),
+      el("p", { class: "soft" }, "Neither windows with a finished transport nor takeovers are recorded.")] : null);
+}
+
+function windowFigures(data, values) {
   const note = `${count(data.num_windows, "window")}${values.window ? ` of ${values.window} tokens` : ""}`
     + (data.num_unsolved ? `; ${data.num_unsolved.toLocaleString("en-US")} unsolved ones are left out` : "");
-  return el("div", { class: "view" }, heading("Distributions", note),
+  return [heading("Windows", note),
     el("div", { class: "figures" },
       violins(data), data.histogram ? histogram(data) : null, data.scatter ? scatter(data, values) : null,
-      kinds(data)));
+      kinds(data))];
 }
 
 function thresholdNote(data) {

@@ -15,9 +15,15 @@ const main = document.getElementById("main");
 const header = document.getElementById("header");
 const VIEWS = [["overview", "Overview"], ["reader", "Rollouts"], ["distributions", "Distributions"], ["time", "Time"], ["compare", "Compare"]];
 
+function isThere(name) {
+  const { comparison, distributions, takeovers, state } = page.values;
+  if (name === "compare") return comparison !== null;
+  return name !== "distributions" || distributions !== null || takeovers !== null || state === "running";
+}
+
 function route() {
   const [name, query] = location.hash.slice(1).split("?");
-  const known = VIEWS.some(([view]) => view === name) && (name !== "compare" || page.values.comparison);
+  const known = VIEWS.some(([view]) => view === name) && isThere(name);
   return [known ? name : "overview", new URLSearchParams(query ?? "")];
 }
 
@@ -30,7 +36,7 @@ function drawHeader() {
       el("span", { class: "soft" }, values.method),
       el("span", { class: `state ${values.state}` }, values.state),
       el("span", { class: "soft progress-text" }, progressText(values))),
-    el("nav", { "aria-label": "Views" }, VIEWS.filter(([name]) => name !== "compare" || values.comparison)
+    el("nav", { "aria-label": "Views" }, VIEWS.filter(([name]) => isThere(name))
       .map(([name, title]) => el("a", { href: `#${name}`, "aria-current": name === view ? "page" : null }, title)))),
   values.state === "running" && values.num_steps
     ? el("progress", { max: values.num_steps, value: values.step, "aria-label": "Steps done" }) : "");

@@ -2,6 +2,7 @@
 
 import { card, count, el, heading, number, percent } from "./dom.js";
 import { bars, intervals, lineChart } from "./charts.js";
+import { forkWords } from "./takeovers.js";
 import { isolated } from "./tokens.js";
 
 export function overviewView(values, rows) {
@@ -49,13 +50,13 @@ function facts(values) {
 function tiles(values) {
   if (values.tiles.length === 0) return null;
   return el("ul", { class: "tiles" }, values.tiles.map((tile) => {
-    const show = (value) => (tile.unit === "%" ? percent(value) : number(value));
+    const show = (value) => (tile.is_share ? percent(value) : number(value));
     return el("li", { class: "tile" },
       el("span", { class: "label" }, tile.label),
       el("span", { class: "change" },
         el("span", { class: "from" }, show(tile.first)), el("span", { "aria-label": "to" }, " → "),
         el("b", {}, show(tile.last))),
-      el("span", { class: "unit" }, tile.unit === "%" ? "of the candidates" : tile.unit));
+      el("span", { class: "unit" }, tile.unit));
   }));
 }
 
@@ -89,11 +90,13 @@ function lastRollouts(values, rows) {
   if (last.length === 0) return null;
   return card("From the last step", el("ul", { class: "last" }, last.map((one) => el("li", {},
     el("a", { href: `#reader?show=rollouts&r=${encodeURIComponent(one.key)}` }, `Step ${one.step}`),
-    " ", verdictOf(one.right), " ", isolated(one.question, "question"), el("br"), isolated(one.beginning, "beginning")))));
+    " ", verdictOf(one.right, one.finish), " ", isolated(one.question, "question"), el("br"), isolated(one.beginning, "beginning"),
+    one.takeover < 0 ? null : [el("br"), el("span", { class: "soft" }, `taken over at token ${one.takeover}: `), forkWords(one.ownWord, one.teacherWord)]))));
 }
 
-export function verdictOf(right) {
-  const [word, kind] = [["wrong", "wrong"], ["right", "right"], ["not graded", "unknown"]][right] ?? ["not graded", "unknown"];
+export function verdictOf(right, finish = "") {
+  const unknown = [finish === "cut" ? "stopped" : "not graded", "unknown"];
+  const [word, kind] = [["wrong", "wrong"], ["right", "right"]][right] ?? unknown;
   return el("span", { class: `badge ${kind}` }, word);
 }
 

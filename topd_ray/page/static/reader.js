@@ -8,6 +8,7 @@ import { verdictOf } from "./overview.js";
 import { planAt, planView, weightRow } from "./plan.js";
 import { promptOf, rolloutOf, rolloutText } from "./rollout.js";
 import { oneLine, selected } from "./rows.js";
+import { forkWords } from "./takeovers.js";
 import { isolated, legend, token } from "./tokens.js";
 
 const ROW_HEIGHT = 58;
@@ -103,12 +104,14 @@ export class Reader {
   }
 
   rolloutRow(row) {
-    const word = ["wrong", "right", "not graded"][row.right];
+    const isTaken = row.takeover >= 0;
     return el("div", { class: "row" },
-      el("div", { class: "row-line" }, el("span", { class: `badge ${["wrong", "right", "unknown"][row.right]}` }, word), " ", isolated(oneLine(row.question), "row-text")),
-      el("div", { class: "row-line second" }, isolated(oneLine(row.beginning), "row-text")),
+      el("div", { class: "row-line" }, verdictOf(row.right, row.finish), " ", isolated(oneLine(row.question), "row-text")),
+      el("div", { class: "row-line second" }, isTaken ? el("span", { class: "row-text" }, forkWords(row.ownWord, row.teacherWord)) : isolated(oneLine(row.beginning), "row-text")),
       el("div", { class: "row-numbers" },
-        el("span", {}, `step ${row.step}`), el("span", {}, `${row.length} tokens`), el("span", {}, `${row.divergent} of ${row.candidates} real`)));
+        el("span", {}, `step ${row.step}`), el("span", {}, `${row.length} tokens`),
+        isTaken ? el("span", {}, `fork at ${row.takeover}`)
+          : this.rows.windows.length > 0 ? el("span", {}, `${row.divergent} of ${row.candidates} real`) : null));
   }
 
   async open(row, isWritten = true) {
@@ -162,9 +165,9 @@ export class Reader {
         el("h2", {}, title),
         el("p", { class: "soft" }, `Step ${row.step}, rollout `, isolated(row.rollout),
           row.position === undefined ? "" : `, token ${row.position}`, " ",
-          rollout === null ? null : verdictOf(rollout.right),
+          rollout === null ? null : verdictOf(rollout.right, rollout.finish),
           rollout !== null && rollout.answer ? el("span", {}, " answer ", isolated(rollout.answer, "token")) : null)),
-      el("div", { class: "walk" },
+      this.rows.windows.length === 0 ? null : el("div", { class: "walk" },
         el("button", { type: "button", "aria-label": "Previous window of the rollout", on: { click: () => this.walk(-1) } }, "‹"),
         el("span", { class: "soft" }, count(all.length, "window")),
         el("button", { type: "button", "aria-label": "Next window of the rollout", on: { click: () => this.walk(1) } }, "›")));
@@ -179,7 +182,7 @@ export class Reader {
       gauge(row),
       rollout === null ? el("p", { class: "soft" }, "The rollout's tokens are not recorded.") : null,
       ...(rollout === null ? [] : [
-        promptOf(rollout), legend(),
+        promptOf(rollout), legend(this.marks(rollout)),
         rolloutText(rollout, { windows: this.siblings(row), chosen: row.position, open: (one) => this.open(one) })]),
       row.resampled ? el("p", { class: "soft" }, "The student's continuation was sampled afresh from this position.") : null,
       el("div", { class: "columns" }, continuation("The student goes on", student, teacher, "student"), continuation("The teacher goes on", teacher, student, "teacher")),
@@ -207,12 +210,18 @@ export class Reader {
       who("student", "The student's likeliest here", student[0]), who("teacher", "The teacher's likeliest here", teacher[0]));
   }
 
+  marks(rollout) {
+    return { hasWindows: this.rows.windows.length > 0, hasTakeovers: rollout.takeoverAt >= 0 };
+  }
+
   rolloutDetail(row, rollout) {
     if (rollout === null) return [this.head(row, rollout, "Rollout"), el("p", { class: "soft" }, "Its tokens are not on this page.")];
     return [
       this.head(row, rollout, "Rollout"),
-      el("p", { class: "soft" }, `${count(row.length, "token")}, mean token loss ${number(row.loss)}; ${row.divergent} of ${count(row.candidates, "candidate")} are real divergences. Sampled by version ${rollout.version} of the weights.`),
-      promptOf(rollout), legend(),
+      el("p", { class: "soft" }, `${count(row.length, "token")}, mean token loss ${number(row.loss)}`
+        + (this.rows.windows.length === 0 ? "" : `; ${row.divergent} of ${count(row.candidates, "candidate")} are real divergences`)
+        + `. Sampled by version ${rollout.version} of the weights.`),
+      promptOf(rollout), legend(this.marks(rollout)),
       rolloutText(rollout, { windows: this.siblings(row), open: (one) => this.open(one) }),
     ];
   }

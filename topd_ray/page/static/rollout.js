@@ -2,6 +2,7 @@
 
 import { block, ofThousandths, spell, starts } from "./data.js";
 import { el, number } from "./dom.js";
+import { verdictOf } from "./overview.js";
 import { isolated, level, token } from "./tokens.js";
 
 const AROUND = 400; // tokens shown before and behind the one that is looked at
@@ -34,6 +35,7 @@ export async function rolloutOf(step, id, prefix = "") {
     logp: cut("logp"),
     logq: cut("logq"),
     right: columns.right[place],
+    ended: columns.ended[place],
     answer: columns.answers[place],
     promptId: columns.prompt_ids[place],
     finish: columns.finish[place],
@@ -71,7 +73,7 @@ function tokensOf(rollout, first, last, marks, chosen, open) {
     const loss = ofThousandths(rollout.loss[i]);
     const classes = [`level-${level(loss)}`];
     if (i === chosen) classes.push("chosen");
-    if (rollout.takeoverAt >= 0 && i >= rollout.takeoverAt) classes.push("given-up");
+    if (rollout.takeoverAt >= 0 && i >= rollout.takeoverAt) classes.push(i === rollout.takeoverAt ? "fork" : "given-up");
     const window = marks.get(i);
     if (window === undefined) {
       const element = token(rollout.tokens[i], classes.join(" "));
@@ -106,10 +108,16 @@ function ending(rollout) {
   if (rollout.finish === "length") found.push(el("p", { class: "soft" }, "Cut at the limit of tokens."));
   if (rollout.takeoverAt >= 0) {
     found.push(el("div", { class: "takeover" },
-      el("p", { class: "soft" }, `From token ${rollout.takeoverAt} on the teacher took over:`),
+      el("p", { class: "soft" }, atFork(rollout), rollout.ended === 2 ? null : [" Its end is ", verdictOf(rollout.ended), "."]),
       el("p", {}, rollout.takeover.map((text) => token(text, "teacher")))));
   }
   return found;
+}
+
+function atFork(rollout) {
+  const at = rollout.takeoverAt;
+  const share = (values) => (at < values.length ? number(Math.exp(-ofThousandths(values[at]))) : "–");
+  return `The teacher took over at token ${at}, to which the student gave a probability of ${share(rollout.logp)} and the teacher of ${share(rollout.logq)}.`;
 }
 
 export function promptOf(rollout) {

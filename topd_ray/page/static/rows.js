@@ -13,6 +13,7 @@ export class Rows {
     this.rollouts = [];
     this.texts = new Map();
     this.hasPlans = false;
+    this.hasTakeovers = false;
   }
 
   // Loads the lists of the steps that are not here yet; returns how many there were.
@@ -76,6 +77,7 @@ export class Rows {
     }
     columns.r_rollout_ids.forEach((id, place) => {
       const [candidates, real] = divergent.get(id) ?? [0, 0];
+      this.hasTakeovers ||= columns.r_takeover[place] >= 0;
       this.rollouts.push({
         step,
         place,
@@ -89,6 +91,10 @@ export class Rows {
         divergent: real,
         question: columns.r_questions[place],
         beginning: columns.r_beginnings[place],
+        takeover: columns.r_takeover[place],
+        ended: columns.r_ended[place],
+        ownWord: columns.r_own_words[place],
+        teacherWord: columns.r_teacher_words[place],
         key: `${step}/${id}`,
       });
     });
@@ -153,6 +159,7 @@ const ORDERS = {
   length: (row) => row.length,
   divergent: (row) => row.divergent,
   position: (row) => row.position,
+  fork: (row) => (row.takeover < 0 ? NaN : row.takeover),
 };
 
 // Rows that meet all criteria, in the order that is asked for.
@@ -173,7 +180,7 @@ export function selected(rows, criteria) {
     is("kind", criteria.kind);
     if (criteria.plan === "recorded") tests.push((row) => row.plan >= 0);
     within("d_ot", criteria.d_min, criteria.d_max);
-  }
+  } else if (criteria.taken !== "") tests.push((row) => (row.takeover >= 0) === (criteria.taken === "1"));
   is("right", criteria.right);
   is("step", criteria.step);
   within("loss", criteria.l_min, criteria.l_max);

@@ -40,7 +40,7 @@ export function isolated(text, className) {
   return el("bdi", { class: className }, plain(text));
 }
 
-export function legend() {
+export function legend({ hasWindows, hasTakeovers }) {
   return el(
     "p",
     { class: "legend" },
@@ -48,9 +48,15 @@ export function legend() {
     ...LEVEL_NAMES.map((name, i) =>
       el("span", { class: `token level-${i}` }, i === 0 ? "0" : `≥ ${name}`),
     ),
-    el("span", { class: "token mark divergent" }, "real divergence"),
-    el("span", { class: "token mark alarm" }, "false alarm"),
-    el("span", { class: "token mark unsolved" }, "unsolved"),
-    el("span", { class: "token mark control" }, "control"),
+    hasWindows ? [
+      el("span", { class: "token mark divergent" }, "real divergence"),
+      el("span", { class: "token mark alarm" }, "false alarm"),
+      el("span", { class: "token mark unsolved" }, "unsolved"),
+      el("span", { class: "token mark control" }, "control"),
+    ] : null,
+    hasTakeovers ? [
+      el("span", { class: "token fork" }, "fork"),
+      el("span", { class: "token given-up" }, "not learned from"),
+    ] : null,
   );
 }
