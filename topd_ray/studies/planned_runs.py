@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
-from concurrent.futures import as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,25 +106,39 @@ def carry_out(
     missing = [planned_run for planned_run in planned if not planned_run.is_finished]
     num_finished = len(planned) - len(missing)
     report(f"{len(planned)} runs, {num_finished} of them finished before")
-    failed = []
-    with process_pool(processes) as pool:
-        pending = {
-            pool.submit(
-                _carry_out_one, _prepared(planned_run), planned_run.sampling
-            ): planned_run
-            for planned_run in missing
-        }
-        for number, future in enumerate(as_completed(pending), start=1):
-            planned_run = pending[future]
-            error = future.exception()
-            name = f"{planned_run.variant}, seed {planned_run.seed}"
-            outcome = _outcome(planned_run) if error is None else f"failed: {error}"
-            report(f"{number} of {len(missing)}  {name}: {outcome}")
-            if error is not None:
-                failed.append(planned_run)
+    try:
+        with process_pool(processes) as pool:
+            failed = _in_pool(pool, missing, report)
+    except KeyboardInterrupt:
+        report("stopped; finished runs are kept, and the same command does the rest")
+        raise
     if failed:
         logs = ", ".join(str(_log(planned_run.folder)) for planned_run in failed)
         raise TopdError(f"{len(failed)} of {len(planned)} runs failed; see {logs}")
+
+
+def _in_pool(
+    pool: ProcessPoolExecutor,
+    missing: Sequence[PlannedRun],
+    report: Callable[[str], None],
+) -> list[PlannedRun]:
+    """Do the runs in the pool's processes; return those that failed."""
+    pending = {
+        pool.submit(
+            _carry_out_one, _prepared(planned_run), planned_run.sampling
+        ): planned_run
+        for planned_run in missing
+    }
+    failed = []
+    for number, future in enumerate(as_completed(pending), start=1):
+        planned_run = pending[future]
+        error = future.exception()
+        name = f"{planned_run.variant}, seed {planned_run.seed}"
+        outcome = _outcome(planned_run) if error is None else f"failed: {error}"
+        report(f"{number} of {len(missing)}  {name}: {outcome}")
+        if error is not None:
+            failed.append(planned_run)
+    return failed
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
