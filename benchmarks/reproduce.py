@@ -26,14 +26,9 @@ STUDIES = {
     "takeover-small": ("ablation",),
 }
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
-RUN_FILES = (
-    "config.yaml",
-    "summary.json",
-    "metrics.jsonl",
-    "events.jsonl",
-    "sampled-*.json",
-)
-"""What the report of a study reads of a run."""
+RUN_FILES = ("config.yaml", "summary.json", "metrics.jsonl", "events.jsonl")
+"""What the report of a study reads of a run, beside `SAMPLES`."""
+SAMPLES = "sampled-*.json"
 LONGEST_LISTING = 44
 NOT_SHOWN = "Windows to read"
 """A table that is as long as a page: RESULTS.md says where it is."""
@@ -50,7 +45,9 @@ def main(name: str, studies: list[str]) -> None:
         for study in studies or STUDIES[name]:
             file = ROOT / "configs" / "studies" / f"{name}.yaml"
             command = [TOPD, "study", study, file, "--out", out]
-            subprocess.run(command, cwd=ROOT, check=True)
+            ended = subprocess.run(command, cwd=ROOT, check=False)
+            if ended.returncode:  # it has said why
+                sys.exit(ended.returncode)
     finally:
         pack_runs(out / "runs", archive)
     for file in sorted(out.glob("*.*")):
@@ -79,15 +76,20 @@ def unpack_runs(archive: Path, runs: Path) -> None:
 
 def pack_runs(runs: Path, archive: Path) -> None:
     """Write what the finished runs have left, if there are any, into an archive."""
-    finished = [summary.parent for summary in sorted(runs.glob("*/summary.json"))]
+    finished = [
+        run
+        for run in sorted(runs.glob("*"))
+        if all((run / name).is_file() for name in RUN_FILES)
+    ]
     # Where a study samples its students, a run without samples is not finished.
-    if any(runs.glob("*/sampled-*.json")):
-        finished = [run for run in finished if any(run.glob("sampled-*.json"))]
+    if any(runs.glob(f"*/{SAMPLES}")):
+        finished = [run for run in finished if any(run.glob(SAMPLES))]
     if not finished:
         return
+    names = (*RUN_FILES, SAMPLES)
     with tarfile.open(archive, "w:xz") as packed:
         for run in finished:
-            for file in sorted(file for name in RUN_FILES for file in run.glob(name)):
+            for file in sorted(one for name in names for one in run.glob(name)):
                 packed.add(file, file.relative_to(runs))
 
 

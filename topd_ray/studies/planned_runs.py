@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from topd_ray.config import Config, dump_config
-from topd_ray.errors import TopdError
+from topd_ray.errors import TopdError, UserError
 from topd_ray.models.headers import weight_files
 from topd_ray.models.roles import resolve_student, resolve_teacher
 from topd_ray.processes import process_pool
@@ -142,6 +142,11 @@ def _in_pool(
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise UserError(
+            f"{path.parent} has a summary, but no {path.name}: remove the folder, and"
+            " the study does the run again"
+        )
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from safetensors.numpy import save_file
 from scipy import stats
 
-from topd_ray.errors import TopdError
+from topd_ray.errors import TopdError, UserError
 from topd_ray.reports.report import Table
 from topd_ray.statistics import Estimate
 from topd_ray.studies.ablation import make_report, plan_runs
@@ -164,6 +164,17 @@ def test_finished_runs_are_not_done_again(
     said: list[str] = []
     carry_out(planned(chosen), processes=1, report=said.append)
     assert said == ["6 runs, 6 of them finished before"]
+
+
+@pytest.mark.parametrize("part", ["metrics.jsonl", "events.jsonl"])
+def test_a_finished_run_that_lost_a_file_is_named_with_the_way_out(
+    finished: tuple[StudyConfig, list[PlannedRun]], part: str
+) -> None:
+    _, runs = finished
+    broken = find(runs, "topd", 2)
+    (broken.folder.path / part).unlink()
+    with pytest.raises(UserError, match=f"topd-seed2-.* no {part}: remove the folder"):
+        broken.result()
 
 
 @pytest.mark.usefixtures("finished")
