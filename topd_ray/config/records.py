@@ -23,8 +23,8 @@ class RecordsConfig(Section):
     written.
     """
     max_rollouts_per_step: NonNegativeInt = 16
-    """Rollouts of a step that are recorded token by token, about 20 bytes a token. 0:
-    `rollouts/` is not written.
+    """Rollouts of a step that are recorded token by token, about 20 bytes a token: a
+    draw in which each has the same chance. 0: `rollouts/` is not written.
     """
     trackers: tuple[Tracker, ...] = ("tensorboard",)
     """Where the metrics go beside `metrics.jsonl`, and after the first step and with

@@ -1,4 +1,4 @@
-"""Some rollouts of a step, token by token, as Parquet with the columns of `SCHEMA`."""
+"""A draw of a step's rollouts, token by token, as Parquet: the columns of `SCHEMA`."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What one learner rank records of a step: its windows and some of its rollouts.
+"""What one learner rank records of a step: its windows and a draw of its rollouts.
 
 Everything is copied, and bounded: a step may have thousands of windows, whose plans and
 hidden states are too large to keep.
@@ -32,6 +32,7 @@ from topd_ray.records.window_file import (
     window_rows,
     window_table,
 )
+from topd_ray.seeds import derive_seed
 from topd_ray.windows.signals import join_signals, row_at
 
 Likeliest = Callable[[TeacherSignal, int], tuple[Ints, Floats] | None]
@@ -50,6 +51,48 @@ class _KeptWindow:
     student_top: tuple[Ints, Floats] | None
     signal: TeacherSignal
     """The teacher's signal at the window's position: one row."""
+
+
+class _Draw:
+    """A draw of rollouts in which each has the same chance, whenever it comes.
+
+    Short rollouts come first, so the first ones of a step would be unlike the others.
+    Lots are drawn by name: two runs of the same prompts record the same rollouts.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._rows: dict[str, dict[str, Any]] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._rows
+
+    def takes(self, name: str) -> bool:
+        """Return whether a rollout would be among those that are drawn so far."""
+        if len(self._rows) < self._size:
+            return True
+        return self._size > 0 and _lot(name) < _lot(self._last)
+
+    def put(self, name: str, row: dict[str, Any]) -> str | None:
+        """Take a rollout's row; return the rollout that is out now, if any."""
+        self._rows[name] = row
+        if len(self._rows) <= self._size:
+            return None
+        lost = self._last
+        del self._rows[lost]
+        return lost
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the rows by name."""
+        return [self._rows[name] for name in sorted(self._rows)]
+
+    @property
+    def _last(self) -> str:
+        return max(self._rows, key=_lot)
+
+
+def _lot(name: str) -> tuple[int, str]:
+    return derive_seed(0, name, "recorded"), name
 
 
 class StepRecorder:
@@ -80,10 +123,9 @@ class StepRecorder:
         """Drop what was collected; of a step that is abandoned, nothing is left."""
         self._batches: list[pa.RecordBatch] = []
         self._num_rows = 0
-        self._kept: list[list[_KeptWindow]] = []
+        self._kept: dict[str, list[_KeptWindow]] = {}
         self._num_kept = 0
-        self._probed: list[dict[str, Any]] = []
-        self._others: list[dict[str, Any]] = []
+        self._drawn = _Draw(self._num_rollouts)
 
     def add(
         self,
@@ -96,33 +138,43 @@ class StepRecorder:
         probed = {probe_set.rollout_id: probe_set for probe_set in probe_sets}
         for rollout in scored:
             name = rollout.rollout.rollout_id
+            if self._drawn.takes(name):
+                lost = self._drawn.put(name, rollout_row(rollout, takeovers.get(name)))
+                self._forget_windows(lost)
             probe_set = probed.get(name)
             has_windows = probe_set is not None and len(probe_set.positions_W) > 0
-            rows = self._probed if has_windows else self._others
-            if len(rows) < self._num_rollouts:
-                rows.append(rollout_row(rollout, takeovers.get(name)))
             if probe_set is not None and has_windows and self._records_windows:
                 self._add_windows(rollout, probe_set, threshold)
 
     def _add_windows(
         self, scored: ScoredRollout, probe_set: ProbeSet, threshold: float
     ) -> None:
-        if len(self._kept) < self._num_rollouts or self._num_kept < self._num_windows:
+        name = scored.rollout.rollout_id
+        if name in self._drawn or self._num_kept < self._num_windows:
             kept = [
                 _kept_window(scored, probe_set, w, row=self._num_rows + w)
                 for w in _by_interest(probe_set)[: self._num_windows]
             ]
-            self._kept.append(kept)
+            self._kept[name] = kept
             self._num_kept += len(kept)
         self._batches.append(window_rows(probe_set, threshold))
         self._num_rows += len(probe_set.positions_W)
+
+    def _forget_windows(self, name: str | None) -> None:
+        """Drop the details of a rollout that is not recorded after all, if there are
+        enough without it.
+        """
+        spare = self._kept.get(name or "", [])
+        if self._num_kept - len(spare) >= self._num_windows:
+            self._num_kept -= len(spare)
+            self._kept.pop(name or "", None)
 
     def write(self, step: int, likeliest: Likeliest) -> None:
         """Write the step's files, if there is anything to write, and start anew."""
         if self._batches:
             table = window_table(self._batches, self._details(likeliest))
             write_step_file(table, self._folder.windows, step=step, rank=self._rank)
-        rows = [*self._probed, *self._others][: self._num_rollouts]
+        rows = self._drawn.rows()
         if rows:
             table = rollout_table(rows)
             write_step_file(table, self._folder.rollouts, step=step, rank=self._rank)
@@ -131,8 +183,9 @@ class StepRecorder:
     def _details(self, likeliest: Likeliest) -> dict[int, WindowDetails]:
         """Return the details of the chosen windows, by row."""
         # The windows of recorded rollouts first, so that a reader finds both.
-        recorded = self._kept[: self._num_rollouts]
-        others = self._kept[self._num_rollouts :]
+        names = sorted(self._kept, key=_lot)
+        recorded = [self._kept[name] for name in names if name in self._drawn]
+        others = [self._kept[name] for name in names if name not in self._drawn]
         chosen = [*_in_turn(recorded), *_in_turn(others)][: self._num_windows]
         if not chosen:
             return {}

@@ -26,7 +26,7 @@ from topd_ray.messages import (
     TeacherSignal,
 )
 from topd_ray.records.run_folder import RunFolder
-from topd_ray.records.step_recorder import StepRecorder
+from topd_ray.records.step_recorder import StepRecorder, _Draw
 from topd_ray.records.window_file import SCHEMA, SMALLEST_SHARE
 
 
@@ -172,9 +172,9 @@ def test_plans_are_spread_over_recorded_rollouts_candidates_first(
         max_rollouts_per_step=2,
     )
     assert len(windows) == 16
-    # Two rollouts are recorded; the second window of each is that of the next loss.
-    assert detailed(windows) == [("r0", 2), ("r0", 3), ("r0", 4), ("r1", 3), ("r1", 4)]
-    assert [row["rollout_id"] for row in rollouts] == ["r0", "r1"]
+    # Two rollouts are drawn; the second window of each is that of the next loss.
+    assert detailed(windows) == [("r2", 2), ("r2", 3), ("r2", 4), ("r3", 3), ("r3", 4)]
+    assert [row["rollout_id"] for row in rollouts] == ["r2", "r3"]
 
 
 def test_a_plan_that_did_not_converge_is_not_recorded(tmp_path: Path) -> None:
@@ -183,13 +183,50 @@ def test_a_plan_that_did_not_converge_is_not_recorded(tmp_path: Path) -> None:
     assert detailed(windows) == [("r0", 2)]
 
 
-def test_rollouts_with_windows_come_before_the_others(tmp_path: Path) -> None:
-    names = ["r0", "r1", "r2", "r3"]
-    probe_sets = [windows_of(name, [1] if name in "r1 r3" else []) for name in names]
-    _, rollouts = recorded(
-        tmp_path, [scored(name) for name in names], probe_sets, max_rollouts_per_step=3
-    )
-    assert [row["rollout_id"] for row in rollouts] == ["r1", "r3", "r0"]
+def test_which_rollouts_are_recorded_does_not_depend_on_which_come_first(
+    tmp_path: Path,
+) -> None:
+    names = [f"{prompt:08d}.{sample}" for prompt in range(10) for sample in range(4)]
+    windows_of_each = {name: windows_of(name, [1, 2]) for name in names}
+    found = []
+    for seed in range(4):
+        order = np.random.default_rng(seed).permutation(names).tolist()
+        recorder = StepRecorder(
+            RecordsConfig(max_windows_per_step=6, max_rollouts_per_step=8),
+            RunFolder(tmp_path / str(seed)),
+        )
+        for share in (order[:3], order[3:20], order[20:]):
+            recorder.add(
+                [a_rollout(name) for name in share],
+                [windows_of_each[name] for name in share],
+                {},
+                0.5,
+            )
+        recorder.write(1, first_ids)
+        rollouts = [
+            row["rollout_id"] for row in rows(tmp_path / str(seed) / "rollouts")
+        ]
+        details = detailed(rows(tmp_path / str(seed) / "windows"))
+        assert len(details) == 6
+        assert {name for name, _ in details} <= set(rollouts)
+        found.append((rollouts, sorted(details)))
+    assert found[1:] == found[:1] * 3
+    assert len(found[0][0]) == 8
+
+
+def test_every_rollout_has_the_same_chance_to_be_recorded() -> None:
+    """Of the first and the last that come: 16 in 64, so 250 of 1,000 steps each."""
+    drawn = np.zeros(64)
+    for step in range(1000):
+        draw = _Draw(16)
+        names = [f"{64 * step + place:08d}.0" for place in range(64)]
+        for place, name in enumerate(names):
+            if draw.takes(name):
+                draw.put(name, {"place": place})
+        drawn[[row["place"] for row in draw.rows()]] += 1
+    assert drawn.sum() == 16_000
+    # A binomial's deviation is 13.7; the largest of 64 is within 4 of them.
+    assert np.abs(drawn - 250).max() < 4 * 13.7
 
 
 def test_a_rollout_is_recorded_as_the_student_wrote_it_and_where_the_teacher_went_on(

@@ -187,7 +187,7 @@ export class Reader {
       row.resampled ? el("p", { class: "soft" }, "The student's continuation was sampled afresh from this position.") : null,
       el("div", { class: "columns" }, continuation("The student goes on", student, teacher, "student"), continuation("The teacher goes on", teacher, student, "teacher")),
       plan === null ? null : this.tops(row, plans, student, teacher),
-      plan === null ? el("p", { class: "soft" }, "No transport plan is recorded for this window: a step keeps those of its first windows, candidates before controls.")
+      plan === null ? el("p", { class: "soft" }, "No transport plan is recorded for this window: a step keeps those of its recorded rollouts, candidates before controls.")
         : el("section", { class: "card" }, el("h3", {}, "The transport plan between them"),
           el("p", { class: "soft" }, "Links are as thick as the mass they carry. Move over a token of the student, or go there with Tab and the arrow keys, to see what it is taught."),
           planView({ student, teacher, plan })),
