@@ -52,7 +52,7 @@ help:
 	@echo "make audit   known vulnerabilities of what is installed, where its data base can be reached"
 	@echo "make setup   the virtual environment (the others do it too)"
 	@echo "make browser Debian's Chromium, for the tests of the page"
-	@echo "make pictures   pictures of the demo's page, into docs/images/"
+	@echo "make pictures   pictures of two reports, into docs/images/"
 	@echo "make lock    pin every package of CPU and of GPU machines in cluster/locks/"
 	@echo "make chaos   every fault on the real engines, with a table into tests/chaos/README.md (two hours: TOPD_SOAK_MINUTES)"
 	@echo "make fuzz    10,000 broken configs, prompt files, checkpoints, model folders"
@@ -88,11 +88,12 @@ browser:
 
 pictures: setup
 	@test -f runs/demo/report.html || $(MAKE) --no-print-directory demo
-	$(BIN)/python docs/pictures.py runs/demo/report.html
+	@test -f runs/toy-topd/report.html || $(BIN)/topd train configs/toy/topd.yaml
+	$(BIN)/python docs/pictures.py runs/demo/report.html runs/toy-topd/report.html
 
 demo: setup
 	rm -rf runs/demo
-	$(BIN)/topd train configs/local-toy.yaml
+	$(BIN)/topd train configs/toy/takeover.yaml run.name=demo
 
 # Pretrained models and problems; models stay in the user's cache, runs/real has links.
 real: setup

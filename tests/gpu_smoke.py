@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 _LEAST_GAIN = 0.2
-"""The demo gains 0.54 on CPU; less than this says that something computes wrongly."""
+"""The same run gains 0.54 on a CPU; less than this says that something computes wrongly."""
 
 
 def complaints(run: Path) -> list[str]:

@@ -3,7 +3,7 @@
 Example:
     >>> from topd_ray import load_config, train
     >>> config = load_config("configs/local-toy.yaml", ["run.steps=4"])
-    >>> train(config)  # leaves runs/demo/
+    >>> train(config)  # leaves runs/local-toy/
 
 `Config` is the schema of a run, `load_config` reads one from a YAML file, `train` does
 the run and `resume` continues one from its folder. `open_run` reads a run's folder as

@@ -12,7 +12,7 @@ def test_the_notebook_answers_its_questions(
     synthetic: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "demo").symlink_to(synthetic)
+    (tmp_path / "runs" / "toy-topd").symlink_to(synthetic)
     blocks = python_blocks(text_of(DOCS / "notebook.md"))
     questions = blocks[1:]
     assert len(questions) == 5
