@@ -140,7 +140,8 @@ class StepRecorder:
             name = rollout.rollout.rollout_id
             if self._drawn.takes(name):
                 lost = self._drawn.put(name, rollout_row(rollout, takeovers.get(name)))
-                self._forget_windows(lost)
+                if lost is not None:
+                    self._forget_windows(lost)
             probe_set = probed.get(name)
             has_windows = probe_set is not None and len(probe_set.positions_W) > 0
             if probe_set is not None and has_windows and self._records_windows:
@@ -160,14 +161,14 @@ class StepRecorder:
         self._batches.append(window_rows(probe_set, threshold))
         self._num_rows += len(probe_set.positions_W)
 
-    def _forget_windows(self, name: str | None) -> None:
+    def _forget_windows(self, name: str) -> None:
         """Drop the details of a rollout that is not recorded after all, if there are
         enough without it.
         """
-        spare = self._kept.get(name or "", [])
-        if self._num_kept - len(spare) >= self._num_windows:
-            self._num_kept -= len(spare)
-            self._kept.pop(name or "", None)
+        num_spare = len(self._kept.get(name, []))
+        if self._num_kept - num_spare >= self._num_windows:
+            self._num_kept -= num_spare
+            self._kept.pop(name, None)
 
     def write(self, step: int, likeliest: Likeliest) -> None:
         """Write the step's files, if there is anything to write, and start anew."""
