@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 _LEAST_GAIN = 0.2
-"""The same run gains 0.54 on a CPU; less than this says that something computes wrongly."""
+"""The same run gains 0.54 on a CPU; less than this says that something is wrong."""
 
 
 def complaints(run: Path) -> list[str]:

@@ -66,7 +66,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 def shipped() -> list[tuple[str, Config]]:
-    """Shipped configs: the toy world's, and those with GPUs that want different things."""
+    """Shipped configs: the toy world's, and those whose GPUs want different things."""
     found = {}
     files = [LOCAL, *sorted(CONFIGS.glob("*.yaml"))]
     for file in files:
