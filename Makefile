@@ -55,7 +55,7 @@ help:
 	@echo "make pictures   pictures of two reports, into docs/images/"
 	@echo "make lock    pin every package of CPU and of GPU machines in cluster/locks/"
 	@echo "make chaos   every fault on the real engines, with a table into tests/chaos/README.md (two hours: TOPD_SOAK_MINUTES)"
-	@echo "make fuzz    10,000 broken configs, prompt files, checkpoints, model folders"
+	@echo "make fuzz    10,000 broken configs, prompt files, checkpoints, model folders, and histories of a run"
 	@echo "make flow    the stages and what flows between them"
 	@echo "make shape   measures of the code, each beside its goal"
 	@echo "make docs    the pages of docs/ with search into build/docs; every link is checked"
@@ -208,7 +208,7 @@ chaos-soak: setup
 	TOPD_CHAOS_RECORD=$(VENV)/$@.json $(BIN)/pytest tests/chaos/test_soak.py
 
 fuzz: setup
-	TOPD_FUZZ=10000 $(BIN)/pytest tests/fuzz
+	TOPD_FUZZ=10000 $(BIN)/pytest tests/fuzz tests/unit/driver/test_histories.py
 
 flow:
 	@for stage in prompts rollout rewrite teacher candidates probe windows learner; do \

@@ -100,6 +100,7 @@ def test_other_columns_are_named(tmp_path):
 def test_a_data_set_that_cannot_be_reached_is_a_users_error(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("datasets.config.HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("time.sleep", lambda _: None)  # between its retries
     done = write(tmp_path / "out.jsonl", "owner/name", 0, 1)
     assert done.code == 2, done.output
     assert "--source owner/name" in done.output

@@ -7,6 +7,7 @@ show.
 
 import asyncio
 import json
+import os
 import random
 from collections.abc import Sequence
 from functools import cache
@@ -37,7 +38,7 @@ from topd_ray.messages import Prompt, rollout_id
 from topd_ray.simulate.clock import VirtualLoop, run_in_virtual_time
 
 STEPS, PROMPTS = 3, 2
-HISTORIES, PARTS = 10_000, 8
+HISTORIES, PARTS = int(os.environ.get("TOPD_FUZZ", "4000")), 8
 """Each part is one test, so that two processes share the histories."""
 ROLLOUTS = [rollout_id(prompt(position), 0) for position in range(STEPS * PROMPTS)]
 LONG_S = 3600.0
