@@ -202,7 +202,8 @@ chaos: setup
 # The soak mostly waits for its learner, so the others run beside it.
 chaos-faults: setup
 	TOPD_CHAOS_RECORD=$(VENV)/$@.json $(BIN)/pytest tests/chaos tests/contract/test_transfer_workers.py tests/contract/test_ways_of_a_gpu.py \
-	  tests/flow/test_places.py --ignore tests/chaos/test_soak.py
+	  tests/flow/test_places.py tests/flow/test_methods.py::test_self_distillation_that_follows_on_the_actors_and_vllm \
+	  --ignore tests/chaos/test_soak.py
 
 chaos-soak: setup
 	TOPD_CHAOS_RECORD=$(VENV)/$@.json $(BIN)/pytest tests/chaos/test_soak.py

@@ -451,6 +451,7 @@ def test_fresh_windows_on_two_engines_and_two_probe_workers_of_vllm(
     assert tokens[0] == whole.metrics[0]["rollout/num_tokens"]
 
 
+@pytest.mark.chaos
 def test_self_distillation_that_follows_on_the_actors_and_vllm(
     bench: Bench, joined: Setting
 ) -> None:
