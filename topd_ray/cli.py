@@ -423,7 +423,10 @@ def toy_build(
     students: Annotated[int, typer.Option(min=0, help="Warm-started students")] = 5,
     jobs: Jobs = 1,
 ) -> None:
-    """Build a toy world: problems, tokenizer, teacher, warm-started students."""
+    """Build a toy world: problems, tokenizer, teacher, warm-started students.
+
+    Models of an earlier build in the folder are kept.
+    """
     import logging
     from dataclasses import replace
 

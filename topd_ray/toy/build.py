@@ -47,8 +47,10 @@ def build_world(
 ) -> None:
     """Make every file of a world, then replace `directory` in one move.
 
-    Takes one to two core hours; `jobs` processes of one thread train a model each.
-    Raises UserError if `directory` holds anything other than a world.
+    Takes one to two core hours; `jobs` processes of one thread train a model each. A
+    model that an earlier build of this seed and recipe has left in `directory` is not
+    trained again, so a world can be built a few students at a time. Raises UserError if
+    `directory` holds anything other than a world, or such a build that was changed.
     """
     recipe = recipe or WorldRecipe()
     speakers = {"teacher": recipe.teacher} | _students(
@@ -65,7 +67,8 @@ def build_world(
     with _staged(directory) as staged:
         for split, expressions in problems.items():
             _write_problems(staged / f"{split}.jsonl", split, expressions, seed)
-        _make_speakers(staged, seed, recipe, speakers, problems, jobs)
+        kept = _keep_speakers(directory, staged, seed, recipe, speakers)
+        _make_speakers(staged, seed, recipe, speakers, problems, jobs, kept)
 
 
 def extend_world(
@@ -96,29 +99,38 @@ def extend_world(
     with _staged(directory) as staged:
         path = staged / "heldout.jsonl"
         _write_problems(path, "heldout", held_out, seed, skipped=skipped)
-        kept = _keep_students(directory, staged, seed, recipe)
+        kept = _keep_speakers(directory, staged, seed, recipe, speakers)
         _make_speakers(staged, seed, recipe, speakers, problems, jobs, kept)
 
 
-def _keep_students(
-    directory: Path, staged: Path, seed: int, recipe: WorldRecipe
+def _keep_speakers(
+    directory: Path, staged: Path, seed: int, recipe: WorldRecipe, names: Iterable[str]
 ) -> dict[str, Measured]:
-    """Copy the students of an earlier extension; return what was measured of each."""
+    """Copy models that were made before; return what was measured of each.
+
+    They are of use where seed, recipe and problems are the same; the number of students
+    is no part of a student.
+    """
     if not (directory / RECIPE_FILE).is_file():
         return {}
-    verify_world(directory)
     record = json.loads((directory / RECIPE_FILE).read_text())
-    held_out = [
-        (folder / "heldout.jsonl").read_text() for folder in (directory, staged)
-    ]
-    made_by = (record["seed"], record["recipe"])
-    if made_by != (seed, _plain(recipe)) or held_out[0] != held_out[1]:
+    count = {"num_students": recipe.num_students}
+    made_by = (record["seed"], record["recipe"] | count)
+    files = [file.name for file in staged.glob("*.jsonl")]
+    if made_by != (seed, _plain(recipe)) or not all(
+        (directory / file).is_file()
+        and (directory / file).read_text() == (staged / file).read_text()
+        for file in files
+    ):
         return {}
+    verify_world(directory)
     on_dev = record["greedy_accuracy_dev"]
-    for name in on_dev:
-        shutil.copytree(directory / name, staged / name)
     on_held_out = record["greedy_accuracy_held_out"]
-    return {name: (on_dev[name], on_held_out[name]) for name in on_dev}
+    kept = [name for name in names if name in on_dev]
+    for name in kept:
+        log.info("keeping the %s of %s", name, directory)
+        shutil.copytree(directory / name, staged / name)
+    return {name: (on_dev[name], on_held_out[name]) for name in kept}
 
 
 @contextmanager

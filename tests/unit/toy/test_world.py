@@ -233,6 +233,33 @@ def test_a_build_replaces_a_world(built_world, tmp_path):
     assert json.loads((target / "recipe.json").read_text())["seed"] == 2
 
 
+def test_a_build_keeps_the_models_of_an_earlier_one(built_world, tmp_path):
+    folder = shutil.copytree(built_world, tmp_path / "world")
+    record = json.loads((folder / "recipe.json").read_text())
+    # No training would measure this number.
+    record["greedy_accuracy_held_out"]["teacher"] = 0.123
+    (folder / "recipe.json").write_text(json.dumps(record))
+    build_world(folder, seed=3, recipe=small_recipe(num_students=1))
+    verify_world(folder)
+    fewer = json.loads((folder / "recipe.json").read_text())
+    assert fewer["greedy_accuracy_held_out"]["teacher"] == 0.123
+    assert set(fewer["greedy_accuracy_dev"]) == {"teacher", "student"}
+    build_world(folder, seed=3, recipe=small_recipe(num_students=2))
+    more = json.loads((folder / "recipe.json").read_text())
+    assert more["greedy_accuracy_held_out"]["teacher"] == 0.123
+    assert (
+        more["sha256"]
+        == json.loads((built_world / "recipe.json").read_text())["sha256"]
+    )
+
+
+def test_a_build_does_not_go_on_with_a_world_that_was_changed(built_world, tmp_path):
+    folder = shutil.copytree(built_world, tmp_path / "world")
+    (folder / "teacher" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"config\.json"):
+        build_world(folder, seed=3, recipe=small_recipe(num_students=1))
+
+
 def test_a_build_never_replaces_another_directory(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(UserError, match="is no toy world"):
