@@ -140,9 +140,8 @@ class SyntheticRun:
         losses = self.rng.gamma(0.3, 0.25, len(response))
         is_wrong = np.array(response) != np.array(truth)
         losses[is_wrong] += self.rng.gamma(3.0, 0.9, int(is_wrong.sum()))
-        fork = int(np.argmax(is_wrong)) if is_wrong.any() else None
-        if self.method != "takeover":
-            fork = None
+        is_taken_over = self.method == "takeover" and is_wrong.any()
+        fork = int(np.argmax(is_wrong)) if is_taken_over else None
         return {
             "rollout_id": f"{position // 2:08d}.{position % 2}",
             "prompt_id": record.prompt_id,

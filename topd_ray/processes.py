@@ -46,6 +46,6 @@ def _begin(parent: Connection) -> None:
 
 
 def _end_with(parent: Connection) -> None:
-    """End this process when nobody holds the other end of the pipe."""
+    """Wait until the parent closes its end of the pipe; then end this process."""
     parent.poll(None)
     os._exit(1)

@@ -45,7 +45,7 @@ def test_nothing_is_left_behind_or_begun_when_the_parent_is_told_to_end(
         parent.send_signal(signal.Signals[how])
         assert parent.wait(DEADLINE_S) != 0
     _, alive = psutil.wait_procs([worker], timeout=DEADLINE_S)
-    # An orphan that nobody waits for stays in the table of processes.
+    # Where no parent collects its exit status, a process that ended is still listed.
     assert all(one.status() == psutil.STATUS_ZOMBIE for one in alive)
     assert [file.name for file in tmp_path.glob("*.pid")] == ["0.pid"]
 

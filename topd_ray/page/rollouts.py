@@ -71,7 +71,7 @@ def read_rollouts(table: pa.Table, tokens: TokenTexts, grades: Grades) -> StepRo
         ]
         return np.array(found, np.uint8)
 
-    # Nobody knows how a response would have ended that was stopped at its fork.
+    # A response that was stopped at its fork has no answer: it is not graded.
     ends = (
         None if reason == "cut" else ids
         for reason, ids in zip(texts(table, "finish_reason"), responses, strict=True)
@@ -152,7 +152,6 @@ def summary_columns(
             tokens.question(ids) for ids in _each(table, "prompt_ids", "uint32")
         ],
         "r_takeover": forks.position_R,
-        "r_ended": forks.ended_R,
         "r_own_words": _joined(tokens, own, taken_R),
         "r_teacher_words": _joined(tokens, teachers, taken_R),
     }

@@ -1,5 +1,6 @@
 """Token ids -> texts, by the tokenizer of the run's student."""
 
+import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -91,7 +92,7 @@ class TokenTexts:
         long = [part for part in parts if len(part) > _ROLE_TOKENS]
         asked = long[-1] if long else ids
         pieces = self.texts(asked[np.isin(asked, self._special, invert=True)])
-        return "".join(pieces).strip().removeprefix("user").strip()
+        return re.sub(r"^user\s", "", "".join(pieces).strip()).strip()
 
     @cached_property
     def _special(self) -> list[int]:

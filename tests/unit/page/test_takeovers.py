@@ -134,6 +134,7 @@ def test_steps_that_a_run_does_again_are_counted_once(
     ("messages", "question"),
     [
         ([{"role": "user", "content": "what is 1 + 2 ?"}], "what is 1 + 2 ?"),
+        ([{"role": "user", "content": "user is 1 + 2 ?"}], "user is 1 + 2 ?"),
         (
             [
                 {"role": "user", "content": "what is 4 * 2 modulo 10 ?"},

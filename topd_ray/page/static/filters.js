@@ -17,8 +17,7 @@ function ordersOf(show, rows) {
 export function criteriaOf(parameters, rows) {
   const criteria = {};
   for (const name of FIELDS) criteria[name] = parameters.get(name) ?? "";
-  const isWithoutWindows = rows.windows.length === 0 && rows.rollouts.length > 0;
-  if (isWithoutWindows) criteria.show = "rollouts";
+  if (rows.hasRolloutsAlone) criteria.show = "rollouts";
   else if (criteria.show !== "rollouts") criteria.show = "windows";
   const orders = ordersOf(criteria.show, rows);
   if (!orders.some(([name]) => name === criteria.order)) criteria.order = orders[0][0];
@@ -41,7 +40,7 @@ export function filterForm(values, rows, criteria, changed) {
     el("input", { name, type: "number", step: "any", min: "0", value: criteria[name], inputmode: "decimal" }), only);
   const isWindows = criteria.show === "windows";
   form.append(
-    ...(rows.windows.length === 0 && rows.rollouts.length > 0 ? [] : [
+    ...(rows.hasRolloutsAlone ? [] : [
       el("fieldset", { class: "show" }, el("legend", { class: "unseen" }, "Show"),
         ["windows", "rollouts"].map((name) => el("label", {},
           el("input", { type: "radio", name: "show", value: name, checked: criteria.show === name }), name))),

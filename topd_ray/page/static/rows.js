@@ -92,12 +92,15 @@ export class Rows {
         question: columns.r_questions[place],
         beginning: columns.r_beginnings[place],
         takeover: columns.r_takeover[place],
-        ended: columns.r_ended[place],
         ownWord: columns.r_own_words[place],
         teacherWord: columns.r_teacher_words[place],
         key: `${step}/${id}`,
       });
     });
+  }
+
+  get hasRolloutsAlone() {
+    return this.windows.length === 0 && this.rollouts.length > 0;
   }
 
   lastRollouts(most) {
