@@ -25,19 +25,45 @@ def test_every_study_file_of_the_repository_is_sound(file: Path) -> None:
     assert study.folder == Path("runs/studies").absolute() / file.stem
 
 
-def test_the_studies_of_takeover_ask_what_was_written_down_in_its_order() -> None:
+BY = {"greedy": "greedy", "greedy at equal seconds": "equal_seconds", "avg@8": "avg"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "names", "row", "number"),
+    [
+        (
+            "## Comparisons",
+            ("takeover", "takeover-no-recovery", "takeover-small"),
+            r"(?P<against>`[^|]*`) \| (?P<by>[^|]*)",
+            7,
+        ),
+        (
+            "## Stage 3",
+            ("takeover-short",),
+            r"(?P<of>`[^|]*`) \| (?P<against>`[^|]*`) \| (?P<by>[^|]*)",
+            6,
+        ),
+    ],
+)
+def test_the_studies_of_takeover_ask_what_was_written_down_in_its_order(
+    stage: str, names: tuple[str, ...], row: str, number: int
+) -> None:
     page = (ROOT / "benchmarks" / "preregistered.md").read_text(encoding="utf-8")
-    written = re.findall(
-        r"^\| (?:\*\*primary\*\*|secondary) \| `(.*)` \| (.*) \|$", page, re.M
+    section = page.partition(stage)[2].partition("\n## ")[0]
+    rows = re.finditer(
+        rf"^\| (?:\*\*primary\*\*|secondary) \| {row} \|$", section, re.M
     )
-    by = {
-        "greedy": "greedy",
-        "greedy at equal seconds": "equal_seconds",
-        "avg@8": "avg",
-    }
-    expected = [("takeover", against, by[measure]) for against, measure in written]
-    assert len(expected) == 7
-    for name in ("takeover", "takeover-no-recovery", "takeover-small"):
+    written = [match.groupdict() for match in rows]
+    expected = [
+        (
+            one.get("of", "`takeover`").strip("`"),
+            one["against"].strip("`"),
+            BY[one["by"]],
+        )
+        for one in written
+    ]
+    assert len(expected) == number
+    for name in names:
         ablation = load_study(ROOT / "configs" / "studies" / f"{name}.yaml").ablation
         assert ablation is not None
         asked = [(c.of, c.against, c.by) for c in ablation.comparisons]
