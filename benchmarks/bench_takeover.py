@@ -5,6 +5,7 @@ python benchmarks/bench_takeover.py
 
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,26 +20,55 @@ from world import STUDENT, TEACHER
 from topd_ray.config import Config
 
 STRIDE = 16
-FORKS = {"half": (3.9e-3, 1.10), "early": (4.7e-3, 0.80)}
-"""Probability below which a token is an error, and the goal for a step's price.
 
-The random teacher finds nearly every token unlikely. So many are below these limits
-that the student keeps about half, or a quarter, of all tokens.
-"""
+
+@dataclass(frozen=True)
+class Case:
+    """Where the forks are, and how far the teacher goes on behind them."""
+
+    forks: str
+    max_prob: float
+    """Probability below which a token is an error. The random teacher finds nearly
+    every token unlikely. So many are below this limit that the student keeps about
+    half, or a quarter, of all tokens.
+    """
+    tokens: int | None
+    """The most that the teacher decodes behind a fork; None: to the end."""
+    goal: float
+    """For the price of a step."""
+
+    @property
+    def name(self) -> str:
+        """As in the claim."""
+        short = "" if self.tokens is None else f", {self.tokens} tokens by the teacher"
+        return f"forks {self.forks}{short}"
+
+    @property
+    def key(self) -> str:
+        """As in the file of the claim."""
+        short = "" if self.tokens is None else f"_{self.tokens}_tokens"
+        return f"takeover_price_{self.forks}{short}"
+
+
+CASES = (
+    Case("half", 3.9e-3, None, 1.10),
+    Case("early", 4.7e-3, None, 0.80),
+    Case("early", 4.7e-3, 32, 0.80),
+)
 STAGES = ("roll_out", "read_ahead", "score", "take_over", "accumulate", "step")
 Steps = dict[str, list[TimedStep]]
 
 
 def main() -> None:
     """Forks in the middle of the rollouts, and early ones."""
-    for where, (max_prob, goal) in FORKS.items():
+    for case in CASES:
         with tempfile.TemporaryDirectory() as folder:
-            config = session_config(Path(folder), sections(Path(folder), max_prob))
+            config = session_config(Path(folder), sections(Path(folder), case))
             steps = in_session(config, in_turn_steps, cores=None)
-        report(steps, where=where, goal=goal)
+        report(steps, case)
 
 
-def sections(folder: Path, max_prob: float) -> dict[str, Any]:
+def sections(folder: Path, case: Case) -> dict[str, Any]:
     """48 rollouts a step, as long as those of the price of TOPD."""
     return {
         "run": {
@@ -53,9 +83,10 @@ def sections(folder: Path, max_prob: float) -> dict[str, Any]:
             "max_tokens": 32,
         },
         "takeover": {
-            "max_teacher_prob": max_prob,
+            "max_teacher_prob": case.max_prob,
             "max_teacher_entropy": 100.0,  # a random teacher is sure of nothing
             "stride": STRIDE,
+            "tokens": case.tokens,
         },
         "rollout": {
             "samples_per_prompt": 4,
@@ -90,18 +121,18 @@ async def in_turn_steps(session: Session) -> Steps:
     return {name: taken[1:] for name, taken in steps.items()}
 
 
-def report(steps: Steps, *, where: str, goal: float) -> None:
+def report(steps: Steps, case: Case) -> None:
     """The ratio with early stop, and where each kind of step spends its seconds."""
     stopped = ratio(steps["takeover, stopped"], steps["OPD"])
     whole = ratio(steps["takeover"], steps["OPD"])
     save(
         Claim(
-            name=f"takeover_price_{where}",
-            claim=f"whole step, takeover with early stop / OPD, forks {where}",
+            name=case.key,
+            claim=f"whole step, takeover with early stop / OPD, {case.name}",
             against=f"without early stop {whole}",
-            goal=f"<= {goal:.2f}",
+            goal=f"<= {case.goal:.2f}",
             figure=str(stopped),
-            met=stopped.median <= goal,
+            met=stopped.median <= case.goal,
             setting=setting(steps),
             details=[row(name, taken) for name, taken in steps.items()],
         )

@@ -72,6 +72,13 @@ ROWS = (
         "<= 0.80",
     ),
     Row(
+        "takeover_price_early_32_tokens",
+        "bench_takeover",
+        "the same, 32 tokens by the teacher",
+        "without early stop",
+        "<= 0.80",
+    ),
+    Row(
         "peers_trl_distillation",
         "bench_peers",
         "OPD tokens/s",
