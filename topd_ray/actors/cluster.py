@@ -116,7 +116,7 @@ def _start_local(config: Config) -> None:
         ) from error
 
 
-def _runtime_env(env: Mapping[str, str]) -> dict[str, Any] | None:
+def _runtime_env(env: Mapping[str, str]) -> dict[str, object] | None:
     # None where there is nothing to set: Ray would start an agent for an empty one.
     return {"env_vars": dict(env)} if env else None
 

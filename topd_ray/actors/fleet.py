@@ -50,7 +50,7 @@ class RayProcess:
     def __init__(
         self,
         worker: WorkerClass,
-        options: Mapping[str, Any],
+        options: Mapping[str, object],
         *arguments: object,
         **named: object,
     ) -> None:
@@ -78,7 +78,7 @@ class RayProcess:
         self, method: str, *arguments: object, room: int | None = None
     ) -> Stream:
         """Submit a call that yields; it pauses while `room` items wait to be taken."""
-        options: dict[str, Any] = {"num_returns": "streaming"}
+        options: dict[str, object] = {"num_returns": "streaming"}
         if room is not None:
             options["_generator_backpressure_num_objects"] = room
         stream: Stream = (

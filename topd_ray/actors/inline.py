@@ -32,7 +32,7 @@ class InlineRef:
             raise self._error
         return self._value
 
-    def __await__(self) -> Generator[Any, None, Any]:
+    def __await__(self) -> Generator[object, None, Any]:
         # other tasks get their turn, as while waiting for a real actor
         yield from asyncio.sleep(0).__await__()
         return self.get()

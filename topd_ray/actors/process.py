@@ -14,7 +14,7 @@ class Stream(Protocol):
 
     def __aiter__(self) -> AsyncIterator[Reference]: ...
 
-    def completed(self) -> Awaitable[Any]:
+    def completed(self) -> Awaitable[object]:
         """Await the end of the call; raises what it raised."""
         ...
 

@@ -9,7 +9,7 @@ actor serves its calls in the order of submission, and the caller decides when t
 from collections.abc import AsyncIterator, Awaitable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from topd_ray.actors.roles import RoleName
 from topd_ray.config import Transport
@@ -52,7 +52,7 @@ class Ref(Protocol[T_co]):
     fetches the value, or raises what the call raised.
     """
 
-    def __await__(self) -> Generator[Any, None, T_co]: ...
+    def __await__(self) -> Generator[object, None, T_co]: ...
 
 
 class WorkLog(Protocol):

@@ -89,7 +89,7 @@ class Reservation:
         """
         actor = self.placement.of(name)
         node = self.placement.nodes[actor.node].name
-        strategy: Any
+        strategy: PlacementGroupSchedulingStrategy | NodeAffinitySchedulingStrategy
         if actor.gpus:
             self._refuse_lost(actor, node)
             strategy = PlacementGroupSchedulingStrategy(

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import ParamSpec
 
 from topd_ray.engines.fatal import as_topd_error, is_fatal
 from topd_ray.engines.protocols import WakePart
+
+P = ParamSpec("P")
 
 
 class Worker:
@@ -69,21 +71,21 @@ class Worker:
             os.sched_setaffinity(int(thread), {core})
 
 
-def _with_last_word(method: Callable[..., Any]) -> Callable[..., Any]:
+def _with_last_word(method: Callable[P, object]) -> Callable[P, object]:
     """Return a method, or a generator, that raises `EngineDiedError` where it ends the
     worker.
     """
     if inspect.isgeneratorfunction(method):
 
         @wraps(method)
-        def generator(*arguments: Any, **named: Any) -> Iterator[Any]:
+        def generator(*arguments: P.args, **named: P.kwargs) -> Iterator[object]:
             with _last_word():
                 yield from method(*arguments, **named)
 
         return generator
 
     @wraps(method)
-    def call(*arguments: Any, **named: Any) -> Any:
+    def call(*arguments: P.args, **named: P.kwargs) -> object:
         with _last_word():
             return method(*arguments, **named)
 

@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import xxhash
 
@@ -32,7 +31,7 @@ class Checkpoint:
     """A finished checkpoint folder and the driver's state in it."""
 
     path: Path
-    driver: dict[str, Any]
+    driver: dict[str, object]
 
 
 async def save_checkpoint(
@@ -40,7 +39,7 @@ async def save_checkpoint(
     write_learner: Callable[[Path], Awaitable[None]],
     *,
     step: int,
-    driver: Mapping[str, Any],
+    driver: Mapping[str, object],
     keep: int,
     keep_every: int,
 ) -> Path:

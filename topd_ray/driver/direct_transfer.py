@@ -205,9 +205,9 @@ class _TransferCalls:
 
     def __init__(self, deadline_s: float) -> None:
         self._deadline_s = deadline_s
-        self._tasks: dict[str, asyncio.Future[Any]] = {}
+        self._tasks: dict[str, asyncio.Future[object]] = {}
 
-    def add(self, name: str, call: Awaitable[Any]) -> None:
+    def add(self, name: str, call: Awaitable[object]) -> None:
         """Wait for a call."""
         self._tasks[name] = asyncio.ensure_future(call)
 

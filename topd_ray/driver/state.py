@@ -81,7 +81,7 @@ class RunState:
             before=Accuracy(**state["before"]) if state["before"] else None,
         )
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, object]:
         """Return plain values for a checkpoint. Raises TopdError inside a step."""
         return {
             "step": self.step,

@@ -1,12 +1,11 @@
 """summary.json: the last file of a run."""
 
 import math
-from typing import Any
 
 from topd_ray.config import Config
 from topd_ray.driver.training import Accuracies, RunContext
 
-Summary = dict[str, Any]
+Summary = dict[str, object]
 """What summary.json holds: numbers, names, and null where there is no number."""
 
 
