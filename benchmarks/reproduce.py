@@ -3,10 +3,10 @@
     make reproduce      or      .venv/bin/python benchmarks/reproduce.py FILE [STUDY …]
 
 FILE is a file of `configs/studies/`: `toy`, `language`, `sums`, `takeover`,
-`takeover-no-recovery`, `takeover-small` or `takeover-short`. What a study has done
-before is not done again (`runs/studies/FILE`). Pages, figures, tables and numbers are
-copied to `benchmarks/reproduction/FILE/`, the pages' text goes between two marks of
-RESULTS.md.
+`takeover-no-recovery`, `takeover-small`, `takeover-short` or `takeover-long`. What a
+study has done before is not done again (`runs/studies/FILE`). Pages, figures, tables
+and numbers are copied to `benchmarks/reproduction/FILE/`, the pages' text goes between
+two marks of RESULTS.md.
 """
 
 import re
@@ -26,6 +26,7 @@ STUDIES = {
     "takeover-no-recovery": ("ablation",),
     "takeover-small": ("ablation",),
     "takeover-short": ("ablation",),
+    "takeover-long": ("ablation",),
 }
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 RUN_FILES = ("config.yaml", "summary.json", "metrics.jsonl", "events.jsonl")

@@ -43,6 +43,12 @@ BY = {"greedy": "greedy", "greedy at equal seconds": "equal_seconds", "avg@8": "
             r"(?P<of>`[^|]*`) \| (?P<against>`[^|]*`) \| (?P<by>[^|]*)",
             6,
         ),
+        (
+            "## Stage 4",
+            ("takeover-long",),
+            r"(?P<of>`[^|]*`) \| (?P<against>`[^|]*`) \| (?P<by>[^|]*)",
+            3,
+        ),
     ],
 )
 def test_the_studies_of_takeover_ask_what_was_written_down_in_its_order(
