@@ -2,11 +2,11 @@
 
     make reproduce      or      .venv/bin/python benchmarks/reproduce.py FILE [STUDY …]
 
-FILE is a file of `configs/studies/`: `toy`, `language`, `sums`, `takeover`,
-`takeover-no-recovery`, `takeover-small`, `takeover-short` or `takeover-long`. What a
-study has done before is not done again (`runs/studies/FILE`). Pages, figures, tables
-and numbers are copied to `benchmarks/reproduction/FILE/`, the pages' text goes between
-two marks of RESULTS.md.
+FILE is a file of `configs/studies/`: `toy`, `language`, `sums`, `sums-answers`,
+`takeover`, `takeover-no-recovery`, `takeover-small`, `takeover-short` or
+`takeover-long`. What a study has done before is not done again (`runs/studies/FILE`).
+Pages, figures, tables and numbers are copied to `benchmarks/reproduction/FILE/`, the
+pages' text goes between two marks of RESULTS.md.
 """
 
 import re
@@ -22,6 +22,7 @@ STUDIES = {
     "toy": ("probing", "correction", "case", "verdicts", "ablation"),
     "language": ("probing", "correction", "verdicts"),
     "sums": ("ablation",),
+    "sums-answers": ("ablation",),
     "takeover": ("ablation",),
     "takeover-no-recovery": ("ablation",),
     "takeover-small": ("ablation",),
