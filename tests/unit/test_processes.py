@@ -12,7 +12,7 @@ from topd_ray.processes import process_pool
 
 DEADLINE_S = 60
 PARENT = """
-import os, sys, time
+import os, signal, time
 from pathlib import Path
 from topd_ray.processes import process_pool
 
@@ -22,6 +22,8 @@ def endless(number):
     time.sleep(600)
 
 if __name__ == "__main__":
+    # A shell starts what it runs in the background with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with process_pool(1) as pool:
         for future in [pool.submit(endless, number) for number in range(3)]:
             future.result()
