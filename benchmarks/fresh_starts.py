@@ -8,31 +8,37 @@ import json
 from pathlib import Path
 
 from topd_ray.statistics import t_interval
+from topd_ray.studies.config import load_study
 
-REPRODUCTION = Path(__file__).parent / "reproduction"
-STUDIES = {"takeover": range(5, 10), "takeover-short": range(10, 20)}
-"""Study -> the seeds of its fresh starts."""
+ROOT = Path(__file__).parents[1]
 
 
 def main() -> None:
     """Print mean, 95 % t-interval and positive pairs of each row."""
     for variant in ("takeover", "takeover, 32 tokens"):
-        gains = [gain for name in STUDIES for gain in gains_over_opd(name, variant)]
+        gains = [
+            gain
+            for study in ("takeover", "takeover-short")
+            for gain in gains_over_opd(study, variant)
+        ]
         positive = sum(gain > 0 for gain in gains)
         print(f"{variant}: {t_interval(gains)}, {positive} of {len(gains)}")
 
 
 def gains_over_opd(study: str, variant: str) -> list[float]:
     """Greedy accuracy against OPD's, in points, by fresh start."""
-    report = json.loads((REPRODUCTION / study / "ablation.json").read_text("utf-8"))
-    numbers = report["numbers"]
-    after = numbers["accuracy_after"]
+    ablation = load_study(ROOT / "configs" / "studies" / f"{study}.yaml").ablation
+    assert ablation is not None
+    # A study that names no fresh start has no other.
+    fresh = ablation.fresh or ablation.seeds
+    report = ROOT / "benchmarks" / "reproduction" / study / "ablation.json"
+    after = json.loads(report.read_text("utf-8"))["numbers"]["accuracy_after"]
     return [
         of - opd
         for seed, of, opd in zip(
-            numbers["seeds"], after[variant], after["opd"], strict=True
+            ablation.seeds, after[variant], after["opd"], strict=True
         )
-        if seed in STUDIES[study]
+        if seed in fresh
     ]
 
 

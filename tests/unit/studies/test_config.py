@@ -26,47 +26,33 @@ def test_every_study_file_of_the_repository_is_sound(file: Path) -> None:
 
 
 BY = {"greedy": "greedy", "greedy at equal seconds": "equal_seconds", "avg@8": "avg"}
+COMPARISON = re.compile(
+    r"^\| (?:\*\*primary\*\*|secondary) \|(?: `(?P<of>[^`]*)` \|)?"
+    r" `(?P<against>[^`]*)` \| (?P<by>[^|]*) \|$",
+    re.M,
+)
 
 
 @pytest.mark.parametrize(
-    ("stage", "names", "row", "number"),
+    ("stage", "names", "number"),
     [
         (
             "## Comparisons",
             ("takeover", "takeover-no-recovery", "takeover-small"),
-            r"(?P<against>`[^|]*`) \| (?P<by>[^|]*)",
             7,
         ),
-        (
-            "## Stage 3",
-            ("takeover-short",),
-            r"(?P<of>`[^|]*`) \| (?P<against>`[^|]*`) \| (?P<by>[^|]*)",
-            6,
-        ),
-        (
-            "## Stage 4",
-            ("takeover-long",),
-            r"(?P<of>`[^|]*`) \| (?P<against>`[^|]*`) \| (?P<by>[^|]*)",
-            3,
-        ),
+        ("## Stage 3", ("takeover-short",), 6),
+        ("## Stage 4", ("takeover-long",), 3),
     ],
 )
 def test_the_studies_of_takeover_ask_what_was_written_down_in_its_order(
-    stage: str, names: tuple[str, ...], row: str, number: int
+    stage: str, names: tuple[str, ...], number: int
 ) -> None:
     page = (ROOT / "benchmarks" / "preregistered.md").read_text(encoding="utf-8")
     section = page.partition(stage)[2].partition("\n## ")[0]
-    rows = re.finditer(
-        rf"^\| (?:\*\*primary\*\*|secondary) \| {row} \|$", section, re.M
-    )
-    written = [match.groupdict() for match in rows]
     expected = [
-        (
-            one.get("of", "`takeover`").strip("`"),
-            one["against"].strip("`"),
-            BY[one["by"]],
-        )
-        for one in written
+        (row["of"] or "takeover", row["against"], BY[row["by"]])
+        for row in COMPARISON.finditer(section)
     ]
     assert len(expected) == number
     for name in names:
